@@ -1,0 +1,5 @@
+"""config.yml, read into frozen models; every problem at once, each with its place and the way out."""
+
+from .models import Config
+
+__all__ = ["Config"]

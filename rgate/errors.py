@@ -1,0 +1,311 @@
+"""Everything rgate raises, as one tree.
+
+    RgateError
+    ├── ConfigError                 config.yml has problems; all of them are in it
+    ├── PluginError                 a plugin cannot be loaded or misuses the API
+    └── GatewayError                a fault: the gateway answers this request itself
+        ├── NoRoute                 no route matches                            default_response
+        ├── RequestError            the client's fault                          400
+        │   ├── RequestTimeout      head or body came too slowly                408
+        │   ├── LengthRequired      a body without a length                     411
+        │   ├── BodyTooLarge        body over the limit                         413
+        │   ├── TargetTooLong       request target over the limit               414
+        │   ├── ExpectationFailed   unknown Expect                              417
+        │   ├── HeadTooLarge        head or number of headers over the limit    431
+        │   ├── NotImplementedByGateway  method or coding we do not speak       501
+        │   └── VersionNotSupported HTTP version we do not speak                505
+        ├── Unavailable             no attempt reached a backend                503
+        │   ├── NoEndpoint          the backend has no endpoint
+        │   ├── Refused             connection refused
+        │   ├── Unreachable         no way to the host, or no such host
+        │   ├── ConnectTimeout      no connection in time
+        │   ├── Overloaded          too many requests in flight
+        │   └── BreakerOpen         the endpoint is ejected
+        ├── ResponseTimeout         connected, but no response in time          504
+        ├── BadGateway              a response that is none                     502
+        │   ├── UpstreamClosed      closed or reset before a whole head
+        │   ├── BadResponse         malformed response
+        │   └── Truncated           died after the head was passed on: the client's connection is cut
+        ├── Loop                    our own Via came back                       508
+        └── InternalFault           a plugin or rgate itself failed             500
+
+A GatewayError raised anywhere inside the `faults` middleware becomes the answer. Its `message` goes to the client and
+says nothing about the inside; `detail` goes to the log only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "BadGateway",
+    "BadResponse",
+    "BodyTooLarge",
+    "BreakerOpen",
+    "ConfigError",
+    "ConfigProblem",
+    "ConnectTimeout",
+    "ExpectationFailed",
+    "GatewayError",
+    "HeadTooLarge",
+    "InternalFault",
+    "LengthRequired",
+    "Loop",
+    "NoEndpoint",
+    "NoRoute",
+    "NotImplementedByGateway",
+    "Overloaded",
+    "PluginError",
+    "Refused",
+    "RequestError",
+    "RequestTimeout",
+    "ResponseTimeout",
+    "RgateError",
+    "TargetTooLong",
+    "Truncated",
+    "Unavailable",
+    "Unreachable",
+    "UpstreamClosed",
+    "VersionNotSupported",
+]
+
+
+class RgateError(Exception):
+    """Base of everything rgate raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing wrong with the config.
+
+    `path` is where, as keys and indexes from the top: ("routes", 1, "backend"). `message` says what is wrong and the
+    way out. `location` ("config.yml:12") is filled in by the loader.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    location: str = ""
+
+    def __str__(self) -> str:
+        dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path).lstrip(".")
+        return ": ".join(part for part in (self.location, dotted, self.message) if part)
+
+
+class ConfigError(RgateError):
+    """The config cannot be used. `problems` holds every problem found, in file order; str() has one line for each."""
+
+    def __init__(self, problems: Iterable[ConfigProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class PluginError(RgateError):
+    """A plugin cannot be imported, registered, ordered or configured. The message names it, its distribution and version."""
+
+
+class GatewayError(RgateError):
+    """A fault the gateway answers for: base of all that may be raised inside the `faults` middleware.
+
+    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header.
+    """
+
+    status: int = 500
+    reason: ClassVar[str] = "internal"
+    message: str = "The gateway failed."
+    retry_after_seconds: int | None = None
+    content_type: str | None = None
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+    def json(self, request_id: str) -> bytes:
+        """The one shape of every answer the gateway makes itself (a JSON object, UTF-8, newline at the end)."""
+        answer = {"status_code": self.status, "body": self.message, "reason": self.reason, "request_id": request_id}
+        return json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+class NoRoute(GatewayError):
+    """No route matches: answered with the config's default_response.
+
+    With a `content_type` the body is sent raw under that type; without, in the common shape.
+    """
+
+    status = 404
+    reason = "no_route"
+
+    def __init__(self, body: str = "No route matches.", status_code: int = 404, content_type: str | None = None) -> None:
+        super().__init__()
+        self.message = body
+        self.status = status_code
+        self.content_type = content_type
+
+
+class RequestError(GatewayError):
+    """The client sent something that has no single valid reading."""
+
+    status = 400
+    reason = "bad_request"
+    message = "The request is malformed."
+
+
+class RequestTimeout(RequestError):
+    """The request's head or body did not come in time."""
+
+    status = 408
+    reason = "request_timeout"
+    message = "The request did not arrive in time."
+
+
+class LengthRequired(RequestError):
+    """A request body without a length."""
+
+    status = 411
+    reason = "length_required"
+    message = "The request needs a Content-Length."
+
+
+class BodyTooLarge(RequestError):
+    """The request body is over the limit."""
+
+    status = 413
+    reason = "body_too_large"
+    message = "The request body is too large."
+
+
+class TargetTooLong(RequestError):
+    """The request target is over the limit."""
+
+    status = 414
+    reason = "target_too_long"
+    message = "The request target is too long."
+
+
+class ExpectationFailed(RequestError):
+    """An Expect header other than 100-continue."""
+
+    status = 417
+    reason = "expectation_failed"
+    message = "The expectation cannot be met."
+
+
+class HeadTooLarge(RequestError):
+    """The request head, or the number of its headers, is over the limit."""
+
+    status = 431
+    reason = "head_too_large"
+    message = "The request head is too large."
+
+
+class NotImplementedByGateway(RequestError):
+    """A method or transfer coding that the gateway does not speak."""
+
+    status = 501
+    reason = "not_implemented"
+    message = "The gateway does not implement this."
+
+
+class VersionNotSupported(RequestError):
+    """An HTTP version that the gateway does not speak."""
+
+    status = 505
+    reason = "version_not_supported"
+    message = "The HTTP version is not supported."
+
+
+class Unavailable(GatewayError):
+    """No attempt reached a backend, so the request can safely be sent again."""
+
+    status = 503
+    reason = "unavailable"
+    message = "The service is not available."
+    retry_after_seconds = 1
+
+
+class NoEndpoint(Unavailable):
+    """The route's backend has no endpoint at present."""
+
+    reason = "no_endpoint"
+
+
+class Refused(Unavailable):
+    """The endpoint refused the connection."""
+
+    reason = "refused"
+
+
+class Unreachable(Unavailable):
+    """There is no way to the endpoint, or its name has no address."""
+
+    reason = "unreachable"
+
+
+class ConnectTimeout(Unavailable):
+    """The endpoint did not accept a connection in time."""
+
+    reason = "connect_timeout"
+
+
+class Overloaded(Unavailable):
+    """Too many requests are in flight."""
+
+    reason = "overloaded"
+    message = "The gateway is overloaded."
+
+
+class BreakerOpen(Unavailable):
+    """The endpoint has failed too often and rests."""
+
+    reason = "breaker_open"
+
+
+class ResponseTimeout(GatewayError):
+    """The backend was reached but did not answer in time."""
+
+    status = 504
+    reason = "response_timeout"
+    message = "The service did not answer in time."
+
+
+class BadGateway(GatewayError):
+    """The backend was reached but gave no usable response."""
+
+    status = 502
+    reason = "bad_gateway"
+    message = "The service gave no valid answer."
+
+
+class UpstreamClosed(BadGateway):
+    """The backend closed or reset the connection before a whole response head."""
+
+    reason = "closed"
+
+
+class BadResponse(BadGateway):
+    """The backend's response is malformed."""
+
+    reason = "bad_response"
+
+
+class Truncated(BadGateway):
+    """The response ended before it was complete, after its head had been passed on."""
+
+    reason = "truncated"
+
+
+class Loop(GatewayError):
+    """The request has been through this gateway already."""
+
+    status = 508
+    reason = "loop"
+    message = "The request runs in a loop."
+
+
+class InternalFault(GatewayError):
+    """A plugin, or rgate itself, raised something unexpected."""

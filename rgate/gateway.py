@@ -1,0 +1,121 @@
+"""build(): the picture of the gateway on one screen. Gateway: what plugins are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .config import Config
+from .discovery import EndpointTable
+from .errors import PluginError
+from .forwarding.forwarder import Forwarder
+from .hookspecs import LocalRoutes, SelectionPolicy
+from .model import Backend, Route, Timeouts
+from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["Gateway", "build"]
+
+
+class Gateway:
+    """One config, composed. It is a WSGI app; plugins are given it at start-up.
+
+    config        the whole config, frozen
+    registry      the active plugins; `registry.hook` calls their hooks
+    backends      by name
+    routes        in config order
+    table         EndpointTable; `table.snapshot` is the present state of discovery
+    policies      selection policies by name
+    local_routes  exact path → WSGI app
+    chains        route name → names of the middleware it passes, outermost first
+    """
+
+    def __init__(self, config: Config, registry: Registry) -> None:
+        self.config = config
+        self.registry = registry
+        self.backends: Mapping[str, Backend] = {b.name: b for b in map(_backend, config.backends)}
+        self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
+        self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
+        self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
+        self.local_routes: LocalRoutes = {}
+        self.chains: Mapping[str, tuple[str, ...]] = {}
+        self.app: WSGIApplication
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return self.app(environ, start_response)
+
+    def options(self, name: str) -> Any:
+        """The validated options of an active plugin: an instance of its section's model, or None without a section."""
+        return self.config.plugins.get(name)
+
+    @contextmanager
+    def running(self) -> Iterator[Gateway]:
+        """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
+        with ExitStack() as stack:
+            for lifespan in self.registry.collect("rgate_lifespan", gateway=self):
+                stack.enter_context(lifespan)
+            self.table.start()
+            stack.callback(self.table.stop)
+            yield self
+
+
+def build(config: Config, registry: Registry) -> Gateway:
+    """Compose the gateway that `config` describes. Raises PluginError.
+
+    client ⇄ ExchangeScope ─→ outer chain … routing ─→ RouteDispatch ─→ the route's own chain ─→ forwarder ⇄ endpoint
+    """
+    gateway = Gateway(config, registry)
+    for routes in registry.collect("rgate_local_routes", gateway=gateway):
+        for path in sorted(routes.keys() & gateway.local_routes.keys()):
+            raise PluginError(f"two plugins answer the local route {path!r}")
+        gateway.local_routes.update(routes)
+
+    chain = order([*registry.collect("rgate_middlewares", gateway=gateway), *registry.used(config)], config.pipeline)
+    at = next((i for i, m in enumerate(chain) if m.name == ROUTING), -1) + 1
+    outer, inner = chain[:at], chain[at:]
+
+    apps: dict[str, WSGIApplication] = {}
+    for route in gateway.routes:
+        own = [m for m in inner if route.options.get(m.name, ...) is not None]
+        forwarder = Forwarder(edited=any(m.edits_environ for m in chain[:at] + tuple(own)))
+        apps[route.name] = compose(forwarder, own, lambda name, r=route: r.options.get(name) or gateway.options(name))
+        gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
+
+    app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
+    refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
+    gateway.app = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
+    return gateway
+
+
+def _backend(config: Any) -> Backend:
+    labels = (label.partition("=") for label in config.match_labels)
+    return Backend(config.name, tuple((name, value) for name, _, value in labels), config.policy)
+
+
+def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:
+    for entry in config.routes:
+        yield Route(
+            name=entry.name or entry.path_prefix,
+            path_prefix=entry.path_prefix.rstrip("/"),
+            backend=backends[entry.backend],
+            hosts=tuple(host.lower() for host in entry.hosts),
+            methods=tuple(method.upper() for method in entry.methods),
+            headers=tuple((name.lower(), value) for name, value in entry.headers.items()),
+            strip_prefix=entry.strip_prefix,
+            timeouts=Timeouts(entry.timeouts.connect_seconds, entry.timeouts.response_seconds),
+            options={name: options or None for name, options in entry.plugins.items()},
+        )
+
+
+def _unique(policies: Iterable[SelectionPolicy]) -> dict[str, SelectionPolicy]:
+    found: dict[str, SelectionPolicy] = {}
+    for policy in policies:
+        if policy.name in found:
+            raise PluginError(f"two plugins bring a selection policy named {policy.name!r}")
+        found[policy.name] = policy
+    return found
+

@@ -1,0 +1,125 @@
+"""The nouns of the gateway: frozen, shared by every thread, replaced as a whole when something changes.
+
+A Route leads to a Backend; a Backend is a named pool of Endpoints; an Endpoint is one address. Endpoints are found
+among Instances, which is what a discovery source lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+
+__all__ = ["Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts"]
+
+_EMPTY: Mapping[str, object] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the gateway waits for a backend, in seconds.
+
+    `connect_seconds` bounds one connection attempt. `response_seconds` bounds every single wait for bytes of the
+    response: the head after the request has been sent, then each following block. It does not bound the whole
+    response, so a download or an event stream may last as long as bytes keep coming.
+    """
+
+    connect_seconds: float = 2.0
+    response_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A named pool of endpoints, as the config describes it.
+
+    An instance belongs to the backend when it carries every one of `match_labels` (name, value), or when its source
+    says so by name (fixed endpoints).
+    """
+
+    name: str
+    match_labels: tuple[tuple[str, str], ...] = ()
+    policy: str = "random_of_two"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which requests go to which backend, and with what options.
+
+    `path_prefix` has no trailing slash ("" matches every path). `hosts` are lower-case names without port, `methods`
+    upper-case tokens, `headers` pairs of lower-case name and exact value; each empty when it does not restrict.
+    `options` holds the route's own validated plugin sections by plugin name; None stands for "off for this route".
+    """
+
+    name: str
+    path_prefix: str
+    backend: Backend
+    hosts: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    strip_prefix: bool = False
+    timeouts: Timeouts = Timeouts()
+    options: Mapping[str, object] = field(default=_EMPTY, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an endpoint listens. `base_path` is put before every forwarded path and has no trailing slash."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    base_path: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.base_path}"
+
+
+class EndpointLoad:
+    """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
+
+    `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
+    """
+
+    __slots__ = ("running",)
+
+    def __init__(self) -> None:
+        self.running: set[Exchange] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests forwarded to this endpoint and not yet finished, in this process."""
+        return len(self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies."""
+
+    id: str
+    name: str
+    backend: str
+    address: Address
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
+    load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One thing a discovery source found: a container, a process, a fixed URL.
+
+    Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
+    ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
+    source knows that itself; otherwise the labels decide.
+    """
+
+    id: str
+    name: str
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    address: Address | None = None
+    reason: str | None = None
+    backend: str | None = None

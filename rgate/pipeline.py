@@ -1,0 +1,203 @@
+"""The chain: its order as data, its composition, and the three pieces of the core that stand in it.
+
+ExchangeScope is outermost, RouteDispatch hands a request over to its route's own chain, `wrap_body` is what a
+middleware uses to see a response body go by. Everything is composed when a config is loaded; per request there are
+plain WSGI calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import GatewayError, InternalFault, NoEndpoint, PluginError, RgateError
+from .exchange import ENVIRON_KEY, Exchange
+from .hookspecs import Middleware
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .discovery import EndpointTable
+    from .model import Route
+
+__all__ = ["REFUSED_KEY", "STANDARD_ORDER", "ExchangeScope", "RouteDispatch", "compose", "order", "raise_refused", "wrap_body"]
+
+STANDARD_ORDER = (  # outermost first
+    "stats",  # sees what the client sees, the gateway's own errors too
+    "access_log",  # the same, one line a request
+    "normalize",  # last word on every response, faults included
+    "faults",  # everything inside may raise GatewayError
+    "routing",  # inside this the route is known and the chain is the route's own
+    "retry",  # re-enters what is inside with the failed endpoint taken from the candidates
+    "selection",  # picks one candidate: exchange.endpoint
+)  # then the forwarder, which is no plugin
+
+ROUTING = "routing"
+REFUSED_KEY = "rgate.refused"
+"""environ key under which the server hands in a request that it refused: a GatewayError, answered by the outer chain."""
+
+
+def order(middlewares: Iterable[Middleware], wanted: Sequence[str] | None = None) -> tuple[Middleware, ...]:
+    """The middlewares, outermost first.
+
+    The built-ins stand in STANDARD_ORDER. Another one stands directly outside the one that it names as `before`, or
+    directly inside the one it names as `after`; with neither, directly inside `routing`. Several at one place are
+    sorted by name. `wanted`, the operator's whole list, overrides all of this and must name each middleware once.
+    Raises PluginError.
+    """
+    by_name: dict[str, Middleware] = {}
+    for middleware in middlewares:
+        if middleware.name in by_name:
+            raise PluginError(f"two plugins bring a middleware named {middleware.name!r}")
+        by_name[middleware.name] = middleware
+    if wanted is not None:
+        if sorted(wanted) != sorted(by_name):
+            missing, unknown = sorted(set(by_name) - set(wanted)), sorted(set(wanted) - set(by_name))
+            problem = [f"missing {', '.join(missing)}"] * bool(missing) + [f"not active {', '.join(unknown)}"] * bool(unknown)
+            raise PluginError(f"pipeline must name every active middleware once: {'; '.join(problem) or 'one is named twice'}")
+        return tuple(by_name[name] for name in wanted)
+    chain: list[str] = []
+    places = {name: _place(m) for name, m in sorted(by_name.items()) if name not in STANDARD_ORDER}
+    for anchor in STANDARD_ORDER:
+        chain += [name for name, place in places.items() if place == ("before", anchor)]
+        if anchor in by_name:
+            chain.append(anchor)
+        chain += [name for name, place in places.items() if place == ("after", anchor)]
+    return tuple(by_name[name] for name in chain)
+
+
+def _place(middleware: Middleware) -> tuple[str, str]:
+    if middleware.before and middleware.after:
+        raise PluginError(f"middleware {middleware.name!r} says both before and after; it can have one place only")
+    side, anchor = ("before", middleware.before) if middleware.before else ("after", middleware.after or ROUTING)
+    if anchor not in STANDARD_ORDER:
+        raise PluginError(f"middleware {middleware.name!r} says {side}={anchor!r}; the names are {', '.join(STANDARD_ORDER)}")
+    return side, anchor
+
+
+def compose(app: WSGIApplication, middlewares: Sequence[Middleware], options: Callable[[str], Any]) -> WSGIApplication:
+    """`app` inside `middlewares` (outermost first). Raises PluginError when a wrap fails or returns no usable app."""
+    for middleware in reversed(middlewares):
+        try:
+            wrapped = middleware.wrap(app, options(middleware.name))
+        except RgateError:
+            raise
+        except Exception as error:
+            raise PluginError(f"plugin {middleware.name!r}: wrap() raised {type(error).__name__}: {error}") from error
+        call = wrapped if inspect.isroutine(wrapped) else getattr(wrapped, "__call__", None)  # noqa: B004 - the method itself
+        if call is None:
+            raise PluginError(f"plugin {middleware.name!r}: wrap() returned {wrapped!r}, which is no WSGI app")
+        if inspect.isgeneratorfunction(call):
+            # It would run only when iterated: outside every try around the call, and its close() would be the only one.
+            raise PluginError(f"plugin {middleware.name!r}: the app is a generator function; return an iterable instead")
+        app = wrapped
+    return app
+
+
+def wrap_body(body: Iterable[bytes], each: Callable[[bytes], bytes]) -> Iterable[bytes]:
+    """`body` with `each(block)` applied to every block as it goes by, and `body.close()` still called.
+
+    Use this instead of a generator expression, which would never close the inner body and so leak its connection.
+    """
+    return _WrappedBody(body, each)
+
+
+class _WrappedBody:
+    def __init__(self, body: Iterable[bytes], each: Callable[[bytes], bytes]) -> None:
+        self._blocks = iter(body)
+        self._each = each
+        self._close = getattr(body, "close", None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._each(next(self._blocks))
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+
+
+class RouteDispatch:
+    """Hands a request to the chain of its route, with the candidates of this moment. Raises NoEndpoint when there are none."""
+
+    def __init__(self, table: EndpointTable, chains: Mapping[str, WSGIApplication]) -> None:
+        self._table = table
+        self._chains = chains
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        exchange: Exchange = environ[ENVIRON_KEY]
+        route = exchange.route
+        if route is None:
+            raise InternalFault("no router in the chain has set exchange.route")
+        candidates = self._table.snapshot.endpoints.get(route.backend.name)
+        if not candidates:
+            raise NoEndpoint(f"backend {route.backend.name!r}")
+        exchange.candidates = candidates
+        return self._chains[route.name](environ, start_response)
+
+
+def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The innermost app for requests that the server refused: raises what it found."""
+    error: GatewayError = environ[REFUSED_KEY]
+    raise error
+
+
+class ExchangeScope:
+    """The outermost app: answers local routes, gives every other request its Exchange, and ends it in time.
+
+    `refused` is the outer chain around `raise_refused`. Whatever still comes out of the chain as an exception before
+    the response has begun becomes a plain 500 (or the fault's own status) in the common shape.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        refused: WSGIApplication,
+        local_routes: Mapping[str, WSGIApplication],
+        on_failure: Callable[[Exchange, Exception], None],
+    ) -> None:
+        self._app = app
+        self._refused = refused
+        self._local_routes = local_routes
+        self._on_failure = on_failure
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        local = self._local_routes.get(environ["PATH_INFO"])
+        if local is not None and REFUSED_KEY not in environ:
+            return local(environ, start_response)
+        environ[ENVIRON_KEY] = exchange = Exchange()
+        length = None
+
+        def begin(status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None) -> Callable[[bytes], object]:
+            nonlocal length
+            exchange.status = int(status[:3])
+            length = headers
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        app = self._refused if REFUSED_KEY in environ else self._app
+        try:
+            body = app(environ, begin)
+        except Exception as error:
+            if exchange.status:
+                exchange.finish()
+                raise
+            self._on_failure(exchange, error)
+            body = last_resort(exchange, error, begin)
+        if type(body) is list:
+            exchange.bytes_sent = sum(map(len, body))
+            exchange.finish()
+            return body
+        return _ExchangeBody(exchange, body, length)
+
+
+def last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
+    """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape."""
+    fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+    exchange.error = fault
+    body = fault.json(exchange.id)
+    start_response(f"{fault.status} {'Fault'}", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]

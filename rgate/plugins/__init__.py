@@ -1,0 +1,3 @@
+"""The built-in plugins: modules of this package, loaded like any other plugin. Order is the order of registration."""
+
+BUILTIN = ("docker_labels", "static_endpoints", "routing", "selection", "faults", "normalize", "stats", "access_log")

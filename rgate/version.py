@@ -1,0 +1,3 @@
+"""The version, importable without importing the gateway."""
+
+VERSION = "0.1.0"
