@@ -1,0 +1,14 @@
+"""Discovery: what the sources list, matched to backends, as one immutable snapshot.
+
+    source.list() → Instances ─ labels decide ─→ Endpoints by backend ─→ Snapshot: one reference, swapped
+
+snapshot.py  what a snapshot is and how one is joined from instances; pure
+loop.py      lists one source over and over and keeps its watch alive
+table.py     EndpointTable: all of it, running
+"""
+
+from .loop import Timing
+from .snapshot import Change, Snapshot, SourceState, why_not
+from .table import EndpointTable
+
+__all__ = ["Change", "EndpointTable", "Snapshot", "SourceState", "Timing", "why_not"]

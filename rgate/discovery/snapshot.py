@@ -1,0 +1,159 @@
+"""The snapshot: which endpoints every backend has at one moment, why others are none, and what has changed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from ..model import Address, Backend, Endpoint, EndpointLoad, Instance
+
+__all__ = ["Change", "Matcher", "Snapshot", "SourceState", "changes", "why_not"]
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """What one source said last.
+
+    instances  its last good list, those with a reason included, sorted by id
+    listed     when that was (monotonic seconds); None before the first
+    error      why it cannot be listed at present; None while it can
+    failed     when listing failed last (monotonic seconds); None if never
+    """
+
+    name: str
+    instances: tuple[Instance, ...] = ()
+    listed: float | None = None
+    error: str | None = None
+    failed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Discovery at one moment, joined over all sources. A tuple of endpoints that has not changed is the same object as before.
+
+    endpoints  the endpoints of every backend, sorted by id; empty when there are none
+    unusable   per backend the instances that belong to it but have no address, sorted by id, each with its reason
+    sources    by name
+    """
+
+    endpoints: Mapping[str, tuple[Endpoint, ...]]
+    unusable: Mapping[str, tuple[Instance, ...]]
+    sources: Mapping[str, SourceState]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line for the operator: an endpoint came ("+") or went ("-"), or instances cannot be used ("!") and why.
+
+    Instances that cannot be used for the same reason share a line, so that a hundred stopped containers are one.
+    """
+
+    sign: Literal["+", "-", "!"]
+    backend: str
+    names: tuple[str, ...]
+    detail: str
+
+    def __str__(self) -> str:
+        if self.sign != "!":
+            return f"backend {self.backend}: {self.sign} {self.names[0]} {self.detail}"
+        shown, rest = ", ".join(self.names[:NAMES_SHOWN]), len(self.names) - NAMES_SHOWN
+        who = f"{shown} and {rest} more" if rest > 0 else shown
+        return f"backend {self.backend}: {who} {'is' if len(self.names) == 1 else 'are'} not usable: {self.detail}"
+
+
+def why_not(instance: Instance, backend: Backend) -> tuple[str, ...]:
+    """Everything that keeps `instance` from being an endpoint of `backend`; empty when it is one."""
+    reasons = () if instance.address else (_reason(instance),)
+    if instance.backend == backend.name:
+        return reasons
+    if not backend.match_labels:
+        return (f"backend {backend.name} has no match_labels", *reasons)
+    missing = (
+        f"missing label {name}={value}" + (f" (has {name}={instance.labels[name]})" if name in instance.labels else "")
+        for name, value in backend.match_labels
+        if instance.labels.get(name) != value
+    )
+    return (*missing, *reasons)
+
+
+class Matcher:
+    """Which backends an instance belongs to: by all of their labels, or by name.
+
+    Backends are indexed by their first label, so thousands of instances meet dozens of backends without comparing each
+    with each.
+    """
+
+    def __init__(self, backends: Iterable[Backend]) -> None:
+        self._names: list[str] = []
+        self._by_label: dict[tuple[str, str], list[Backend]] = {}
+        for backend in backends:
+            self._names.append(backend.name)
+            if backend.match_labels:
+                self._by_label.setdefault(backend.match_labels[0], []).append(backend)
+
+    def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
+        """The snapshot of what `sources` say. Loads go along from `before` while id and address of an instance stay."""
+        loads = {(old.id, old.address): old.load for group in before.endpoints.values() for old in group}
+        endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
+        unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
+        for instance in (instance for source in sources.values() for instance in source.instances):
+            for name in self._backends(instance):
+                if instance.address is None:
+                    unusable[name].append(instance)
+                    continue
+                load = loads.setdefault((instance.id, instance.address), EndpointLoad())
+                endpoints[name].append(Endpoint(instance.id, instance.name, name, instance.address, instance.labels, load))
+        return Snapshot(
+            MappingProxyType({name: _settled(group, before.endpoints[name]) for name, group in endpoints.items()}),
+            MappingProxyType({name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}),
+            sources,
+        )
+
+    def _backends(self, instance: Instance) -> set[str]:
+        found = {
+            backend.name
+            for label in instance.labels.items()
+            for backend in self._by_label.get(label, ())
+            if all(instance.labels.get(name) == value for name, value in backend.match_labels)
+        }
+        if instance.backend in self._names:
+            found.add(instance.backend)
+        return found
+
+
+def _settled(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    by_address: dict[Address, Endpoint] = {}
+    for endpoint in sorted(found, key=lambda endpoint: endpoint.id):
+        by_address.setdefault(endpoint.address, endpoint)  # two sources may know the same address
+    after = tuple(by_address.values())
+    same = after == before and all(new.labels == old.labels for new, old in zip(after, before, strict=True))
+    return before if same else after
+
+
+def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
+    """What is new for `backend`, in a stable order: gone, come, not usable. A change of name alone is none."""
+    old = {(endpoint.id, endpoint.address): endpoint for endpoint in before.endpoints[backend]}
+    new = {(endpoint.id, endpoint.address): endpoint for endpoint in after.endpoints[backend]}
+    reasons = {instance.id: _reason(instance) for instance in after.unusable[backend]}
+    for key, endpoint in old.items():
+        if key not in new:
+            reason = f" ({reasons[endpoint.id]})" if endpoint.id in reasons else ""
+            yield Change("-", backend, (endpoint.name,), f"{endpoint.address}{reason}")
+    for key, endpoint in new.items():
+        if key not in old:
+            yield Change("+", backend, (endpoint.name,), str(endpoint.address))
+    told = {id for id, _ in old} | {i.id for i in before.unusable[backend] if _reason(i) == reasons.get(i.id)}
+    by_reason: dict[str, list[str]] = {}
+    for instance in after.unusable[backend]:
+        if instance.id not in told:
+            by_reason.setdefault(reasons[instance.id], []).append(instance.name)
+    for reason, names in by_reason.items():
+        yield Change("!", backend, tuple(sorted(names)), reason)
+
+
+def _reason(instance: Instance) -> str:
+    return instance.reason or "no address"
