@@ -1,0 +1,119 @@
+"""Fixtures of the tests against a real Docker engine.
+
+Without an engine these tests are skipped and say why; with RGATE_REQUIRE_DOCKER=1, as in CI, they fail instead.
+Every test has containers and networks of its own (see `engine.Backends`), so they run side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from docker.client import DockerClient
+from docker.models.containers import Container
+
+from .engine import Backends, EngineUnavailable, build_backend_image, connect, find_base_image
+from .private_engine import PrivateEngine
+from .relay import EngineRelay
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.docker)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[DockerClient]:
+    """The client of the engine that DOCKER_HOST names, by default the local one."""
+    try:
+        client = connect()
+    except EngineUnavailable as error:
+        _unavailable(str(error))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def base_image(engine: DockerClient) -> str:
+    """The name of an image with python3 in it."""
+    try:
+        return find_base_image(engine)
+    except EngineUnavailable as error:
+        _unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def backend_image(engine: DockerClient, base_image: str) -> str:
+    """The name of an image of the orders backend."""
+    return build_backend_image(engine, base_image)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A name that no other test has: the prefix of this one's containers and networks, the value of their label `rgate.test`."""
+    return f"rgate-test-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def backends(engine: DockerClient, backend_image: str, namespace: str) -> Iterator[Backends]:
+    """Runs backend containers for this test and removes them after it."""
+    made = Backends(engine, backend_image, namespace)
+    yield made
+    made.remove_all()
+
+
+@pytest.fixture
+def run_container(backends: Backends) -> Callable[..., Container]:
+    """`Backends.run` of this test: run_container("one", labels={"app_name": "orders"}) → a container that answers."""
+    return backends.run
+
+
+@pytest.fixture
+def engine_relay(engine: DockerClient) -> Iterator[EngineRelay]:
+    """An address of the engine that the test can `cut()` and `restore()`; it relays from the start."""
+    address = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if not address.startswith("unix://"):
+        _unavailable(f"the relay needs an engine on a Unix socket, this one is at {address}")
+    with tempfile.TemporaryDirectory(prefix="rgate-") as home:
+        relay = EngineRelay(address.removeprefix("unix://"), Path(home, "relay.sock"))
+        relay.restore()
+        yield relay
+        relay.cut()
+
+
+@pytest.fixture
+def private_engine() -> Iterator[PrivateEngine]:
+    """An engine of this test's own, not yet started."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None or shutil.which("ip") is None:
+        _unavailable("a private engine needs root, dockerd and ip")
+    home = Path(tempfile.mkdtemp(prefix="rgate-"))
+    made = PrivateEngine(home)
+    yield made
+    made.close()
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def private_backends(
+    private_engine: PrivateEngine, engine: DockerClient, backend_image: str, namespace: str
+) -> Iterator[Backends]:
+    """Runs backend containers in the private engine, which is started for it; they go with the engine."""
+    client = private_engine.start()
+    client.images.load(b"".join(engine.images.get(backend_image).save(named=True)))
+    yield Backends(client, backend_image, namespace)
+    client.close()
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get("RGATE_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"RGATE_REQUIRE_DOCKER=1, but {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,84 @@
+"""A Docker engine of the test's own, for what a shared one must not be put through: absent, stopped, restarted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from docker.client import DockerClient
+
+from .engine import EngineUnavailable, connect, wait_until
+
+START_LIMIT_SECONDS = 30.0
+STOP_LIMIT_SECONDS = 30.0
+
+
+class PrivateEngine:
+    """A dockerd with its files in `home`; not running until `start()`. Needs root, dockerd and ip.
+
+    It has a bridge of its own (told `--bridge=none`, it would take docker0 away from the engine beside it) and leaves the
+    firewall's rules alone: ports that containers publish are served by its proxy process. `home` must be a short
+    path: that of a Unix socket has at most 107 bytes. `close()` ends it and takes the bridge away.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.address = f"unix://{home}/docker.sock"
+        self._home = home
+        self._dockerd: subprocess.Popen[bytes] | None = None
+        number = os.getpid() % 256  # tests that run side by side are processes with numbers side by side
+        self._bridge = f"rgate-test-{number}"
+        _ip("link", "add", "name", self._bridge, "type", "bridge")
+        _ip("address", "add", f"10.213.{number}.1/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
+
+    def start(self) -> DockerClient:
+        """Start the daemon, or start it again with what it had. The client is the caller's to close."""
+        assert self._dockerd is None, "the private engine runs already"
+        options = {
+            "host": self.address,
+            "data-root": f"{self._home}/data",
+            "exec-root": f"{self._home}/exec",
+            "pidfile": f"{self._home}/dockerd.pid",
+            "storage-driver": "overlay2",
+            "bridge": self._bridge,
+            "iptables": "false",
+            "ip-forward": "false",
+        }
+        with open(f"{self._home}/dockerd.log", "ab") as log:
+            self._dockerd = subprocess.Popen(
+                ["dockerd", *(f"--{name}={value}" for name, value in options.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        clients: list[DockerClient] = []
+
+        def answers() -> bool:
+            assert self._dockerd and self._dockerd.poll() is None, f"dockerd ended; the end of its log:\n{self.log_tail()}"
+            try:
+                clients.append(connect(self.address))
+            except EngineUnavailable:
+                return False
+            return True
+
+        wait_until(answers, f"the private engine answers; the end of its log:\n{self.log_tail()}", START_LIMIT_SECONDS)
+        return clients[0]
+
+    def stop(self) -> None:
+        """End the daemon and with it its containers; `start()` starts those again whose restart policy says so."""
+        if self._dockerd is not None:
+            self._dockerd.terminate()
+            self._dockerd.wait(STOP_LIMIT_SECONDS)
+            self._dockerd = None
+
+    def close(self) -> None:
+        self.stop()
+        _ip("link", "delete", self._bridge)
+
+    def log_tail(self) -> str:
+        return "\n".join(Path(f"{self._home}/dockerd.log").read_text(errors="replace").splitlines()[-15:])
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
