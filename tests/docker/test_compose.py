@@ -1,0 +1,75 @@
+"""docker-compose.yml as the demo starts it: its containers are what config.yml asks for, and answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from docker.client import DockerClient
+from docker.models.containers import Container
+
+from .engine import answers, published_address, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def compose_containers(engine: DockerClient, base_image: str, namespace: str) -> Iterator[list[Container]]:
+    """The running containers of the compose file, started as a project of this test's own."""
+    command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+    command += ["--project-name", namespace]
+
+    def compose(*arguments: str) -> None:
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "BASE_IMAGE": base_image},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{' '.join([*command, *arguments])} failed:\n{done.stdout}"
+
+    try:
+        compose("up", "--build", "--detach")
+        yield engine.containers.list(filters={"label": f"com.docker.compose.project={namespace}"})
+    finally:
+        compose("down", "--rmi", "local", "--timeout", "8")
+
+
+def test_compose_file_starts_what_config_asks_for(compose_containers: list[Container]) -> None:
+    backends = yaml.safe_load((ROOT / "config.yml").read_text())["backends"]
+
+    def picked_by(labels: list[str]) -> list[Container]:
+        return [c for c in compose_containers if set(labels) <= {f"{name}={value}" for name, value in c.labels.items()}]
+
+    picked = {backend["name"]: picked_by(backend["match_labels"]) for backend in backends}
+    assert {name: len(containers) for name, containers in picked.items()} == {"payment": 1, "orders": 2}
+    instances = Counter[str]()
+    for name, containers in picked.items():
+        for container in containers:
+            reply = get_json(container, f"/api/{name}/7?x=1")
+            assert (reply["service_name"], reply["path"]) == (name, f"/api/{name}/7?x=1")
+            instances[reply.get("instance", "-")] += 1
+    assert len(instances) == 3, f"the two orders containers should show two names: {instances}"
+
+
+def get_json(container: Container, path: str) -> dict[str, str]:
+    """The container's answer to GET `path` on its published port, asked once it answers at all."""
+    host, port = published_address(container)
+    assert host == "127.0.0.1", f"{container.name} is open to the network"
+    wait_until(lambda: answers((host, port)), f"{container.name} answers")
+    with closing(http.client.HTTPConnection(host, port, timeout=10)) as connection:
+        connection.request("GET", path)
+        reply: dict[str, str] = json.loads(connection.getresponse().read())
+    return reply
