@@ -1,0 +1,49 @@
+"""Docker discovery: containers become endpoints of the backends whose `match_labels` they carry.
+
+The engine is found like the docker command finds it (DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH, context), unless
+the config's `docker.host` says where. It is only read (GET), so a socket proxy that allows containers, events and version
+is enough. Without any `match_labels` in the config Docker is not touched at all.
+
+Labels that a container may carry to say how it is reached:
+
+    rgate.port      the container's own port; needed when it has several, or uses the host's network
+    rgate.network   reach it at its own address in this network, instead of at a published port
+    rgate.scheme    http (default) or https
+
+    source.py    lists and watches           engine.py     the talk; the only module that knows docker-py
+    mapping.py   container → instance        container.py  what the engine says of a container
+    events.py    what events mean            own.py        the container that rgate itself runs in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rgate import Config, ConfigProblem, DiscoverySource, hookimpl
+
+__all__ = ["rgate_check_config", "rgate_discovery_sources"]
+
+_SCHEMES = ("unix://", "tcp://", "http://", "https://", "ssh://", "npipe://")
+
+
+@hookimpl
+def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
+    """A `docker.host` that cannot be meant."""
+    host = config.docker.host
+    if host is not None and not (host.startswith(_SCHEMES) and host.partition("://")[2]):
+        message = f"{host!r} is no address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT"
+        yield ConfigProblem(("docker", "host"), message)
+
+
+@hookimpl
+def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
+    """The containers of the configured engine, or nothing when no backend asks for containers."""
+    names = {label.partition("=")[0] for backend in config.backends for label in backend.match_labels}
+    if not names:
+        return None
+    from .engine import Engine  # docker-py takes a while to import, and a config without containers needs none of it
+    from .own import own_container_id
+    from .source import DockerSource
+
+    host = config.docker.host
+    return DockerSource(lambda: Engine(host), names, config.docker.network or "", own_container_id)

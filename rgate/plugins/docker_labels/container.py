@@ -1,0 +1,127 @@
+"""Container: what a Docker engine says of one, in the words rgate needs, read from either of its two shapes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["Container", "Port"]
+
+_HEALTH_IN_STATUS = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """A tcp port of a container. `host_port` is where the engine's machine publishes it, on `host_ip`; 0 when it does not."""
+
+    number: int
+    host_ip: str = ""
+    host_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container.
+
+    id        64 hexadecimal digits
+    state     the engine's word: created, running, paused, restarting, removing, exited, dead
+    health    what its HEALTHCHECK says: healthy, unhealthy, starting; empty without one
+    mode      its network mode: bridge, host, none, container:ID, or a network's name
+    networks  its address in each network that it is attached to at present; IPv4 where there is one
+    ports     its tcp ports, published or only exposed, in order
+    """
+
+    id: str
+    name: str
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    state: str = "running"
+    health: str = ""
+    mode: str = "bridge"
+    networks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    ports: tuple[Port, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def sharing(self) -> str:
+        """The id of the container whose network this one uses, or nothing."""
+        return self.mode.removeprefix("container:") if self.mode.startswith("container:") else ""
+
+    @classmethod
+    def from_list(cls, record: Mapping[str, Any]) -> Container:
+        """From an element of GET /containers/json."""
+        id = str(record.get("Id") or "")
+        names = [str(name).removeprefix("/") for name in record.get("Names") or ()]
+        health = _dict(record.get("Health")).get("Status")  # since API 1.52; before that only in the words of Status
+        if health is None and (found := _HEALTH_IN_STATUS.search(str(record.get("Status") or ""))):
+            health = found[1]
+        return cls(
+            id=id,
+            name=next((name for name in names if "/" not in name), id[:12]),  # a name with a slash is another's link to it
+            labels=_labels(record.get("Labels")),
+            state=str(record.get("State") or "unknown"),
+            health="" if health in (None, "none") else str(health),
+            mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
+            networks=_networks(record),
+            ports=tuple(sorted(_listed_ports(record.get("Ports") or ()))),
+        )
+
+    @classmethod
+    def from_inspect(cls, record: Mapping[str, Any]) -> Container:
+        """From GET /containers/{id}/json."""
+        id = str(record.get("Id") or "")
+        config, state = _dict(record.get("Config")), _dict(record.get("State"))
+        health = _dict(state.get("Health")).get("Status")
+        published = _dict(_dict(record.get("NetworkSettings")).get("Ports"))
+        return cls(
+            id=id,
+            name=str(record.get("Name") or "").removeprefix("/") or id[:12],
+            labels=_labels(config.get("Labels")),
+            state=str(state.get("Status") or "unknown"),
+            health="" if health in (None, "none") else str(health),
+            mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
+            networks=_networks(record),
+            ports=tuple(sorted(_inspected_ports({**dict.fromkeys(_dict(config.get("ExposedPorts"))), **published}))),
+        )
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _labels(value: Any) -> Mapping[str, str]:
+    return MappingProxyType({str(name): "" if text is None else str(text) for name, text in _dict(value).items()})
+
+
+def _networks(record: Mapping[str, Any]) -> Mapping[str, str]:
+    attached = _dict(_dict(record.get("NetworkSettings")).get("Networks"))
+    addresses = ((name, _dict(end).get("IPAddress") or _dict(end).get("GlobalIPv6Address")) for name, end in attached.items())
+    return MappingProxyType({name: str(address) for name, address in addresses if address})
+
+
+def _listed_ports(entries: Any) -> Iterator[Port]:
+    for entry in map(_dict, entries):
+        number = _number(entry.get("PrivatePort"))
+        if number and entry.get("Type") == "tcp":
+            yield Port(number, str(entry.get("IP") or ""), _number(entry.get("PublicPort")))
+
+
+def _inspected_ports(ports: Mapping[str, Any]) -> Iterator[Port]:
+    for key, bindings in ports.items():
+        number, _, protocol = key.partition("/")
+        if not _number(number) or protocol != "tcp":
+            continue
+        for binding in map(_dict, bindings or ({},)):
+            yield Port(_number(number), str(binding.get("HostIp") or ""), _number(binding.get("HostPort")))
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        return 0

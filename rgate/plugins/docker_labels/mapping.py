@@ -1,0 +1,173 @@
+"""From a container to an instance: its address, or the reason why it has none. Pure; every rule is a line of a table test.
+
+The address is, first that applies:
+
+1. in the network that the label `rgate.network`, else the config's `docker.network`, names: the container's own address;
+2. when rgate runs in a container itself: its address in the first network (by name) that both are in;
+3. otherwise the port that the engine's machine publishes.
+
+The port is what the label `rgate.port` says, else the only tcp port there is (under 3. the only published one).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+
+from rgate import Address, Instance
+
+from .container import Container, Port
+
+__all__ = ["NETWORK_LABEL", "PORT_LABEL", "SCHEME_LABEL", "Vantage", "to_instance"]
+
+PORT_LABEL = "rgate.port"
+NETWORK_LABEL = "rgate.network"
+SCHEME_LABEL = "rgate.scheme"
+
+_CANDIDATES_SHOWN = 8
+_STATE_REASONS = {
+    "created": "not started",
+    "paused": "paused",
+    "restarting": "restarting",
+    "stopping": "being stopped",
+    "removing": "being removed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """Where rgate stands.
+
+    engine_host  the engine's machine, when it is another one: what published ports are reached at
+    networks     the networks of rgate's own container; None when it runs in none, or on its host's network
+    network      the config's `docker.network`
+    """
+
+    engine_host: str = ""
+    networks: frozenset[str] | None = None
+    network: str = ""
+
+
+class _Unusable(Exception):
+    """Why a container has no address."""
+
+
+def to_instance(container: Container, vantage: Vantage, sharing: Container | None = None) -> Instance:
+    """The instance that a container is. `sharing` is the container whose network it uses, when there is one."""
+    address, reason = None, None
+    try:
+        _check_state(container)
+        address = _address(container, vantage, sharing)
+    except _Unusable as why:
+        reason = str(why)
+    return Instance(container.id, container.name, container.labels, address, reason)
+
+
+def _check_state(container: Container) -> None:
+    if not container.running:
+        raise _Unusable(_STATE_REASONS.get(container.state, f"not running ({container.state})"))
+    if container.health == "unhealthy":
+        raise _Unusable("unhealthy, its HEALTHCHECK says")
+    if container.health == "starting":
+        raise _Unusable("starting, its HEALTHCHECK says")
+
+
+def _address(container: Container, vantage: Vantage, sharing: Container | None) -> Address:
+    scheme, wanted = _scheme(container.labels), _wanted_port(container.labels)
+    if container.sharing and sharing is None:
+        raise _Unusable(f"it uses the network of container {container.sharing[:12]}, which does not exist")
+    seat = sharing or container
+    if container.sharing and not seat.running:
+        raise _Unusable(f"it uses the network of container {seat.name}, which is not running")
+    ports = sorted({*container.ports, *seat.ports})
+    if seat.mode == "host":
+        return Address(scheme, *_on_host_network(vantage, wanted))
+    network = container.labels.get(NETWORK_LABEL, "").strip() or vantage.network
+    if network and network not in seat.networks:
+        raise _Unusable(f"not in network {network!r}, only in {_listed(seat.networks)}; connect it, or set {NETWORK_LABEL}")
+    if not network and vantage.networks is not None:
+        network = next((name for name in sorted(seat.networks) if name in vantage.networks), "")
+        if not network:
+            raise _Unusable(
+                f"in no network with rgate's own container: it is in {_listed(seat.networks)},"
+                f" rgate in {_listed(vantage.networks)}; connect one of them"
+            )
+    if network:
+        return Address(scheme, seat.networks[network], wanted or _only(ports, f"no tcp port; expose one, or set {PORT_LABEL}"))
+    return Address(scheme, *_published(ports, vantage, wanted))
+
+
+def _on_host_network(vantage: Vantage, wanted: int) -> tuple[str, int]:
+    if not wanted:
+        raise _Unusable(f"on the host's network, where ports are not listed; set {PORT_LABEL}")
+    if vantage.networks is not None:
+        raise _Unusable("on the host's network, where rgate's own container is not; run both on one network")
+    return vantage.engine_host or "127.0.0.1", wanted
+
+
+def _published(ports: Iterable[Port], vantage: Vantage, wanted: int) -> tuple[str, int]:
+    ports = tuple(ports)
+    published = [port for port in ports if port.host_port and wanted in (0, port.number)]
+    if not published:
+        what = f"port {wanted} is not published" if wanted else f"no published tcp port ({_exposed(ports)})"
+        raise _Unusable(f"{what}; publish it, or set {NETWORK_LABEL} to a network that rgate can reach")
+    number = _only(published, "")
+    # IPv4 first, then a fixed order, so that the choice stays the same from list to list.
+    bindings = sorted((":" in port.host_ip, port.host_ip, port.host_port) for port in published if port.number == number)
+    for _, bound, host_port in bindings:
+        if host := _reachable(bound, vantage.engine_host):
+            return host, host_port
+    raise _Unusable(f"port {number} is published on {bindings[0][1]} of {vantage.engine_host} only; publish it on 0.0.0.0")
+
+
+def _reachable(bound: str, engine_host: str) -> str:
+    """The host to connect to for a port that the engine's machine listens on at `bound`; nothing when that is not possible."""
+    try:
+        ip = ip_address(bound or "0.0.0.0")
+    except ValueError:
+        return bound
+    if ip.is_unspecified:
+        return engine_host or ("127.0.0.1" if ip.version == 4 else "::1")
+    return "" if ip.is_loopback and engine_host else str(ip)
+
+
+def _only(ports: Iterable[Port], none: str) -> int:
+    numbers = sorted({port.number for port in ports})
+    if not numbers:
+        raise _Unusable(none)
+    if len(numbers) > 1:
+        raise _Unusable(f"several tcp ports: {_listed(map(str, numbers))}; set {PORT_LABEL} to the one")
+    return numbers[0]
+
+
+def _wanted_port(labels: Mapping[str, str]) -> int:
+    text = labels.get(PORT_LABEL, "").strip()
+    if not text:  # an empty label is what `rgate.port=${PORT}` leaves when PORT is not set
+        return 0
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65_535:
+        raise _Unusable(f"label {PORT_LABEL}={text!r} is no port from 1 to 65535")
+    return int(text)
+
+
+def _scheme(labels: Mapping[str, str]) -> Literal["http", "https"]:
+    match labels.get(SCHEME_LABEL, "").strip().lower():
+        case "" | "http":
+            return "http"
+        case "https":
+            return "https"
+        case other:
+            raise _Unusable(f"label {SCHEME_LABEL}={other!r} is neither http nor https")
+
+
+def _exposed(ports: Iterable[Port]) -> str:
+    numbers = sorted({port.number for port in ports})
+    return f"exposed: {_listed(map(str, numbers))}" if numbers else "none exposed either"
+
+
+def _listed(words: Iterable[str]) -> str:
+    words = list(words)
+    shown, rest = ", ".join(words[:_CANDIDATES_SHOWN]), len(words) - _CANDIDATES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown or "none"

@@ -1,0 +1,214 @@
+"""DockerSource: lists the containers of an engine as instances, and watches its events."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeAlias
+
+from rgate import Instance, RgateError
+
+from .container import Container
+from .events import Event, is_stop, stop_signal, stop_timeout_seconds
+from .mapping import Vantage, to_instance
+
+__all__ = ["DockerSource", "Events", "Talk"]
+
+_TICK_SECONDS = 0.25  # how long a watch may take to see that it shall stop
+_STOP_MARGIN_SECONDS = 2.0
+_ATTACH_SECONDS = (0.1, 0.3, 0.7, 1.5)
+_ATTACHING = frozenset(["start", "restart", "unpause", "connect"])
+_STOPPED = frozenset(["die", "stop", "start", "restart", "destroy"])
+
+
+class Events(Protocol):
+    """Events as they come; the iteration ends when the stream does."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class Talk(Protocol):
+    """What a DockerSource needs of an engine. `Engine` is the real one and says what each of these does."""
+
+    @property
+    def machine(self) -> str: ...
+
+    def containers(self, label: str) -> Sequence[Mapping[str, Any]]: ...
+
+    def container(self, id: str) -> Mapping[str, Any] | None: ...
+
+    def events(self, since: str) -> Events: ...
+
+    def close(self) -> None: ...
+
+
+_Arrivals: TypeAlias = "SimpleQueue[Mapping[str, Any] | Exception | None]"
+
+
+class DockerSource:
+    """Lists every container, running or not, that carries at least one of the label names that some backend asks for.
+
+    So a container with a wrong value, or with one label of two, is there to be explained, while those that have nothing
+    to do with the gateway never leave the engine, be they thousands; nor do their events make it list.
+
+    A container that is told to stop is out at once, before it closes its port. Should it run on, it is back two seconds
+    after its stop timeout (`docker stop --time` is not known here). One that has started and has no network yet is
+    looked at again for 1.5 seconds.
+    """
+
+    name = "docker_labels"
+
+    def __init__(
+        self,
+        connect: Callable[[], Talk],
+        label_names: Iterable[str],
+        network: str = "",
+        own_id: Callable[[], str] = lambda: "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._label_names = tuple(sorted(set(label_names)))
+        self._network = network
+        self._find_own_id = own_id
+        self._clock = clock
+        # The listing thread's
+        self._engine: Talk | None = None
+        self._own_id = ""
+        # Written by the listing thread, replaced as a whole; read by the watching thread
+        self._known: frozenset[str] = frozenset()
+        self._unattached: frozenset[str] = frozenset()
+        # Written by the watching thread; read by the listing thread
+        self._stopping: dict[str, float] = {}
+        # The watching thread's
+        self._last_event_ns = 0
+
+    def list(self) -> Iterable[Instance]:
+        try:
+            if self._engine is None:
+                self._engine = self._connect()
+                self._own_id = self._find_own_id()
+            return self._list(self._engine)
+        except Exception:
+            engine, self._engine = self._engine, None  # the next one may speak another version
+            if engine is not None:
+                engine.close()
+            raise
+
+    def _list(self, engine: Talk) -> Iterable[Instance]:
+        records = {record.get("Id"): record for name in self._label_names for record in engine.containers(name)}
+        containers = {container.id: container for container in map(Container.from_list, records.values())}
+        shared = {container.sharing for container in containers.values()} - {""}
+        others = {id: containers.get(id) or self._inspect(engine, id) for id in shared}
+        vantage = Vantage(engine.machine, self._own_networks(engine), self._network)
+        self._known = frozenset({*containers, *others, self._own_id})
+        self._unattached = frozenset(c.id for c in containers.values() if c.running and not c.networks)
+        return [to_instance(self._as_stopping(c), vantage, others.get(c.sharing)) for c in containers.values()]
+
+    def _as_stopping(self, container: Container) -> Container:
+        stopping = container.running and self._stopping.get(container.id, 0.0) > self._clock()
+        return replace(container, state="stopping") if stopping else container
+
+    def _own_networks(self, engine: Talk) -> frozenset[str] | None:
+        own = self._inspect(engine, self._own_id) if self._own_id else None
+        self._own_id = own.id if own else ""  # else a container, but none of this engine's
+        return frozenset(own.networks) if own and own.mode != "host" else None
+
+    def _inspect(self, engine: Talk, id: str) -> Container | None:
+        record = engine.container(id)
+        return None if record is None else Container.from_inspect(record)
+
+    def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
+        resumed_ns = self._last_event_ns
+        now = self._clock()
+        self._stopping = {id: until for id, until in self._stopping.items() if until > now}
+        engine = self._connect()
+        try:
+            # At first from a second ago, as an engine may answer before it listens. What comes twice does no harm.
+            events = engine.events(_timestamp(resumed_ns + 1 if resumed_ns else time.time_ns() - 10**9))
+            try:
+                changed()
+                self._follow(engine, _arriving(events), resumed_ns, changed, stop)
+            finally:
+                events.close()
+        finally:
+            engine.close()
+
+    def _follow(
+        self, engine: Talk, arrived: _Arrivals, resumed_ns: int, changed: Callable[[], None], stop: threading.Event
+    ) -> None:
+        later = [(until, "") for until in self._stopping.values()]  # when to list again; and for whom, if only while unattached
+        heapq.heapify(later)
+        while not stop.is_set():
+            while later and later[0][0] <= self._clock():
+                _, id = heapq.heappop(later)
+                if not id or id in self._unattached:
+                    changed()
+            pause = min(_TICK_SECONDS, later[0][0] - self._clock()) if later else _TICK_SECONDS
+            try:
+                record = arrived.get(timeout=max(0.0, pause))
+            except Empty:
+                continue
+            if record is None:
+                return
+            if isinstance(record, Exception):
+                raise record
+            event = Event.read(record)
+            if event.action != "kill" or event.time_ns > resumed_ns or not resumed_ns:
+                for due in self._note(event, engine, changed):
+                    heapq.heappush(later, due)
+            self._last_event_ns = max(self._last_event_ns, event.time_ns)
+
+    def _note(self, event: Event, engine: Talk, changed: Callable[[], None]) -> Iterable[tuple[float, str]]:
+        """React to an event now; the times when to react to it again."""
+        now, id = self._clock(), event.container
+        if not event.carries(self._label_names) and id not in self._known:
+            return ()
+        if event.action == "kill":
+            return self._note_kill(event, engine, changed)
+        if event.action in _STOPPED:
+            self._stopping.pop(id, None)
+        changed()
+        return [(now + seconds, id) for seconds in _ATTACH_SECONDS] if event.action in _ATTACHING else ()
+
+    def _note_kill(self, event: Event, engine: Talk, changed: Callable[[], None]) -> Iterable[tuple[float, str]]:
+        now, id = self._clock(), event.container
+        sure = is_stop(event.signal)
+        if sure:
+            self._stopping[id] = now + _STOP_MARGIN_SECONDS
+            changed()  # first this; how long it may last is found out afterwards
+        try:
+            record = engine.container(id) or {}
+        except RgateError:
+            record = {}
+        if not sure and event.signal != stop_signal(record):
+            return ()
+        self._stopping[id] = until = now + stop_timeout_seconds(record) + _STOP_MARGIN_SECONDS
+        if not sure:
+            changed()
+        return [(until, "")]
+
+
+def _timestamp(ns: int) -> str:
+    return f"{ns // 10**9}.{ns % 10**9:09d}"
+
+
+def _arriving(events: Events) -> _Arrivals:
+    """The events in a queue, which can be waited for with a limit; None at the end, or what the iteration raised."""
+    arrived: _Arrivals = SimpleQueue()
+
+    def pump() -> None:
+        try:
+            for event in events:
+                arrived.put(event)
+            arrived.put(None)
+        except Exception as error:
+            arrived.put(error)
+
+    threading.Thread(target=pump, name="rgate-docker-events", daemon=True).start()
+    return arrived
