@@ -1,0 +1,292 @@
+"""Joining and matching, snapshots and what changes between them: no threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rgate import Address, Backend, Endpoint, Exchange, Instance, PluginError, RgateError
+from rgate.discovery import Change, EndpointTable, why_not
+
+from .sources import FIXED, PAYMENT, Listing, found, ids, payment, table
+
+
+class TestMatching:
+    def test_instance_with_every_label_is_an_endpoint(self) -> None:
+        joined = table(Listing("l", payment("a", 8001, colour="blue")))
+        joined.refresh()
+        (endpoint,) = joined.snapshot.endpoints["payment"]
+        assert endpoint == Endpoint("a", "name-of-a", "payment", Address("http", "127.0.0.1", 8001))
+        assert endpoint.labels["colour"] == "blue"
+        assert joined.snapshot.endpoints["orders"] == joined.snapshot.endpoints["fixed"] == ()
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            {},
+            {"app_name": "payment"},
+            {"env": "production"},
+            {"app_name": "payment", "env": "staging"},
+            {"app_name": "payment", "env": ""},
+            {"app_name": "Payment", "env": "production"},
+            {"APP_NAME": "payment", "env": "production"},
+        ],
+    )
+    def test_instance_without_one_of_the_labels_is_none(self, labels: dict[str, str]) -> None:
+        joined = table(Listing("l", Instance("a", "a", labels, Address("http", "h", 1))))
+        joined.refresh()
+        assert joined.snapshot.endpoints["payment"] == ()
+        assert joined.snapshot.unusable["payment"] == ()
+
+    def test_backend_without_labels_gets_only_what_names_it(self) -> None:
+        joined = table(Listing("l", payment("a"), found("b", 81, backend="fixed"), found("c", 82, backend="unheard-of")))
+        joined.refresh()
+        assert ids(joined.snapshot, "fixed") == ["b"]
+
+    def test_instance_in_two_backends_is_in_both_with_one_load(self) -> None:
+        other = Backend("other", (("env", "production"),))
+        joined = table(Listing("l", payment("a")), backends=[PAYMENT, other])
+        joined.refresh()
+        (one,), (two,) = joined.snapshot.endpoints["payment"], joined.snapshot.endpoints["other"]
+        assert (one.backend, two.backend) == ("payment", "other")
+        assert one.load is two.load
+
+    def test_sources_are_joined_and_sorted_by_id(self) -> None:
+        joined = table(Listing("one", payment("c", 83), payment("a", 81)), Listing("two", payment("b", 82)))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["a", "b", "c"]
+
+    def test_address_known_to_two_sources_is_one_endpoint(self) -> None:
+        joined = table(Listing("one", payment("b", 80)), Listing("two", payment("a", 80), payment("c", 81)))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["a", "c"]
+
+    def test_instance_without_address_is_unusable_in_its_backend_only(self) -> None:
+        joined = table(Listing("l", payment("a", reason="paused"), found("z", None, app_name="else")))
+        joined.refresh()
+        assert joined.snapshot.endpoints["payment"] == ()
+        assert [(i.id, i.reason) for i in joined.snapshot.unusable["payment"]] == [("a", "paused")]
+        assert joined.snapshot.unusable["orders"] == ()
+        assert [i.id for i in joined.snapshot.sources["l"].instances] == ["a", "z"]
+
+    @given(
+        st.dictionaries(st.text(), st.text(), max_size=6),
+        st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4).map(tuple),
+    )
+    def test_any_labels_match_exactly_when_all_of_them_are_there(
+        self, labels: dict[str, str], wanted: tuple[tuple[str, str], ...]
+    ) -> None:
+        backend = Backend("b", wanted)
+        instance = Instance("i", "i", labels, Address("http", "h", 1))
+        joined = table(Listing("l", instance), backends=[backend])
+        joined.refresh()
+        expected = all(labels.get(name) == value for name, value in wanted)
+        assert bool(joined.snapshot.endpoints["b"]) is expected
+        assert (why_not(instance, backend) == ()) is expected
+
+    def test_why_not_names_each_missing_label_with_what_is_there_and_the_reason(self) -> None:
+        assert why_not(payment("a"), PAYMENT) == ()
+        assert why_not(found("a", env="staging", reason="paused"), PAYMENT) == (
+            "missing label app_name=payment",
+            "missing label env=production (has env=staging)",
+            "paused",
+        )
+        assert why_not(payment("a"), FIXED) == ("backend fixed has no match_labels",)
+        assert why_not(found("a", backend="fixed"), FIXED) == ()
+        assert why_not(found("a", None, backend="fixed"), FIXED) == ("paused",)
+
+    def test_two_sources_of_one_name_are_refused(self) -> None:
+        with pytest.raises(PluginError, match="two discovery sources are named 'one'"):
+            table(Listing("one"), Listing("one"))
+
+
+class TestSnapshots:
+    def test_table_before_any_list_has_every_backend_empty(self) -> None:
+        source = Listing("l", payment("a"))
+        fresh = table(source).snapshot
+        assert dict(fresh.endpoints) == {"payment": (), "orders": (), "fixed": ()}
+        assert (fresh.sources["l"].listed, fresh.sources["l"].error) == (None, None)
+        assert source.lists == 0, "construction must not list"
+
+    def test_snapshot_cannot_be_changed(self) -> None:
+        joined = table(Listing("l", payment("a")))
+        joined.refresh()
+        for mapping in (joined.snapshot.endpoints, joined.snapshot.unusable, joined.snapshot.sources):
+            with pytest.raises(TypeError):
+                mapping["payment"] = ()  # type: ignore[index]
+
+    def test_load_goes_along_while_id_and_address_stay(self) -> None:
+        source = Listing("l", payment("a", 81), payment("b", 82))
+        joined = table(source)
+        joined.refresh()
+        before = {endpoint.id: endpoint for endpoint in joined.snapshot.endpoints["payment"]}
+        before["a"].load.running.add(Exchange())
+
+        source.instances = [Instance("a", "renamed", payment("a").labels, Address("http", "127.0.0.1", 81)), payment("b", 99)]
+        joined.refresh()
+        after = {endpoint.id: endpoint for endpoint in joined.snapshot.endpoints["payment"]}
+        assert after["a"].name == "renamed"
+        assert after["a"].load is before["a"].load
+        assert after["a"].load.in_flight == 1
+        assert after["b"].load is not before["b"].load, "another address is another endpoint"
+
+    def test_endpoints_that_stay_are_the_same_tuple(self) -> None:
+        source = Listing("l", payment("a"))
+        joined = table(source)
+        joined.refresh()
+        before = joined.snapshot
+        source.instances = [payment("a"), found("b", 81, app_name="orders", env="production")]
+        joined.refresh()
+        assert joined.snapshot.endpoints["payment"] is before.endpoints["payment"]
+        assert ids(joined.snapshot, "orders") == ["b"]
+
+    def test_labels_that_change_make_a_new_endpoint_with_the_old_load(self) -> None:
+        source = Listing("l", payment("a", colour="blue"))
+        joined = table(source)
+        joined.refresh()
+        before = joined.snapshot.endpoints["payment"][0]
+        source.instances = [payment("a", colour="green")]
+        joined.refresh()
+        after = joined.snapshot.endpoints["payment"][0]
+        assert after.labels["colour"] == "green"
+        assert after.load is before.load
+
+    def test_failing_source_keeps_its_last_good_list_and_says_how_old_it_is(self, caplog: pytest.LogCaptureFixture) -> None:
+        now = [100.0]
+        source = Listing("docker", payment("a"))
+        joined = table(source, clock=lambda: now[0])
+        joined.refresh()
+        now[0], source.error = 112.0, RgateError("engine away")
+        with caplog.at_level(logging.INFO, "rgate.discovery"):
+            joined.refresh()
+            now[0] = 115.0
+            joined.refresh()
+            state = joined.snapshot.sources["docker"]
+            assert ids(joined.snapshot, "payment") == ["a"]
+            assert (state.listed, state.error, state.failed) == (100.0, "engine away", 115.0)
+            now[0], source.error = 120.0, None
+            joined.refresh()
+        state = joined.snapshot.sources["docker"]
+        assert (state.listed, state.error, state.failed) == (120.0, None, 115.0)
+        assert caplog.messages == [
+            "docker: engine away (keeping the list of 12 s ago, trying again)",
+            "docker: answers again",
+        ], "one line for each change of state, none for a retry"
+
+    def test_source_that_fails_from_the_start_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        source = Listing("docker", payment("a"))
+        source.error = RgateError("engine away")
+        joined = table(source)
+        with caplog.at_level(logging.INFO, "rgate.discovery"):
+            joined.refresh()
+            joined.refresh()
+            source.error = None
+            joined.refresh()
+        assert [r.getMessage() for r in caplog.records if r.name == "rgate.discovery"] == [
+            "docker: engine away (no list yet, trying again)",
+            "docker: answers now",
+        ]
+
+    @pytest.mark.parametrize("nonsense", [[object()], None, [found("a"), "b"]])
+    def test_source_that_lists_nonsense_counts_as_failing(self, nonsense: Any, caplog: pytest.LogCaptureFixture) -> None:
+        source = Listing("third", payment("a"))
+        joined = table(source)
+        joined.refresh()
+        source.instances = nonsense
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["a"]
+        assert "Error: " in (joined.snapshot.sources["third"].error or "")
+        assert caplog.records[-1].exc_info, "a defect of a plugin is logged with its traceback"
+
+    def test_one_failing_source_leaves_the_others_alone(self) -> None:
+        bad = Listing("bad")
+        bad.error = OSError("away")
+        joined = table(bad, Listing("good", payment("a")))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["a"]
+        assert joined.snapshot.sources["bad"].error == "away"
+
+
+class TestChanges:
+    @pytest.fixture
+    def source(self) -> Listing:
+        return Listing("l")
+
+    @pytest.fixture
+    def seen(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def followed(self, source: Listing, seen: list[str]) -> EndpointTable:
+        followed = table(source)
+        followed.on_change(lambda changes: seen.extend(map(str, changes)))
+        return followed
+
+    def listed(self, followed: EndpointTable, source: Listing, seen: list[str], *instances: Instance) -> list[str]:
+        seen.clear()
+        source.instances = instances
+        followed.refresh()
+        return list(seen)
+
+    def test_changes_endpoint_comes_moves_and_goes(self, followed: EndpointTable, source: Listing, seen: list[str]) -> None:
+        come = self.listed(followed, source, seen, payment("a", 81))
+        assert come == ["backend payment: + name-of-a http://127.0.0.1:81"]
+        moved = self.listed(followed, source, seen, payment("a", 82))
+        assert moved == ["backend payment: - name-of-a http://127.0.0.1:81", "backend payment: + name-of-a http://127.0.0.1:82"]
+        assert self.listed(followed, source, seen, payment("a", 82)) == []
+        assert self.listed(followed, source, seen) == ["backend payment: - name-of-a http://127.0.0.1:82"]
+
+    def test_changes_endpoint_that_becomes_unusable_says_why_in_one_line(
+        self, followed: EndpointTable, source: Listing, seen: list[str]
+    ) -> None:
+        self.listed(followed, source, seen, payment("a", 81))
+        out = self.listed(followed, source, seen, payment("a", 81, reason="paused"))
+        assert out == ["backend payment: - name-of-a http://127.0.0.1:81 (paused)"]
+        assert self.listed(followed, source, seen, payment("a", 81)) == ["backend payment: + name-of-a http://127.0.0.1:81"]
+
+    def test_changes_unusable_instance_is_told_once_and_again_with_another_reason(
+        self, followed: EndpointTable, source: Listing, seen: list[str]
+    ) -> None:
+        first = self.listed(followed, source, seen, payment("a", reason="several ports"))
+        assert first == ["backend payment: name-of-a is not usable: several ports"]
+        assert self.listed(followed, source, seen, payment("a", reason="several ports"), payment("b")) != first
+        again = self.listed(followed, source, seen, payment("a", reason="paused"), payment("b"))
+        assert again == ["backend payment: name-of-a is not usable: paused"]
+
+    def test_changes_many_with_one_reason_are_one_line(self, followed: EndpointTable, source: Listing, seen: list[str]) -> None:
+        old = [payment(f"{number:03}", reason="not running (exited)") for number in range(200)]
+        assert self.listed(followed, source, seen, *old) == [
+            "backend payment: name-of-000, name-of-001, name-of-002 and 197 more are not usable: not running (exited)"
+        ]
+
+    def test_changes_of_a_name_or_of_no_backend_are_none(self, followed: EndpointTable, source: Listing, seen: list[str]) -> None:
+        self.listed(followed, source, seen, payment("a"))
+        renamed = Instance("a", "renamed", payment("a").labels, Address("http", "127.0.0.1", 80))
+        assert self.listed(followed, source, seen, renamed, found("z", 99, app_name="else")) == []
+
+    def test_changes_are_logged_at_their_level(
+        self, followed: EndpointTable, source: Listing, seen: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "rgate.discovery.changes"):
+            self.listed(followed, source, seen, payment("a", 81), payment("b", reason="paused"))
+        assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", seen[0]), ("WARNING", seen[1])]
+
+    def test_callback_that_raises_is_logged_and_stops_nothing(
+        self, followed: EndpointTable, source: Listing, seen: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        more: list[Sequence[Change]] = []
+
+        def failing(changes: Sequence[Change]) -> None:
+            raise RuntimeError("broken console")
+
+        followed.on_change(failing)
+        followed.on_change(more.append)
+        self.listed(followed, source, seen, payment("a"))
+        assert len(more) == 1
+        assert "broken console" in caplog.text
+        assert followed.snapshot.sources["l"].error is None
