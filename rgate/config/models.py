@@ -1,10 +1,18 @@
-"""The shape of config.yml: frozen pydantic models. Unknown keys are errors; every option says default, unit and limit."""
+"""The shape of config.yml: frozen pydantic models. Unknown keys are errors; every option has a default, unit and limit.
+
+docs/configuration.md says the same for the operator; a test holds the two together.
+"""
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
+
+from ..wire.target import read_target
 
 __all__ = [
     "BackendConfig",
@@ -12,13 +20,116 @@ __all__ = [
     "DefaultResponseConfig",
     "DockerConfig",
     "Model",
+    "PluginsConfig",
     "RouteConfig",
     "ServerConfig",
     "TimeoutsConfig",
     "UseConfig",
 ]
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
+_HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*")
+
+
+def _no_bool(kind: Literal["int_type", "float_type"]) -> BeforeValidator:
+    """Python's bool is an int, so `port: yes` would be port 1."""
+
+    def refuse(value: object) -> object:
+        if isinstance(value, bool):
+            raise PydanticKnownError(kind)
+        return value
+
+    return BeforeValidator(refuse)
+
+
+def _name(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable() or len(text) > 200:
+        raise ValueError("a name is 1 to 200 printable characters, with no space at either end")
+    return text
+
+
+def _path_prefix(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"must begin with '/'; found {text!r}")
+    for sign, meaning in (("?", "a query"), ("#", "a fragment")):
+        if sign in text:
+            raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
+    try:
+        canonical = read_target("GET", text).route
+    except ValueError as error:
+        why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
+        raise ValueError(f"no request can have this path: {why}") from None
+    if canonical != text:
+        raise ValueError(f"must be in canonical form, which is {canonical!r}")
+    return text
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _host(text: str) -> str:
+    host = text.lower()
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return f"[{IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise ValueError(f"{text!r} is no IPv6 address") from None
+    if not host.isascii():
+        raise ValueError(f"{text!r} must be written as it is sent, in its xn-- form")
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{text!r} is no host name; write the name alone, without scheme, port or wildcard")
+    return host
+
+
+def _method(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"{text!r} is no HTTP method")
+    return text.upper()
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    seen: dict[str, str] = {}
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+        if "_" in name:
+            raise ValueError(f"{name!r} never matches: headers whose name has an underscore are dropped")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name!r} never matches: it is empty, or has a space at an end or a control character")
+        if name.lower() in seen:
+            raise ValueError(f"{seen[name.lower()]!r} and {name!r} are the same header")
+        seen[name.lower()] = name
+    return headers
+
+
+def _label(text: str) -> str:
+    name, equals, _ = text.partition("=")
+    if not equals or not name or re.search(r"\s", name):
+        raise ValueError(f"{text!r} is no label; write name=value, without spaces around the '='")
+    return text
+
+
+def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for label in labels:
+        name = label.partition("=")[0]
+        if seen.setdefault(name, label) != label:
+            raise ValueError(f"no container has both {seen[name]!r} and {label!r}")
+    return labels
+
+
+def _media_type(text: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise ValueError(f"{text!r} is no media type; write one like 'text/html; charset=utf-8'")
+    return text
+
+
+Whole = Annotated[int, _no_bool("int_type")]
+Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class Model(BaseModel):
@@ -28,31 +139,36 @@ class Model(BaseModel):
 
 
 class TimeoutsConfig(Model):
-    """How long to wait for a backend (see model.Timeouts)."""
+    """How long to wait for a backend (see model.Timeouts). Each is above 0 and at most a day."""
 
     connect_seconds: Seconds = 2.0
     response_seconds: Seconds = 30.0
 
 
 class RouteConfig(Model):
-    """One entry of `routes`: which requests, to which backend."""
+    """One entry of `routes`: which requests, to which backend.
 
-    path_prefix: str
+    `name` is unique once the config is loaded, by default the path_prefix. `hosts` is `host` in the file: one name or a
+    list, lower-case here. `methods` are upper-case here. The values of `plugins` are the plugin's validated options for
+    this route once the config is loaded, or False for "off".
+    """
+
+    path_prefix: Annotated[str, AfterValidator(_path_prefix)]
     backend: str
-    name: str | None = None
-    hosts: tuple[str, ...] = Field(default=(), alias="host")
-    methods: tuple[str, ...] = ()
-    headers: dict[str, str] = {}
+    name: Name | None = None
+    hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_one_or_more)] = Field((), alias="host")
+    methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ()
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = {}
     strip_prefix: bool = False
     timeouts: TimeoutsConfig = TimeoutsConfig()
-    plugins: dict[str, Literal[False] | dict[str, Any]] = {}
+    plugins: dict[str, Any] = {}
 
 
 class BackendConfig(Model):
     """One entry of `backends`: containers picked by label, or fixed addresses, or both."""
 
-    name: str
-    match_labels: tuple[str, ...] = ()
+    name: Name
+    match_labels: Annotated[tuple[Annotated[str, AfterValidator(_label)], ...], AfterValidator(_labels)] = ()
     endpoints: tuple[str, ...] = ()
     policy: str = "random_of_two"
 
@@ -61,22 +177,22 @@ class DefaultResponseConfig(Model):
     """The answer when no route matches. With `content_type` the body is sent raw."""
 
     body: str = "No route matches."
-    status_code: Annotated[int, Field(ge=200, le=599)] = 404
-    content_type: str | None = None
+    status_code: Annotated[Whole, Field(ge=200, le=599)] = 404
+    content_type: Annotated[str, AfterValidator(_media_type)] | None = None
 
 
 class ServerConfig(Model):
-    """The client's side."""
+    """The client's side: where to listen, how much to accept, how long to wait."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    threads: Annotated[int, Field(ge=1, le=1_000)] = 8
-    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
-    drain_seconds: Annotated[float, Field(ge=0, le=3_600)] = 10.0
-    max_target_bytes: Annotated[int, Field(ge=8_000, le=65_536)] = 16_384
-    max_head_bytes: Annotated[int, Field(ge=8_192, le=1_048_576)] = 65_536
-    max_headers: Annotated[int, Field(ge=10, le=1_000)] = 200
-    max_body_bytes: Annotated[int, Field(ge=0)] | None = None
+    port: Annotated[Whole, Field(ge=0, le=65_535)] = 8080
+    threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
+    max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
+    drain_seconds: Annotated[float, _no_bool("float_type"), Field(ge=0, le=3_600)] = 10.0
+    max_target_bytes: Annotated[Whole, Field(ge=8_000, le=65_536)] = 16_384
+    max_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
+    max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200
+    max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
@@ -91,20 +207,36 @@ class DockerConfig(Model):
 
 
 class UseConfig(Model):
-    """One entry of `use`: any WSGI middleware, by dotted name or PasteDeploy entry point, with keyword arguments."""
+    """One entry of `use`: any WSGI middleware, by dotted name or PasteDeploy entry point, with keyword arguments.
+
+    `name` is set once the config is loaded, by default what stands last in `app`.
+    """
 
     app: str
-    name: str | None = None
+    name: Name | None = None
     before: str | None = None
     after: str | None = None
     options: dict[str, Any] = {}
+
+    @property
+    def default_name(self) -> str:
+        """What stands last in `app`: ProxyFix in "werkzeug.middleware.proxy_fix:ProxyFix"."""
+        return re.split("[:#.]", self.app)[-1]
+
+
+class PluginsConfig(BaseModel):
+    """The key `plugins` as it stands in the file: `disable`, and beside it one section for each plugin."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    disable: tuple[str, ...] = ()
 
 
 class Config(Model):
     """The whole of config.yml.
 
-    `plugins` maps plugin names to their *validated* options once the config is loaded: a model instance, or None for a
-    plugin without a section. `disabled` are the built-ins under `plugins: {disable: …}`.
+    `plugins` maps every active plugin's name to its *validated* options once the config is loaded: a model instance, or
+    None for a plugin that has none. `disabled` are the built-ins under `plugins: {disable: …}`; it is no key of the file.
     """
 
     routes: tuple[RouteConfig, ...] = ()
@@ -113,6 +245,6 @@ class Config(Model):
     server: ServerConfig = ServerConfig()
     docker: DockerConfig = DockerConfig()
     plugins: dict[str, Any] = {}
-    disabled: frozenset[str] = frozenset()
+    disabled: frozenset[str] = Field(frozenset(), init=False)
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None

@@ -1,0 +1,112 @@
+"""What must hold between the entries of a config: names are unique, references lead somewhere, no route is in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from ..errors import ConfigProblem
+from .models import Config, RouteConfig
+from .tree import Node, Report, is_secret
+from .wording import did_you_mean, listed
+
+__all__ = ["check", "named"]
+
+
+def check(config: Config, root: Node, backends: Collection[str], report: Report) -> Iterator[ConfigProblem]:
+    """The problems of a config whose every entry is valid by itself.
+
+    `root` is the tree that the config has been made of, `backends` are all names that routes may use, `report` knows
+    what has been taken out because it was not valid.
+    """
+    yield from _routes(config, root, backends, report)
+    yield from _backends(config, root)
+    yield from _pipeline(config)
+
+
+def _routes(config: Config, root: Node, backends: Collection[str], report: Report) -> Iterator[ConfigProblem]:
+    names: dict[str, int] = {}
+    same_prefix: dict[str, list[int]] = {}
+    for index, route in enumerate(config.routes):
+        if route.backend not in backends:
+            suggestion = did_you_mean(route.backend, backends) or f"; the backends are {listed(backends)}"
+            yield ConfigProblem(("routes", index, "backend"), f"no backend named {route.backend!r}{suggestion}")
+        if route.name is not None and (first := names.setdefault(route.name, index)) != index:
+            line = _line(root, "routes", first)
+            yield ConfigProblem(("routes", index, "name"), f"another route is named {route.name!r}, on line {line}")
+        earlier = same_prefix.setdefault(route.path_prefix.rstrip("/"), [])
+        if (first := next((i for i in earlier if _takes_all(config.routes[i], route)), index)) != index:
+            line = _line(root, "routes", first)
+            message = f"never used: the route on line {line} takes all of its requests"
+            yield ConfigProblem(("routes", index, "path_prefix"), message)
+        if report.is_whole(root.find(("routes", index))[0].path):
+            earlier.append(index)
+
+
+def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
+    """Whether `first`, which has the same prefix and stands earlier, leaves nothing for `second`.
+
+    A route that asks for more is looked at before one that asks for less, so it takes as much of host, methods and headers.
+    """
+    return (
+        bool(first.hosts) == bool(second.hosts)
+        and bool(first.methods) == bool(second.methods)
+        and set(first.hosts) >= set(second.hosts)
+        and set(first.methods) >= set(second.methods)
+        and _lower(first.headers) == _lower(second.headers)
+    )
+
+
+def _lower(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _backends(config: Config, root: Node) -> Iterator[ConfigProblem]:
+    names: dict[str, int] = {}
+    for index, backend in enumerate(config.backends):
+        if (first := names.setdefault(backend.name, index)) != index:
+            line = _line(root, "backends", first)
+            yield ConfigProblem(("backends", index, "name"), f"another backend is named {backend.name!r}, on line {line}")
+        if not backend.match_labels and not backend.endpoints:
+            yield ConfigProblem(("backends", index), "needs match_labels, or endpoints, or both; with neither it is always empty")
+
+
+def _line(root: Node, *path: str | int) -> int:
+    return root.find(path)[0].line
+
+
+def _pipeline(config: Config) -> Iterator[ConfigProblem]:
+    seen: set[str] = set()
+    for index, name in enumerate(config.pipeline or ()):
+        if name in seen:
+            yield ConfigProblem(("pipeline", index), f"{name!r} stands in the pipeline twice")
+        seen.add(name)
+
+
+def named(config: Config) -> Config:
+    """The config with a name for every route and every `use` entry.
+
+    A route's is its path_prefix, with what else it asks for in brackets where several have that prefix. A `use`
+    entry's is what stands last in its `app`.
+    """
+    taken = {route.name for route in config.routes if route.name is not None}
+    prefixes = [route.path_prefix for route in config.routes if route.name is None]
+    routes = []
+    for route in config.routes:
+        if route.name is None:
+            alone = prefixes.count(route.path_prefix) == 1 and route.path_prefix not in taken
+            name = unnumbered = route.path_prefix if alone else f"{route.path_prefix}{_qualified(route)}"
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{unnumbered} #{number}"
+            taken.add(name)
+            route = route.model_copy(update={"name": name})
+        routes.append(route)
+    use = [entry.model_copy(update={"name": entry.name or entry.default_name}) for entry in config.use]
+    return config.model_copy(update={"routes": tuple(routes), "use": tuple(use)})
+
+
+def _qualified(route: RouteConfig) -> str:
+    parts = [f"host={','.join(route.hosts)}"] * bool(route.hosts) + [f"method={','.join(route.methods)}"] * bool(route.methods)
+    parts += [name if is_secret(name) else f"{name}={value}" for name, value in sorted(route.headers.items())]
+    return f" [{' '.join(parts)}]" if parts else ""

@@ -1,0 +1,124 @@
+"""YAML text → a tree of nodes with their lines. The only place that knows YAML.
+
+Stricter than YAML is: a key stands once in a mapping, values are texts, numbers, true, false and null, and what aliases
+blow up to is bounded. Dates stay the text that they are.
+"""
+
+from __future__ import annotations
+
+import yaml
+
+from .tree import Node, Path, Report
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "read"]
+
+MAX_BYTES = 8 * 1024 * 1024
+MAX_VALUES = 200_000
+"""With aliases counted as often as they are used: ten lines of YAML can stand for a billion values."""
+MAX_DEPTH = 50
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+_TEXT = (_TAG + "str", _TAG + "timestamp", _TAG + "value", _MERGE)
+_TYPED = (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float")
+
+
+def read(content: bytes, report: Report) -> Node:
+    """The tree of a config file. What is wrong inside is added to `report`.
+
+    Raises ConfigError when it is no YAML mapping at all.
+    """
+    loader = None
+    try:
+        text = content.decode("utf-8-sig")
+        loader = yaml.SafeLoader(text)
+        source = loader.get_single_node()
+        root = _Reader(loader, report).node(source, (), 1) if source is not None else None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise report.fail(f"is not UTF-8: byte 0x{content[error.start]:02x} on line {line}") from None
+    except yaml.MarkedYAMLError as error:
+        report.add_line(_line(error), (), f"not valid YAML: {_words(error)}")
+        report.raise_any()
+        raise
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        report.add_line(line, (), f"not valid YAML: the character U+{error.character:04X} is not allowed")
+        report.raise_any()
+        raise
+    except RecursionError:
+        raise report.fail(f"is nested more than {MAX_DEPTH} levels deep") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if root is None or root.value is None:
+        raise report.fail("is empty; a config has at least `routes` and `backends`")
+    if not isinstance(root.value, dict):
+        raise report.fail(f"must be a mapping with keys like `routes` and `backends`; found {root.shown()}")
+    return root
+
+
+class _Reader:
+    def __init__(self, loader: yaml.SafeLoader, report: Report) -> None:
+        self._loader = loader
+        self._report = report
+        self._values = 0
+
+    def node(self, source: yaml.Node, path: Path, line: int) -> Node:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise self._report.fail(f"has more than {MAX_VALUES:,} values, aliases counted as often as they are used")
+        if len(path) > MAX_DEPTH:
+            raise self._report.fail(f"is nested more than {MAX_DEPTH} levels deep")
+        node = Node(path, line, None)
+        if isinstance(source, yaml.MappingNode):
+            node.value = self._mapping(source, path)
+        elif isinstance(source, yaml.SequenceNode):
+            node.value = [self.node(s, (*path, i), s.start_mark.line + 1) for i, s in enumerate(source.value)]
+        elif source.tag in _TYPED:
+            try:
+                node.value = self._loader.construct_object(source)
+            except ValueError:
+                self._report.add(node, f"{source.value[:40]!r} is no value of the type {source.tag.removeprefix(_TAG)}")
+        elif source.tag in _TEXT:
+            node.value = source.value
+        else:
+            self._report.add(node, f"the tag {source.tag.replace(_TAG, '!!')!r} means nothing here; leave it out")
+        return node
+
+    def _mapping(self, source: yaml.MappingNode, path: Path) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        merged: list[yaml.Node] = []
+        for key, value in source.value:
+            line = key.start_mark.line + 1
+            if key.tag == _MERGE:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif not isinstance(key, yaml.ScalarNode):
+                self._report.add_line(line, path, "a key must be a plain text")
+            elif key.value in entries:
+                first = entries[key.value].line
+                self._report.add_line(line, (*path, key.value), f"the key {key.value!r} stands here twice; first on line {first}")
+            else:
+                entries[key.value] = self.node(value, (*path, key.value), line)
+        for mapping in merged:
+            if not isinstance(mapping, yaml.MappingNode):
+                self._report.add_line(mapping.start_mark.line + 1, path, "'<<' takes a mapping or a list of mappings")
+                continue
+            for name, node in self._mapping(mapping, path).items():
+                entries.setdefault(name, node)
+        return entries
+
+
+def _line(error: yaml.MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark is not None else 1
+
+
+def _words(error: yaml.MarkedYAMLError) -> str:
+    context = f"{error.context} " if error.context and error.context_mark is None else ""
+    words = f"{context}{error.problem or 'unreadable'}"
+    if "\\t" in words:
+        return f"{words}; indent with spaces"
+    if "but found another document" in words:
+        return "a second document begins here ('---'); a config is one document"
+    return words

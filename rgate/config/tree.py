@@ -1,0 +1,156 @@
+"""The config as a tree in which everything knows its place, and the report that collects what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import ConfigError, ConfigProblem
+from .wording import as_yaml
+
+__all__ = ["Node", "Path", "Report", "is_secret"]
+
+Path: TypeAlias = "tuple[str | int, ...]"
+
+_SECRET_KEY = re.compile(
+    r"passw|passphrase|token|secret|credential|api[-_]?key|private[-_]?key|authorization|cookie", re.IGNORECASE
+)
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is called like one whose value must not be shown."""
+    return _SECRET_KEY.search(key) is not None
+
+
+@dataclass(slots=True)
+class Node:
+    """One value in the file: a scalar, a list of nodes or a mapping of nodes.
+
+    `path` and `line` (from 1) are where it stands in the file, also after something before it has been cut out of the
+    tree. `source` is the text before environment variables were put in, None where there were none.
+    """
+
+    path: Path
+    line: int
+    value: Any
+    source: str | None = None
+
+    def plain(self) -> Any:
+        """The value as plain Python objects."""
+        match self.value:
+            case list():
+                return [node.plain() for node in self.value]
+            case dict():
+                return {key: node.plain() for key, node in self.value.items()}
+            case scalar:
+                return scalar
+
+    def items(self) -> dict[str, Node]:
+        """The nodes of a mapping, by key; nothing for any other node."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    def entries(self) -> list[Node]:
+        """The nodes of a list; nothing for any other node."""
+        return self.value if isinstance(self.value, list) else []
+
+    def get(self, key: str) -> Node | None:
+        """The node under a key of a mapping."""
+        return self.items().get(key)
+
+    def find(self, path: Path) -> tuple[Node, Path]:
+        """The node under `path`, or the nearest above it, and what remains of the path."""
+        node = self
+        for depth, part in enumerate(path):
+            below = node.value
+            is_there = part in below if isinstance(below, dict) else isinstance(below, list) and part in range(len(below))
+            if not is_there:
+                return node, path[depth:]
+            node = below[part]
+        return node, ()
+
+    def cut(self, path: Path) -> Node | None:
+        """Take the node under `path` out of the tree. None when there is none, or `path` is empty."""
+        parent, rest = self.find(path[:-1])
+        node, missing = self.find(path)
+        if not path or rest or missing:
+            return None
+        del parent.value[path[-1]]
+        return node
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it."""
+        yield self
+        for node in (*self.items().values(), *self.entries()):
+            yield from node.walk()
+
+    @property
+    def secret(self) -> bool:
+        """Whether it stands under a key that is called like a password."""
+        return any(isinstance(part, str) and is_secret(part) for part in self.path)
+
+    def shown(self) -> str:
+        """The value for a message: never a secret, and never what came from the environment."""
+        if self.secret and self.value is not None:
+            return "a value that is not shown"
+        return as_yaml(self.source if self.source is not None else self.value)
+
+
+class Report:
+    """What is wrong with one config file. Says nothing twice, keeps secrets out, raises all of it in order of lines."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._found: dict[ConfigProblem, int] = {}
+        self._cut: list[Path] = []
+        self._hidden: set[str] = set()
+
+    def add(self, node: Node, message: str, rest: Path = ()) -> None:
+        """A problem at `node`, or at something that is missing under it (`rest`)."""
+        if node.source is not None and isinstance(node.value, str):
+            message = message.replace(repr(node.value), repr(node.source))
+        self.add_line(node.line, node.path + rest, message)
+
+    def add_line(self, line: int, path: Path, message: str) -> None:
+        """A problem on a line, where there is no node."""
+        self._found.setdefault(ConfigProblem(path, message, f"{self.file}:{line}"), line)
+
+    def add_check(self, root: Node, problem: ConfigProblem) -> None:
+        """A problem found by a cross check, unless it may come of something that has been cut out before."""
+        node, rest = root.find(problem.path)
+        if self.is_whole(node.path + rest):
+            self.add(node, problem.message, rest)
+
+    def cut(self, node: Node) -> None:
+        """Remember that a node has been taken out of the tree because of a problem that has been added."""
+        self._cut.append(node.path)
+
+    def was_cut(self, path: Path) -> bool:
+        """Whether the node that stood at `path` in the file has been taken out."""
+        return path in self._cut
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether nothing that stood at or under `path` in the file has been taken out, so that it says what the file says."""
+        return not any(cut[: len(path)] == path for cut in self._cut)
+
+    def hide_secrets(self, root: Node) -> None:
+        """Keep the secrets of `root` out of every message, also of those that a plugin words."""
+        texts = (str(node.value) for node in root.walk() if node.secret and isinstance(node.value, str | int | float))
+        self._hidden.update(text for text in texts if len(text) > 3)
+
+    def raise_any(self) -> None:
+        """Raise ConfigError with all that has been added, if anything has."""
+        if self._found:
+            ordered = sorted(self._found, key=lambda problem: self._found[problem])
+            raise ConfigError(ConfigProblem(p.path, self._clean(p.message), p.location) for p in ordered)
+
+    def fail(self, message: str) -> ConfigError:
+        """The error for a file that cannot be read at all."""
+        return ConfigError([ConfigProblem((), message, self.file)])
+
+    def _clean(self, message: str) -> str:
+        for text in sorted(self._hidden, key=len, reverse=True):
+            message = message.replace(text, "***")
+        return _USER_INFO.sub("***@", message)

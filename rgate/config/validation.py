@@ -1,0 +1,211 @@
+"""A tree held against a pydantic model, and pydantic's findings in plain words at their place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from .tree import Node, Path, Report
+from .wording import did_you_mean, listed
+
+__all__ = ["validate"]
+
+_M = TypeVar("_M", bound=BaseModel)
+
+_TYPES: Mapping[str, str] = {
+    "bool": "true or false",
+    "bytes": "text",
+    "date": "a date",
+    "datetime": "a date and time",
+    "decimal": "a number",
+    "dict": "a mapping (key: value)",
+    "float": "a number",
+    "frozen_set": "a list",
+    "int": "a whole number",
+    "iterable": "a list",
+    "list": "a list",
+    "mapping": "a mapping (key: value)",
+    "model": "a mapping (key: value)",
+    "none": "nothing",
+    "set": "a list",
+    "string": "text",
+    "time_delta": "a duration",
+    "tuple": "a list",
+}
+_WRONG_TYPE = re.compile(r"(.+?)(?:_attributes)?_(?:type|parsing|parsing_size|from_float|required|sub_type|unicode)")
+_LIMITS: Mapping[str, str] = {
+    "enum": "{expected}",
+    "finite_number": "a finite number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_pattern_mismatch": "text like {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
+}
+
+
+def validate(model: type[_M], root: Node, report: Report) -> _M | None:
+    """`root` as an instance of `model`; None when nothing of it can be used.
+
+    Everything wrong is added to `report` and cut out of the tree, so that the rest can still be checked: a bad option
+    leaves its default behind, a bad required one takes the entry with it.
+    """
+    while True:
+        try:
+            instance = model.model_validate(root.plain())
+        except ValidationError as error:
+            places = _by_place(root, error)
+            for place, group in places.items():
+                _add(model, root, place, group, report)
+            if not _cut(root, places, report):
+                return None
+        else:
+            for node, message in _ignored(instance, root):
+                report.add(node, message)
+            return instance
+
+
+def _by_place(root: Node, error: ValidationError) -> dict[Path, list[ErrorDetails]]:
+    """Errors by path. The members of a union say in `loc` which of them complains; such parts name no node and go."""
+    places: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False, include_input=False):
+        path = details["loc"]
+        if details["type"] != "missing":
+            path = path[: len(path) - len(root.find(path)[1])]
+        places.setdefault(path, []).append(details)
+    return places
+
+
+def _add(model: type[BaseModel], root: Node, place: Path, group: list[ErrorDetails], report: Report) -> None:
+    node, rest = root.find(place)
+    if group[0]["type"] == "missing":
+        if not report.was_cut(node.path + rest):
+            report.add(node, "is missing", rest)
+        return
+    if group[0]["type"] == "extra_forbidden":
+        report.add(node, _unknown_key(str(place[-1]), _known_keys(_models_at(model, place[:-1]))))
+        return
+    expected = [phrase for phrase in dict.fromkeys(map(_expected, group)) if phrase]
+    if expected:
+        report.add(node, f"expected {' or '.join(expected)}, found {node.shown()}{_way_out(node, expected, group)}")
+    for details in group:
+        if not _expected(details):
+            report.add(node, _own_words(node, details))
+
+
+def _cut(root: Node, places: Iterable[Path], report: Report) -> bool:
+    """Cut out what stands at the places, or the entry around it where nothing does. False when that is the root."""
+    found = {place[: len(place) - len(root.find(place)[1])] for place in places}
+    if () in found:
+        report.cut(root)
+        return False
+    nodes = [root.find(place)[0] for place in found]
+    for place in sorted(found, key=lambda place: [(isinstance(part, str), part) for part in place], reverse=True):
+        root.cut(place)  # the last first, so that no index moves
+    for node in nodes:
+        report.cut(node)
+    return True
+
+
+def _expected(details: ErrorDetails) -> str:
+    """What pydantic expected, as a phrase; the empty string where it does not say so."""
+    kind = details["type"]
+    if kind in _LIMITS:
+        return _LIMITS[kind].format_map({key: _number(value) for key, value in details.get("ctx", {}).items()})
+    match = _WRONG_TYPE.fullmatch(kind)
+    return _TYPES.get(match[1], "") if match else ""
+
+
+def _own_words(node: Node, details: ErrorDetails) -> str:
+    cause = details.get("ctx", {}).get("error")
+    words = str(cause) if cause is not None else details["msg"][:1].lower() + details["msg"][1:]
+    if node.secret and isinstance(node.value, str) and node.value in words:
+        return "the value is not valid"
+    return words or "the value is not valid"
+
+
+def _way_out(node: Node, expected: list[str], group: list[ErrorDetails]) -> str:
+    if node.secret or node.source is not None:
+        return ""
+    if node.value is None:
+        return "; fill it in or leave the key out"
+    if expected == ["text"] and isinstance(node.value, bool | int | float):
+        return "; put it in quotes"
+    if expected == ["a list"] and isinstance(node.value, str):
+        return f"; write [{node.value}]"
+    if isinstance(node.value, str) and group[0]["type"] in ("literal_error", "enum"):
+        return did_you_mean(node.value, [word for word in str(group[0].get("ctx", {}).get("expected", "")).split("'") if word])
+    return ""
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    known = set(known)
+    return f"unknown key {key!r}{did_you_mean(key, known) or f'; the keys here are {listed(known)}'}"
+
+
+def _fields(model: type[BaseModel]) -> dict[str, str]:
+    """The keys that a model reads, each with its field."""
+    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+    keys = {}
+    for name, field in model.model_fields.items():
+        if field.init is False:  # filled in later, no key of the file
+            continue
+        alias = field.validation_alias or field.alias
+        for key in alias.choices if isinstance(alias, AliasChoices) else [alias]:
+            if isinstance(key, str):
+                keys[key] = name
+        if alias is None or by_name:
+            keys[name] = name
+    return keys
+
+
+def _known_keys(models: Iterable[type[BaseModel]]) -> set[str]:
+    return {key for model in models for key in _fields(model)}
+
+
+def _models_at(model: type[BaseModel], path: Path) -> set[type[BaseModel]]:
+    """The models that may stand at a path under `model`."""
+    models = {model}
+    for part in path:
+        fields = [m.model_fields[_fields(m)[part]] for m in models if isinstance(part, str) and part in _fields(m)]
+        if fields:
+            models = {found for field in fields for found in _models_in(field.annotation)}
+    return models
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _ignored(value: object, node: Node) -> Iterator[tuple[Node, str]]:
+    """Keys that pydantic has passed over in silence because a plugin's model does not say what is to become of them."""
+    if isinstance(value, BaseModel):
+        fields = _fields(type(value))
+        for key, entry in node.items().items():
+            if key in fields:
+                yield from _ignored(getattr(value, fields[key]), entry)
+            elif type(value).model_config.get("extra") is None:
+                yield entry, _unknown_key(key, fields)
+    elif isinstance(value, Mapping):
+        for key, entry in node.items().items():
+            yield from _ignored(value.get(key), entry)
+    elif isinstance(value, list | tuple):
+        for element, entry in zip(value, node.entries(), strict=False):
+            yield from _ignored(element, entry)
