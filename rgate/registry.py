@@ -1,0 +1,378 @@
+"""The plugins of one gateway: loaded, checked while they are loaded, and asked by hook.
+
+A plugin is found by name: the built-ins are modules of `rgate.plugins`, all others are entry points of the group
+`rgate`, whose name is the plugin's name. An installed plugin is imported only when the config names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from .config.wording import did_you_mean, listed
+from .errors import ConfigProblem, GatewayError, PluginError
+from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
+from .pipeline import ROUTING, STANDARD_ORDER
+from .plugins import BUILTIN
+from .use import check_used, middleware
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .exchange import Exchange
+
+__all__ = ["PluginRecord", "Registry"]
+
+_log = logging.getLogger("rgate.registry")
+
+
+def _has(*attributes: str) -> Callable[[object], bool]:
+    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in attributes)
+
+
+_RETURNS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "rgate_config_sections": ("a ConfigSection", lambda value: isinstance(value, ConfigSection)),
+    "rgate_check_config": ("ConfigProblems", lambda value: isinstance(value, ConfigProblem)),
+    "rgate_discovery_sources": ("a DiscoverySource (with name and list)", _has("name", "list")),
+    "rgate_selection_policies": ("a SelectionPolicy (with name and pick)", _has("name", "pick")),
+    "rgate_middlewares": ("a Middleware", lambda value: isinstance(value, Middleware) and callable(value.wrap)),
+    "rgate_local_routes": ("a mapping of paths to WSGI apps", lambda value: isinstance(value, Mapping)),
+    "rgate_lifespan": ("a context manager", _has("__enter__", "__exit__")),
+}
+"""What each hook that is collected may return (one, several in an iterable, or None), for messages and as a test."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """One plugin that is installed. `hooks` is None where it is not known, because the plugin has not been imported."""
+
+    name: str
+    distribution: str
+    version: str
+    builtin: bool
+    active: bool = False
+    hooks: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.distribution} {self.version})" if self.distribution else repr(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    record: PluginRecord
+    calls: Mapping[str, Callable[..., object]]  # hook name → implementation, called with keyword arguments
+    modules: frozenset[str]  # what is in these, or under them, is the plugin's code
+
+
+class Registry:
+    """The active plugins of one gateway, in order of registration: built-ins first, then by distribution and name.
+
+    Everything but `hook` and `report_failure` belongs to start-up and to one thread.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(NAMESPACE)
+        self._manager.add_hookspecs(HookSpecs)
+        self._active: dict[str, _Active] = {}
+        self._sections: dict[str, ConfigSection] = {}
+        self._used_modules: dict[str, str] = {}
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """pluggy's way to call a hook of every plugin; the last one registered is asked first."""
+        return self._manager.hook
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The active plugins, in order of registration."""
+        return tuple(self._active)
+
+    @property
+    def sections(self) -> Mapping[str, ConfigSection]:
+        """The options that active plugins understand, by plugin."""
+        return self._sections
+
+    def activate(self, wanted: Collection[str] = (), disabled: Collection[str] = ()) -> list[ConfigProblem]:
+        """Make the built-ins active, but for those in `disabled`, and the installed plugins that are `wanted`.
+
+        What keeps a wanted plugin from being active is returned, at its place in the config. Raises PluginError when
+        a built-in fails, which no config can mend.
+        """
+        problems = []
+        for name in sorted(set(disabled) - set(BUILTIN)):
+            hint = did_you_mean(name, BUILTIN) or f"; they are {listed(BUILTIN)}"
+            problems.append(ConfigProblem(("plugins", "disable"), f"no built-in plugin is named {name!r}{hint}"))
+        for name in BUILTIN:
+            if name not in disabled:
+                self.register(name, importlib.import_module(f"rgate.plugins.{name}"), "rgate", VERSION)
+        installed = _installed()
+        for name in sorted(set(wanted), key=lambda name: (_distribution(installed.get(name, ())), name)):
+            if name in self._active and name not in installed:
+                continue
+            try:
+                self._load(name, installed)
+            except PluginError as error:
+                problems.append(ConfigProblem(("plugins", name), str(error)))
+        return problems
+
+    def register(self, name: str, plugin: object, distribution: str = "", version: str = "") -> None:
+        """Make a module or object that implements hooks active under `name`.
+
+        Raises PluginError when it is none, when a hook is misspelt or has other arguments than its specification, or
+        when its options are not declared as they must be.
+        """
+        builtin = plugin.__name__ == f"rgate.plugins.{name}" if isinstance(plugin, ModuleType) else False
+        record = PluginRecord(name, distribution, version, builtin=builtin, active=True)
+        if name in self._active or name == "disable":
+            raise PluginError(f"plugin {record}: the name is taken")
+        if isinstance(plugin, type):
+            raise PluginError(f"plugin {record}: is a class; name a module or an object with hook implementations")
+        try:
+            self._manager.register(plugin, name)
+            self._check_hooks(record, plugin)
+            self._manager.check_pending()
+            calls = {hook.name: _call(hook, name) for hook in self._manager.get_hookcallers(plugin) or ()}
+            modules = frozenset(_modules(plugin))
+            record = PluginRecord(name, distribution, version, builtin, active=True, hooks=tuple(sorted(calls)))
+            self._active[name] = _Active(record, calls, modules)
+            self._declare(name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            self._forget(name)
+            raise PluginError(f"plugin {record}: {self._explain(error)}") from error
+        except PluginError:
+            self._forget(name)
+            raise
+
+    def collect(self, hook_name: str, **kwargs: object) -> list[Any]:
+        """What all plugins return for a hook, in order of registration: None left out, iterables taken apart.
+
+        Raises PluginError, naming plugin and hook, for whatever a plugin raises and for what the hook cannot return.
+        """
+        return [value for name in self._active for value in self._ask(name, hook_name, kwargs)]
+
+    def check(self, config: Config) -> Iterator[ConfigProblem]:
+        """What the plugins, and the chain they make, have against a config that is valid otherwise."""
+        yield from check_used(config.use, self.names)
+        yield from self._check_policies(config)
+        yield from self._check_chain(config)
+        for name in self._active:
+            try:
+                yield from self._ask(name, "rgate_check_config", {"config": config})
+            except PluginError as error:
+                yield ConfigProblem(("plugins", name), str(error))
+
+    def used(self, config: Config) -> list[Middleware]:
+        """The middlewares under `use:`. Raises PluginError."""
+        for entry in config.use:
+            self._used_modules[entry.app.partition(":")[0]] = entry.name or entry.default_name
+        return [middleware(entry) for entry in config.use]
+
+    def records(self) -> list[PluginRecord]:
+        """Every plugin there is, active or not: the built-ins, then what is installed. Inactive ones are not imported."""
+        active = {name: plugin.record for name, plugin in self._active.items()}
+        builtin = [PluginRecord(name, "rgate", VERSION, builtin=True) for name in BUILTIN]
+        others = [_record(point) for points in _installed().values() for point in points]
+        known = [*builtin, *sorted(others, key=lambda record: (record.distribution, record.name))]
+        found = [active[r.name] if r.name in active and _same(active[r.name], r) else r for r in known]
+        return found + [record for record in active.values() if record not in found]
+
+    def report_failure(self, exchange: Exchange, error: Exception) -> None:
+        """Log an exception that came out of the chain, with the request's id and the plugin whose code raised it.
+
+        A fault (GatewayError) arrives here only where no `faults` plugin answers it, and needs no traceback.
+        """
+        if isinstance(error, GatewayError):
+            _log.warning("%s: %s", exchange.id, error)
+            return
+        name = self._culprit(error.__traceback__)
+        _log.error("%s: %s failed: %r", exchange.id, f"plugin {name!r}" if name else "the gateway", error, exc_info=error)
+
+    def _load(self, name: str, installed: Mapping[str, Collection[EntryPoint]]) -> None:
+        points = installed.get(name, ())
+        owners = listed(_owner(point) for point in points)
+        if not points:
+            if name in BUILTIN:
+                raise PluginError(f"{name!r} is disabled and no other plugin of that name is installed; take it out of disable")
+            known = {*BUILTIN, *installed}
+            others = listed((f"{other} ({_owner(point)})" for other, found in installed.items() for point in found), "no others")
+            raise PluginError(
+                f"no plugin named {name!r} is installed{did_you_mean(name, known) or '; install it with pip'}"
+                f" (built in are {listed(BUILTIN)}; installed are {others})"
+            )
+        if name in self._active:
+            raise PluginError(
+                f"{name!r} is built in, and {owners} brings another plugin of that name: to have that one, "
+                f"write disable: [{name}]; to have the built-in, uninstall the other"
+            )
+        if len(points) > 1:
+            raise PluginError(f"more than one distribution brings a plugin named {name!r}: {owners}; uninstall all but one")
+        (point,) = points
+        record = _record(point)
+        try:
+            plugin = point.load()
+        except (Exception, SystemExit) as error:
+            way_out = f"repair or upgrade {record.distribution or 'it'}, or take {name!r} out of the config"
+            raise PluginError(
+                f"plugin {record}: {point.value} cannot be imported: {type(error).__name__}: {error}; {way_out}"
+            ) from error
+        self.register(name, plugin, record.distribution, record.version)
+
+    def _forget(self, name: str) -> None:
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        self._active.pop(name, None)
+        self._sections.pop(name, None)
+
+    def _check_hooks(self, record: PluginRecord, plugin: object) -> None:
+        callers = self._manager.get_hookcallers(plugin) or []
+        known = [name for name in dir(HookSpecs) if name.startswith("rgate_")]
+        if not callers:
+            raise PluginError(f"plugin {record}: implements no hook; mark its functions with @rgate.hookimpl")
+        for caller in callers:
+            if not caller.has_spec():
+                hint = did_you_mean(caller.name, known) or f"; the hooks are {listed(known)}"
+                raise PluginError(f"plugin {record}: there is no hook {caller.name!r}{hint}")
+            for impl in caller.get_hookimpls():
+                if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
+                    raise PluginError(f"plugin {record}: {caller.name} is a hook wrapper; rgate calls plain functions only")
+
+    def _declare(self, name: str) -> None:
+        sections: list[ConfigSection] = self._ask(name, "rgate_config_sections", {})
+        record = self._active[name].record
+        if len(sections) > 1:
+            raise PluginError(f"plugin {record}: rgate_config_sections returns {len(sections)} sections; a plugin has one")
+        for section in sections:
+            if section.name != name:
+                raise PluginError(f"plugin {record}: its ConfigSection is named {section.name!r}; it must be {name!r}")
+            try:
+                section.model()
+            except Exception as error:
+                raise PluginError(f"plugin {record}: every field of its model needs a default: {error}") from error
+            self._sections[name] = section
+
+    def _ask(self, name: str, hook_name: str, kwargs: Mapping[str, object]) -> list[Any]:
+        plugin = self._active[name]
+        call = plugin.calls.get(hook_name)
+        if call is None:
+            return []
+        words, valid = _RETURNS[hook_name]
+        try:
+            value = call(**kwargs)
+            values: list[Any] = [value]
+            if value is None:
+                values = []
+            elif isinstance(value, Iterable) and not valid(value):
+                values = list(value)
+        except Exception as error:
+            message = f"plugin {plugin.record}: {hook_name} raised {type(error).__name__}: {error}"
+            raise PluginError(message) from error
+        for value in values:
+            if not valid(value):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise PluginError(f"plugin {plugin.record}: {hook_name} must return {words}, not {value!r}")
+        middlewares = [value.name for value in values if isinstance(value, Middleware)]
+        if middlewares not in ([], [name]):
+            names = listed(map(repr, middlewares))
+            raise PluginError(f"plugin {plugin.record}: brings the middleware {names}; it has at most one, named {name!r}")
+        return values
+
+    def _explain(self, error: Exception) -> str:
+        """pluggy's words on one line, and what the hook's arguments are."""
+        words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        match = re.search(r"hook '(\w+)'", words)
+        spec = getattr(self.hook, match[1]).spec if match else None
+        return f"{words}; the hook's arguments are ({', '.join(spec.argnames)})" if spec else words
+
+    def _check_policies(self, config: Config) -> Iterator[ConfigProblem]:
+        try:
+            known = [policy.name for policy in self.collect("rgate_selection_policies", config=config)]
+        except PluginError as error:
+            yield ConfigProblem(("plugins",), str(error))
+            return
+        for index, backend in enumerate(config.backends):
+            if backend.policy not in known:
+                hint = did_you_mean(backend.policy, known) or f"; the policies are {listed(known)}"
+                yield ConfigProblem(("backends", index, "policy"), f"no selection policy is named {backend.policy!r}{hint}")
+
+    def _check_chain(self, config: Config) -> Iterator[ConfigProblem]:
+        """Names in `pipeline`, and routes that turn off what does not run per route."""
+        used = {entry.name or entry.default_name: entry for entry in config.use}
+        active = {name for name, plugin in self._active.items() if "rgate_middlewares" in plugin.calls} | used.keys()
+        chain = config.pipeline if config.pipeline is not None else STANDARD_ORDER
+        outside = set(chain[: chain.index(ROUTING) + 1]) if ROUTING in chain else set()
+        if config.pipeline is None:
+            outside |= {name for name, entry in used.items() if entry.after in outside - {ROUTING} or entry.before in outside}
+        for index, name in enumerate(config.pipeline or ()):
+            if name not in active:
+                hint = did_you_mean(name, active) or f"; the active ones are {listed(active)}"
+                yield ConfigProblem(("pipeline", index), f"no active middleware is named {name!r}{hint}")
+        for index, route in enumerate(config.routes):
+            for name in route.plugins:
+                place = ("routes", index, "plugins", name)
+                if name not in active:
+                    yield ConfigProblem(place, f"{name!r} has no part in the chain, so a route cannot say anything about it")
+                elif name in outside and not (name in self._sections and self._sections[name].per_route):
+                    yield ConfigProblem(place, f"{name!r} stands outside of {ROUTING!r} and so is the same for every route")
+
+    def _culprit(self, traceback: TracebackType | None) -> str:
+        """The plugin in whose code the innermost frame is that belongs to a plugin or to rgate; "" when that is rgate."""
+        modules = []
+        while traceback is not None:
+            modules.append(str(traceback.tb_frame.f_globals.get("__name__", "")))
+            traceback = traceback.tb_next
+        owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
+        for module in reversed(modules):
+            owned = [prefix for prefix in owners if f"{module}.".startswith(f"{prefix}.")]
+            if owned:
+                return owners[max(owned, key=len)]
+            if f"{module}.".startswith("rgate."):
+                return ""
+        return ""
+
+
+def _call(caller: pluggy.HookCaller, name: str) -> Callable[..., object]:
+    impl = next(impl for impl in caller.get_hookimpls() if impl.plugin_name == name)
+    return lambda **kwargs: impl.function(*(kwargs[argument] for argument in impl.argnames))
+
+
+def _modules(plugin: object) -> Iterator[str]:
+    module = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+    yield module
+    top = module.partition(".")[0]
+    if top != "rgate":
+        yield top
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=NAMESPACE):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _record(point: EntryPoint) -> PluginRecord:
+    dist = point.dist
+    return PluginRecord(point.name, dist.name if dist else "", dist.version if dist else "", builtin=False)
+
+
+def _owner(point: EntryPoint) -> str:
+    record = _record(point)
+    return f"{record.distribution} {record.version}"
+
+
+def _distribution(points: Collection[EntryPoint]) -> str:
+    return min((_record(point).distribution for point in points), default="")
+
+
+def _same(one: PluginRecord, other: PluginRecord) -> bool:
+    return (one.distribution, one.version, one.builtin) == (other.distribution, other.version, other.builtin)
