@@ -10,6 +10,7 @@ from .config import Config
 from .discovery import EndpointTable
 from .errors import PluginError
 from .forwarding.forwarder import Forwarder
+from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, SelectionPolicy
 from .model import Backend, Route, Timeouts
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
@@ -41,6 +42,7 @@ class Gateway:
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
+        self.upstreams = Upstreams()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.app: WSGIApplication
@@ -60,6 +62,7 @@ class Gateway:
                 stack.enter_context(lifespan)
             self.table.start()
             stack.callback(self.table.stop)
+            stack.callback(self.upstreams.close)
             yield self
 
 
@@ -81,7 +84,7 @@ def build(config: Config, registry: Registry) -> Gateway:
     apps: dict[str, WSGIApplication] = {}
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
-        forwarder = Forwarder(edited=any(m.edits_environ for m in chain[:at] + tuple(own)))
+        forwarder = Forwarder(gateway.upstreams, route, edited=any(m.edits_environ for m in (*outer, *own)))
         apps[route.name] = compose(forwarder, own, lambda name, r=route: r.options.get(name) or gateway.options(name))
         gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from .errors import GatewayError, InternalFault, NoEndpoint, PluginError, RgateError
+from .errors import GatewayError, InternalFault, NoEndpoint, PluginError, RequestError, RgateError
 from .exchange import ENVIRON_KEY, Exchange
 from .hookspecs import Middleware
+from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from .discovery import EndpointTable
     from .model import Route
 
-__all__ = ["REFUSED_KEY", "STANDARD_ORDER", "ExchangeScope", "RouteDispatch", "compose", "order", "raise_refused", "wrap_body"]
+__all__ = ["ROUTING", "STANDARD_ORDER", "ExchangeScope", "RouteDispatch", "compose", "order", "raise_refused", "wrap_body"]
 
 STANDARD_ORDER = (  # outermost first
     "stats",  # sees what the client sees, the gateway's own errors too
@@ -35,8 +37,6 @@ STANDARD_ORDER = (  # outermost first
 )  # then the forwarder, which is no plugin
 
 ROUTING = "routing"
-REFUSED_KEY = "rgate.refused"
-"""environ key under which the server hands in a request that it refused: a GatewayError, answered by the outer chain."""
 
 
 def order(middlewares: Iterable[Middleware], wanted: Sequence[str] | None = None) -> tuple[Middleware, ...]:
@@ -146,11 +146,17 @@ def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> It
     raise error
 
 
+def answer_asterisk(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """`OPTIONS *` asks about the gateway itself (RFC 9110 §9.3.7)."""
+    start_response("204 No Content", [])
+    return []
+
+
 class ExchangeScope:
     """The outermost app: answers local routes, gives every other request its Exchange, and ends it in time.
 
-    `refused` is the outer chain around `raise_refused`. Whatever still comes out of the chain as an exception before
-    the response has begun becomes a plain 500 (or the fault's own status) in the common shape.
+    `refused` is the outer chain around `raise_refused`. What still comes out of the chain as an exception before the
+    response has begun becomes a plain answer in the common shape.
     """
 
     def __init__(
@@ -158,46 +164,105 @@ class ExchangeScope:
         app: WSGIApplication,
         refused: WSGIApplication,
         local_routes: Mapping[str, WSGIApplication],
-        on_failure: Callable[[Exchange, Exception], None],
+        on_failure: Callable[[Exchange, Exception], object],
     ) -> None:
         self._app = app
         self._refused = refused
-        self._local_routes = local_routes
+        self._local_routes = {"*": answer_asterisk, **local_routes}
         self._on_failure = on_failure
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        local = self._local_routes.get(environ["PATH_INFO"])
-        if local is not None and REFUSED_KEY not in environ:
-            return local(environ, start_response)
+        app = self._app
+        if TARGET_KEY not in environ:
+            try:
+                adopt(environ)
+            except ValueError as error:
+                environ[REFUSED_KEY] = RequestError(str(error))
+        if REFUSED_KEY in environ:
+            app = self._refused
+        elif environ["PATH_INFO"] in self._local_routes:
+            return self._local(environ, start_response)
         environ[ENVIRON_KEY] = exchange = Exchange()
-        length = None
+        sent: list[tuple[str, str]] = []
 
         def begin(status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None) -> Callable[[bytes], object]:
-            nonlocal length
+            nonlocal sent
             exchange.status = int(status[:3])
-            length = headers
+            sent = headers
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
-        app = self._refused if REFUSED_KEY in environ else self._app
         try:
             body = app(environ, begin)
         except Exception as error:
-            if exchange.status:
+            if exchange.status:  # the response has begun: the server cuts it
                 exchange.finish()
                 raise
             self._on_failure(exchange, error)
-            body = last_resort(exchange, error, begin)
+            body = _last_resort(exchange, error, begin)
         if type(body) is list:
-            exchange.bytes_sent = sum(map(len, body))
+            for block in body:
+                exchange.bytes_sent += len(block)
             exchange.finish()
             return body
-        return _ExchangeBody(exchange, body, length)
+        return _ExchangeBody(exchange, body, sent)
+
+    def _local(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """A local route: outside the chain, so that it is never forwarded and never counted."""
+        environ[ENVIRON_KEY] = exchange = Exchange()
+        try:
+            return self._local_routes[environ["PATH_INFO"]](environ, start_response)
+        except Exception as error:
+            self._on_failure(exchange, error)
+            return _last_resort(exchange, error, start_response)
 
 
-def last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
+class _ExchangeBody:
+    """A response body that ends its exchange before its last byte goes out."""
+
+    __slots__ = ("_blocks", "_body", "_exchange", "_left")
+
+    def __init__(self, exchange: Exchange, body: Iterable[bytes], headers: list[tuple[str, str]]) -> None:
+        self._exchange = exchange
+        self._body = body
+        self._blocks = iter(body)
+        length = next((value for name, value in headers if name.lower() == "content-length"), None)
+        self._left = int(length) if length is not None else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            block = next(self._blocks)
+        except StopIteration:
+            self._exchange.finish()
+            raise
+        except Exception as error:
+            if self._exchange.error is None:
+                self._exchange.error = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+            self._exchange.finish()
+            raise
+        self._exchange.bytes_sent += len(block)
+        if self._left is not None:
+            self._left -= len(block)
+            if self._left <= 0:
+                self._exchange.finish()
+        return block
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._exchange.finish()
+
+
+def _last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
     """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape."""
     fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
     exchange.error = fault
     body = fault.json(exchange.id)
-    start_response(f"{fault.status} {'Fault'}", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    phrase = HTTPStatus(fault.status).phrase if fault.status in HTTPStatus._value2member_map_ else "Unknown"
+    start_response(f"{fault.status} {phrase}", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]

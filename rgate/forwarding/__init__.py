@@ -1,0 +1,1 @@
+"""The backend's side: one attempt at one endpoint, over pooled connections."""

@@ -1,0 +1,178 @@
+"""Bodies on their way: the request's to the backend, the response's to the client, both in bounded memory."""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import GatewayError, ResponseTimeout, Truncated, UpstreamClosed
+from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
+from .upstream import BLOCK_BYTES, StaleConnection, UpstreamConnection
+
+if TYPE_CHECKING:
+    from ..wire.response import ResponseHead
+
+__all__ = ["ResponseBody", "Upload"]
+
+LARGE_BLOCK_BYTES: Final = 262_144
+
+
+class Upload:
+    """A request body that is not wholly at hand.
+
+    `stream` is wsgi.input. When it is one of rgate's own server it has `fileno()` and `buffered`, and pump() waits for
+    the client and the backend at once, so that neither an early response nor a slow client holds up the other.
+    """
+
+    __slots__ = ("_connection", "_left", "_outgoing", "_read", "_stream", "_timeout_seconds", "complete")
+
+    def __init__(self, stream: Any, length: int | None, connection: UpstreamConnection, timeout_seconds: float) -> None:
+        self._stream = stream
+        self._read: Callable[[int], bytes] = getattr(stream, "read1", None) or stream.read
+        self._left = length
+        self._connection = connection
+        self._outgoing = memoryview(b"")
+        self._timeout_seconds = timeout_seconds
+        self.complete = False
+
+    def pump(self) -> None:
+        """Move the body until it is complete or the backend has begun to answer. Raises what reading and sending raise."""
+        if isinstance(self._connection.sock, ssl.SSLSocket):
+            self._pump_blindly()
+            return
+        own = hasattr(self._stream, "buffered")
+        poll = select.poll()
+        while not self.complete:
+            if not self._outgoing:
+                if own and not self._stream.buffered:
+                    poll.register(self._connection.sock, select.POLLIN)
+                    poll.register(self._stream.fileno(), select.POLLIN)
+                    ready = dict(poll.poll(self._stream.wait_seconds * 1000))
+                    poll.unregister(self._stream.fileno())
+                    if self._connection.sock.fileno() in ready:
+                        return
+                self._next_block()
+                continue
+            poll.register(self._connection.sock, select.POLLIN | select.POLLOUT)
+            events = poll.poll(self._timeout_seconds * 1000)
+            if not events:
+                raise ResponseTimeout("the backend does not take the request body")
+            if events[0][1] & ~select.POLLOUT:
+                return
+            self._send()
+
+    def _next_block(self) -> None:
+        block = self._read(BLOCK_BYTES if self._left is None else min(BLOCK_BYTES, self._left))
+        if self._left is None:
+            self._outgoing = memoryview(b"%b%b\r\n" % (chunk_head(len(block)), block) if block else LAST_CHUNK)
+            self._left = None if block else 0
+        elif block:
+            self._outgoing = memoryview(block)
+            self._left -= len(block)
+        else:
+            raise UpstreamClosed("the request body ended early")
+
+    def _send(self) -> None:
+        try:
+            sent = self._connection.sock.send(self._outgoing)
+        except (BlockingIOError, TimeoutError) as error:
+            raise ResponseTimeout("the backend does not take the request body") from error
+        except OSError as error:
+            raise (StaleConnection if self._connection.used else UpstreamClosed)(str(error)) from error
+        self._outgoing = self._outgoing[sent:]
+        self.complete = not self._outgoing and self._left == 0
+
+    def _pump_blindly(self) -> None:
+        # A TLS connection is readable for reasons of its own (session tickets), so an early answer shows only when
+        # sending fails.
+        while not self.complete:
+            self._next_block()
+            self._connection.send_bytes(bytes(self._outgoing))
+            self._outgoing = memoryview(b"")
+            self.complete = self._left == 0
+
+
+class ResponseBody:
+    """A response body as a WSGI iterable: each block as it comes, checked against its framing.
+
+    Raises Truncated when the backend ends, stalls or errs before the body is complete, so that the client's connection
+    is cut and no partial body looks whole. `done(reusable)` is called once, at the end or in close().
+    """
+
+    __slots__ = ("_chunks", "_connection", "_done", "_first", "_left", "_upload")
+
+    def __init__(
+        self,
+        head: ResponseHead,
+        first: bytes,
+        connection: UpstreamConnection,
+        upload: Upload | None,
+        done: Callable[[bool], None],
+    ) -> None:
+        self._connection = connection
+        self._upload = upload
+        self._done: Callable[[bool], None] | None = done
+        self._first = first
+        self._left = head.length
+        self._chunks = ChunkedReader() if head.chunked else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._done is None:
+            raise StopIteration
+        try:
+            block = self._next()
+        except (GatewayError, StaleConnection, ValueError) as error:
+            self._end(False)
+            raise Truncated(str(error)) from error
+        if not block:
+            raise StopIteration
+        return block
+
+    def _next(self) -> bytes:
+        while True:
+            block, self._first = self._first, b""
+            if not block:
+                if self._left == 0:
+                    self._end(True)
+                    return b""
+                if self._upload is not None and not self._upload.complete:
+                    self._upload.pump()
+                block = self._connection.receive(
+                    BLOCK_BYTES if self._left is None or self._left < BLOCK_BYTES else LARGE_BLOCK_BYTES
+                )
+                if not block:
+                    if self._left is None and self._chunks is None:
+                        self._end(False)
+                        return b""
+                    raise UpstreamClosed("closed within the response body")
+            if self._left is not None:
+                if len(block) > self._left:
+                    block, self._left = block[: self._left], 0
+                    self._end(False)  # more came than was announced: nothing after it can be trusted
+                    return block
+                self._left -= len(block)
+                if not self._left:
+                    self._end(True)
+                return block
+            if self._chunks is None:
+                return block
+            payload = self._chunks.feed(block)
+            if self._chunks.complete:
+                self._end(not self._chunks.rest)
+                return payload
+            if payload:
+                return payload
+
+    def _end(self, reusable: bool) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(reusable and (self._upload is None or self._upload.complete))
+
+    def close(self) -> None:
+        """Give the connection up when the body was not read to its end."""
+        self._end(False)

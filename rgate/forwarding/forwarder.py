@@ -1,0 +1,233 @@
+"""The innermost app: one attempt at one endpoint, `exchange.endpoint`.
+
+What the client sent goes on byte for byte, but for what belongs to its own connection; what the backend answers comes
+back the same way. Nothing is decoded, followed, retried elsewhere or made up here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import BadResponse, InternalFault, Loop, UpstreamClosed
+from ..exchange import ENVIRON_KEY, Exchange
+from ..wire.chunked import LAST_CHUNK, ChunkedReader
+from ..wire.environ import CLIENT_KEY, FIELDS_KEY, TARGET_KEY, edited_fields, edited_target
+from ..wire.fields import Field, forward_line
+from .body import ResponseBody, Upload
+from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+    from ..model import Endpoint, Route
+    from ..wire.response import ResponseHead
+    from ..wire.target import Target
+
+__all__ = ["VIA", "Forwarder"]
+
+_INSTANCE: Final = secrets.token_hex(4)
+VIA: Final = f"1.1 rgate ({_INSTANCE})"  # the comment tells this gateway from others of its kind (RFC 9110 §7.6.3)
+_LOOPS: Final = ("1.1 rgate", VIA)
+
+# Sending these twice has the same effect as once (RFC 9110 §9.2.2).
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
+
+class Forwarder:
+    """The WSGI app at the end of a route's chain. `edited` says that something in the chain may have changed environ."""
+
+    MAX_REMEMBERED: Final = 4_096
+
+    def __init__(self, upstreams: Upstreams, route: Route, edited: bool) -> None:
+        self._upstreams = upstreams
+        self._timeouts = route.timeouts
+        self._strip = route.path_prefix if route.strip_prefix else ""
+        self._edited = edited
+        self._forwarded_lines: dict[tuple[str, str, str], bytes] = {}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        exchange: Exchange = environ[ENVIRON_KEY]
+        endpoint = exchange.endpoint
+        if endpoint is None:
+            raise InternalFault("nothing in the chain has set exchange.endpoint")
+        upstream = self._upstreams.at(endpoint.address)
+        head = self._head(environ, upstream)
+        exchange.attempts += 1
+        running = endpoint.load.running
+        running.add(exchange)
+        try:
+            return self._attempt(environ, start_response, exchange, endpoint, upstream, head)
+        except BaseException:
+            running.discard(exchange)
+            raise
+
+    def _attempt(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        exchange: Exchange,
+        endpoint: Endpoint,
+        upstream: Upstream,
+        head: bytes,
+    ) -> Iterable[bytes]:
+        client = environ.get(CLIENT_KEY)
+        method = environ["REQUEST_METHOD"]
+        connection, response, block, upload = self._exchange(environ, client, method, upstream, head)
+        if method == "HEAD" or response.code == 204 or response.code == 304:
+            response.length = 0
+            response.chunked = False
+        elif response.chunked and block.endswith(LAST_CHUNK):
+            block = _whole(connection, response, block)
+        length = response.length
+        if length is not None and len(block) >= length and upload is None:
+            # More than was announced: nothing after it on this connection can be trusted.
+            if response.keep_alive and len(block) == length:
+                upstream.pool.give_back(connection)
+            else:
+                connection.close()
+            endpoint.load.running.discard(exchange)
+            start_response(response.status, response.headers)
+            return [block[:length]] if length else []
+        if client is not None:
+            client.on_gone = connection.abort
+        done = partial(_done, upstream, connection, endpoint, exchange, client)
+        body = ResponseBody(response, block, connection, upload, done)
+        try:
+            start_response(response.status, response.headers)
+            if client is not None and not block and connection.is_quiet():
+                client.flush_head()
+        except BaseException:
+            body.close()
+            raise
+        return body
+
+    def _exchange(
+        self, environ: WSGIEnvironment, client: Any, method: str, upstream: Upstream, head: bytes
+    ) -> tuple[UpstreamConnection, ResponseHead, bytes, Upload | None]:
+        """Send the request and read the response's head; once more on a new connection when the pooled one was stale."""
+        stream, length, head = _framing(environ, head)
+        repeatable = stream is None and method in IDEMPOTENT
+        timeouts = self._timeouts
+        # What cannot be sent again must not go out on a connection that the backend has closed meanwhile.
+        connection = upstream.pool.take(timeouts, checked=not repeatable)
+        while True:
+            upload = None
+            try:
+                connection.allow(timeouts.response_seconds)
+                if client is not None:
+                    client.on_gone = connection.abort
+                connection.send_bytes(head)
+                if stream is not None:
+                    upload = Upload(stream, length, connection, timeouts.response_seconds)
+                    upload.pump()
+                response, block = connection.read_head()
+                break
+            except StaleConnection as error:
+                connection.close()
+                if not repeatable:
+                    raise UpstreamClosed(str(error)) from error
+                connection = upstream.pool.fresh(timeouts)
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                if client is not None:
+                    client.on_gone = None
+        if upload is not None:
+            if upload.complete:
+                upload = None
+            elif response.code >= 300:
+                # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
+                upload = None
+                response.keep_alive = False
+        return connection, response, block, upload
+
+    def _head(self, environ: WSGIEnvironment, upstream: Upstream) -> bytes:
+        """The request head, all but the framing and the empty line."""
+        target: Target = environ[TARGET_KEY]
+        raw = edited_target(environ) if self._edited else target.raw
+        if self._strip:
+            raw = raw if raw.startswith(self._strip) else target.route + ("?" + target.query if target.query else "")
+            raw = raw[len(self._strip) :]
+            raw = raw if raw.startswith("/") else "/" + raw
+        if self._edited:
+            try:
+                lines = edited_fields(environ)
+            except (ValueError, UnicodeError) as error:
+                raise InternalFault(f"a middleware has set a header that cannot be sent: {error}") from error
+        else:
+            sent: list[Field] = environ[FIELDS_KEY]
+            lines = [field.line for field in sent]
+        first = f"{environ['REQUEST_METHOD']} {upstream.address.base_path}{raw} HTTP/1.1\r\n".encode("latin-1")
+        return b"%b%b%b" % (first, b"".join(lines), self._forwarded(environ))
+
+    def _forwarded(self, environ: WSGIEnvironment) -> bytes:
+        """X-Forwarded-For with the peer appended, Proto and Host as this gateway saw them, Via."""
+        key = (environ["REMOTE_ADDR"], environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""))
+        if "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
+            lines = self._forwarded_lines.get(key)
+            if lines is None:
+                if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
+                    self._forwarded_lines.clear()
+                lines = self._forwarded_lines[key] = _forwarded_lines("", "", *key)
+            return lines
+        return _forwarded_lines(environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("HTTP_VIA", ""), *key)
+
+
+def _forwarded_lines(before: str, via: str, peer: str, scheme: str, host: str) -> bytes:
+    if any(entry.strip() in _LOOPS for entry in via.split(",")):
+        raise Loop(via)
+    lines = [forward_line("X-Forwarded-For", f"{before}, {peer}" if before else peer)] if peer or before else []
+    lines.append(forward_line("X-Forwarded-Proto", scheme))
+    if host:
+        lines.append(forward_line("X-Forwarded-Host", host))
+    lines.append(forward_line("Via", f"{via}, {VIA}" if via else VIA))
+    return b"".join(lines)
+
+
+def _framing(environ: WSGIEnvironment, head: bytes) -> tuple[Any, int | None, bytes]:
+    """The stream still to be sent (None when there is none), its length (None: chunked), and the head made complete.
+
+    A body that is wholly at hand goes out with the head.
+    """
+    length = environ.get("CONTENT_LENGTH")
+    if length:
+        head += b"Content-Length: %d\r\n\r\n" % int(length)
+        stream = environ["wsgi.input"]
+        if type(stream) is BytesIO:
+            head += stream.read(int(length))
+            return None, None, head
+        return (stream, int(length), head) if int(length) else (None, None, head)
+    if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
+        return environ["wsgi.input"], None, head + b"Transfer-Encoding: chunked\r\n\r\n"
+    return None, None, head + b"\r\n"
+
+
+def _whole(connection: UpstreamConnection, response: ResponseHead, block: bytes) -> bytes:
+    """A chunked body decoded, when all of it came with the head; then it has a length."""
+    chunks = ChunkedReader()
+    try:
+        payload = chunks.feed(block)
+    except ValueError as error:
+        connection.close()
+        raise BadResponse(str(error)) from error
+    if not chunks.complete:
+        return block
+    response.chunked = False
+    response.length = len(payload)
+    return payload + chunks.rest
+
+
+def _done(upstream: Upstream, connection: UpstreamConnection, endpoint: Endpoint, exchange: Exchange, client: Any, reusable: bool) -> None:
+    if client is not None:
+        client.on_gone = None
+    if reusable:
+        upstream.pool.give_back(connection)
+    else:
+        connection.close()
+    endpoint.load.running.discard(exchange)
+

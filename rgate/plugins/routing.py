@@ -1,0 +1,82 @@
+"""routing: finds the route of a request.
+
+The longest matching `path_prefix` wins, on segment boundaries: `/api` matches `/api` and `/api/x`, not `/apix`. Among
+routes of one prefix, one that asks for more (host, methods, headers) is looked at before one that asks for less, in
+config order. A request that no route wants gets the config's `default_response`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rgate import Exchange, Gateway, Middleware, NoRoute, Route, hookimpl
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+@hookimpl
+def rgate_middlewares(gateway: Gateway) -> Middleware:
+    """The middleware that sets exchange.route."""
+    default = gateway.config.default_response
+    table = RouteTable(gateway.routes)
+
+    def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
+        def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            exchange: Exchange = environ["rgate.exchange"]
+            if exchange.route is None:  # else an earlier router has decided
+                exchange.route = table.find(environ["rgate.target"].route, environ)
+                if exchange.route is None:
+                    raise NoRoute(default.body, default.status_code, default.content_type)
+            return app(environ, start_response)
+
+        return routing
+
+    return Middleware("routing", wrap, edits_environ=False)
+
+
+class RouteTable:
+    """Routes by prefix. Looking one up takes one dict access a path segment, however many routes there are."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        by_prefix: dict[str, list[Route]] = {}
+        for route in routes:
+            by_prefix.setdefault(route.path_prefix, []).append(route)
+        self._by_prefix = {prefix: tuple(sorted(found, key=_asks_for, reverse=True)) for prefix, found in by_prefix.items()}
+        self._longest = max(map(len, by_prefix), default=0)
+
+    def find(self, path: str, environ: WSGIEnvironment) -> Route | None:
+        """The route for a path in its canonical view, or None."""
+        if len(path) > self._longest:
+            # Nothing longer can match, so a path of thousands of segments costs no more than the longest prefix.
+            path = path[: self._longest + 1]
+            path = path[: path.rfind("/")]
+        while True:
+            for route in self._by_prefix.get(path, ()):
+                if _matches(route, environ):
+                    return route
+            if not path:
+                return None
+            path = path[: max(path.rfind("/"), 0)]
+
+
+def _asks_for(route: Route) -> tuple[bool, int, bool]:
+    return bool(route.hosts), len(route.headers), bool(route.methods)
+
+
+def _matches(route: Route, environ: WSGIEnvironment) -> bool:
+    if route.methods and environ["REQUEST_METHOD"] not in route.methods:
+        return False
+    if route.hosts and _host(environ) not in route.hosts:
+        return False
+    return not route.headers or all(
+        environ.get("HTTP_" + name.upper().replace("-", "_")) == value for name, value in route.headers
+    )
+
+
+def _host(environ: WSGIEnvironment) -> str:
+    """The host asked for: lower-case, without port and without the root's dot."""
+    host: str = environ.get("HTTP_HOST", "").lower()
+    bare = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") and ":" in host else host
+    return bare.removesuffix(".")

@@ -1,0 +1,154 @@
+"""wsgi.input for request bodies that are not wholly at hand: read from the socket, strictly, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from ..errors import BodyTooLarge, RequestError, RequestTimeout
+from ..wire.chunked import ChunkedReader
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from .connection import Connection
+
+__all__ = ["RequestBody"]
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class RequestBody(io.RawIOBase):
+    """A request body as a file. read(n) gives n bytes unless the body ends before; read1(n) what has come so far.
+
+    Raises RequestTimeout when nothing comes for `wait_seconds`, BodyTooLarge over `limit`, RequestError when the client
+    leaves within the body or the chunked coding is broken. After any of these the connection is closed.
+    """
+
+    def __init__(
+        self, connection: Connection, first: bytes, length: int | None, limit: int | None, wait_seconds: float, interim: bool
+    ) -> None:
+        self._connection = connection
+        self._receive: Callable[[int], bytes] = connection.receive
+        self._first = first
+        self._left = length
+        self._chunks = None if length is not None else ChunkedReader()
+        self._limit = limit
+        self._taken = 0
+        self._ready = b""
+        self._interim = interim
+        self._failed = False
+        self.wait_seconds = wait_seconds
+        self.rest = b""  # what came after the body: the next request's
+        self.complete = length == 0
+
+    def fileno(self) -> int:
+        """The client's socket, for waiting."""
+        return self._connection.fileno()
+
+    @property
+    def buffered(self) -> bool:
+        """Whether read1() has something to give without waiting for the client."""
+        if self._interim:
+            self._go_on()
+        return bool(self._ready or self._first or self.complete)
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = 65_536) -> bytes:
+        """The next bytes, at most `size`; b"" only at the end."""
+        if not self._ready and not self.complete:
+            self._fill()
+        block, self._ready = self._ready[:size], self._ready[size:]
+        return block
+
+    def read(self, size: int | None = -1) -> bytes:
+        """`size` bytes, or everything."""
+        wanted = -1 if size is None else size
+        blocks: list[bytes] = []
+        while wanted:
+            block = self.read1(65_536 if wanted < 0 else wanted)
+            if not block:
+                break
+            blocks.append(block)
+            wanted = -1 if wanted < 0 else wanted - len(block)
+        return b"".join(blocks)
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        block = self.read1(len(view))
+        view[: len(block)] = block
+        return len(block)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """A line, in large steps (RawIOBase's own takes a byte at a time)."""
+        limit = -1 if size is None else size
+        blocks: list[bytes] = []
+        while limit:
+            block = self.read1(65_536 if limit < 0 else limit)
+            if not block:
+                break
+            at = block.find(b"\n") + 1
+            if at:
+                blocks.append(block[:at])
+                self._ready = block[at:] + self._ready
+                break
+            blocks.append(block)
+            limit = -1 if limit < 0 else limit - len(block)
+        return b"".join(blocks)
+
+    def drain(self, most_bytes: int) -> bool:
+        """Take in what has already come of a body that nobody read; true when that was all of it."""
+        while not self.complete and not self._failed and self._first and most_bytes > 0:
+            most_bytes -= len(self._first)
+            try:
+                self._fill()
+            except RequestError:
+                break
+            self._ready = b""
+        self._ready = b""
+        return self.complete and not self._failed
+
+    def _go_on(self) -> None:
+        self._interim = False
+        if not self._first:
+            self._connection.send(CONTINUE)
+
+    def _fill(self) -> None:
+        """Make `_ready` non-empty, or the body complete."""
+        if self._failed:
+            raise RequestError("the request body cannot be read any further")
+        if self._interim:
+            self._go_on()
+        try:
+            while not self._ready and not self.complete:
+                block, self._first = self._first, b""
+                if not block:
+                    try:
+                        block = self._receive(self.wait_seconds)  # type: ignore[arg-type]
+                    except TimeoutError as error:
+                        raise RequestTimeout("nothing of the body came in time") from error
+                    if not block:
+                        raise RequestError("the client left within the request body")
+                self._take(block)
+        except RequestError:
+            self._failed = True
+            raise
+
+    def _take(self, block: bytes) -> None:
+        if self._chunks is None:
+            assert self._left is not None
+            self._ready, self.rest = block[: self._left], block[self._left :]
+            self._left -= len(self._ready)
+            self.complete = self._left == 0
+            return
+        try:
+            self._ready = self._chunks.feed(block)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        self.complete, self.rest = self._chunks.complete, self._chunks.rest
+        self._taken += len(self._ready)
+        if self._limit is not None and self._taken > self._limit:
+            raise BodyTooLarge(f"more than {self._limit} bytes")

@@ -1,0 +1,348 @@
+"""One client connection: bytes → environ, response → bytes (RFC 9112).
+
+A worker thread calls advance() whenever the socket is readable. As long as no whole request is there it returns at
+once, so a connection that is idle or slow in sending its head holds no thread. What the wire rules say stands in
+`rgate.wire`; this is the order of events.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+from werkzeug.wsgi import FileWrapper
+
+from ..errors import GatewayError, HeadTooLarge, RequestError, RequestTimeout, TargetTooLong
+from ..version import VERSION
+from ..wire.environ import CLIENT_KEY, FIELDS_KEY, REFUSED_KEY, TARGET_KEY
+from ..wire.request import RequestHead
+from ..wire.target import Target
+from .body import RequestBody
+from .response import ResponseStream
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from .server import Server
+
+__all__ = ["Connection"]
+
+RECEIVE_BYTES: Final = 65_536
+SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
+DRAIN_BYTES: Final = 262_144
+_NO_BODY: Final = BytesIO()
+_LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_NOWHERE = Target("/", "/", "/", "")
+
+
+class Connection:
+    """One connection of a client.
+
+    deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
+    tick       the server's tick at which the present request began
+    late       the deadline has passed
+    streams    a small body has been so slow that its request may take a thread before it is whole
+    on_gone    called by the server when the client leaves while a thread works for it
+    """
+
+    __slots__ = (
+        "_body",
+        "_collected",
+        "_lingering",
+        "_pending",
+        "_request",
+        "_response",
+        "_served",
+        "_server",
+        "_sock",
+        "_template",
+        "_wait_seconds",
+        "deadline",
+        "late",
+        "on_gone",
+        "streams",
+        "tick",
+    )
+
+    def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
+        self._server = server
+        self._sock = sock
+        self._pending = b""
+        self._request: RequestHead | None = None  # its body is being collected
+        self._collected: list[bytes] = []
+        self._body: RequestBody | None = None
+        self._response = ResponseStream(server.heads, sock.sendall, self._send_parts)
+        self._lingering = 0
+        self._served = 0
+        self._wait_seconds = 0.0
+        self.deadline = server.now + server.config.head_seconds
+        self.late = False
+        self.streams = False
+        self.on_gone: Callable[[], None] | None = None
+        self.tick = 0
+        self._template = {**server.template, "REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1]), CLIENT_KEY: self}
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def collecting(self) -> bool:
+        """Whether a small body is still coming that no thread is spent on yet."""
+        return self._request is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread works on a request of this connection."""
+        return not self.deadline
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request has come since the last one."""
+        return bool(self.deadline) and not self._pending and self._request is None and not self._lingering
+
+    def flush_head(self) -> None:
+        """Send the response's head now; its body may be long in coming."""
+        self._response.flush_head()
+
+    def receive(self, seconds: float) -> bytes:
+        """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
+        if seconds != self._wait_seconds:
+            self._wait_seconds = seconds
+            whole = int(seconds)
+            timeval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        try:
+            return self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            raise TimeoutError from None
+        except OSError:
+            return b""
+
+    def send(self, block: bytes) -> None:
+        """Send all of it, or raise OSError."""
+        self._sock.sendall(block)
+
+    def advance(self) -> bool:
+        """Go on with what has come. False: the connection is over and must be closed."""
+        try:
+            block = self._sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return self._collect(b"") if self.streams else True
+        except OSError:
+            return False
+        if self._lingering:
+            self._lingering -= len(block)
+            return bool(block) and self._lingering > 0
+        if not block:
+            if self.late and not self.idle:
+                self._refuse(RequestTimeout("the request did not come in time"))
+                return self._linger()
+            return False
+        if self._request is not None:
+            return self._collect(block)
+        if self._pending:
+            block, self._pending = self._pending + block, b""
+        return self._consume(block)
+
+    def _consume(self, block: bytes) -> bool:
+        """Serve every whole request in `block`, and keep what is left."""
+        server = self._server
+        while block:
+            end = block.find(b"\r\n\r\n")
+            if end < 0 or end > server.config.max_head_bytes:
+                return self._incomplete(block)
+            if block.startswith(b"\r\n"):
+                block = block[2:]  # one empty line before a request is allowed (RFC 9112 §2.2)
+                continue
+            try:
+                request = server.requests.read(block[:end])
+            except RequestError as error:
+                self._refuse(error)
+                return self._linger()
+            block = block[end + 4 :]
+            length = request.content_length
+            if length is None and not request.chunked:
+                keep_alive = self._serve(request, _NO_BODY, None)
+            elif length is not None and len(block) >= length:
+                keep_alive = self._serve(request, BytesIO(block[:length]), None)
+                block = block[length:]
+            elif length is not None and length <= SMALL_BODY_BYTES and not request.expects_continue:
+                self._request = request
+                self._collected = [block]
+                self.deadline = server.now + server.config.body_seconds
+                return True
+            else:
+                keep_alive, block = self._serve_stream(request, block)
+            if not keep_alive:
+                return self._ends()
+        return self._rest()
+
+    def _collect(self, block: bytes) -> bool:
+        """More of a small body: its request is served when it is whole, or when it may stream."""
+        request = self._request
+        assert request is not None and request.content_length is not None
+        body = b"".join([*self._collected, block])
+        length = request.content_length
+        if len(body) < length and not self.streams:
+            self._collected = [body]
+            self.deadline = self._server.now + self._server.config.body_seconds
+            return True
+        self._request, self._collected = None, []
+        if len(body) < length:
+            self.streams = False
+            try:
+                keep_alive, rest = self._serve_stream(request, body)
+            finally:
+                self._server.slow_bodies.discard(self)
+        else:
+            rest = body[length:]
+            keep_alive = self._serve(request, BytesIO(body[:length]), None)
+        return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends()
+
+    def _rest(self) -> bool:
+        self.deadline = self._server.now + self._server.config.keep_alive_seconds
+        return True
+
+    def _incomplete(self, block: bytes) -> bool:
+        """A head that is not whole: refuse what can't become valid, else wait for more."""
+        server = self._server
+        try:
+            if block[0] not in _TOKEN_START and not block.startswith(b"\r"):
+                raise RequestError("not HTTP")
+            first, ended, _ = block.partition(b"\r\n")
+            if not ended and len(first) > server.config.max_target_bytes + 64:
+                raise TargetTooLong("the request line has no end")
+            if ended and first:
+                server.requests.check_line(first)
+            if len(block) > server.config.max_head_bytes:
+                raise HeadTooLarge(f"more than {server.config.max_head_bytes} bytes")
+            if _LONE_LF.search(block):
+                raise RequestError("CR or LF alone in the head")
+        except RequestError as error:
+            self._refuse(error)
+            return self._linger()
+        if not self._pending:
+            self.deadline = server.now + server.config.head_seconds
+        self._pending = block
+        return True
+
+    def _serve(self, request: RequestHead, stream: Any, body: RequestBody | None) -> bool:
+        """Run the app for a request. True: another one may follow."""
+        server = self._server
+        target = request.target
+        environ: WSGIEnvironment = self._template.copy()
+        environ["REQUEST_METHOD"] = request.method
+        environ["PATH_INFO"] = target.path
+        environ["QUERY_STRING"] = target.query
+        environ["RAW_URI"] = environ["REQUEST_URI"] = target.raw
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.minor else "HTTP/1.0"
+        environ["wsgi.input"] = stream
+        environ[TARGET_KEY] = target
+        environ[FIELDS_KEY] = request.fields
+        environ.update(request.environ)
+        response = self._response
+        response.unread = None if body is None else lambda: not body.complete
+        self.deadline = 0.0
+        self.tick = server.tick
+        response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)
+        return response.keep_alive
+
+    def _serve_stream(self, request: RequestHead, first: bytes) -> tuple[bool, bytes]:
+        """The same for a body that is still coming; gives back what came after it too."""
+        config = self._server.config
+        body = RequestBody(
+            self, first, request.content_length, config.max_body_bytes, config.body_seconds, request.expects_continue
+        )
+        keep_alive = self._serve(request, body, body)
+        complete = body.drain(DRAIN_BYTES)
+        if not complete:
+            self._lingering = DRAIN_BYTES
+        return keep_alive and complete, body.rest
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer a request that could not be read, through the outer chain, and end the connection after it."""
+        environ: WSGIEnvironment = {
+            **self._template,
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/",
+            "QUERY_STRING": "",
+            "RAW_URI": "/",
+            "REQUEST_URI": "/",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.input": _NO_BODY,
+            TARGET_KEY: _NOWHERE,
+            FIELDS_KEY: [],
+            REFUSED_KEY: error,
+        }
+        self._lingering = DRAIN_BYTES
+        self.deadline = 0.0
+        self._response.unread = None
+        self._response.run(self._server.app, environ, 1, False)
+
+    def _ends(self) -> bool:
+        if self._response.cut:
+            if self._response.ends_with_connection:
+                # Without a length only a reset tells the client that this is not the end (RFC 9112 §8).
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        return self._linger() if self._lingering else False
+
+    def _linger(self) -> bool:
+        """The response is out but the client may still be sending: closing now would reset the connection, and the
+        client might lose the response (RFC 9112 §9.6). So end our half and read on for a moment."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        self.deadline = self._server.now + 2.0
+        return True
+
+    def expire(self) -> None:
+        """The deadline has passed: have advance() called, which will see the end of the stream. Called by the server."""
+        self.late = True
+        try:
+            self._sock.shutdown(socket.SHUT_RD)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _send_parts(self, parts: list[bytes]) -> None:
+        total = sum(map(len, parts))
+        if total <= 16_384:
+            self._sock.sendall(b"".join(parts))
+            return
+        sent = self._sock.sendmsg(parts)
+        while sent < total:
+            while parts and sent >= len(parts[0]):
+                total -= len(parts[0])
+                sent -= len(parts.pop(0))
+            parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
+            total -= sent
+            sent = self._sock.sendmsg(parts)
+
+
+def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
+    """What is the same in every environ of a server."""
+    return {
+        "SERVER_NAME": server_name,
+        "SERVER_PORT": str(port),
+        "SERVER_SOFTWARE": f"rgate/{VERSION}",
+        "GATEWAY_INTERFACE": "CGI/1.1",
+        "SCRIPT_NAME": "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": multiprocess,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+    }

@@ -1,0 +1,281 @@
+"""A WSGI response as bytes: head, framing, body (PEP 3333; RFC 9112 §6, §7)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.handlers import format_date_time
+
+from ..wire import fields
+from ..wire.chunked import LAST_CHUNK, chunk_head
+from ..wire.fields import Field, forward_line
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+__all__ = ["HeadWriter", "ResponseStream"]
+
+_ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED = range(5)
+_log = logging.getLogger("rgate.serving")
+
+
+class HeadWriter:
+    """Encodes response heads. One for a server; shared by its threads.
+
+    Every distinct header line is checked and encoded once and remembered: most lines of most responses are the same.
+    """
+
+    MAX_LINES: Final = 4_096
+    MAX_VALUE_BYTES: Final = 512
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str], tuple[bytes, int]] = {}
+        self._status_lines: dict[str, bytes] = {}
+        self._date = (0, b"")
+
+    def write(self, status: str, headers: Iterable[tuple[str, str]]) -> tuple[list[bytes], int | None, bool]:
+        """The head's lines, without those for framing; its Content-Length; whether the app asks to close.
+
+        Raises ValueError for what no head may contain.
+        """
+        lines = [self._status_lines.get(status) or self._status_line(status)]
+        length = None
+        dated = close = False
+        known = self._lines
+        for pair in headers:
+            line, meaning = known.get(pair) or self._line(pair)
+            if meaning:
+                if meaning == _LENGTH:
+                    if length is not None:
+                        raise ValueError("two Content-Lengths")
+                    length = int(pair[1])
+                    continue
+                if meaning == _DATE:
+                    dated = True
+                else:
+                    close = close or meaning == _CLOSE
+                    continue
+            lines.append(line)
+        if not dated:
+            lines.append(self.date())
+        return lines, length, close
+
+    def date(self) -> bytes:
+        """The Date line of this second."""
+        now = int(time())
+        second, line = self._date
+        if second != now:
+            line = f"Date: {format_date_time(now)}\r\n".encode()
+            self._date = (now, line)
+        return line
+
+    def _status_line(self, status: str) -> bytes:
+        code, _, phrase = status.partition(" ")
+        if len(code) != 3 or not code.isascii() or not code.isdigit() or not 200 <= int(code) <= 599:
+            raise ValueError(f"not a final status: {status!r}")
+        forward_line("Phrase", phrase)  # the same characters are allowed
+        line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
+        if len(self._status_lines) >= 256:
+            self._status_lines.clear()
+        self._status_lines[status] = line
+        return line
+
+    def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
+        name, value = pair
+        line = forward_line(name, value)
+        field = Field(name, value)
+        meaning = _ORDINARY
+        if field.meaning == fields.CONTENT_LENGTH:
+            if field.number is None:
+                raise ValueError(f"not a Content-Length: {value!r}")
+            meaning = _LENGTH
+        elif field.meaning == fields.CONNECTION:
+            meaning = _CLOSE if "close" in field.tokens else _DROPPED
+        elif field.meaning in (fields.TRANSFER_ENCODING, fields.HOP_BY_HOP):
+            meaning = _DROPPED
+        elif field.name == "date":
+            meaning = _DATE
+        if len(value) <= self.MAX_VALUE_BYTES and field.name != "set-cookie":
+            if len(self._lines) >= self.MAX_LINES:
+                self._lines.clear()
+            self._lines[pair] = (line, meaning)
+        return line, meaning
+
+
+class ResponseStream:
+    """Runs a WSGI app for one request after another on a connection, and sends what it answers.
+
+    `send` and `send_parts` send all they are given, or raise OSError. After run(), `keep_alive` says whether another
+    request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_has_body",
+        "_head_sent",
+        "_headers",
+        "_heads",
+        "_left",
+        "_minor",
+        "_send",
+        "_send_parts",
+        "_status",
+        "cut",
+        "keep_alive",
+        "unread",
+    )
+
+    def __init__(self, heads: HeadWriter, send: Callable[[bytes], object], send_parts: Callable[[list[bytes]], object]) -> None:
+        self._heads = heads
+        self._send = send
+        self._send_parts = send_parts
+        self._status: str | None = None
+        self._headers: Iterable[tuple[str, str]] = ()
+        self._head_sent = self._chunked = self.cut = self.keep_alive = False
+        self._has_body = True
+        self._minor = 1
+        self._left: int | None = None
+        self.unread: Callable[[], bool] | None = None
+
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment, minor: int, keep_alive: bool) -> None:
+        """Call the app and send its response. Never raises: what goes wrong ends in `cut`."""
+        self._status = None
+        self._head_sent = self._chunked = self.cut = False
+        self._has_body = environ["REQUEST_METHOD"] != "HEAD"
+        self._minor = minor
+        self.keep_alive = keep_alive
+        self._left = None
+        body: Any = ()
+        try:
+            body = app(environ, self.start_response)
+            if type(body) is list and len(body) < 2 and not self._head_sent:
+                self._send_whole(body[0] if body else b"")
+            else:
+                self._send_blocks(body)
+        except OSError as error:
+            self._break_off()
+            _log.debug("the client is gone: %s", error)
+        except Exception:
+            self._break_off()
+            if self._status is None:
+                _log.exception("the app failed before its response")
+            else:
+                _log.debug("the response broke off", exc_info=True)
+        finally:
+            close = getattr(body, "close", None)
+            if close is not None:
+                try:
+                    close()
+                except Exception:
+                    self._break_off()
+                    _log.exception("closing the response failed")
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        """WSGI's start_response."""
+        if exc_info is not None:
+            if self._head_sent and exc_info[1] is not None:
+                raise exc_info[1].with_traceback(exc_info[2])
+        elif self._status is not None:
+            raise AssertionError("start_response was called twice")
+        self._status = status
+        self._headers = headers
+        return self.write
+
+    def flush_head(self) -> None:
+        """Send the head now, when start_response has come through; the body may be long in coming."""
+        if self._status is not None and not self._head_sent:
+            self._send(self._head(None))
+
+    def write(self, block: bytes) -> None:
+        """Send one block of the body, the head before the first."""
+        if not block:
+            return
+        parts = [] if self._head_sent else [self._head(None)]
+        if self._left is not None:
+            if len(block) > self._left:
+                block = block[: self._left]
+                self.keep_alive = False
+                _log.error("the app sent more than its Content-Length")
+            self._left -= len(block)
+        if not self._has_body:
+            block = b""
+        elif self._chunked:
+            parts += [chunk_head(len(block)), block, b"\r\n"]
+        else:
+            parts.append(block)
+        self._send_parts(parts)
+
+    def _send_whole(self, block: bytes) -> None:
+        head = self._head(len(block))
+        if self._left is not None and self._left != len(block) and self._has_body:
+            if len(block) < self._left:
+                self._send(head + block)
+                raise ValueError("the app sent less than its Content-Length")
+            block = block[: self._left]
+            self.keep_alive = False
+        if not self._has_body:
+            self._send(head)
+        elif len(block) < 65_536:
+            self._send(head + block)
+        else:
+            self._send_parts([head, block])
+
+    def _send_blocks(self, body: Iterable[bytes]) -> None:
+        for block in body:
+            self.write(block)
+        if not self._head_sent:
+            self._send(self._head(0))
+        if self._has_body:
+            if self._left:
+                raise ValueError("the app sent less than its Content-Length")
+            if self._chunked:
+                self._send(LAST_CHUNK)
+
+    def _head(self, known_length: int | None) -> bytes:
+        """The whole head; from here on only bytes of the body may follow. `known_length`: the whole body is at hand."""
+        if self._status is None:
+            raise AssertionError("start_response was not called")
+        lines, length, close = self._heads.write(self._status, self._headers)
+        bodiless = self._status.startswith(("204", "304"))
+        if close or (self.unread is not None and self.unread()):
+            self.keep_alive = False
+        if bodiless:
+            self._has_body = False
+        if length is None and known_length is not None and not bodiless and self._has_body:
+            length = known_length
+        if length is not None:
+            if not self._status.startswith("204"):
+                lines.append(b"Content-Length: %d\r\n" % length)
+            self._left = length
+        elif self._has_body:
+            if self._minor:
+                self._chunked = True
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"Connection: close\r\n")
+        elif not self._minor:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        self._head_sent = True
+        return b"".join(lines)
+
+    def _break_off(self) -> None:
+        self.keep_alive = False
+        self.cut = True
+
+    @property
+    def began(self) -> bool:
+        """Whether the head is out."""
+        return self._head_sent
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether a plain close would look like the proper end of this response."""
+        return self._head_sent and self._has_body and self._left is None and not self._chunked

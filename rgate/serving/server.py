@@ -1,0 +1,333 @@
+"""The server: a listener, connections on one epoll, and threads that take turns.
+
+Leader/followers: all threads wait on the same epoll. A connection is registered EPOLLONESHOT, so exactly one thread
+gets it, serves it and arms it again: no queue, no hand-over between threads, and a connection that is idle costs no
+thread. A few threads are enough while backends are fast. The main thread ticks; when threads are held up in slow
+requests, it adds as many as are stuck, up to `max_in_flight`, and lets them go again afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from werkzeug.serving import BaseWSGIServer
+
+from ..wire.request import RequestReader
+from .connection import Connection, template
+from .response import HeadWriter
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from ..config import ServerConfig
+
+__all__ = ["Server", "listen"]
+
+BACKLOG: Final = 4_096
+BUSY_TICK_SECONDS: Final = 0.01
+QUIET_TICK_SECONDS: Final = 0.1
+HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
+SURPLUS_WAIT_SECONDS: Final = 1.0
+GONE_CHECK_SECONDS: Final = 1.0
+
+_ARMED: Final = select.EPOLLIN | select.EPOLLONESHOT
+_RELEASED: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLONESHOT
+_log = logging.getLogger("rgate.serving")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class _Worker(threading.Thread):
+    """A thread of the server. `turn` changes with every event it takes; `waiting` is true while it waits for one."""
+
+    def __init__(self, server: Server, extra: bool) -> None:
+        super().__init__(name="rgate-worker", daemon=True)
+        self.server = server
+        self.extra = extra
+        self.turn = 0
+        self.seen_turn = -1
+        self.waiting = False
+
+    def run(self) -> None:
+        self.server.work(self)
+
+
+class Server(BaseWSGIServer):
+    """Serves a WSGI app on a listening socket.
+
+    run() blocks the calling thread until stop() is called from a signal handler or another thread and everything in
+    flight is answered (or `drain_seconds` have passed). `url` says where it listens.
+    """
+
+    def __init__(self, app: WSGIApplication, config: ServerConfig, listener: socket.socket | None = None) -> None:
+        own = listener is None
+        listener = listener or listen(config.host, config.port)
+        try:
+            name, port = listener.getsockname()[:2]
+            super().__init__(name, port, app, fd=listener.fileno())  # takes a duplicate of the socket
+        finally:
+            if own:
+                listener.close()
+        self.config = config
+        self.now = monotonic()
+        self.tick = 0
+        self.draining = False
+        self.heads = HeadWriter()
+        self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
+        self.template: dict[str, Any] = template(name, port, "http", multiprocess=False)
+        self.slow_bodies: set[Connection] = set()
+        self._held: dict[Connection, float] = {}
+        self._hold_lock = threading.Lock()
+        self._connections: dict[int, Connection] = {}
+        self._workers: set[_Worker] = set()
+        self._surplus = 0
+        self._stop = threading.Event()
+        self._over = False
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._accepting_again = 0.0
+        self.socket.setblocking(False)
+
+    @property
+    def url(self) -> str:
+        """Where to reach the server."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+    @property
+    def threads(self) -> int:
+        """How many worker threads there are at present."""
+        return len(self._workers)
+
+    def run(self) -> None:
+        """Serve until stop()."""
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        for _ in range(self.config.threads):
+            self._add_worker(extra=False)
+        try:
+            self._run_ticks()
+            self._drain()
+        finally:
+            self._end()
+
+    serve_forever = run  # type: ignore[assignment]
+
+    def stop(self) -> None:
+        """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again."""
+        self._stop.set()
+
+    def work(self, worker: _Worker) -> None:
+        """A worker's life."""
+        epoll, listener, connections, armed = self._epoll, self.socket.fileno(), self._connections, _ARMED
+        wait_seconds = SURPLUS_WAIT_SECONDS if worker.extra else -1
+        while not self._over:
+            worker.waiting = True
+            events = epoll.poll(wait_seconds, 1)
+            worker.waiting = False
+            worker.turn += 1
+            for fd, event in events:
+                connection = connections.get(fd)
+                if connection is None:
+                    if fd == listener:
+                        self._accept()
+                    continue
+                if connection.collecting and not self._claim(connection, event):
+                    continue
+                if not self._advance(connection):
+                    del connections[fd]
+                    self.slow_bodies.discard(connection)
+                    connection.close()
+                elif connection.collecting:
+                    with self._hold_lock:
+                        self._held[connection] = self.now + HOLD_SECONDS
+                        epoll.modify(fd, armed)
+                else:
+                    epoll.modify(fd, armed)
+            if worker.extra and self._surplus > 0:
+                self._surplus -= 1
+                break
+        self._workers.discard(worker)
+
+    def _advance(self, connection: Connection) -> bool:
+        try:
+            return connection.advance()
+        except Exception:
+            _log.exception("a connection failed")
+            return False
+
+    def _claim(self, connection: Connection, event: int) -> bool:
+        """Whether this event is this thread's: the ticker may have passed the connection on in the meantime."""
+        if event & select.EPOLLOUT:
+            connection.streams = True
+            return True
+        return self._held.pop(connection, None) is not None
+
+    def _accept(self) -> None:
+        for _ in range(16):
+            try:
+                sock, peer = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause_accepting(error)
+                    return
+                continue
+            try:
+                sock.setblocking(True)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
+                connection = Connection(self, sock, peer)
+                self._connections[sock.fileno()] = connection
+                self._epoll.register(sock.fileno(), _ARMED)
+            except OSError:
+                sock.close()
+
+    def _pause_accepting(self, error: OSError) -> None:
+        _log.error("cannot accept connections at present: %s", error.strerror)
+        try:
+            self._epoll.modify(self.socket.fileno(), 0)
+        except OSError:
+            self._epoll.unregister(self.socket.fileno())
+        self._accepting_again = monotonic() + 0.5
+
+    def _run_ticks(self) -> None:
+        turns = -1
+        busy = True
+        checked = self.now
+        while not self._stop.wait(BUSY_TICK_SECONDS if busy or self._held else QUIET_TICK_SECONDS):
+            self.now = monotonic()
+            self.tick += 1
+            before, turns = turns, self._pace_workers()
+            busy = turns != before
+            if self._held:
+                self._release_held()
+            if self._accepting_again and self.now >= self._accepting_again:
+                self._resume_accepting()
+            if self.now - checked >= GONE_CHECK_SECONDS:
+                checked = self.now
+                self._expire_connections()
+
+    def _pace_workers(self) -> int:
+        """As many threads that are free of slow requests as `config.threads`; gives back a number that moves with traffic."""
+        stuck = waiting = turns = 0
+        for worker in list(self._workers):
+            turns += worker.turn
+            if worker.waiting:
+                waiting += 1
+            elif worker.turn == worker.seen_turn:
+                stuck += 1
+            worker.seen_turn = worker.turn
+        base, most, present = self.config.threads, self.config.max_in_flight + self.config.threads, len(self._workers)
+        # Twice as many at a time, so that 256 slow requests have their threads within a few ticks.
+        wanted = min(stuck + base if stuck < base else 2 * stuck, most)
+        if stuck and present < wanted and present - stuck < base:
+            for _ in range(wanted - present):
+                self._add_worker(extra=True)
+        self._surplus = max(0, min(waiting - 1, present - stuck - base))
+        return turns
+
+    def _add_worker(self, extra: bool) -> None:
+        worker = _Worker(self, extra)
+        self._workers.add(worker)
+        try:
+            worker.start()
+        except RuntimeError as error:  # no more threads to be had
+            self._workers.discard(worker)
+            _log.error("cannot start another thread: %s", error)
+
+    def _release_held(self) -> None:
+        """Let small bodies that are slow in coming stream, but spend only a few threads on them."""
+        for connection, until in list(self._held.items()):
+            if until > self.now or len(self.slow_bodies) >= self.config.threads:
+                continue
+            with self._hold_lock:
+                if self._held.pop(connection, None) is not None:
+                    self.slow_bodies.add(connection)
+                    self._epoll.modify(connection.fileno(), _RELEASED)
+
+    def _resume_accepting(self) -> None:
+        self._accepting_again = 0.0
+        try:
+            self._epoll.unregister(self.socket.fileno())
+        except OSError:
+            pass
+        self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _expire_connections(self) -> None:
+        """Give up waiting where a deadline has passed, and find clients that have left while a thread works for them."""
+        long_ago = self.tick - int(GONE_CHECK_SECONDS / QUIET_TICK_SECONDS)
+        watched = []
+        for connection in list(self._connections.values()):
+            if connection.busy:
+                if connection.tick <= long_ago and connection.on_gone is not None:
+                    watched.append(connection)
+            elif connection.deadline < self.now and not connection.late:
+                connection.expire()
+        if watched:
+            poll = select.poll()
+            for connection in watched:
+                poll.register(connection.fileno(), select.POLLRDHUP)
+            gone = {fd for fd, _ in poll.poll(0)}
+            for connection in watched:
+                on_gone = connection.on_gone
+                if connection.fileno() in gone and on_gone is not None:
+                    on_gone()
+
+    def _drain(self) -> None:
+        self.draining = True
+        try:
+            self._epoll.unregister(self.socket.fileno())
+        except OSError:
+            pass
+        self.socket.close()
+        until = monotonic() + self.config.drain_seconds
+        pause = threading.Event()
+        while self._connections and monotonic() < until:
+            self.now = monotonic()
+            self.tick += 1
+            self._pace_workers()
+            for connection in list(self._connections.values()):
+                if connection.idle and not connection.late:
+                    connection.expire()
+            pause.wait(BUSY_TICK_SECONDS)
+        if self._connections:
+            _log.warning("%d connections were cut at the end of drain_seconds", len(self._connections))
+
+    def _end(self) -> None:
+        self._over = True
+        os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
+        for worker in list(self._workers):
+            worker.join(1.0)
+        for connection in list(self._connections.values()):
+            connection.close()
+        self._connections.clear()
+        self.socket.close()
+        if not self._workers:
+            self._epoll.close()
+            os.close(self._wake)
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))

@@ -1,0 +1,94 @@
+"""The chunked coding, read strictly (RFC 9112 §7.1): what is not exactly the grammar is an error, memory is bounded."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head"]
+
+LAST_CHUNK = b"0\r\n\r\n"
+# chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are allowed by the grammar, ignored, never passed on.
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+
+_SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
+
+
+class ChunkedReader:
+    """Takes the coded bytes as they come and gives back the payload in them.
+
+    After each `feed`, `complete` says whether the last chunk and the trailers (dropped: RFC 9110 §6.5.1) have been
+    seen, and `rest` holds the bytes after the body. ValueError means that the coding is broken: the connection is of no
+    further use. A size line is at most 4 KiB, all trailers together 16 KiB.
+    """
+
+    MAX_LINE_BYTES: Final = 4_096
+    MAX_TRAILER_BYTES: Final = 16_384
+
+    __slots__ = ("_left", "_pending", "_state", "_trailer_bytes", "complete", "rest")
+
+    def __init__(self) -> None:
+        self._state = _SIZE
+        self._left = 0
+        self._pending = b""
+        self._trailer_bytes = 0
+        self.complete = False
+        self.rest = b""
+
+    def feed(self, block: bytes) -> bytes:
+        """The payload in `block`. Raises ValueError when the coding is broken."""
+        if self._pending:
+            block, self._pending = self._pending + block, b""
+        payload: list[bytes] = []
+        at, end = 0, len(block)
+        while at < end and self._state != _COMPLETE:
+            if self._state == _PAYLOAD:
+                taken = min(self._left, end - at)
+                payload.append(block[at : at + taken])
+                at += taken
+                self._left -= taken
+                if not self._left:
+                    self._state = _PAYLOAD_END
+            elif self._state == _PAYLOAD_END:
+                if not b"\r\n".startswith(block[at : at + 2]):
+                    raise ValueError("no CRLF after the chunk's payload")
+                if end - at < 2:
+                    break
+                at += 2
+                self._state = _SIZE
+            else:
+                line_end = block.find(b"\r\n", at, at + self.MAX_LINE_BYTES + 2)
+                if line_end < 0:
+                    if end - at > self.MAX_LINE_BYTES:
+                        raise ValueError("a line of the chunked coding is too long")
+                    if b"\n" in block[at:end]:
+                        raise ValueError("bare LF in the chunked coding")
+                    break
+                self._read_line(block[at:line_end])
+                at = line_end + 2
+        if self._state == _COMPLETE:
+            self.rest = block[at:]
+        else:
+            self._pending = block[at:]
+        return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def _read_line(self, line: bytes) -> None:
+        if self._state == _SIZE:
+            match = _SIZE_LINE.fullmatch(line)
+            if match is None:
+                raise ValueError("malformed chunk size")
+            self._left = int(match[1], 16)
+            self._state = _PAYLOAD if self._left else _TRAILERS
+        elif line:
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > self.MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line):
+                raise ValueError("malformed trailers")
+        else:
+            self._state = _COMPLETE
+            self.complete = True
+
+
+def chunk_head(size: int) -> bytes:
+    """The line before a chunk of `size` bytes. A size of 0 would end the body: callers leave empty blocks out."""
+    return b"%x\r\n" % size

@@ -1,0 +1,82 @@
+"""What the gateway keeps in a WSGI environ beside the standard keys, and how to make it under another server.
+
+rgate.target   the Target: what routing decides on and what the backend gets
+rgate.fields   the header fields that may be passed on, in order, as they were sent
+
+rgate.client   the client's connection, under rgate's own server only: `on_gone` is called when the client leaves early,
+               `flush_head()` sends the response's head before its body comes
+rgate.refused  a GatewayError: the server could not read the request, and the outer chain answers it
+
+rgate's own server sets the first two. Under any other WSGI server they are made from the environ here: repeated headers have
+been joined by then, and a name with "_" can no longer be told from one with "-".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from . import fields
+from .fields import Field, forward_line
+from .target import Target, read_target, target_from_environ_path
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["CLIENT_KEY", "FIELDS_KEY", "REFUSED_KEY", "TARGET_KEY", "adopt", "edited_fields", "edited_target"]
+
+TARGET_KEY: Final = "rgate.target"
+FIELDS_KEY: Final = "rgate.fields"
+CLIENT_KEY: Final = "rgate.client"
+REFUSED_KEY: Final = "rgate.refused"
+
+_NOT_COPIED: Final = frozenset(
+    {fields.CONTENT_LENGTH, fields.TRANSFER_ENCODING, fields.CONNECTION, fields.EXPECT, fields.UPGRADE}
+    | {fields.HOP_BY_HOP, fields.FORWARDED, fields.VIA}
+)
+
+
+def adopt(environ: WSGIEnvironment) -> None:
+    """Give the environ of another WSGI server the keys above. Raises ValueError when the target has no single reading."""
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    target = read_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
+    if target.path != path:
+        raise ValueError("the server's view of the path differs from what was sent")
+    environ[TARGET_KEY] = target
+    environ[FIELDS_KEY] = [field for field in map(_field, environ.items()) if field is not None]
+
+
+def edited_target(environ: WSGIEnvironment) -> str:
+    """The raw target after middleware has had its way: as sent, unless the path or query in environ was changed."""
+    target: Target = environ[TARGET_KEY]
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    query = environ.get("QUERY_STRING", "")
+    return target.raw if (path, query) == (target.path, target.query) else target_from_environ_path(path, query)
+
+
+def edited_fields(environ: WSGIEnvironment) -> list[bytes]:
+    """The header lines to pass on after middleware has had its way: what environ says, as it was sent where unchanged."""
+    sent: list[Field] = environ[FIELDS_KEY]
+    joined: dict[str, str] = {}
+    for field in sent:
+        separator = "; " if field.meaning == fields.COOKIE else ", "
+        joined[field.key] = joined[field.key] + separator + field.value if field.key in joined else field.value
+    lines = [field.line for field in sent if environ.get(field.key) == joined[field.key]]
+    for item in environ.items():
+        if joined.get(item[0]) != item[1]:
+            changed = _field(item)
+            if changed is not None:
+                lines.append(forward_line(changed.pair[0], changed.value))
+    return lines
+
+
+def _field(item: tuple[str, object]) -> Field | None:
+    key, value = item
+    if key.startswith("HTTP_"):
+        name = key[5:].replace("_", "-").title()
+    elif key == "CONTENT_TYPE" and value:
+        name = "Content-Type"
+    else:
+        return None
+    field = Field(name, str(value))
+    return None if field.meaning in _NOT_COPIED else field

@@ -1,0 +1,133 @@
+"""Header field lines, each read once.
+
+Most header lines that a gateway sees are byte for byte lines that it has seen before. So a line is read and judged by
+the strict grammar once, and what it means is remembered: the common case is one dict look-up (0.05 µs instead of
+0.6 µs a line). The memory is bounded, and lines with credentials or long values never enter it.
+
+Rules of this file: a field line is `token ":" OWS value OWS` and nothing else (RFC 9112 §5): no space before the
+colon, no folding, no empty name, no CR, LF, NUL or other control byte inside (RFC 9110 §5.5). obs-text is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = [
+    "CONNECTION",
+    "CONTENT_LENGTH",
+    "COOKIE",
+    "EXPECT",
+    "FORWARDED",
+    "HOP_BY_HOP",
+    "HOST",
+    "ORDINARY",
+    "TRANSFER_ENCODING",
+    "UNDERSCORE",
+    "UPGRADE",
+    "VIA",
+    "Field",
+    "FieldReader",
+    "forward_line",
+]
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+
+_LENGTH = re.compile(r"[0-9]{1,18}")  # 1*DIGIT, and within 63 bit (RFC 9110 §8.6)
+
+# What a field means to the gateway. ORDINARY is false so that the common case is one truth test.
+ORDINARY: Final = 0
+HOST: Final = 1
+CONTENT_LENGTH: Final = 2
+TRANSFER_ENCODING: Final = 3
+CONNECTION: Final = 4
+EXPECT: Final = 5
+UPGRADE: Final = 6
+HOP_BY_HOP: Final = 7  # never passed on (RFC 9110 §7.6.1)
+FORWARDED: Final = 8  # says who the client is: written anew by the forwarder
+VIA: Final = 9
+COOKIE: Final = 10  # several are joined by "; ", never by "," (RFC 6265 §5.4)
+UNDERSCORE: Final = 11  # X_Auth and X-Auth are one environ key, so a name with "_" is dropped
+
+_MEANING: Final = {
+    "host": HOST,
+    "content-length": CONTENT_LENGTH,
+    "transfer-encoding": TRANSFER_ENCODING,
+    "connection": CONNECTION,
+    "expect": EXPECT,
+    "upgrade": UPGRADE,
+    "keep-alive": HOP_BY_HOP,
+    "proxy-connection": HOP_BY_HOP,
+    "te": HOP_BY_HOP,
+    "trailer": HOP_BY_HOP,
+    "http2-settings": HOP_BY_HOP,
+    "forwarded": FORWARDED,
+    "x-forwarded-for": FORWARDED,
+    "x-forwarded-proto": FORWARDED,
+    "x-forwarded-host": FORWARDED,
+    "x-forwarded-port": FORWARDED,
+    "x-forwarded-prefix": FORWARDED,
+    "x-real-ip": FORWARDED,
+    "via": VIA,
+    "cookie": COOKIE,
+}
+_NEVER_REMEMBERED = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
+
+
+class Field:
+    """One header field, read.
+
+    pair     (name as sent, value)
+    name     lower-case
+    key      its WSGI environ key
+    line     the bytes that pass it on, with CRLF
+    meaning  one of the constants above
+    number   the value of a valid Content-Length, else None
+    tokens   the lower-case tokens of Connection, else empty
+    """
+
+    __slots__ = ("key", "line", "meaning", "name", "number", "pair", "tokens", "value")
+
+    def __init__(self, name: str, value: str) -> None:
+        self.pair = (name, value)
+        self.value = value
+        self.name = name.lower()
+        self.meaning = UNDERSCORE if "_" in name else _MEANING.get(self.name, ORDINARY)
+        upper = name.upper().replace("-", "_")
+        self.key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
+        self.line = f"{name}: {value}\r\n".encode("latin-1")
+        self.number = int(value) if self.meaning == CONTENT_LENGTH and _LENGTH.fullmatch(value) else None
+        tokens = value.split(",") if self.meaning == CONNECTION else ()
+        self.tokens = frozenset(token.strip(" \t").lower() for token in tokens)
+
+
+class FieldReader:
+    """Reads field lines and remembers the most of them. Safe to share between threads: dict operations are atomic."""
+
+    MAX_LINES: Final = 4_096
+    MAX_LINE_BYTES: Final = 512  # so at most about 4 MB
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Field] = {}
+
+    def read(self, line: bytes) -> Field:
+        """The field in `line` (without its CRLF). Raises ValueError. Callers look into `known` first."""
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ValueError("malformed header line")
+        name, value = match.groups()
+        field = Field(name.decode("latin-1"), value.decode("latin-1"))
+        if len(line) <= self.MAX_LINE_BYTES and field.name not in _NEVER_REMEMBERED:
+            if len(self.known) >= self.MAX_LINES:
+                self.known.clear()
+            self.known[bytes(line)] = field
+        return field
+
+
+def forward_line(name: str, value: str) -> bytes:
+    """A header line that rgate writes itself. Raises ValueError for a name or value that no header may have."""
+    line = f"{name}: {value}".encode("latin-1")
+    if _LINE.fullmatch(line) is None:
+        raise ValueError(f"not a header: {name!r}: {value!r}")
+    return line + b"\r\n"

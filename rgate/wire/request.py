@@ -1,0 +1,212 @@
+"""The head of a request: bytes in, one reading or a refusal out (RFC 9112 §2–§6).
+
+Where the RFC leaves a choice between tolerating and refusing, this refuses: every message that two implementations
+could read in two ways is a smuggling attack on one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..errors import (
+    BodyTooLarge,
+    ExpectationFailed,
+    HeadTooLarge,
+    NotImplementedByGateway,
+    RequestError,
+    TargetTooLong,
+    VersionNotSupported,
+)
+from . import fields
+from .fields import Field, FieldReader
+from .target import Target, read_target
+
+__all__ = ["RequestHead", "RequestReader"]
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+# Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
+_NEVER_NOMINATED = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "forwarded", "via", "close", "keep-alive"}
+    | {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip"}
+)
+
+
+class RequestHead:
+    """One request head, read.
+
+    method, target          as sent; the target in its views
+    minor                   1 for HTTP/1.1, 0 for HTTP/1.0
+    fields                  what may be passed on, in order
+    environ                 the header part of a WSGI environ
+    content_length          bytes of body, or None
+    chunked                 the body is chunked
+    keep_alive              the client lets the connection stay open
+    expects_continue        the client waits for 100 (Continue)
+    upgrade                 the protocol asked for with Connection: upgrade, lower-case, or ""
+    """
+
+    # Defaults stand on the class: most requests set few of them.
+    content_length: int | None = None
+    chunked = False
+    expects_continue = False
+    upgrade = ""
+
+    def __init__(self, method: str, target: Target, minor: int) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor
+        self.keep_alive = minor == 1
+        self.fields: list[Field] = []
+        self.environ: dict[str, str] = {}
+
+
+class RequestReader:
+    """Reads request heads within limits. One for a server; shared by its threads.
+
+    `max_target_bytes` → 414, `max_headers` → 431, `max_body_bytes` (None: no limit) → 413 when a Content-Length is over
+    it. The size of the head as a whole is the connection's to watch, since it must not even collect more.
+    """
+
+    MAX_LINES: Final = 4_096
+    MAX_LINE_BYTES: Final = 512
+
+    def __init__(self, max_target_bytes: int = 16_384, max_headers: int = 200, max_body_bytes: int | None = None) -> None:
+        self.max_target_bytes = max_target_bytes
+        self.max_headers = max_headers
+        self.max_body_bytes = max_body_bytes
+        self._reader = FieldReader()
+        self._known_lines: dict[bytes, tuple[str, Target, int]] = {}
+
+    def read(self, head: bytes) -> RequestHead:
+        """The request in `head`, which ends before its empty line. Raises RequestError."""
+        lines = head.split(b"\r\n")
+        first = lines[0]
+        request = RequestHead(*(self._known_lines.get(first) or self._read_line(first)))
+        if len(lines) > self.max_headers + 1:
+            raise HeadTooLarge(f"{len(lines) - 1} headers")
+        known = self._reader.known
+        environ = request.environ
+        passed = request.fields
+        hosts = 0
+        nominated: frozenset[str] | None = None
+        expect = upgrade = None
+        del lines[0]
+        for line in lines:
+            field = known.get(line)
+            if field is None:
+                try:
+                    field = self._reader.read(line)
+                except ValueError as error:
+                    raise RequestError(str(error)) from None
+            meaning = field.meaning
+            if meaning:
+                if meaning == fields.HOST:
+                    hosts += 1
+                    if hosts > 1 or not _valid_host(field.value):
+                        raise RequestError("not exactly one valid Host")
+                elif meaning == fields.CONTENT_LENGTH:
+                    if request.content_length is not None or field.number is None:
+                        raise RequestError("not exactly one valid Content-Length")
+                    request.content_length = field.number
+                    environ["CONTENT_LENGTH"] = field.value
+                    continue
+                elif meaning == fields.TRANSFER_ENCODING:
+                    if request.chunked or field.value.lower() != "chunked":
+                        raise NotImplementedByGateway("Transfer-Encoding other than one chunked")
+                    request.chunked = True
+                    continue
+                elif meaning == fields.CONNECTION:
+                    nominated = field.tokens if nominated is None else nominated | field.tokens
+                    continue
+                elif meaning == fields.EXPECT:
+                    expect = field.value if expect is None else f"{expect}, {field.value}"
+                    continue
+                elif meaning == fields.UPGRADE:
+                    upgrade = field.value if upgrade is None else f"{upgrade}, {field.value}"
+                    continue
+                elif meaning == fields.HOP_BY_HOP or meaning == fields.UNDERSCORE:
+                    continue
+            key = field.key
+            if key in environ:
+                separator = "; " if meaning == fields.COOKIE else ", "
+                environ[key] = f"{environ[key]}{separator}{field.value}"
+            else:
+                environ[key] = field.value
+            if meaning != fields.FORWARDED and meaning != fields.VIA:
+                passed.append(field)
+
+        if not hosts and request.minor:
+            raise RequestError("no Host")
+        if request.target.host:
+            self._take_host(request)
+        if request.chunked and (request.content_length is not None or not request.minor):
+            raise RequestError("Transfer-Encoding beside Content-Length, or in HTTP/1.0")
+        if self.max_body_bytes is not None and (request.content_length or 0) > self.max_body_bytes:
+            raise BodyTooLarge(f"{request.content_length} bytes")
+        if nominated is not None:
+            self._apply_connection(request, nominated, upgrade)
+        if expect is not None and request.minor:
+            if expect.lower() != "100-continue":
+                raise ExpectationFailed(expect)
+            request.expects_continue = True
+        return request
+
+    def check_line(self, line: bytes) -> None:
+        """Judge a request line whose headers have not come yet. Raises RequestError."""
+        if line not in self._known_lines:
+            self._read_line(line)
+
+    def _read_line(self, line: bytes) -> tuple[str, Target, int]:
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            if len(line) > self.max_target_bytes:
+                raise TargetTooLong(f"{len(line)} bytes")
+            raise RequestError("malformed request line")
+        if match[3] != b"1":
+            raise VersionNotSupported(f"HTTP/{match[3].decode()}.{match[4].decode()}")
+        if len(match[2]) > self.max_target_bytes:
+            raise TargetTooLong(f"{len(match[2])} bytes")
+        method = match[1].decode()
+        if method in ("CONNECT", "TRACE"):
+            # A gateway opens no tunnels, and reflecting a request back would show what others have added to it.
+            raise NotImplementedByGateway(method)
+        try:
+            target = read_target(method, match[2].decode())
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        if target.host and not _valid_host(target.host):
+            raise RequestError("malformed authority in the request target")
+        read = (method, target, 0 if match[4] == b"0" else 1)
+        if len(line) <= self.MAX_LINE_BYTES:
+            if len(self._known_lines) >= self.MAX_LINES:
+                self._known_lines.clear()
+            self._known_lines[bytes(line)] = read
+        return read
+
+    @staticmethod
+    def _take_host(request: RequestHead) -> None:
+        # The authority of an absolute-form target replaces whatever Host says (RFC 9112 §3.2.2).
+        host = Field("Host", request.target.host)
+        request.environ["HTTP_HOST"] = host.value
+        request.fields = [host, *(f for f in request.fields if f.meaning != fields.HOST)]
+
+    @staticmethod
+    def _apply_connection(request: RequestHead, nominated: frozenset[str], upgrade: str | None) -> None:
+        if "close" in nominated:
+            request.keep_alive = False
+        elif not request.minor:
+            request.keep_alive = "keep-alive" in nominated
+        if upgrade is not None and "upgrade" in nominated and request.minor:
+            request.upgrade = upgrade.lower()
+        named = nominated - _NEVER_NOMINATED
+        if named and any(field.name in named for field in request.fields):
+            request.fields = [field for field in request.fields if field.name not in named]
+            for name in named:
+                request.environ.pop("HTTP_" + name.upper().replace("-", "_"), None)
+
+
+def _valid_host(value: str) -> bool:
+    match = _HOST.fullmatch(value)
+    return match is not None and (match[1] is None or int(match[1]) <= 65_535)

@@ -1,0 +1,115 @@
+"""The head of a backend's response: bytes in, one reading or a refusal out (RFC 9112 §4–§6)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..errors import BadResponse
+from . import fields
+from .fields import FieldReader
+
+__all__ = ["ResponseHead", "ResponseReader"]
+
+_NEVER_NOMINATED = frozenset({"close", "keep-alive", "content-length", "content-type", "set-cookie"})
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
+
+
+class ResponseHead:
+    """One response head, read.
+
+    code, status     the number, and the number with its phrase as WSGI wants it
+    headers          what may be passed on, in order, as (name, value)
+    length           bytes of body; None when it is chunked or ends with the connection
+    chunked          the body is chunked
+    keep_alive       the backend lets the connection stay open
+    upgrade          the protocol switched to (101), lower-case, or ""
+    """
+
+    length: int | None = None
+    chunked = False
+    upgrade = ""
+
+    def __init__(self, code: int, status: str, minor: int) -> None:
+        self.code = code
+        self.status = status
+        self.keep_alive = minor == 1
+        self.headers: list[tuple[str, str]] = []
+
+
+class ResponseReader:
+    """Reads response heads within limits. One for a gateway; shared by its threads."""
+
+    MAX_STATUS_LINES: Final = 256
+
+    def __init__(self, max_headers: int = 500) -> None:
+        self.max_headers = max_headers
+        self._reader = FieldReader()
+        self._known_lines: dict[bytes, tuple[int, str, int]] = {}
+
+    def read(self, head: bytes) -> ResponseHead:
+        """The response in `head`, which ends before its empty line. Raises BadResponse."""
+        lines = head.split(b"\r\n")
+        first = lines[0]
+        response = ResponseHead(*(self._known_lines.get(first) or self._read_line(first)))
+        if len(lines) > self.max_headers + 1:
+            raise BadResponse(f"{len(lines) - 1} headers")
+        known = self._reader.known
+        headers = response.headers
+        nominated: frozenset[str] | None = None
+        del lines[0]
+        for line in lines:
+            field = known.get(line)
+            if field is None:
+                try:
+                    field = self._reader.read(line)
+                except ValueError as error:
+                    raise BadResponse(str(error)) from None
+            meaning = field.meaning
+            if meaning:
+                if meaning == fields.CONTENT_LENGTH:
+                    if field.number is None or response.length is not None:
+                        raise BadResponse("not exactly one valid Content-Length")
+                    response.length = field.number
+                elif meaning == fields.TRANSFER_ENCODING:
+                    if response.chunked or field.value.lower() != "chunked":
+                        raise BadResponse("Transfer-Encoding other than one chunked")
+                    response.chunked = True
+                    continue
+                elif meaning == fields.CONNECTION:
+                    nominated = field.tokens if nominated is None else nominated | field.tokens
+                    continue
+                elif meaning == fields.UPGRADE:
+                    response.upgrade = field.value.lower()
+                    continue
+                elif meaning == fields.HOP_BY_HOP:
+                    continue
+            headers.append(field.pair)
+        if response.chunked and response.length is not None:
+            # Either could be the truth; a response that is read in two ways poisons the next one on the connection.
+            raise BadResponse("Transfer-Encoding beside Content-Length")
+        if nominated is not None:
+            self._apply_connection(response, nominated)
+        return response
+
+    def _read_line(self, line: bytes) -> tuple[int, str, int]:
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise BadResponse("malformed status line")
+        minor, code, phrase = match.groups()
+        # WSGI servers want a phrase; a backend may leave it out (RFC 9112 §4).
+        read = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
+        if len(self._known_lines) >= self.MAX_STATUS_LINES:
+            self._known_lines.clear()
+        self._known_lines[bytes(line)] = read
+        return read
+
+    @staticmethod
+    def _apply_connection(response: ResponseHead, nominated: frozenset[str]) -> None:
+        if "close" in nominated:
+            response.keep_alive = False
+        elif "keep-alive" in nominated:
+            response.keep_alive = True
+        named = nominated - _NEVER_NOMINATED
+        if named:
+            response.headers = [pair for pair in response.headers if pair[0].lower() not in named]
