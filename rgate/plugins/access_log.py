@@ -1,0 +1,202 @@
+"""access_log: one line per request on stdout, when asked for (`--access-log`, or the section below).
+
+    plugins:
+      access_log:
+        format: text               # or json; without this line there is no access log and nothing in the chain
+
+    2026-11-24T08:41:15.123Z 6f0c11d2-1a 127.0.0.1 "GET /api/orders/17?x=1" 200 312 1.4ms route=/api/orders
+        backend=orders endpoint=orders-1 attempts=1                                           (all in one line)
+
+A fault adds `reason=refused`; what is not known is "-". In JSON the keys are time, request_id, client, method, target,
+status, reason, bytes, duration_ms, route, backend, endpoint, attempts; what is not known is null. The time is that of
+the end of the response (UTC). Whatever a client can choose is escaped: a request makes one line, never two.
+
+A request only leaves a record in memory; a thread of its own writes them, ten times a second. So a slow or blocked
+stdout delays no request; records over the bound are lost, and the log of the gateway says how many.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from time import time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ConfigDict
+
+from rgate import ConfigSection, Exchange, Gateway, Middleware, hookimpl
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["AccessLog", "AccessLogOptions", "Record", "as_json", "as_text"]
+
+_log = logging.getLogger("rgate.access_log")
+
+
+class AccessLogOptions(BaseModel):
+    """`format` is that of a line; None (the default) means no access log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["text", "json"] | None = None
+
+
+class Record(NamedTuple):
+    """One finished request. `ended` is in seconds since the epoch; the rest is as in the request or the environ."""
+
+    ended: float
+    exchange: Exchange
+    client: str
+    method: str
+    target: str
+
+
+class AccessLog:
+    """Takes records from any thread, without blocking, and writes them in its own."""
+
+    FLUSH_SECONDS = 0.1
+    MAX_RECORDS = 10_000
+
+    def __init__(self, line: Callable[[Record], str]) -> None:
+        self._line = line
+        self._records: deque[Record] = deque()
+        self._lost = 0
+
+    def add(self, record: Record) -> None:
+        """Have the record written soon. Over MAX_RECORDS it is lost."""
+        if len(self._records) < self.MAX_RECORDS:
+            self._records.append(record)
+        else:
+            self._lost += 1  # no lock: two threads at once may count one, and the warning says "at least"
+
+    @contextmanager
+    def writing(self, stream: TextIO) -> Iterator[None]:
+        """Write to `stream` while inside; what is left goes out at the end."""
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.wait(self.FLUSH_SECONDS):
+                self.flush(stream)
+            self.flush(stream)
+
+        thread = threading.Thread(target=write, name="rgate-access-log", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            # Not for ever: a reader that has stopped reading must not keep the gateway from ending.
+            thread.join(timeout=2)
+
+    def flush(self, stream: TextIO) -> None:
+        """Write what there is. A stream that fails loses it."""
+        records, lost = self._records, self._lost
+        lines = [self._line(records.popleft()) for _ in range(len(records))]
+        try:
+            if lines:
+                stream.write("\n".join(lines) + "\n")
+                stream.flush()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self._lost += len(lines)
+            _log.debug("cannot write: %s", error)
+        if lost:
+            self._lost -= lost
+            _log.warning("at least %d lines are lost: stdout cannot be written, or not fast enough", lost)
+
+
+def as_text(record: Record) -> str:
+    """The record in one line."""
+    exchange = record.exchange
+    target = f"{record.method or '-'} {_escaped(record.target)}"
+    parts = [_time(record), exchange.id, _escaped(record.client), f'"{target}"', str(exchange.status), str(exchange.bytes_sent)]
+    parts.append(f"{exchange.elapsed_seconds * 1000:.1f}ms")
+    parts += [f"{name}={_escaped(value)}" for name, value in _way(exchange).items()]
+    parts.append(f"attempts={exchange.attempts}")
+    if exchange.error is not None:
+        parts.append(f"reason={exchange.error.reason}")
+    return " ".join(parts)
+
+
+def as_json(record: Record) -> str:
+    """The record as a JSON object in one line, in ASCII."""
+    exchange = record.exchange
+    entry = {
+        "time": _time(record),
+        "request_id": exchange.id,
+        "client": record.client or None,
+        "method": record.method or None,
+        "target": record.target or None,
+        "status": exchange.status,
+        "reason": exchange.error.reason if exchange.error is not None else None,
+        "bytes": exchange.bytes_sent,
+        "duration_ms": round(exchange.elapsed_seconds * 1000, 3),
+        **_way(exchange),
+        "attempts": exchange.attempts,
+    }
+    return json.dumps(entry)
+
+
+def _way(exchange: Exchange) -> dict[str, str | None]:
+    route, endpoint = exchange.route, exchange.endpoint
+    return {
+        "route": route.name if route else None,
+        "backend": route.backend.name if route else None,
+        "endpoint": endpoint.name if endpoint else None,
+    }
+
+
+def _time(record: Record) -> str:
+    return datetime.fromtimestamp(record.ended, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _escaped(value: str | None) -> str:
+    """One word of printable ASCII without a quote, whatever the client has sent."""
+    if not value:
+        return "-"
+    return value.encode("unicode_escape").decode("ascii").replace('"', "\\x22").replace(" ", "\\x20")
+
+
+# What the two hooks of one gateway share. Entries go with their gateway.
+_logs: WeakKeyDictionary[Gateway, AccessLog] = WeakKeyDictionary()
+
+
+@hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("access_log", AccessLogOptions)
+
+
+@hookimpl
+def rgate_middlewares(gateway: Gateway) -> Middleware | None:
+    options: AccessLogOptions | None = gateway.options("access_log")
+    if options is None or options.format is None:
+        return None
+    log = _logs[gateway] = AccessLog(as_json if options.format == "json" else as_text)
+    add = log.add
+    exchange_of = Exchange.of
+
+    def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
+        def logged(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            # Now, because a middleware may change them: what is logged is what the client sent.
+            get = environ.get
+            client, method = get("REMOTE_ADDR", ""), get("REQUEST_METHOD", "")
+            target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
+            exchange_of(environ).on_finish(lambda exchange: add(Record(time(), exchange, client, method, target)))
+            return app(environ, start_response)
+
+        return logged
+
+    return Middleware("access_log", wrap, edits_environ=False)
+
+
+@hookimpl
+def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[None] | None:
+    log = _logs.get(gateway)
+    return log.writing(sys.stdout) if log is not None else None
