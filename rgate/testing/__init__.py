@@ -1,0 +1,42 @@
+"""What the tests of a plugin import.
+
+In isolation, a middleware around any WSGI app:
+
+    exchange = make_exchange()
+    app = my_plugin.rgate_middlewares(make_gateway()).wrap(answering(b"hello"), None)
+    response = client(app, exchange).get("/x")
+
+In a gateway, with the public hooks and without a socket; backends are WSGI apps:
+
+    with running_gateway({}, {"orders": answering(b"hello"), "empty": ()}, {"my_plugin": my_plugin}) as gateway:
+        assert client(gateway).get("/orders/17").data == b"hello"
+        assert_fault(client(gateway).get("/empty"), 503, "no_endpoint")
+
+Over a real socket, where every byte counts:
+
+    with ScriptedBackend(http_response(b"hello")) as backend:
+        ...
+    assert backend.requests[0].head.startswith(b"GET /x HTTP/1.1\\r\\n")
+
+Nothing here needs pytest, waits without a deadline, or is meant for production.
+"""
+
+from .isolated import answering, assert_fault, client, make_endpoint, make_environ, make_exchange
+from .running import make_gateway, running_gateway
+from .sockets import RawRequest, ScriptedBackend, ScriptedConnection, http_response, refusing_url
+
+__all__ = [
+    "RawRequest",
+    "ScriptedBackend",
+    "ScriptedConnection",
+    "answering",
+    "assert_fault",
+    "client",
+    "http_response",
+    "make_endpoint",
+    "make_environ",
+    "make_exchange",
+    "make_gateway",
+    "refusing_url",
+    "running_gateway",
+]

@@ -1,0 +1,105 @@
+"""A middleware alone: an app to put it around, the exchange it expects, a client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.test import Client, TestResponse, create_environ
+
+from ..exchange import ENVIRON_KEY, Exchange
+from ..model import Address, Backend, Endpoint, Route
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["answering", "assert_fault", "client", "make_endpoint", "make_environ", "make_exchange"]
+
+
+def answering(
+    body: bytes | Iterable[bytes] = b"", status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()
+) -> WSGIApplication:
+    """A WSGI app that always gives this answer. A `body` of bytes has a Content-Length, an iterable of them has none."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if isinstance(body, bytes):
+            start_response(status, [*headers, ("Content-Length", str(len(body)))])
+            return [body]
+        start_response(status, [*headers])
+        return body
+
+    return app
+
+
+def make_endpoint(
+    name: str = "orders-1", *, backend: str = "orders", host: str = "127.0.0.1", port: int = 9, in_flight: int = 0
+) -> Endpoint:
+    """An endpoint that nothing listens at (port 9 is discard), with so many requests running on it."""
+    endpoint = Endpoint(name, name, backend, Address("http", host, port))
+    endpoint.load.running.update(Exchange() for _ in range(in_flight))
+    return endpoint
+
+
+def make_exchange(route: Route | None = None, candidates: Sequence[Endpoint] | None = None) -> Exchange:
+    """An exchange as `routing` leaves it: with a route (default: "/" to backend "orders") and candidates (default: one)."""
+    exchange = Exchange()
+    exchange.route = route or Route("/", "", Backend("orders"))
+    exchange.candidates = (make_endpoint(backend=exchange.route.backend.name),) if candidates is None else tuple(candidates)
+    return exchange
+
+
+def make_environ(target: str = "/", exchange: Exchange | None = None, **request: Any) -> WSGIEnvironment:
+    """The environ of a request, inside ExchangeScope: with `exchange` (default: make_exchange()) in it.
+
+    `target` is path and query as they are sent; `request` is what werkzeug.test.EnvironBuilder takes (method, headers,
+    data, …).
+    """
+    environ = create_environ(target, **request)
+    environ[ENVIRON_KEY] = exchange or make_exchange()
+    return environ
+
+
+def client(app: WSGIApplication, exchange: Exchange | None = None) -> Client:
+    """A client for a gateway, or, with an `exchange`, for a middleware alone.
+
+    Around a middleware it does as ExchangeScope does: every request finds the exchange in environ, its status and
+    bytes_sent are written, and it is finished. The response body is read to its end before the client has it.
+    """
+    return Client(app if exchange is None else _scope(app, exchange))
+
+
+def _scope(app: WSGIApplication, exchange: Exchange) -> WSGIApplication:
+    def scope(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+            exchange.status = int(status[:3])
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        environ[ENVIRON_KEY] = exchange
+        with ExitStack() as closing:
+            body = app(environ, start)
+            closing.callback(getattr(body, "close", lambda: None))
+            blocks = list(body)
+        exchange.bytes_sent = sum(map(len, blocks))
+        exchange.finish()
+        return blocks
+
+    return scope
+
+
+def assert_fault(response: TestResponse, status_code: int, reason: str) -> dict[str, Any]:
+    """That the response is the gateway's own, in the one shape; returns the JSON object.
+
+    Its `reason` is a slug of the tree in rgate.errors ("no_endpoint", "refused", …).
+    """
+    shown = f"{response.status}, {response.headers.get('Content-Type')}, {response.get_data()[:500]!r}"
+    assert response.status_code == status_code, f"expected a fault with status {status_code}, got {shown}"
+    assert response.headers.get("Content-Type") == "application/json", f"expected a fault as application/json, got {shown}"
+    answer = json.loads(response.get_data())
+    assert isinstance(answer, dict) and answer.keys() == {"status_code", "body", "reason", "request_id"}, (
+        f"expected the keys status_code, body, reason and request_id, got {shown}"
+    )
+    assert answer["status_code"] == status_code, f"the status in the body is another one: {shown}"
+    assert answer["reason"] == reason, f"expected the reason {reason!r}, got {shown}"
+    return answer
