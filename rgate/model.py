@@ -62,7 +62,7 @@ class Route:
     headers: tuple[tuple[str, str], ...] = ()
     strip_prefix: bool = False
     timeouts: Timeouts = Timeouts()
-    options: Mapping[str, object] = field(default=_EMPTY, hash=False)
+    options: Mapping[str, object] = field(default_factory=lambda: _EMPTY, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
