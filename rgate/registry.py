@@ -11,20 +11,20 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, replace
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+from pydantic import BaseModel
 
 from .config.wording import did_you_mean, listed
 from .errors import ConfigProblem, GatewayError, PluginError
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
+from .installed import Installed, PluginRecord, builtin_record
 from .pipeline import ROUTING, STANDARD_ORDER
 from .plugins import BUILTIN
 from .use import check_used, middleware
-from .version import VERSION
 
 if TYPE_CHECKING:
     from .config import Config
@@ -49,21 +49,6 @@ _RETURNS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "rgate_lifespan": ("a context manager", _has("__enter__", "__exit__")),
 }
 """What each hook that is collected may return (one, several in an iterable, or None), for messages and as a test."""
-
-
-@dataclass(frozen=True, slots=True)
-class PluginRecord:
-    """One plugin that is installed. `hooks` is None where it is not known, because the plugin has not been imported."""
-
-    name: str
-    distribution: str
-    version: str
-    builtin: bool
-    active: bool = False
-    hooks: tuple[str, ...] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name!r} ({self.distribution} {self.version})" if self.distribution else repr(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,46 +96,30 @@ class Registry:
         for name in sorted(set(disabled) - set(BUILTIN)):
             hint = did_you_mean(name, BUILTIN) or f"; they are {listed(BUILTIN)}"
             problems.append(ConfigProblem(("plugins", "disable"), f"no built-in plugin is named {name!r}{hint}"))
+        early = self.names
         for name in BUILTIN:
             if name not in disabled:
-                self.register(name, importlib.import_module(f"rgate.plugins.{name}"), "rgate", VERSION)
-        installed = _installed()
-        for name in sorted(set(wanted), key=lambda name: (_distribution(installed.get(name, ())), name)):
-            if name in self._active and name not in installed:
+                self._add(importlib.import_module(f"rgate.plugins.{name}"), builtin_record(name))
+        for name in early:  # so that the built-ins are first in order, and asked last where one answer counts
+            self._manager.register(self._manager.unregister(name=name), name)
+            self._active[name] = self._active.pop(name)
+        installed = Installed()
+        for name in installed.in_order(wanted):
+            if name in early or (name in self._active and name not in installed):
                 continue
             try:
-                self._load(name, installed)
+                self._add(*installed.load(name, {name: plugin.record for name, plugin in self._active.items()}))
             except PluginError as error:
                 problems.append(ConfigProblem(("plugins", name), str(error)))
         return problems
 
-    def register(self, name: str, plugin: object, distribution: str = "", version: str = "") -> None:
-        """Make a module or object that implements hooks active under `name`.
+    def register(self, name: str, plugin: object) -> None:
+        """Make a module or object that implements hooks active under `name`, without its being installed.
 
-        Raises PluginError when it is none, when a hook is misspelt or has other arguments than its specification, or
-        when its options are not declared as they must be.
+        To be called before the config is loaded. Raises PluginError when it is no plugin, when a hook is misspelt or
+        has other arguments than its specification, or when its options are not declared as they must be.
         """
-        builtin = plugin.__name__ == f"rgate.plugins.{name}" if isinstance(plugin, ModuleType) else False
-        record = PluginRecord(name, distribution, version, builtin=builtin, active=True)
-        if name in self._active or name == "disable":
-            raise PluginError(f"plugin {record}: the name is taken")
-        if isinstance(plugin, type):
-            raise PluginError(f"plugin {record}: is a class; name a module or an object with hook implementations")
-        try:
-            self._manager.register(plugin, name)
-            self._check_hooks(record, plugin)
-            self._manager.check_pending()
-            calls = {hook.name: _call(hook, name) for hook in self._manager.get_hookcallers(plugin) or ()}
-            modules = frozenset(_modules(plugin))
-            record = PluginRecord(name, distribution, version, builtin, active=True, hooks=tuple(sorted(calls)))
-            self._active[name] = _Active(record, calls, modules)
-            self._declare(name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            self._forget(name)
-            raise PluginError(f"plugin {record}: {self._explain(error)}") from error
-        except PluginError:
-            self._forget(name)
-            raise
+        self._add(plugin, PluginRecord(name))
 
     def collect(self, hook_name: str, **kwargs: object) -> list[Any]:
         """What all plugins return for a hook, in order of registration: None left out, iterables taken apart.
@@ -178,12 +147,11 @@ class Registry:
 
     def records(self) -> list[PluginRecord]:
         """Every plugin there is, active or not: the built-ins, then what is installed. Inactive ones are not imported."""
-        active = {name: plugin.record for name, plugin in self._active.items()}
-        builtin = [PluginRecord(name, "rgate", VERSION, builtin=True) for name in BUILTIN]
-        others = [_record(point) for points in _installed().values() for point in points]
-        known = [*builtin, *sorted(others, key=lambda record: (record.distribution, record.name))]
-        found = [active[r.name] if r.name in active and _same(active[r.name], r) else r for r in known]
-        return found + [record for record in active.values() if record not in found]
+        active = [plugin.record for plugin in self._active.values()]
+        inactive = [replace(record, active=False, hooks=None) for record in active]
+        known = [*map(builtin_record, BUILTIN), *Installed()]
+        found = [active[inactive.index(record)] if record in inactive else record for record in known]
+        return found + [record for record in active if record not in found]
 
     def report_failure(self, exchange: Exchange, error: Exception) -> None:
         """Log an exception that came out of the chain, with the request's id and the plugin whose code raised it.
@@ -196,35 +164,28 @@ class Registry:
         name = self._culprit(error.__traceback__)
         _log.error("%s: %s failed: %r", exchange.id, f"plugin {name!r}" if name else "the gateway", error, exc_info=error)
 
-    def _load(self, name: str, installed: Mapping[str, Collection[EntryPoint]]) -> None:
-        points = installed.get(name, ())
-        owners = listed(_owner(point) for point in points)
-        if not points:
-            if name in BUILTIN:
-                raise PluginError(f"{name!r} is disabled and no other plugin of that name is installed; take it out of disable")
-            known = {*BUILTIN, *installed}
-            others = listed((f"{other} ({_owner(point)})" for other, found in installed.items() for point in found), "no others")
-            raise PluginError(
-                f"no plugin named {name!r} is installed{did_you_mean(name, known) or '; install it with pip'}"
-                f" (built in are {listed(BUILTIN)}; installed are {others})"
-            )
-        if name in self._active:
-            raise PluginError(
-                f"{name!r} is built in, and {owners} brings another plugin of that name: to have that one, "
-                f"write disable: [{name}]; to have the built-in, uninstall the other"
-            )
-        if len(points) > 1:
-            raise PluginError(f"more than one distribution brings a plugin named {name!r}: {owners}; uninstall all but one")
-        (point,) = points
-        record = _record(point)
+    def _add(self, plugin: object, record: PluginRecord) -> None:
+        name = record.name
+        if name in self._active or name == "disable":
+            raise PluginError(f"plugin {record}: the name is taken")
+        if isinstance(plugin, type):
+            raise PluginError(f"plugin {record}: is a class; name a module or an object with hook implementations")
+        if (other := self._manager.get_name(plugin)) is not None:
+            raise PluginError(f"plugin {record}: is active already, under the name {other!r}")
         try:
-            plugin = point.load()
-        except (Exception, SystemExit) as error:
-            way_out = f"repair or upgrade {record.distribution or 'it'}, or take {name!r} out of the config"
-            raise PluginError(
-                f"plugin {record}: {point.value} cannot be imported: {type(error).__name__}: {error}; {way_out}"
-            ) from error
-        self.register(name, plugin, record.distribution, record.version)
+            self._manager.register(plugin, name)
+            self._check_hooks(record, plugin)
+            self._manager.check_pending()
+            calls = {hook.name: _call(hook, name) for hook in self._manager.get_hookcallers(plugin) or ()}
+            record = replace(record, active=True, hooks=tuple(sorted(calls)))
+            self._active[name] = _Active(record, calls, frozenset(_modules(plugin)))
+            self._declare(record)
+        except pluggy.PluginValidationError as error:
+            self._forget(name)
+            raise PluginError(f"plugin {record}: {self._explain(error)}") from error
+        except PluginError:
+            self._forget(name)
+            raise
 
     def _forget(self, name: str) -> None:
         if self._manager.has_plugin(name):
@@ -245,14 +206,16 @@ class Registry:
                 if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
                     raise PluginError(f"plugin {record}: {caller.name} is a hook wrapper; rgate calls plain functions only")
 
-    def _declare(self, name: str) -> None:
+    def _declare(self, record: PluginRecord) -> None:
+        name = record.name
         sections: list[ConfigSection] = self._ask(name, "rgate_config_sections", {})
-        record = self._active[name].record
         if len(sections) > 1:
             raise PluginError(f"plugin {record}: rgate_config_sections returns {len(sections)} sections; a plugin has one")
         for section in sections:
             if section.name != name:
                 raise PluginError(f"plugin {record}: its ConfigSection is named {section.name!r}; it must be {name!r}")
+            if not (isinstance(section.model, type) and issubclass(section.model, BaseModel)):
+                raise PluginError(f"plugin {record}: the model of its ConfigSection is no pydantic class: {section.model!r}")
             try:
                 section.model()
             except Exception as error:
@@ -322,7 +285,7 @@ class Registry:
                 if name not in active:
                     yield ConfigProblem(place, f"{name!r} has no part in the chain, so a route cannot say anything about it")
                 elif name in outside and not (name in self._sections and self._sections[name].per_route):
-                    yield ConfigProblem(place, f"{name!r} stands outside of {ROUTING!r} and so is the same for every route")
+                    yield ConfigProblem(place, f"{name!r} runs before the route is known, and so is the same for every route")
 
     def _culprit(self, traceback: TracebackType | None) -> str:
         """The plugin in whose code the innermost frame is that belongs to a plugin or to rgate; "" when that is rgate."""
@@ -351,28 +314,3 @@ def _modules(plugin: object) -> Iterator[str]:
     top = module.partition(".")[0]
     if top != "rgate":
         yield top
-
-
-def _installed() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=NAMESPACE):
-        found.setdefault(point.name, []).append(point)
-    return found
-
-
-def _record(point: EntryPoint) -> PluginRecord:
-    dist = point.dist
-    return PluginRecord(point.name, dist.name if dist else "", dist.version if dist else "", builtin=False)
-
-
-def _owner(point: EntryPoint) -> str:
-    record = _record(point)
-    return f"{record.distribution} {record.version}"
-
-
-def _distribution(points: Collection[EntryPoint]) -> str:
-    return min((_record(point).distribution for point in points), default="")
-
-
-def _same(one: PluginRecord, other: PluginRecord) -> bool:
-    return (one.distribution, one.version, one.builtin) == (other.distribution, other.version, other.builtin)
