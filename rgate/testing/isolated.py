@@ -65,9 +65,16 @@ def client(app: WSGIApplication, exchange: Exchange | None = None) -> Client:
     """A client for a gateway, or, with an `exchange`, for a middleware alone.
 
     Around a middleware it does as ExchangeScope does: every request finds the exchange in environ, its status and
-    bytes_sent are written, and it is finished. The response body is read to its end before the client has it.
+    bytes_sent are written, and it is finished. The response body is read to its end before the client has it. Requests
+    come from 127.0.0.1 unless they say otherwise (`environ_base={"REMOTE_ADDR": …}`).
     """
-    return Client(app if exchange is None else _scope(app, exchange))
+    inner = app if exchange is None else _scope(app, exchange)
+
+    def local(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ.setdefault("REMOTE_ADDR", "127.0.0.1")
+        return inner(environ, start_response)
+
+    return Client(local)
 
 
 def _scope(app: WSGIApplication, exchange: Exchange) -> WSGIApplication:
