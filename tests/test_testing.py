@@ -229,7 +229,8 @@ def test_scripted_backend_reset_is_a_reset() -> None:
 
     with ScriptedBackend(script) as backend, socket.create_connection(("127.0.0.1", backend.port), 10) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        pytest.raises(ConnectionResetError, sock.recv, 1)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
 
 
 def test_scripted_backend_stopped_refuses_and_ends_connections() -> None:
