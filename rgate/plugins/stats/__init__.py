@@ -1,0 +1,83 @@
+"""Traffic statistics in SQL, answered at `/stats`.
+
+    GET /stats  →  {"requests_count": {"success": 1520, "error": 3}, "latency_ms": {"average": 1.9, "p95": 4.1, "p99": 9.8}}
+
+Every exchange is counted when it is over: success up to status 399, error above; latency from the request's arrival to the
+last of the response. What the gateway answers itself counts too, the local routes do not. `?by=route,backend,endpoint,status`
+(one or several) adds `groups`, `?since=1h` leaves out what is older and adds where it begins. The counts are of all
+processes that share the database and outlive restarts; `kill -9` loses `flush_seconds` of them. `storage` appears in
+the answer when the database is or was in trouble.
+
+A route with `plugins: {stats: false}` is not counted. Options: see StatsOptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from rgate import Config, ConfigProblem, ConfigSection, Exchange, Gateway, LocalRoutes, Middleware, hookimpl
+
+from .answer import answering
+from .options import StatsOptions
+from .pending import Pending
+from .recorder import Recorder
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["StatsOptions", "recorder_of"]
+
+_recorders: WeakKeyDictionary[Gateway, Recorder] = WeakKeyDictionary()  # three hooks share it; gone with its gateway
+
+
+def recorder_of(gateway: Gateway) -> Recorder:
+    """The recorder that counts for `gateway`: one per gateway and process. Touches no database by itself."""
+    recorder = _recorders.get(gateway)
+    if recorder is None:
+        from .store import Store  # here, because checking a config or printing help needs no SQLAlchemy (0.3 s)
+
+        options = gateway.options("stats") or StatsOptions()
+        store = Store(options.database, retention_days=options.retention_days, max_megabytes=options.max_megabytes)
+        recorder = _recorders[gateway] = Recorder(store, Pending(), flush_seconds=options.flush_seconds)
+    return recorder
+
+
+@hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("stats", StatsOptions, per_route=True)
+
+
+@hookimpl
+def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
+    for index, route in enumerate(config.routes):
+        if route.plugins.get("stats"):
+            message = "a route cannot have options of its own here; false is what keeps it out of the statistics"
+            yield ConfigProblem(("routes", index, "plugins", "stats"), message)
+
+
+@hookimpl
+def rgate_middlewares(gateway: Gateway) -> Middleware:
+    record = recorder_of(gateway).pending.record
+
+    def wrap(app: WSGIApplication, options: StatsOptions | None) -> WSGIApplication:
+        def counted(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            Exchange.of(environ).on_finish(record)
+            return app(environ, start_response)
+
+        return counted
+
+    return Middleware("stats", wrap, edits_environ=False)
+
+
+@hookimpl
+def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
+    options = gateway.options("stats") or StatsOptions()
+    return {options.path: answering(recorder_of(gateway).report)}
+
+
+@hookimpl
+def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
+    return recorder_of(gateway).running()

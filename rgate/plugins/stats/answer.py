@@ -1,0 +1,59 @@
+"""The WSGI app at `/stats`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from rgate import Exchange, GatewayError, RequestError
+
+from .query import Query, QueryError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["MethodNotAllowed", "answering"]
+
+
+class MethodNotAllowed(RequestError):
+    """Statistics can be read and nothing else."""
+
+    status = 405
+    reason = "method_not_allowed"
+    message = "Only GET and HEAD are answered here."
+
+
+def answering(report: Callable[[Query], dict[str, Any]], wall: Callable[[], float] = time.time) -> WSGIApplication:
+    """An app that answers GET and HEAD with `report(query)` as JSON, never to be cached.
+
+    A query that cannot be read gets 400, another method 405, both in the shape of all of rgate's own answers.
+    """
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+        try:
+            if method not in ("GET", "HEAD"):
+                headers.append(("Allow", "GET, HEAD"))
+                raise MethodNotAllowed
+            query = Query.parse(environ.get("QUERY_STRING", ""), wall())
+            status, body = HTTPStatus.OK, json.dumps(report(query), allow_nan=False).encode() + b"\n"
+        except QueryError as problem:
+            fault = RequestError(str(problem))
+            fault.message = f"{problem}."
+            status, body = _own_answer(fault)
+        except MethodNotAllowed as fault:
+            status, body = _own_answer(fault)
+        headers.append(("Content-Length", str(len(body))))
+        start_response(f"{status.value} {status.phrase}", headers)
+        return [b"" if method == "HEAD" else body]
+
+    return answer
+
+
+def _own_answer(fault: GatewayError) -> tuple[HTTPStatus, bytes]:
+    # Local routes have no exchange; a fresh one has an id that is nobody else's.
+    return HTTPStatus(fault.status), fault.json(Exchange().id)

@@ -1,0 +1,64 @@
+"""What a report is asked for: `?by=route,status&since=1h`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl
+
+__all__ = ["BY", "Query", "QueryError"]
+
+BY = ("route", "backend", "endpoint", "status")
+"""What counts can be divided by."""
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SINCE = "a number with s, m, h or d (30s, 15m, 1h, 7d), or an ISO 8601 time (2026-01-31T12:00:00Z)"
+
+
+class QueryError(ValueError):
+    """The question has no answer; str() says why and names what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`by` divides the report; `since_minute` (whole minutes since 1970, UTC) leaves out what is older."""
+
+    by: tuple[str, ...] = ()
+    since_minute: int | None = None
+
+    @classmethod
+    def of(cls, by: Sequence[str], since: str | None, now_seconds: float) -> Query:
+        """The query in the words of a person. A time without an offset is UTC. Raises QueryError."""
+        for name in by:
+            if name not in BY:
+                raise QueryError(f"by={name} is not known; allowed are {', '.join(BY)}, one or several with commas between")
+        return cls(tuple(dict.fromkeys(by)), None if since is None else _minute(since, now_seconds))
+
+    @classmethod
+    def parse(cls, query_string: str, now_seconds: float) -> Query:
+        """The query of a URL. Raises QueryError."""
+        by: list[str] = []
+        since: str | None = None
+        for name, value in parse_qsl(query_string, keep_blank_values=True):
+            if name == "by":
+                by += value.split(",")
+            elif name == "since" and since is None:
+                since = value
+            elif name == "since":
+                raise QueryError("since is given twice")
+            else:
+                raise QueryError(f"{name} is not known; allowed are by and since")
+        return cls.of(by, since, now_seconds)
+
+
+def _minute(since: str, now_seconds: float) -> int:
+    if match := re.fullmatch(r"([0-9]{1,9})([smhd])", since):
+        return max(0, int((now_seconds - int(match[1]) * _SECONDS[match[2]]) // 60))
+    try:
+        # In a URL the + of an offset stands for a space.
+        moment = datetime.fromisoformat(since.replace(" ", "+") if "T" in since else since)
+        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() // 60))
+    except (ValueError, OverflowError):
+        raise QueryError(f"since={since} cannot be read; allowed is {_SINCE}") from None
