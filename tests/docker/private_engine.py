@@ -75,6 +75,11 @@ class PrivateEngine:
     def close(self) -> None:
         self.stop()
         _ip("link", "delete", self._bridge)
+        # dockerd mounts its data-root on itself, and once restarted does not always take that away.
+        for mount in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            _, place, *_ = mount.split(" ")
+            if place.startswith(f"{self._home}/"):
+                subprocess.run(["umount", "--lazy", place], check=True)
 
     def log_tail(self) -> str:
         return "\n".join(Path(f"{self._home}/dockerd.log").read_text(errors="replace").splitlines()[-15:])
