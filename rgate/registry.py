@@ -99,7 +99,7 @@ class Registry:
         early = self.names
         for name in BUILTIN:
             if name not in disabled:
-                self._add(importlib.import_module(f"rgate.plugins.{name}"), builtin_record(name))
+                self._add(_import_builtin(name), builtin_record(name))
         for name in early:  # so that the built-ins are first in order, and asked last where one answer counts
             self._manager.register(self._manager.unregister(name=name), name)
             self._active[name] = self._active.pop(name)
@@ -301,6 +301,14 @@ class Registry:
             if f"{module}.".startswith("rgate."):
                 return ""
         return ""
+
+
+def _import_builtin(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"rgate.plugins.{name}")
+    except Exception as error:
+        message = f"plugin {builtin_record(name)} cannot be imported: {type(error).__name__}: {error}; install rgate anew"
+        raise PluginError(message) from error
 
 
 def _call(caller: pluggy.HookCaller, name: str) -> Callable[..., object]:

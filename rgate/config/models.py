@@ -130,6 +130,7 @@ def _media_type(text: str) -> str:
 Whole = Annotated[int, _no_bool("int_type")]
 Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
 Name = Annotated[str, AfterValidator(_name)]
+HostName = Annotated[str, AfterValidator(_host)]
 
 
 class Model(BaseModel):
@@ -156,7 +157,7 @@ class RouteConfig(Model):
     path_prefix: Annotated[str, AfterValidator(_path_prefix)]
     backend: str
     name: Name | None = None
-    hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_one_or_more)] = Field((), alias="host")
+    hosts: Annotated[tuple[HostName, ...], BeforeValidator(_one_or_more)] = Field(default=(), alias="host")
     methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ()
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = {}
     strip_prefix: bool = False
@@ -245,6 +246,6 @@ class Config(Model):
     server: ServerConfig = ServerConfig()
     docker: DockerConfig = DockerConfig()
     plugins: dict[str, Any] = {}
-    disabled: frozenset[str] = Field(frozenset(), init=False)
+    disabled: frozenset[str] = Field(default=frozenset(), init=False)
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None

@@ -47,10 +47,10 @@ _LIMITS: Mapping[str, str] = {
     "literal_error": "{expected}",
     "multiple_of": "a multiple of {multiple_of}",
     "string_pattern_mismatch": "text like {pattern}",
-    "string_too_long": "at most {max_length} characters",
-    "string_too_short": "at least {min_length} characters",
-    "too_long": "at most {max_length} entries",
-    "too_short": "at least {min_length} entries",
+    "string_too_long": "a length of at most {max_length}",
+    "string_too_short": "a length of at least {min_length}",
+    "too_long": "a length of at most {max_length}",
+    "too_short": "a length of at least {min_length}",
 }
 
 
@@ -60,19 +60,19 @@ def validate(model: type[_M], root: Node, report: Report) -> _M | None:
     Everything wrong is added to `report` and cut out of the tree, so that the rest can still be checked: a bad option
     leaves its default behind, a bad required one takes the entry with it.
     """
-    while True:
+    instance = None
+    usable = True
+    while usable and instance is None:
         try:
             instance = model.model_validate(root.plain())
         except ValidationError as error:
             places = _by_place(root, error)
             for place, group in places.items():
                 _add(model, root, place, group, report)
-            if not _cut(root, places, report):
-                return None
-        else:
-            for node, message in _ignored(instance, root):
-                report.add(node, message)
-            return instance
+            usable = _cut(root, places, report)
+    for node, message in _ignored(instance or model.model_construct(), root):
+        report.add(node, message)
+    return instance
 
 
 def _by_place(root: Node, error: ValidationError) -> dict[Path, list[ErrorDetails]]:
@@ -200,7 +200,7 @@ def _ignored(value: object, node: Node) -> Iterator[tuple[Node, str]]:
         fields = _fields(type(value))
         for key, entry in node.items().items():
             if key in fields:
-                yield from _ignored(getattr(value, fields[key]), entry)
+                yield from _ignored(getattr(value, fields[key], None), entry)
             elif type(value).model_config.get("extra") is None:
                 yield entry, _unknown_key(key, fields)
     elif isinstance(value, Mapping):

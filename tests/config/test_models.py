@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+
+from rgate.config.models import Config, RouteConfig
+
+from .configs import ONE_BACKEND, loaded, problems
+
+
+def route(keys: str) -> RouteConfig:
+    return loaded(f"{ONE_BACKEND}routes: [{{backend: orders, {keys}}}]").routes[0]
+
+
+def route_problem(keys: str) -> str:
+    (found,) = problems(f"{ONE_BACKEND}routes: [{{backend: orders, {keys}}}]")
+    return found.removeprefix("config.yml:2: routes[0].")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/", "/api", "/api/", "/a-b_c.d~e", "/a%2Fb", "/a;v=1/b", "/@x/:y/a,b", "/%C3%A4", "/.well-known"]
+)
+def test_path_prefix_in_canonical_form_is_kept_as_written(prefix: str) -> None:
+    assert route(f"path_prefix: '{prefix}'").path_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("", "must begin with '/'; found ''"),
+        ("api", "must begin with '/'; found 'api'"),
+        ("http://x/api", "must begin with '/'; found 'http://x/api'"),
+        ("/api?x=1", "is a path without a query; take away what begins at '?'"),
+        ("/api#x", "is a path without a fragment; take away what begins at '#'"),
+        ("/a//b", "must be in canonical form, which is '/a/b'"),
+        ("/api//", "must be in canonical form, which is '/api/'"),
+        ("/%61pi", "must be in canonical form, which is '/api'"),
+        ("/a/../b", "no request can have this path: dot segment in the path"),
+        ("/a/.", "no request can have this path: dot segment in the path"),
+        ("/a/%2e%2E/b", "no request can have this path: dot segment in the path"),
+        ("/a%2", "no request can have this path: malformed escape in the path"),
+        ("/a%zz", "no request can have this path: malformed escape in the path"),
+        ("/a%00", "no request can have this path: malformed escape in the path"),
+        ("/a b", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
+        ("/ä", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
+        ("/a\\b", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
+    ],
+)
+def test_path_prefix_that_no_request_can_match_is_a_problem(prefix: str, message: str) -> None:
+    assert route_problem(f"path_prefix: '{prefix}'") == f"path_prefix: {message}"
+
+
+def test_host_is_one_name_or_a_list_and_lower_case() -> None:
+    assert route("path_prefix: /, host: API.Example").hosts == ("api.example",)
+    assert route("path_prefix: /, host: [a.example, '[2001:DB8:0::1]', 127.0.0.1]").hosts == (
+        "a.example",
+        "[2001:db8::1]",
+        "127.0.0.1",
+    )
+
+
+@pytest.mark.parametrize("host", ["http://a.example", "a.example:80", "*.example", "a b", "", "a/b", ".a", "a.", "::1"])
+def test_host_that_is_more_than_a_name_is_a_problem(host: str) -> None:
+    assert route_problem(f"path_prefix: /, host: ['{host}']").startswith(f"host[0]: {host!r} is no host name")
+
+
+def test_host_that_is_no_ascii_or_no_address_is_a_problem() -> None:
+    assert route_problem("path_prefix: /, host: ['bücher.example']") == (
+        "host[0]: 'bücher.example' must be written as it is sent, in its xn-- form"
+    )
+    assert route_problem("path_prefix: /, host: ['[::x]']") == "host[0]: '[::x]' is no IPv6 address"
+
+
+def test_methods_are_upper_case_tokens() -> None:
+    assert route("path_prefix: /, methods: [get, M-SEARCH]").methods == ("GET", "M-SEARCH")
+    assert route_problem("path_prefix: /, methods: ['GE T']") == "methods[0]: 'GE T' is no HTTP method"
+    assert route_problem("path_prefix: /, methods: GET") == "methods: expected a list, found 'GET'; write [GET]"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ("{X-Version: 2}", "headers.X-Version: expected text, found 2; put it in quotes"),
+        ("{'a b': x}", "headers: 'a b' is no header name"),
+        ("{X_Version: x}", "headers: 'X_Version' never matches: headers whose name has an underscore are dropped"),
+        ("{X-A: ''}", "headers: the value of 'X-A' never matches"),
+        ("{X-A: ' x'}", "headers: the value of 'X-A' never matches"),
+        ('{X-A: "a\\nb"}', "headers: the value of 'X-A' never matches"),
+        ("{X-A: a, x-a: b}", "headers: 'X-A' and 'x-a' are the same header"),
+    ],
+)
+def test_header_that_never_matches_is_a_problem(headers: str, message: str) -> None:
+    assert route_problem(f"path_prefix: /, headers: {headers}").startswith(message)
+
+
+@pytest.mark.parametrize("label", ["app", "=x", "", "app = x", " app=x"])
+def test_label_that_is_not_name_equals_value_is_a_problem(label: str) -> None:
+    (found,) = problems(f"backends: [{{name: b, match_labels: ['{label}']}}]")
+    assert found == (
+        f"config.yml:1: backends[0].match_labels[0]: {label!r} is no label; write name=value, without spaces around the '='"
+    )
+
+
+def test_label_may_have_an_empty_value_or_another_equals_sign() -> None:
+    labels = ("a=", "b=c=d", "com.example/x=ü y")
+    assert loaded("backends: [{name: b, match_labels: ['a=', 'b=c=d', 'com.example/x=ü y']}]").backends[0].match_labels == labels
+
+
+def test_label_with_two_values_is_a_problem() -> None:
+    (found,) = problems("backends: [{name: b, match_labels: [env=a, env=b, env=a]}]")
+    assert found == "config.yml:1: backends[0].match_labels: no container has both 'env=a' and 'env=b'"
+
+
+@pytest.mark.parametrize("name", ["''", "' a'", "'a '", '"a\\nb"', "'" + "x" * 201 + "'"])
+def test_name_that_cannot_be_read_in_a_table_is_a_problem(name: str) -> None:
+    (found,) = problems(f"backends: [{{name: {name}, match_labels: [a=b]}}]")
+    assert found.startswith("config.yml:1: backends[0].name: a name is 1 to 200 printable characters")
+
+
+@pytest.mark.parametrize("value", ["true", "no"])
+def test_truth_value_is_no_number(value: str) -> None:
+    found = problems(f"server:\n  port: {value}\n  head_seconds: {value}\n")
+    assert [line.partition("found")[0] for line in found] == [
+        "config.yml:2: server.port: expected a whole number, ",
+        "config.yml:3: server.head_seconds: expected a number, ",
+    ]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", ".inf", ".nan", "86401"])
+def test_seconds_are_above_zero_and_at_most_a_day(seconds: str) -> None:
+    assert len(problems(f"server: {{head_seconds: {seconds}}}")) == 1
+
+
+@pytest.mark.parametrize("media_type", ["html", "text/", "text/html\\nX: y", ""])
+def test_content_type_must_be_a_media_type(media_type: str) -> None:
+    (found,) = problems(f'default_response: {{content_type: "{media_type}"}}')
+    assert "is no media type; write one like 'text/html; charset=utf-8'" in found
+
+
+def test_models_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().server.port = 1

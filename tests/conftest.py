@@ -1,0 +1,32 @@
+"""Fixtures for every ring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """install("dist", "1.0", {"group": {"name": "module:attribute"}}, module="source"): a distribution, for this test."""
+    written: set[str] = set()
+
+    def install(dist: str, version: str, entry_points: Mapping[str, Mapping[str, str]], **modules: str) -> None:
+        folder = tmp_path / f"site-{dist}"
+        metadata = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
+        lines = [f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in points.items()) for group, points in entry_points.items()]
+        (metadata / "entry_points.txt").write_text("".join(lines))
+        for module, source in modules.items():
+            (folder / f"{module}.py").write_text(dedent(source))
+        written.update(modules)
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield install
+    for module in written:
+        sys.modules.pop(module, None)
