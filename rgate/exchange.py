@@ -54,34 +54,21 @@ class Exchange:
     finished    monotonic seconds, 0.0 while running; written by ExchangeScope
     """
 
-    __slots__ = (
-        "_callbacks",
-        "_notes",
-        "_number",
-        "attempts",
-        "bytes_sent",
-        "candidates",
-        "endpoint",
-        "error",
-        "finished",
-        "route",
-        "started",
-        "status",
-    )
+    # Defaults stand on the class: an exchange is made for every request, and most set few of them.
+    finished = 0.0
+    route: Route | None = None
+    candidates: tuple[Endpoint, ...] = ()
+    endpoint: Endpoint | None = None
+    attempts = 0
+    error: GatewayError | None = None
+    status = 0
+    bytes_sent = 0
+    _notes: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         self.started = monotonic()
-        self.finished = 0.0
-        self.route: Route | None = None
-        self.candidates: tuple[Endpoint, ...] = ()
-        self.endpoint: Endpoint | None = None
-        self.attempts = 0
-        self.error: GatewayError | None = None
-        self.status = 0
-        self.bytes_sent = 0
         self._number = next(_numbers)
         self._callbacks: list[FinishCallback] = []
-        self._notes: dict[str, Any] | None = None
 
     @staticmethod
     def of(environ: WSGIEnvironment) -> Exchange:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from .exchange import Exchange
+    from .forwarding.upstream import Upstream
 
 __all__ = ["Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts"]
 
@@ -83,12 +84,14 @@ class EndpointLoad:
     """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
 
     `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
+    `upstream` is the forwarder's own: the connections to this endpoint.
     """
 
-    __slots__ = ("running",)
+    __slots__ = ("running", "upstream")
 
     def __init__(self) -> None:
         self.running: set[Exchange] = set()
+        self.upstream: Upstream | None = None
 
     @property
     def in_flight(self) -> int:

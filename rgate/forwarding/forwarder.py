@@ -54,10 +54,13 @@ class Forwarder:
         endpoint = exchange.endpoint
         if endpoint is None:
             raise InternalFault("nothing in the chain has set exchange.endpoint")
-        upstream = self._upstreams.at(endpoint.address)
+        load = endpoint.load
+        upstream = load.upstream
+        if upstream is None:
+            upstream = load.upstream = self._upstreams.at(endpoint.address)
         head = self._head(environ, upstream)
         exchange.attempts += 1
-        running = endpoint.load.running
+        running = load.running
         running.add(exchange)
         try:
             return self._attempt(environ, start_response, exchange, endpoint, upstream, head)
@@ -109,7 +112,11 @@ class Forwarder:
         self, environ: WSGIEnvironment, client: Any, method: str, upstream: Upstream, head: bytes
     ) -> tuple[UpstreamConnection, ResponseHead, bytes, Upload | None]:
         """Send the request and read the response's head; once more on a new connection when the pooled one was stale."""
-        stream, length, head = _framing(environ, head)
+        stream = length = None
+        if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
+            stream, length, head = _framing(environ, head)
+        else:
+            head += b"\r\n"
         repeatable = stream is None and method in IDEMPOTENT
         timeouts = self._timeouts
         # What cannot be sent again must not go out on a connection that the backend has closed meanwhile.

@@ -44,6 +44,7 @@ _NOWHERE = Target("/", "/", "/", "")
 class Connection:
     """One connection of a client.
 
+    collecting the request whose small body is still coming; no thread is spent on it yet
     deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
     tick       the server's tick at which the present request began
     late       the deadline has passed
@@ -56,13 +57,13 @@ class Connection:
         "_collected",
         "_lingering",
         "_pending",
-        "_request",
         "_response",
         "_served",
         "_server",
         "_sock",
         "_template",
         "_wait_seconds",
+        "collecting",
         "deadline",
         "late",
         "on_gone",
@@ -74,7 +75,7 @@ class Connection:
         self._server = server
         self._sock = sock
         self._pending = b""
-        self._request: RequestHead | None = None  # its body is being collected
+        self.collecting: RequestHead | None = None
         self._collected: list[bytes] = []
         self._body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock.sendall, self._send_parts)
@@ -92,11 +93,6 @@ class Connection:
         return self._sock.fileno()
 
     @property
-    def collecting(self) -> bool:
-        """Whether a small body is still coming that no thread is spent on yet."""
-        return self._request is not None
-
-    @property
     def busy(self) -> bool:
         """Whether a thread works on a request of this connection."""
         return not self.deadline
@@ -104,7 +100,7 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Whether nothing of a request has come since the last one."""
-        return bool(self.deadline) and not self._pending and self._request is None and not self._lingering
+        return bool(self.deadline) and not self._pending and self.collecting is None and not self._lingering
 
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
@@ -144,7 +140,7 @@ class Connection:
                 self._refuse(RequestTimeout("the request did not come in time"))
                 return self._linger()
             return False
-        if self._request is not None:
+        if self.collecting is not None:
             return self._collect(block)
         if self._pending:
             block, self._pending = self._pending + block, b""
@@ -161,7 +157,7 @@ class Connection:
                 block = block[2:]  # one empty line before a request is allowed (RFC 9112 §2.2)
                 continue
             try:
-                request = server.requests.read(block[:end])
+                request = server.requests.read(block[:end], self._template.copy())
             except RequestError as error:
                 self._refuse(error)
                 return self._linger()
@@ -173,7 +169,7 @@ class Connection:
                 keep_alive = self._serve(request, BytesIO(block[:length]), None)
                 block = block[length:]
             elif length is not None and length <= SMALL_BODY_BYTES and not request.expects_continue:
-                self._request = request
+                self.collecting = request
                 self._collected = [block]
                 self.deadline = server.now + server.config.body_seconds
                 return True
@@ -185,7 +181,7 @@ class Connection:
 
     def _collect(self, block: bytes) -> bool:
         """More of a small body: its request is served when it is whole, or when it may stream."""
-        request = self._request
+        request = self.collecting
         assert request is not None and request.content_length is not None
         body = b"".join([*self._collected, block])
         length = request.content_length
@@ -193,7 +189,7 @@ class Connection:
             self._collected = [body]
             self.deadline = self._server.now + self._server.config.body_seconds
             return True
-        self._request, self._collected = None, []
+        self.collecting, self._collected = None, []
         if len(body) < length:
             self.streams = False
             try:
@@ -236,21 +232,22 @@ class Connection:
         """Run the app for a request. True: another one may follow."""
         server = self._server
         target = request.target
-        environ: WSGIEnvironment = self._template.copy()
+        environ: WSGIEnvironment = request.environ
         environ["REQUEST_METHOD"] = request.method
         environ["PATH_INFO"] = target.path
         environ["QUERY_STRING"] = target.query
         environ["RAW_URI"] = environ["REQUEST_URI"] = target.raw
-        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.minor else "HTTP/1.0"
         environ["wsgi.input"] = stream
         environ[TARGET_KEY] = target
         environ[FIELDS_KEY] = request.fields
-        environ.update(request.environ)
-        response = self._response
-        response.unread = None if body is None else lambda: not body.complete
+        minor = request.minor
+        if not minor:
+            environ["SERVER_PROTOCOL"] = "HTTP/1.0"
         self.deadline = 0.0
         self.tick = server.tick
-        response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)
+        response = self._response
+        response.unread = None if body is None else lambda: not body.complete
+        response.run(server.app, environ, minor, request.keep_alive and not server.draining)
         return response.keep_alive
 
     def _serve_stream(self, request: RequestHead, first: bytes) -> tuple[bool, bytes]:
@@ -274,7 +271,6 @@ class Connection:
             "QUERY_STRING": "",
             "RAW_URI": "/",
             "REQUEST_URI": "/",
-            "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.input": _NO_BODY,
             TARGET_KEY: _NOWHERE,
             FIELDS_KEY: [],
@@ -335,7 +331,7 @@ def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> di
         "SERVER_NAME": server_name,
         "SERVER_PORT": str(port),
         "SERVER_SOFTWARE": f"rgate/{VERSION}",
-        "GATEWAY_INTERFACE": "CGI/1.1",
+        "SERVER_PROTOCOL": "HTTP/1.1",
         "SCRIPT_NAME": "",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,

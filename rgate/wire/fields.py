@@ -29,11 +29,13 @@ __all__ = [
     "Field",
     "FieldReader",
     "forward_line",
+    "valid_host",
 ]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
 
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # 1*DIGIT, and within 63 bit (RFC 9110 §8.6)
 
 # What a field means to the gateway. ORDINARY is false so that the common case is one truth test.
@@ -84,10 +86,11 @@ class Field:
     line     the bytes that pass it on, with CRLF
     meaning  one of the constants above
     number   the value of a valid Content-Length, else None
+    valid    for Host: whether it is one (RFC 9110 §7.2)
     tokens   the lower-case tokens of Connection, else empty
     """
 
-    __slots__ = ("key", "line", "meaning", "name", "number", "pair", "tokens", "value")
+    __slots__ = ("key", "line", "meaning", "name", "number", "pair", "tokens", "valid", "value")
 
     def __init__(self, name: str, value: str) -> None:
         self.pair = (name, value)
@@ -98,6 +101,7 @@ class Field:
         self.key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
         self.line = f"{name}: {value}\r\n".encode("latin-1")
         self.number = int(value) if self.meaning == CONTENT_LENGTH and _LENGTH.fullmatch(value) else None
+        self.valid = self.meaning == HOST and valid_host(value)
         tokens = value.split(",") if self.meaning == CONNECTION else ()
         self.tokens = frozenset(token.strip(" \t").lower() for token in tokens)
 
@@ -123,6 +127,12 @@ class FieldReader:
                 self.known.clear()
             self.known[bytes(line)] = field
         return field
+
+
+def valid_host(value: str) -> bool:
+    """Whether this is a host with an optional port (RFC 9110 §7.2)."""
+    match = _HOST.fullmatch(value)
+    return match is not None and (match[1] is None or int(match[1]) <= 65_535)
 
 
 def forward_line(name: str, value: str) -> bytes:

@@ -7,7 +7,7 @@ could read in two ways is a smuggling attack on one of them.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from ..errors import (
     BodyTooLarge,
@@ -19,13 +19,12 @@ from ..errors import (
     VersionNotSupported,
 )
 from . import fields
-from .fields import Field, FieldReader
+from .fields import Field, FieldReader, valid_host
 from .target import Target, read_target
 
 __all__ = ["RequestHead", "RequestReader"]
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
-_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 # Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
 _NEVER_NOMINATED = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "forwarded", "via", "close", "keep-alive"}
@@ -39,7 +38,7 @@ class RequestHead:
     method, target          as sent; the target in its views
     minor                   1 for HTTP/1.1, 0 for HTTP/1.0
     fields                  what may be passed on, in order
-    environ                 the header part of a WSGI environ
+    environ                 the WSGI environ that the headers were put into
     content_length          bytes of body, or None
     chunked                 the body is chunked
     keep_alive              the client lets the connection stay open
@@ -53,13 +52,13 @@ class RequestHead:
     expects_continue = False
     upgrade = ""
 
-    def __init__(self, method: str, target: Target, minor: int) -> None:
+    def __init__(self, method: str, target: Target, minor: int, environ: dict[str, Any]) -> None:
         self.method = method
         self.target = target
         self.minor = minor
         self.keep_alive = minor == 1
         self.fields: list[Field] = []
-        self.environ: dict[str, str] = {}
+        self.environ = environ
 
 
 class RequestReader:
@@ -79,15 +78,17 @@ class RequestReader:
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[str, Target, int]] = {}
 
-    def read(self, head: bytes) -> RequestHead:
-        """The request in `head`, which ends before its empty line. Raises RequestError."""
+    def read(self, head: bytes, environ: dict[str, Any] | None = None) -> RequestHead:
+        """The request in `head`, which ends before its empty line; its headers are added to `environ`. Raises RequestError."""
         lines = head.split(b"\r\n")
         first = lines[0]
-        request = RequestHead(*(self._known_lines.get(first) or self._read_line(first)))
+        if environ is None:
+            environ = {}
+        method, target, minor = self._known_lines.get(first) or self._read_line(first)
+        request = RequestHead(method, target, minor, environ)
         if len(lines) > self.max_headers + 1:
             raise HeadTooLarge(f"{len(lines) - 1} headers")
         known = self._reader.known
-        environ = request.environ
         passed = request.fields
         hosts = 0
         nominated: frozenset[str] | None = None
@@ -104,7 +105,7 @@ class RequestReader:
             if meaning:
                 if meaning == fields.HOST:
                     hosts += 1
-                    if hosts > 1 or not _valid_host(field.value):
+                    if hosts > 1 or not field.valid:
                         raise RequestError("not exactly one valid Host")
                 elif meaning == fields.CONTENT_LENGTH:
                     if request.content_length is not None or field.number is None:
@@ -116,6 +117,7 @@ class RequestReader:
                     if request.chunked or field.value.lower() != "chunked":
                         raise NotImplementedByGateway("Transfer-Encoding other than one chunked")
                     request.chunked = True
+                    environ["HTTP_TRANSFER_ENCODING"] = "chunked"
                     continue
                 elif meaning == fields.CONNECTION:
                     nominated = field.tokens if nominated is None else nominated | field.tokens
@@ -176,7 +178,7 @@ class RequestReader:
             target = read_target(method, match[2].decode())
         except ValueError as error:
             raise RequestError(str(error)) from None
-        if target.host and not _valid_host(target.host):
+        if target.host and not valid_host(target.host):
             raise RequestError("malformed authority in the request target")
         read = (method, target, 0 if match[4] == b"0" else 1)
         if len(line) <= self.MAX_LINE_BYTES:
@@ -205,8 +207,3 @@ class RequestReader:
             request.fields = [field for field in request.fields if field.name not in named]
             for name in named:
                 request.environ.pop("HTTP_" + name.upper().replace("-", "_"), None)
-
-
-def _valid_host(value: str) -> bool:
-    match = _HOST.fullmatch(value)
-    return match is not None and (match[1] is None or int(match[1]) <= 65_535)
