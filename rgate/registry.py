@@ -250,11 +250,13 @@ class Registry:
         return values
 
     def _explain(self, error: Exception) -> str:
-        """pluggy's words on one line, and what the hook's arguments are."""
-        words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        """pluggy's last line, which says what is wrong, with the hook and its arguments."""
+        words = str(error).strip()
         match = re.search(r"hook '(\w+)'", words)
         spec = getattr(self.hook, match[1]).spec if match else None
-        return f"{words}; the hook's arguments are ({', '.join(spec.argnames)})" if spec else words
+        if match is None or spec is None:
+            return words
+        return f"{match[1]}: {words.splitlines()[-1]}; the hook's arguments are ({', '.join(spec.argnames)})"
 
     def _check_policies(self, config: Config) -> Iterator[ConfigProblem]:
         try:
