@@ -113,18 +113,20 @@ class SourceLoop:
                 self._wait(stop, max(0.0, quiet_until - self._clock()))
 
     def keep_watched(self, stop: threading.Event) -> None:
-        """Watch until `stop`. Whenever the watch breaks the source is listed again, for what was missed meanwhile; while
-        no watch succeeds that happens at every attempt, so changes are still seen within seconds."""
+        """Watch until `stop`. When the watch breaks and when it is begun again the source is listed, for what was missed;
+        while no watch succeeds that happens at every attempt, so changes are still seen within seconds."""
         failures, told = 0, False
         while not stop.is_set():
             began = self._clock()
             error = self._watch_once(stop)
             if stop.is_set():
                 return
+            self.changed()
             if self._clock() - began > self._timing.backoff_limit:
                 failures, told = 0, False
             failures += 1
-            if error and not told and self._lists_well:  # when listing fails too, that is what the operator is told
+            # Not at once: if listing fails as well, which will be known soon, that is what the operator is told.
+            if error and not told and failures > 3 and self._lists_well:
                 told = True
                 reason, trace = described(error), unexpected(error)
                 _log.warning("%s: cannot watch, so listing more often: %s", self.source.name, reason, exc_info=trace)

@@ -157,9 +157,14 @@ class TestWatching:
         self.run(broken, 5)
         assert caplog.messages == []
 
+    def test_watch_that_fails_a_few_times_is_not_told_yet(self, broken: Watching, caplog: pytest.LogCaptureFixture) -> None:
+        broken.watch_error = RgateError("reset")
+        self.run(broken, 3)
+        assert caplog.messages == []
+
     def test_watch_that_fails_is_told_once(self, broken: Watching, caplog: pytest.LogCaptureFixture) -> None:
         broken.watch_error = RgateError("403 for /events")
-        self.run(broken, 5)
+        self.run(broken, 9)
         assert caplog.messages == ["watching: cannot watch, so listing more often: 403 for /events"]
 
     def test_watch_that_fails_while_listing_fails_too_is_not_told_as_well(
@@ -171,6 +176,6 @@ class TestWatching:
 
     def test_watch_that_is_a_defect_is_told_with_its_traceback(self, broken: Watching, caplog: pytest.LogCaptureFixture) -> None:
         broken.watch_error = TypeError("a slip")
-        self.run(broken, 2)
+        self.run(broken, 5)
         assert caplog.messages == ["watching: cannot watch, so listing more often: TypeError: a slip"]
         assert caplog.records[0].exc_info

@@ -27,11 +27,12 @@ class Container:
     """One container.
 
     id        64 hexadecimal digits
-    state     the engine's word: created, running, paused, restarting, removing, exited, dead
+    state     the engine's word: created, running, paused, restarting, exited, removing, dead; or stopping, which is ours
     health    what its HEALTHCHECK says: healthy, unhealthy, starting; empty without one
     mode      its network mode: bridge, host, none, container:ID, or a network's name
     networks  its address in each network that it is attached to at present; IPv4 where there is one
     ports     its tcp ports, published or only exposed, in order
+    created   when it was created (seconds since the epoch, the engine's clock); 0 where it is not said
     """
 
     id: str
@@ -42,6 +43,7 @@ class Container:
     mode: str = "bridge"
     networks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     ports: tuple[Port, ...] = ()
+    created: int = 0
 
     @property
     def running(self) -> bool:
@@ -69,6 +71,7 @@ class Container:
             mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
             networks=_networks(record),
             ports=tuple(sorted(_listed_ports(record.get("Ports") or ()))),
+            created=_number(record.get("Created")),
         )
 
     @classmethod

@@ -28,12 +28,17 @@ NETWORK_LABEL = "rgate.network"
 SCHEME_LABEL = "rgate.scheme"
 
 _CANDIDATES_SHOWN = 8
+# One reason from being told to stop until being removed, so that it is told once and not at every step.
+_STOPPED = "stopped or stopping"
 _STATE_REASONS = {
     "created": "not started",
     "paused": "paused",
     "restarting": "restarting",
-    "stopping": "being stopped",
-    "removing": "being removed",
+    "stopping": _STOPPED,
+    "stopped": _STOPPED,
+    "exited": _STOPPED,
+    "removing": _STOPPED,
+    "dead": _STOPPED,
 }
 
 

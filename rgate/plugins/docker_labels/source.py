@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -20,9 +20,10 @@ __all__ = ["DockerSource", "Events", "Talk"]
 
 _TICK_SECONDS = 0.25  # how long a watch may take to see that it shall stop
 _STOP_MARGIN_SECONDS = 2.0
-_ATTACH_SECONDS = (0.1, 0.3, 0.7, 1.5)
-_ATTACHING = frozenset(["start", "restart", "unpause", "connect"])
-_STOPPED = frozenset(["die", "stop", "start", "restart", "destroy"])
+_ECHO_SECONDS = (0.1, 0.3, 0.8, 1.5)
+_STARTING_SECONDS = 5.0
+_ENDED = frozenset(["die", "stop", "destroy"])
+_STARTED = frozenset(["start", "restart"])
 
 
 class Events(Protocol):
@@ -58,8 +59,8 @@ class DockerSource:
     to do with the gateway never leave the engine, be they thousands; nor do their events make it list.
 
     A container that is told to stop is out at once, before it closes its port. Should it run on, it is back two seconds
-    after its stop timeout (`docker stop --time` is not known here). One that has started and has no network yet is
-    looked at again for 1.5 seconds.
+    after its stop timeout (`docker stop --time` is not known here). Engines tell of many events before their own list
+    has them, or before a network is attached; so after the last event it is listed four times more, within 1.5 seconds.
     """
 
     name = "docker_labels"
@@ -82,7 +83,6 @@ class DockerSource:
         self._own_id = ""
         # Written by the listing thread, replaced as a whole; read by the watching thread
         self._known: frozenset[str] = frozenset()
-        self._unattached: frozenset[str] = frozenset()
         # Written by the watching thread; read by the listing thread
         self._stopping: dict[str, float] = {}
         # The watching thread's
@@ -107,8 +107,11 @@ class DockerSource:
         others = {id: containers.get(id) or self._inspect(engine, id) for id in shared}
         vantage = Vantage(engine.machine, self._own_networks(engine), self._network)
         self._known = frozenset({*containers, *others, self._own_id})
-        self._unattached = frozenset(c.id for c in containers.values() if c.running and not c.networks)
-        return [to_instance(self._as_stopping(c), vantage, others.get(c.sharing)) for c in containers.values()]
+        return [
+            to_instance(self._as_stopping(container), vantage, others.get(container.sharing))
+            for container in containers.values()
+            if not _about_to_start(container)
+        ]
 
     def _as_stopping(self, container: Container) -> Container:
         stopping = container.running and self._stopping.get(container.id, 0.0) > self._clock()
@@ -125,8 +128,6 @@ class DockerSource:
 
     def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
         resumed_ns = self._last_event_ns
-        now = self._clock()
-        self._stopping = {id: until for id, until in self._stopping.items() if until > now}
         engine = self._connect()
         try:
             # At first from a second ago, as an engine may answer before it listens. What comes twice does no harm.
@@ -142,16 +143,20 @@ class DockerSource:
     def _follow(
         self, engine: Talk, arrived: _Arrivals, resumed_ns: int, changed: Callable[[], None], stop: threading.Event
     ) -> None:
-        later = [(until, "") for until in self._stopping.values()]  # when to list again; and for whom, if only while unattached
-        heapq.heapify(later)
+        echoes: deque[float] = deque()
         while not stop.is_set():
-            while later and later[0][0] <= self._clock():
-                _, id = heapq.heappop(later)
-                if not id or id in self._unattached:
-                    changed()
-            pause = min(_TICK_SECONDS, later[0][0] - self._clock()) if later else _TICK_SECONDS
+            now = self._clock()
+            back = [id for id, until in self._stopping.items() if until <= now]
+            for id in back:
+                del self._stopping[id]
+            while echoes and echoes[0] <= now:
+                back.append("")
+                echoes.popleft()
+            if back:
+                changed()
+            pause = min([now + _TICK_SECONDS, *echoes, *self._stopping.values()]) - now
             try:
-                record = arrived.get(timeout=max(0.0, pause))
+                record = arrived.get(timeout=pause)
             except Empty:
                 continue
             if record is None:
@@ -159,24 +164,27 @@ class DockerSource:
             if isinstance(record, Exception):
                 raise record
             event = Event.read(record)
-            if event.action != "kill" or event.time_ns > resumed_ns or not resumed_ns:
-                for due in self._note(event, engine, changed):
-                    heapq.heappush(later, due)
+            if event.action == "kill" and 0 < event.time_ns <= resumed_ns:
+                continue  # some engines begin a little before `since`; a stop that is over must not count again
             self._last_event_ns = max(self._last_event_ns, event.time_ns)
+            if self._concerns_us(event) and self._note(event, engine, changed):
+                echoes = deque(self._clock() + seconds for seconds in _ECHO_SECONDS)
 
-    def _note(self, event: Event, engine: Talk, changed: Callable[[], None]) -> Iterable[tuple[float, str]]:
-        """React to an event now; the times when to react to it again."""
-        now, id = self._clock(), event.container
-        if not event.carries(self._label_names) and id not in self._known:
-            return ()
+    def _concerns_us(self, event: Event) -> bool:
+        return event.carries(self._label_names) or event.container in self._known
+
+    def _note(self, event: Event, engine: Talk, changed: Callable[[], None]) -> bool:
+        """React to an event; False if nothing has changed by it."""
         if event.action == "kill":
             return self._note_kill(event, engine, changed)
-        if event.action in _STOPPED:
-            self._stopping.pop(id, None)
+        if event.action in _STARTED:
+            self._stopping.pop(event.container, None)
+        elif event.action in _ENDED:  # which the engine's list may not know yet
+            self._stopping[event.container] = self._clock() + _STOP_MARGIN_SECONDS
         changed()
-        return [(now + seconds, id) for seconds in _ATTACH_SECONDS] if event.action in _ATTACHING else ()
+        return True
 
-    def _note_kill(self, event: Event, engine: Talk, changed: Callable[[], None]) -> Iterable[tuple[float, str]]:
+    def _note_kill(self, event: Event, engine: Talk, changed: Callable[[], None]) -> bool:
         now, id = self._clock(), event.container
         sure = is_stop(event.signal)
         if sure:
@@ -187,11 +195,16 @@ class DockerSource:
         except RgateError:
             record = {}
         if not sure and event.signal != stop_signal(record):
-            return ()
-        self._stopping[id] = until = now + stop_timeout_seconds(record) + _STOP_MARGIN_SECONDS
+            return False
+        self._stopping[id] = now + stop_timeout_seconds(record) + _STOP_MARGIN_SECONDS
         if not sure:
             changed()
-        return [(until, "")]
+        return True
+
+
+def _about_to_start(container: Container) -> bool:
+    # `docker run` creates and then starts; to tell of what is in between would be noise.
+    return container.state == "created" and time.time() - container.created < _STARTING_SECONDS
 
 
 def _timestamp(ns: int) -> str:

@@ -1,0 +1,361 @@
+"""Docker discovery against a real engine: whatever happens to containers is in the snapshot within two seconds.
+
+Each test prints what it measured (`pytest -rP`): the time from the end of Docker's own command, and from its beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from docker.client import DockerClient
+
+from rgate import Address, Backend, Config, Endpoint
+from rgate.discovery import EndpointTable
+from rgate.plugins.docker_labels import rgate_discovery_sources
+
+from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address, wait_until
+from .private_engine import PrivateEngine
+from .relay import EngineRelay
+
+LIMIT_SECONDS = 2.0
+STUBBORN = ["python3", "-c", "import signal; [signal.signal(s, signal.SIG_IGN) for s in (1, 15)]; signal.pause()"]
+
+
+class Watched:
+    """A live table for one backend, the containers of this test, and a stopwatch."""
+
+    def __init__(self, namespace: str, host: str | None = None) -> None:
+        label = f"rgate.test={namespace}"
+        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "docker": {"host": host}})
+        source = rgate_discovery_sources(config)
+        assert source is not None
+        self.lines: list[str] = []
+        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source])
+        self.table.on_change(lambda changes: self.lines.extend(map(str, changes)))
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return self.table.snapshot.endpoints["b"]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        return [(endpoint.address.host, endpoint.address.port) for endpoint in self.endpoints]
+
+    @property
+    def reasons(self) -> dict[str, str | None]:
+        return {instance.name: instance.reason for instance in self.table.snapshot.unusable["b"]}
+
+    @contextmanager
+    def sees(self, what: str, condition: Callable[[], object]) -> Iterator[None]:
+        """The condition must hold at the latest two seconds after the block, and must not hold before it."""
+        assert not condition(), f"seen before it happened: {what}"
+        seen = threading.Event()
+        moment: list[float] = []
+
+        def look() -> None:
+            pause = threading.Event()
+            while not seen.is_set():
+                if condition():
+                    moment.append(time.monotonic())
+                    return
+                pause.wait(0.002)
+
+        began = time.monotonic()
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            yield
+            ended = time.monotonic()
+            looking.join(LIMIT_SECONDS)
+        finally:
+            seen.set()
+            looking.join()
+        state = f"endpoints {self.addresses}, changes {self.lines}, {self.table.snapshot.sources}"
+        assert moment, f"not seen within {LIMIT_SECONDS:g} s: {what}; {state}"
+        print(f"{what}: {max(0.0, moment[0] - ended) * 1000:.0f} ms after the command, {(moment[0] - began) * 1000:.0f} in all")
+
+    def settled(self, condition: Callable[[], object], what: str) -> None:
+        wait_until(condition, f"{what}; unusable: {self.reasons}, changes {self.lines}")
+
+
+@pytest.fixture
+def watched(engine: DockerClient, namespace: str) -> Iterator[Watched]:
+    """Discovery, live before anything of the test exists."""
+    made = Watched(namespace)
+    made.table.start()
+    yield made
+    made.table.stop()
+
+
+def test_started_container_is_an_endpoint_at_its_published_port(watched: Watched, backends: Backends) -> None:
+    with watched.sees("start", lambda: watched.endpoints):
+        container = backends.run(wait=False)
+    (endpoint,) = watched.endpoints
+    assert (endpoint.id, endpoint.name) == (container.id, container.name)
+    assert (endpoint.address.host, endpoint.address.port) == published_address(container)
+    assert str(endpoint.address) in watched.lines[-1]
+
+
+def test_containers_there_before_are_endpoints_when_start_returns(
+    namespace: str, backends: Backends, engine: DockerClient
+) -> None:
+    one, two = backends.run("one"), backends.run("two")
+    late = Watched(namespace)
+    late.table.start()
+    try:
+        assert {endpoint.id for endpoint in late.endpoints} == {one.id, two.id}
+    finally:
+        late.table.stop()
+
+
+def test_stopped_container_is_out_before_it_has_ended(watched: Watched, backends: Backends) -> None:
+    container = backends.run(command=STUBBORN, wait=False)
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    stopping = threading.Thread(target=container.stop, kwargs={"timeout": 4})
+    with watched.sees("stop, while the container still runs", lambda: not watched.endpoints):
+        stopping.start()
+    container.reload()
+    assert container.status == "running"
+    stopping.join()
+    assert watched.reasons == {container.name: "stopped or stopping"}
+    assert len([line for line in watched.lines if str(container.name) in line and " + " not in line]) <= 2, watched.lines
+
+
+def test_container_that_ends_by_itself_is_out(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    with watched.sees("die", lambda: not watched.endpoints):
+        container.exec_run(["sh", "-c", "kill -TERM 1"])
+    assert watched.reasons == {container.name: "stopped or stopping"}
+
+
+def test_killed_container_is_out_and_started_again_is_in(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    with watched.sees("kill", lambda: not watched.endpoints):
+        container.kill()
+    with watched.sees("start again", lambda: watched.endpoints):
+        container.start()
+    assert watched.addresses == [published_address(container)]
+
+
+def test_removed_container_leaves_nothing(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+
+    def listed() -> bool:
+        return container.id in {instance.id for instance in watched.table.snapshot.sources["docker_labels"].instances}
+
+    assert listed()
+    with watched.sees("rm -f", lambda: not listed()):
+        container.remove(force=True)
+
+
+def test_paused_container_is_out_and_unpaused_is_in(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    with watched.sees("pause", lambda: not watched.endpoints):
+        container.pause()
+    assert watched.reasons == {container.name: "paused"}
+    with watched.sees("unpause", lambda: watched.endpoints):
+        container.unpause()
+
+
+def test_renamed_container_is_the_same_endpoint_by_another_name(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    (before,) = watched.endpoints
+    name = f"{container.name}-renamed"
+    with watched.sees("rename", lambda: [endpoint.name for endpoint in watched.endpoints] == [name]):
+        container.rename(name)
+    (after,) = watched.endpoints
+    assert (after.id, after.address) == (before.id, before.address)
+    assert after.load is before.load
+
+
+def test_container_restarted_on_another_port_is_an_endpoint_there(watched: Watched, backends: Backends) -> None:
+    container = backends.run()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    (before,) = watched.endpoints
+    with watched.sees("restart on another port", lambda: [e.address for e in watched.endpoints] not in ([], [before.address])):
+        container.restart(timeout=5)
+    assert watched.addresses == [published_address(container)]
+    assert watched.endpoints[0].load is not before.load
+
+
+def test_container_with_healthcheck_is_in_only_while_healthy(watched: Watched, backends: Backends) -> None:
+    container = backends.run(healthcheck={**HEALTHCHECK, "interval": 1_000_000_000})
+    watched.settled(lambda: "starting, its HEALTHCHECK says" in watched.reasons.values(), "the container is starting")
+
+    def healthy() -> bool:
+        container.reload()
+        return container.health == "healthy"
+
+    with watched.sees("healthy", lambda: watched.endpoints):
+        wait_until(healthy, "the container is healthy")
+    with watched.sees("unhealthy", lambda: not watched.endpoints):
+        container.exec_run(["touch", "/tmp/unhealthy"])
+        wait_until(lambda: not healthy(), "the container is unhealthy")
+    assert watched.reasons == {container.name: "unhealthy, its HEALTHCHECK says"}
+    with watched.sees("healthy again", lambda: watched.endpoints):
+        container.exec_run(["rm", "/tmp/unhealthy"])
+        wait_until(healthy, "the container is healthy again")
+
+
+def test_container_that_joins_and_leaves_a_network_is_reached_there_meanwhile(watched: Watched, backends: Backends) -> None:
+    network = backends.network()
+    container = backends.run(publish=False, labels={"rgate.network": str(network.name)}, wait=False)
+    reason = f"not in network {network.name!r}, only in bridge; connect it, or set rgate.network"
+    watched.settled(lambda: watched.reasons == {container.name: reason}, "the container is listed")
+    with watched.sees("network connect", lambda: watched.endpoints):
+        network.connect(container)
+    container.reload()
+    assert watched.addresses == [(container.attrs["NetworkSettings"]["Networks"][network.name]["IPAddress"], PORT)]
+    with watched.sees("network disconnect", lambda: not watched.endpoints):
+        network.disconnect(container)
+
+
+def test_container_told_to_reload_stays_and_one_that_ignores_its_stop_comes_back(watched: Watched, backends: Backends) -> None:
+    container = backends.run(command=STUBBORN, wait=False, stop_signal="SIGUSR1")
+    container.reload()
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    before = len(watched.lines)
+    container.kill("SIGHUP")
+    witness = backends.run("witness", wait=False)  # its event comes after that of the signal
+    watched.settled(lambda: len(watched.endpoints) == 2, "the witness is an endpoint")
+    assert [line for line in watched.lines[before:] if str(container.name) in line] == []
+
+    with watched.sees("kill with a signal that stops", lambda: len(watched.endpoints) == 1):
+        container.kill("SIGTERM")
+    assert watched.endpoints[0].id == witness.id
+    watched.settled(lambda: len(watched.endpoints) == 2, "the container that runs on is back")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"ports": {"8000/tcp": None, "9000/tcp": None}}, "several tcp ports: 8000, 9000; set rgate.port to the one"),
+        ({"publish": False}, "no published tcp port (exposed: 8000); publish it"),
+        ({"publish": False, "network_mode": "none"}, "no published tcp port (none exposed either)"),
+        ({"publish": False, "network_mode": "host"}, "on the host's network, where ports are not listed; set rgate.port"),
+        ({"labels": {"rgate.port": "9000"}}, "port 9000 is not published"),
+        ({"labels": {"rgate.port": "http"}}, "label rgate.port='http' is no port"),
+    ],
+    ids=["ambiguous", "unpublished", "no network", "host network", "wrong port", "bad label"],
+)
+def test_container_without_usable_address_is_none_and_says_why(
+    watched: Watched, backends: Backends, options: dict[str, object], reason: str
+) -> None:
+    with watched.sees(reason, lambda: any(reason in str(why) for why in watched.reasons.values())):
+        backends.run(wait=False, **options)  # type: ignore[arg-type]
+    assert watched.endpoints == ()
+    wait_until(lambda: any("is not usable: " in line and reason in line for line in watched.lines), "the change is told")
+
+
+@pytest.mark.parametrize(
+    ("options", "port"),
+    [
+        ({"ports": {"8000/tcp": None, "9000/tcp": None}, "labels": {"rgate.port": "8000"}}, None),
+        ({"ports": {"8000/tcp": ("0.0.0.0", None)}}, None),
+        ({"ports": {"8000/tcp": ("127.0.0.1", None), "5353/udp": None}}, None),
+        ({"labels": {"rgate.port": "18000"}, "network_mode": "host", "publish": False}, 18000),
+    ],
+    ids=["port label", "all addresses", "udp beside it", "host network"],
+)
+def test_container_with_usable_address_is_an_endpoint_there(
+    watched: Watched, backends: Backends, options: dict[str, object], port: int | None
+) -> None:
+    container = backends.run(wait=False, **options)  # type: ignore[arg-type]
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    assert watched.addresses == [("127.0.0.1", port) if port else published_address(container)]
+
+
+def test_container_in_another_ones_network_is_reached_at_that_ones_port(watched: Watched, backends: Backends) -> None:
+    owner = backends.run("owner", labels={"rgate.test": "not this test's"})
+    backends.run("guest", publish=False, network_mode=f"container:{owner.id}", environment={"PORT": "9000"}, wait=False)
+    watched.settled(lambda: watched.endpoints, "the guest is an endpoint")
+    assert watched.addresses == [published_address(owner)]
+    with watched.sees("the owner of the network stops", lambda: not watched.endpoints):
+        owner.kill()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"rgate.test.empty": ""},
+        {"with=equals": "a=b=c"},
+        {"unicode.☃": "grüße 🚪"},
+        {"dots...": "...", " spaces ": "  "},
+        {"rgate.port": " "},
+        {"line\nbreak": "\r\n\t"},
+    ],
+    ids=["empty", "equals", "unicode", "dots and spaces", "empty port", "control"],
+)
+def test_container_with_odd_labels_is_an_endpoint_all_the_same(
+    watched: Watched, backends: Backends, labels: dict[str, str]
+) -> None:
+    backends.run(labels=labels, wait=False)
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    assert labels.items() <= watched.endpoints[0].labels.items()
+
+
+def test_cut_off_from_the_engine_keeps_the_list_and_recovers_within_three_seconds(
+    namespace: str, backends: Backends, engine_relay: EngineRelay
+) -> None:
+    stays, goes = backends.run("stays"), backends.run("goes")
+    relayed = Watched(namespace, engine_relay.address)
+    relayed.table.start()
+    try:
+        assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}
+        engine_relay.cut()
+        relayed.settled(lambda: relayed.table.snapshot.sources["docker_labels"].error, "it is known that the engine is away")
+        goes.kill()
+        assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}, "the last good list is kept"
+        engine_relay.restore()
+        began = time.monotonic()
+        wait_until(lambda: len(relayed.endpoints) == 1, "what was missed is seen", 3.2)
+        print(f"engine back: {(time.monotonic() - began) * 1000:.0f} ms")
+        relayed.settled(lambda: relayed.table.snapshot.sources["docker_labels"].error is None, "the error is forgotten")
+        wait_until(lambda: any(t.name == "rgate-docker-events" for t in threading.enumerate()), "events are followed again", 3.2)
+        with relayed.sees("kill after the engine was away", lambda: not relayed.endpoints):
+            stays.kill()
+    finally:
+        relayed.table.stop()
+
+
+def test_engine_absent_at_start_is_found_later_and_survives_its_restart(
+    private_engine: PrivateEngine, namespace: str, request: pytest.FixtureRequest
+) -> None:
+    patient = Watched(namespace, private_engine.address)
+    began = time.monotonic()
+    patient.table.start()
+    try:
+        assert time.monotonic() - began < LIMIT_SECONDS, "an engine that is absent must not hold up the start"
+        assert "nothing listens there" in str(patient.table.snapshot.sources["docker_labels"].error)
+        backends: Backends = request.getfixturevalue("private_backends")
+        container = backends.run(restart_policy={"Name": "always"})
+        patient.settled(lambda: patient.addresses == [published_address(container)], "the container is an endpoint")
+
+        private_engine.stop()
+        patient.settled(lambda: patient.table.snapshot.sources["docker_labels"].error, "it is known that the engine is away")
+        assert len(patient.endpoints) <= 1
+        again = private_engine.start()
+        began = time.monotonic()
+        container = again.containers.get(str(container.id))
+        patient.settled(lambda: patient.addresses == [published_address(container)], "the container is an endpoint again")
+        print(f"engine restarted: {(time.monotonic() - began) * 1000:.0f} ms after it answered")
+        assert patient.endpoints[0].address == Address("http", *published_address(container))
+        again.close()
+    finally:
+        patient.table.stop()
+
+
+def test_network_address_of_the_harness_is_what_discovery_finds(watched: Watched, backends: Backends) -> None:
+    network = backends.network()
+    container = backends.run(publish=False, network=network.name, labels={"rgate.network": str(network.name)})
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    assert watched.addresses == [network_address(container)]
