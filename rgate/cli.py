@@ -1,0 +1,234 @@
+"""The command line: bare options serve, subcommands stand beside.
+
+Exit codes: 0 for success, 1 when a gateway or database has no answer, 2 for a config, plugin, port or command line
+that cannot be used (one clear line each on stderr), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from . import demo, statistics
+from .config import Config, load
+from .console import Console
+from .errors import ConfigError, ConfigProblem, PluginError, RgateError
+from .foreground import counted, log_to_stderr, serve
+from .gateway import Gateway, build
+from .registry import Registry
+from .version import VERSION
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: the process's) and return its exit code. A user's mistake is told, never raised."""
+    try:
+        return command.main(arguments, standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except statistics.NoAnswer as error:
+        _complain(str(error))
+        return 1
+    except RgateError as error:
+        _complain(str(error))
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # rgate plugins | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(line, err=True)
+
+
+class _Commands(click.Group):
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and os.path.isfile(args[0]):
+            ctx.fail(f"To serve {args[0]}: rgate --config {args[0]}. To check it: rgate check {args[0]}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "-c", "--config", "path", metavar="FILE", default="config.yml", show_default=True, help="Routes, backends and options."
+)
+@click.option(
+    "--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.  [default: the config's, else 127.0.0.1]"
+)
+@click.option("-p", "--port", type=click.IntRange(0, 65_535), help="0 takes a free one.  [default: the config's, else 8080]")
+@click.option(
+    "--access-log", type=click.Choice(["text", "json"]), is_flag=False, flag_value="text", help="One line a request on stdout."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much of its own doings rgate tells on stderr.",
+)
+@click.version_option(VERSION, message=f"rgate %(version)s (Python {platform.python_version()})")
+@click.pass_context
+def command(ctx: click.Context, path: str, host: str | None, port: int | None, access_log: str | None, log_level: str) -> None:
+    """An HTTP gateway for services in Docker containers.
+
+    Without a command it serves what config.yml says: requests go by their path to backends, which are containers picked by
+    label or fixed addresses, through a chain of plugins. SIGTERM or Ctrl-C ends it once what is in flight is answered.
+
+    \b
+      rgate demo                             three small backends to try it with
+      rgate --port 8080 --config config.yml  serve
+      rgate --port 0 --access-log json       serve on a free port, log requests
+      rgate check config.yml                 every problem, with its line
+      rgate plugins --config config.yml      what is installed, and the chains
+      rgate stats --by route --since 1h      how many requests, and how fast
+
+    The smallest config.yml:
+
+    \b
+      routes:
+        - path_prefix: /api/orders
+          backend: orders
+      backends:
+        - name: orders
+          match_labels: [app_name=orders]
+          # or without Docker: endpoints: ["http://127.0.0.1:9000"]
+    """
+    if ctx.invoked_subcommand is not None:
+        given = [
+            p.opts[-1]
+            for p in ctx.command.params
+            if ctx.get_parameter_source(p.name or "") is click.core.ParameterSource.COMMANDLINE
+        ]
+        if given:
+            ctx.fail(f"{given[0]} is for serving; the options of {ctx.invoked_subcommand!r} come after it.")
+        return
+    log_to_stderr(log_level)
+    registry = Registry()
+    config = _overridden(load(path, registry), registry, host, port, access_log)
+    # What the access log writes to stdout may be read by a program, so nothing else goes there then.
+    serve(build(config, registry), Console(sys.stderr if access_log_is_on(config) else sys.stdout))
+
+
+def _overridden(config: Config, registry: Registry, host: str | None, port: int | None, access_log: str | None) -> Config:
+    listen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    plugins = config.plugins
+    if access_log:
+        section = registry.sections.get("access_log")
+        if section is None:
+            raise PluginError("--access-log: the plugin access_log is disabled in the config")
+        plugins = {**plugins, "access_log": section.model.model_validate({"format": access_log})}
+    return config.model_copy(update={"server": config.server.model_copy(update=listen), "plugins": plugins})
+
+
+def access_log_is_on(config: Config) -> bool:
+    """Whether the built-in access log writes to stdout."""
+    return getattr(config.plugins.get("access_log"), "format", None) is not None
+
+
+@command.command()
+@click.argument("path", metavar="[FILE]", default="config.yml")
+@click.option("--json", "as_json", is_flag=True, help="The problems as JSON.")
+def check(path: str, as_json: bool) -> int:
+    """Tell every problem of a config, each with its line.
+
+    FILE is config.yml unless given. Nothing is started and nothing is connected to. The exit code is 0 when rgate can serve the
+    config and 2 when it cannot.
+    """
+    registry = Registry()
+    problems: tuple[ConfigProblem, ...] = ()
+    try:
+        gateway = build(load(path, registry), registry)
+    except ConfigError as error:
+        problems = error.problems
+    except PluginError as error:
+        problems = (ConfigProblem((), str(error), path),)
+    if as_json:
+        found = [{"location": p.location, "path": list(p.path), "message": p.message} for p in problems]
+        click.echo(json.dumps({"file": path, "ok": not problems, "problems": found}, indent=2))
+    elif problems:
+        _complain("\n".join(map(str, problems)))
+    else:
+        click.echo(f"{path}: OK ({counted(gateway)})")
+    return 2 if problems else 0
+
+
+@command.command()
+@click.option(
+    "-c", "--config", "path", metavar="FILE", help="Show what is active with this config, and the chain of every route."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plugins(path: str | None, as_json: bool) -> None:
+    """List the plugins that are installed.
+
+    A plugin is active when it is installed (pip install …) and named under `plugins:` in the config; those that come with rgate
+    are active unless `plugins: {disable: [NAME]}` says otherwise.
+    """
+    registry = Registry()
+    gateway: Gateway | None = None
+    if path is None:
+        registry.activate()
+    else:
+        gateway = build(load(path, registry), registry)
+    chains = gateway.chains if gateway else {}
+    if as_json:
+        records = [dataclasses.asdict(record) for record in registry.records()]
+        answer: dict[str, Any] = {"plugins": records}
+        if gateway:
+            answer["chains"] = {name: [*chain, "forwarder"] for name, chain in chains.items()}
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        Console().plugins(registry.records(), chains)
+
+
+@command.command()
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="A running gateway.")
+@click.option("--database", metavar="FILE|URL", help="Read a database instead: a file, or a URL as in the config.")
+@click.option("--by", help="Divide by route, backend, endpoint or status, or several with commas between.")
+@click.option("--since", help="Leave out what is older: 30m, 1h, 7d, or a time (2026-01-31T12:00).")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in the form of /stats.")
+def stats(url: str, database: str | None, by: str | None, since: str | None, as_json: bool) -> None:
+    """Show how many requests there were, and how long they took.
+
+    \b
+      rgate stats --by route,status --since 1h
+      rgate stats --database rgate.db
+    """
+    report = statistics.of_database(database, by, since) if database else statistics.of_gateway(url, by, since)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        Console().stats(report)
+
+
+@command.command("demo")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("-p", "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--docker", is_flag=True, help="The backends as containers, by docker compose.")
+def demo_(host: str, port: int, docker: bool) -> None:
+    """Serve three small backends, and tell what to try.
+
+    They are one payment and two orders services, by default as processes of this machine, and they end with the demo. It needs
+    a checkout of rgate, for its config.yml and backends/.
+    """
+    log_to_stderr("info")
+    update = {"host": host, "port": port}
+    with demo.backends(docker) as (registry, hints, at_once):
+        config = load(demo.CONFIG, registry)
+        config = config.model_copy(update={"server": config.server.model_copy(update=update)})
+        serve(build(config, registry), Console(), hints, at_once)

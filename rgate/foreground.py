@@ -1,0 +1,135 @@
+"""A gateway in the foreground: listening, telling what it finds, until a signal ends it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .errors import RgateError
+from .serving.server import Server
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .discovery import Change
+    from .gateway import Gateway
+
+__all__ = ["CannotListen", "log_to_stderr", "serve", "until_signalled"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class CannotListen(RgateError):
+    """The address cannot be listened at; the message says why and what to do."""
+
+
+def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once: Callable[[], object] = lambda: None) -> None:
+    """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process.
+
+    Tells at which URL, what leads where, then `hints` ({url} in them is filled in), then every change that discovery
+    sees. Main thread only. Raises CannotListen before anything has been started.
+    """
+    config = gateway.config.server
+    try:
+        server = Server(gateway, config)
+    except OSError as error:
+        raise CannotListen(_why_not(error, config.host, config.port)) from error
+    telling = threading.Lock()
+    begun = False
+
+    def tell(changes: Sequence[Change]) -> None:
+        with telling:
+            for change in changes if begun else ():
+                console.change(change)
+
+    def stop() -> None:
+        console.line(f"stopping, with {config.drain_seconds:g} s for what is in flight; a second signal ends at once")
+        server.stop()
+
+    gateway.table.on_change(tell)
+    try:
+        with until_signalled(stop, at_once), gateway.running():
+            with telling:  # so that no change is told before the table that it changes
+                console.line(start_line(gateway, server.url), "bold")
+                console.routes(gateway)
+                for hint in hints:
+                    console.line(hint.replace("{url}", server.url))
+                begun = True
+            server.run()
+    finally:
+        server.server_close()
+    console.line("stopped")
+
+
+def start_line(gateway: Gateway, url: str) -> str:
+    """rgate 0.1.0 listening on http://127.0.0.1:8080 (2 routes, 2 backends, 3 endpoints)"""
+    return f"rgate {VERSION} listening on {url} ({counted(gateway, with_endpoints=True)})"
+
+
+def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
+    """2 routes, 1 backend"""
+    counts = {"route": len(gateway.routes), "backend": len(gateway.backends)}
+    if with_endpoints:
+        counts["endpoint"] = sum(map(len, gateway.table.snapshot.endpoints.values()))
+    return ", ".join(f"{count} {noun if count == 1 else noun + 's'}" for noun, count in counts.items())
+
+
+@contextmanager
+def until_signalled(stop: Callable[[], object], at_once: Callable[[], object]) -> Iterator[None]:
+    """While inside, the first SIGINT or SIGTERM calls `stop` and the second `at_once`, which the process does not survive.
+
+    Both are called in a thread of their own: a signal handler must not take a lock that the interrupted code may hold.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def watch() -> None:
+        for act in (stop, at_once):
+            while (number := receiver.recv(1)) and number[0] not in SIGNALS:
+                pass
+            if not number:
+                return
+            act()
+        os._exit(128 + number[0])
+
+    watcher = threading.Thread(target=watch, name="rgate-signals", daemon=True)
+    watcher.start()
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sender.close()
+        watcher.join(1)
+        receiver.close()
+
+
+def log_to_stderr(level: str) -> None:
+    """Send rgate's log, from `level` on, and warnings of others to stderr. Changes of discovery are told otherwise."""
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addFilter(lambda record: record.name != "rgate.discovery.changes")
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
+    logging.getLogger("rgate").setLevel(level.upper())
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {host!r}: no such host; give an address of this machine with --host"
+    way_out = {
+        errno.EADDRINUSE: "the port is taken; choose another with --port (0 takes a free one)",
+        errno.EACCES: "no permission; choose a port from 1024 on with --port",
+        errno.EADDRNOTAVAIL: "this is no address of this machine; choose another with --host",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return f"cannot listen on {host} port {port}: {way_out}"
