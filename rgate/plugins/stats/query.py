@@ -23,7 +23,7 @@ class QueryError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`by` divides the report; `since_minute` (whole minutes since 1970, UTC) leaves out what is older."""
+    """`by` divides the report; `since_minute` (whole minutes since 1970, UTC, never in the future) leaves out what is older."""
 
     by: tuple[str, ...] = ()
     since_minute: int | None = None
@@ -55,10 +55,12 @@ class Query:
 
 def _minute(since: str, now_seconds: float) -> int:
     if match := re.fullmatch(r"([0-9]{1,9})([smhd])", since):
-        return max(0, int((now_seconds - int(match[1]) * _SECONDS[match[2]]) // 60))
-    try:
-        # In a URL the + of an offset stands for a space.
-        moment = datetime.fromisoformat(since.replace(" ", "+") if "T" in since else since)
-        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() // 60))
-    except (ValueError, OverflowError):
-        raise QueryError(f"since={since} cannot be read; allowed is {_SINCE}") from None
+        seconds = now_seconds - int(match[1]) * _SECONDS[match[2]]
+    else:
+        try:
+            # In a URL the + of an offset stands for a space.
+            moment = datetime.fromisoformat(since.replace(" ", "+") if "T" in since else since)
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise QueryError(f"since={since} cannot be read; allowed is {_SINCE}") from None
+    return int(min(max(0.0, seconds), now_seconds) // 60)

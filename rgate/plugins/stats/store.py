@@ -18,38 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import (
-    URL,
-    BigInteger,
-    Column,
-    ColumnElement,
-    Connection,
-    Engine,
-    Executable,
-    Integer,
-    MetaData,
-    Select,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    case,
-    cast,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    inspect,
-    literal,
-    or_,
-    select,
-    true,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
@@ -58,7 +31,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from rgate import PluginError
 
 from .options import DIALECTS
-from .pending import Counted
+from .pending import LOST, Counted
 from .periods import Period, floor, periods, reaching_back
 from .report import Reading, Sums
 from .rows import rows_of
@@ -75,26 +48,33 @@ _PAGE_BYTES = 4_096
 _SQLITE_STATES = {5: "locked", 6: "locked", 8: "read_only", 11: "corrupt", 13: "full", 26: "corrupt"}  # sqlite.org/rescode
 _log = logging.getLogger("rgate.plugins.stats")
 
-_metadata = MetaData()
-_meta = Table("rgate_meta", _metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
-_traffic = Table(
+_metadata = sa.MetaData()
+_meta = sa.Table(
+    "rgate_meta", _metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
+)
+_traffic = sa.Table(
     "rgate_traffic",
     _metadata,
-    *(Column(name, Integer, primary_key=True, autoincrement=False) for name in ("span_minutes", "start_minute")),
-    *(Column(name, Text, primary_key=True) for name in ("route", "backend", "endpoint")),
-    *(Column(name, Integer, primary_key=True, autoincrement=False) for name in ("status", "bucket")),
-    *(Column(name, BigInteger, nullable=False) for name in ("count", "sum_us")),
+    *(sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in ("span_minutes", "start_minute")),
+    *(sa.Column(name, sa.Text, primary_key=True) for name in ("route", "backend", "endpoint")),
+    *(sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in ("status", "bucket")),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("count", "sum_us")),
     sqlite_with_rowid=False,  # the key is most of the row: keep it once
 )
 _t = _traffic.c
 
 
-def _create(connection: Connection) -> None:
+def _create(connection: sa.Connection) -> None:
     _metadata.create_all(connection)
 
 
-_MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create,)
+_MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create,)
 """The n-th takes a database from schema version n to n + 1. Append; never change one that was released."""
+
+
+class _Span(NamedTuple):
+    start_minute: int
+    requests: int
 
 
 class Store:
@@ -146,21 +126,22 @@ class Store:
         """One step of what is to be done every minute: True when there may be more.
 
         Adds minutes that are over up into hours and days, then drops one span that is past its age, then, while the file
-        is nearly full, the oldest span there is.
+        is nearly full, the oldest there is, minutes first. When it is so full that nothing can be added up, the oldest minute
+        is counted as lost.
         """
-        with self._transaction(write=True) as connection:
-            if _add_up(connection, now_minute - 2, self._periods):  # what a process has not saved yet is younger
-                return True
-            for period in self._periods:
-                if _drop_oldest(connection, period, period.oldest_kept(now_minute)) is not None:
+        try:
+            with self._transaction(write=True) as connection:
+                if _add_up(connection, now_minute - 2, self._periods):  # what a process has not saved yet is younger
                     return True
-            if self._crowded(connection):
                 for period in self._periods:
-                    dropped = _drop_oldest(connection, period, floor(now_minute - 1, period.span_minutes))
-                    if dropped is not None:
-                        _write_meta(connection, _complete_from(period), str(dropped + period.span_minutes))
+                    if _dropped(connection, period, before=period.oldest_kept(now_minute)) is not None:
                         return True
-        return False
+                return self._crowded(connection) and self._make_room(connection, now_minute)
+        except Trouble as trouble:
+            if trouble.state != "full":
+                raise
+        with self._transaction(write=True) as connection:
+            return self._lose_oldest(connection, now_minute) or self._make_room(connection, now_minute)
 
     def close(self) -> None:
         """Let go of the connection; the next use opens it again."""
@@ -168,7 +149,7 @@ class Store:
         self._opened = False
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Connection]:
+    def _transaction(self, *, write: bool) -> Iterator[sa.Connection]:
         try:
             self._open()
             with self._engine.connect().execution_options(write=write) as connection, connection.begin():
@@ -212,33 +193,50 @@ class Store:
 
     def _question(
         self, by: Sequence[str], since_minute: int | None, now_minute: int, meta: dict[str, str]
-    ) -> tuple[int | None, Select[Any]]:
+    ) -> tuple[int | None, sa.Select[Any]]:
         complete_from = {period: int(meta.get(_complete_from(period), 0)) for period in self._periods}
         period, start = reaching_back(since_minute, now_minute, complete_from)
-        these = and_(_t.span_minutes == period.span_minutes, _t.start_minute >= (start or 0))
+        these = sa.and_(_t.span_minutes == period.span_minutes, _t.start_minute >= (start or 0))
         if period.span_minutes > 1:
             not_in_these = max(start or 0, int(meta["added_up_to"]) + 1)
-            these = or_(these, and_(_t.span_minutes == 1, _t.start_minute >= not_in_these))
+            these = sa.or_(these, sa.and_(_t.span_minutes == 1, _t.start_minute >= not_in_these))
         columns = [_t[name] for name in by]
         query = (
-            select(
+            sa.select(
                 *columns,
                 _t.bucket,
-                func.sum(case((_t.status.between(0, 399), _t.count), else_=0)),
-                func.sum(case((_t.status > 399, _t.count), else_=0)),
-                func.sum(case((_t.status < 0, _t.count), else_=0)),
-                func.sum(_t.sum_us),
+                sa.func.sum(sa.case((_t.status.between(0, 399), _t.count), else_=0)),
+                sa.func.sum(sa.case((_t.status > 399, _t.count), else_=0)),
+                sa.func.sum(sa.case((_t.status < 0, _t.count), else_=0)),
+                sa.func.sum(_t.sum_us),
             )
             .where(these)
             .group_by(*columns, _t.bucket)
         )
         return start, query
 
-    def _crowded(self, connection: Connection) -> bool:
+    def _crowded(self, connection: sa.Connection) -> bool:
         if self._file is None:
             return False
         pages, free = (connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "freelist_count"))
         return bool(pages - free > self._max_pages * 3 // 4)
+
+    def _make_room(self, connection: sa.Connection, now_minute: int) -> bool:
+        before = min(now_minute - 1, _added_up_to(connection) + 1)
+        for period in self._periods:
+            dropped = _dropped(connection, period, before=floor(before, period.span_minutes))
+            if dropped is not None:
+                _write_meta(connection, _complete_from(period), str(dropped.start_minute + period.span_minutes))
+                return True
+        return False
+
+    def _lose_oldest(self, connection: sa.Connection, now_minute: int) -> bool:
+        dropped = _dropped(connection, self._periods[0], before=now_minute)
+        if dropped is None:
+            return False
+        if dropped.start_minute > _added_up_to(connection):
+            connection.execute(self._add, {"rows": json.dumps([(1, now_minute, "", "", "", LOST, 0, dropped.requests, 0)])})
+        return True
 
     def _trouble(self, error: Exception) -> Trouble:
         self.close()
@@ -254,7 +252,7 @@ class Store:
                 _log.error("statistics: %s is corrupt (%s); set aside as %s, a new one is begun", self._file.path, cause, name)
         return Trouble(state, str(cause))
 
-    def _prepared(self, text: str) -> tuple[Engine, SqliteFile | None]:
+    def _prepared(self, text: str) -> tuple[sa.Engine, SqliteFile | None]:
         try:
             url = make_url(text)
             dialect = url.get_backend_name()
@@ -273,8 +271,8 @@ class Store:
         raise PluginError(f"plugin 'stats': the database cannot be used: {dialect} is none of {', '.join(DIALECTS)}")
 
 
-def _sqlite_engine(url: URL, max_pages: int, read_only: bool) -> Engine:
-    engine = create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
+def _sqlite_engine(url: sa.URL, max_pages: int, read_only: bool) -> sa.Engine:
+    engine = sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
     settings = {
         "journal_mode": "WAL",  # readers and the one writer do not hold each other up; clean after kill -9
         "synchronous": "NORMAL",  # a crash of the machine may lose the last transactions, never the file
@@ -287,7 +285,7 @@ def _sqlite_engine(url: URL, max_pages: int, read_only: bool) -> Engine:
         for name, value in ({"query_only": 1} if read_only else settings).items():
             connection.execute(f"PRAGMA {name}={value}").close()
 
-    def begin(connection: Connection) -> None:
+    def begin(connection: sa.Connection) -> None:
         # A transaction that reads first and writes then could not wait for another process: it fails at once.
         immediate = connection.get_execution_options().get("write")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
@@ -297,9 +295,9 @@ def _sqlite_engine(url: URL, max_pages: int, read_only: bool) -> Engine:
     return engine
 
 
-def _postgresql_engine(url: URL) -> Engine:
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
     known = url.get_driver_name() in ("psycopg", "psycopg2") and "connect_timeout" not in url.query
-    engine = create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=1,
         max_overflow=0,
@@ -318,20 +316,20 @@ def _postgresql_engine(url: URL) -> Engine:
     return engine
 
 
-def _addition(dialect: str) -> Executable:
+def _addition(dialect: str) -> sa.Executable:
     """INSERT … SELECT from the JSON parameter `rows` (lists of what a row holds), adding to rows that are there."""
-    rows = bindparam("rows", type_=Text)
-    fields: list[ColumnElement[Any]]
+    rows = sa.bindparam("rows", type_=sa.Text)
+    fields: list[sa.ColumnElement[Any]]
     if dialect == "sqlite":
-        item = func.json_each(rows).table_valued("value").c.value
-        fields = [func.json_extract(item, f"$[{at}]") for at in range(len(_t))]
+        item = sa.func.json_each(rows).table_valued("value").c.value
+        fields = [sa.func.json_extract(item, f"$[{at}]") for at in range(len(_t))]
     else:
-        item = func.jsonb_array_elements(cast(rows, JSONB)).table_valued(Column("value", JSONB)).c.value
-        fields = [cast(item[at].astext, column.type) for at, column in enumerate(_t)]
-    return _upsert(dialect, select(*fields).where(true()))  # sqlite takes ON for a join's without a WHERE
+        item = sa.func.jsonb_array_elements(sa.cast(rows, JSONB)).table_valued(sa.Column("value", JSONB)).c.value
+        fields = [sa.cast(item[at].astext, column.type) for at, column in enumerate(_t)]
+    return _upsert(dialect, sa.select(*fields).where(sa.true()))  # sqlite takes ON for a join's without a WHERE
 
 
-def _upsert(dialect: str, rows: Select[Any]) -> Executable:
+def _upsert(dialect: str, rows: sa.Select[Any]) -> sa.Executable:
     into = sqlite.insert(_traffic) if dialect == "sqlite" else postgresql.insert(_traffic)
     new = into.from_select(_t.keys(), rows)
     return new.on_conflict_do_update(
@@ -340,53 +338,55 @@ def _upsert(dialect: str, rows: Select[Any]) -> Executable:
     )
 
 
-def _add_up(connection: Connection, up_to: int, lengths: Sequence[Period]) -> bool:
+def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Period]) -> bool:
     """Add minutes up to and with `up_to` up into hours and days. False when that is done already."""
-    done = connection.execute(select(_meta.c.value).where(_meta.c.name == "added_up_to")).scalar_one()
+    done = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == "added_up_to")).scalar_one()
     if int(done) >= up_to:
         return False
-    ours = update(_meta).where(_meta.c.name == "added_up_to", _meta.c.value == done).values(value=str(up_to))
+    ours = sa.update(_meta).where(_meta.c.name == "added_up_to", _meta.c.value == done).values(value=str(up_to))
     if connection.execute(ours).rowcount:  # or another process was quicker
         for period in lengths[1:]:
-            minutes = select(
-                literal(period.span_minutes).label("span_minutes"),
+            minutes = sa.select(
+                sa.literal(period.span_minutes).label("span_minutes"),
                 (_t.start_minute - _t.start_minute % period.span_minutes).label("start_minute"),
                 *list(_t)[2:],
             ).where(_t.span_minutes == 1, _t.start_minute > int(done), _t.start_minute <= up_to)
             each = minutes.subquery().c
             key = [each[column.name] for column in _traffic.primary_key.columns]
-            summed = select(*key, func.sum(each.count), func.sum(each.sum_us)).group_by(*key)
+            summed = sa.select(*key, sa.func.sum(each.count), sa.func.sum(each.sum_us)).group_by(*key)
             connection.execute(_upsert(connection.dialect.name, summed))
     return True
 
 
-def _added_up_to(connection: Connection) -> int:
+def _added_up_to(connection: sa.Connection) -> int:
     # FOR SHARE, where there is such a thing: what is added as a young minute must not become an old one meanwhile.
-    query = select(_meta.c.value).where(_meta.c.name == "added_up_to").with_for_update(read=True)
+    query = sa.select(_meta.c.value).where(_meta.c.name == "added_up_to").with_for_update(read=True)
     return int(connection.execute(query).scalar_one())
 
 
-def _drop_oldest(connection: Connection, period: Period, before: int) -> int | None:
-    """Drop the oldest span of a period if it is before `before`, and return its start."""
+def _dropped(connection: sa.Connection, period: Period, *, before: int) -> _Span | None:
+    """Drop the oldest span of a period and return it, if there is one before `before`."""
     of_period = _t.span_minutes == period.span_minutes
-    oldest = connection.execute(select(func.min(_t.start_minute)).where(of_period)).scalar()
-    if oldest is None or oldest >= before:
+    start = connection.execute(sa.select(sa.func.min(_t.start_minute)).where(of_period)).scalar()
+    if start is None or start >= before:
         return None
-    connection.execute(delete(_traffic).where(of_period, _t.start_minute == oldest))
-    return int(oldest)
+    this = sa.and_(of_period, _t.start_minute == start)
+    requests = connection.execute(sa.select(sa.func.sum(_t.count)).where(this)).scalar_one()
+    connection.execute(sa.delete(_traffic).where(this))
+    return _Span(start, int(requests))
 
 
 def _complete_from(period: Period) -> str:
     return f"complete_from_{period.span_minutes}"
 
 
-def _read_meta(connection: Connection) -> dict[str, str]:
+def _read_meta(connection: sa.Connection) -> dict[str, str]:
     """Everything in the table of single values; empty before the first migration."""
-    if not inspect(connection).has_table(_meta.name):
+    if not sa.inspect(connection).has_table(_meta.name):
         return {}
-    return {name: value for name, value in connection.execute(select(_meta.c.name, _meta.c.value))}
+    return {name: value for name, value in connection.execute(sa.select(_meta.c.name, _meta.c.value))}
 
 
-def _write_meta(connection: Connection, name: str, value: str) -> None:
-    connection.execute(delete(_meta).where(_meta.c.name == name))
-    connection.execute(insert(_meta).values(name=name, value=value))
+def _write_meta(connection: sa.Connection, name: str, value: str) -> None:
+    connection.execute(sa.delete(_meta).where(_meta.c.name == name))
+    connection.execute(sa.insert(_meta).values(name=name, value=value))

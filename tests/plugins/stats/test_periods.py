@@ -1,0 +1,47 @@
+"""periods: how long counts are kept, and which of them answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from rgate.plugins.stats.periods import DAY_MINUTES, Period, floor, periods, reaching_back
+
+from .traffic import NOON_MINUTE
+
+MINUTES, HOURS, DAYS = periods(30)
+COMPLETE = dict.fromkeys(periods(30), 0)
+
+
+@pytest.mark.parametrize(
+    ("minutes_ago", "period", "start"),
+    [
+        (0, MINUTES, NOON_MINUTE),
+        (179, MINUTES, NOON_MINUTE - 179),
+        (180, MINUTES, NOON_MINUTE - 180),
+        (181, HOURS, NOON_MINUTE - 240),
+        (8 * DAY_MINUTES, HOURS, NOON_MINUTE - 8 * DAY_MINUTES),
+        (8 * DAY_MINUTES + 1, DAYS, NOON_MINUTE - 8 * DAY_MINUTES - 720),
+        (400 * DAY_MINUTES, DAYS, NOON_MINUTE - 400 * DAY_MINUTES - 720),
+    ],
+)
+def test_question_is_answered_from_the_finest_that_reaches_back(minutes_ago: int, period: Period, start: int) -> None:
+    assert reaching_back(NOON_MINUTE - minutes_ago, NOON_MINUTE, COMPLETE) == (period, start)
+
+
+def test_question_about_everything_is_answered_from_days() -> None:
+    assert reaching_back(None, NOON_MINUTE, COMPLETE) == (DAYS, None)
+
+
+def test_period_that_was_shortened_does_not_answer_for_what_it_lost() -> None:
+    shortened = COMPLETE | {MINUTES: NOON_MINUTE - 10}
+    assert reaching_back(NOON_MINUTE - 10, NOON_MINUTE, shortened) == (MINUTES, NOON_MINUTE - 10)
+    assert reaching_back(NOON_MINUTE - 11, NOON_MINUTE, shortened) == (HOURS, NOON_MINUTE - 60)
+
+
+@pytest.mark.parametrize("period", periods(30))
+def test_start_in_use_is_never_past_its_age(period: Period) -> None:
+    assert period.oldest_kept(NOON_MINUTE) <= floor(NOON_MINUTE - period.kept_minutes, period.span_minutes)
+
+
+def test_hours_are_kept_no_longer_than_days() -> None:
+    assert [period.kept_minutes for period in periods(1)] == [180, DAY_MINUTES, DAY_MINUTES]

@@ -1,0 +1,317 @@
+"""recorder: what has ended is in the report, saved in time and at the end, and trouble stays off the request path."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rgate.plugins.stats.pending import Counted, Pending
+from rgate.plugins.stats.query import Query
+from rgate.plugins.stats.recorder import Recorder
+from rgate.plugins.stats.report import Reading, report
+from rgate.plugins.stats.store import Store
+from rgate.plugins.stats.trouble import Trouble
+
+from .traffic import NOON_MINUTE, Clock, finished, success_of
+
+DEADLINE_SECONDS = 10
+
+
+class ScriptedStore(Store):
+    """A database in memory that fails when told to, and says when it has been written to."""
+
+    def __init__(self) -> None:
+        self.added: list[Counted] = []
+        self.trouble: Trouble | None = None
+        self.attempts = 0
+        self.tidied: list[int] = []
+        self.steps = 0
+        self.written = threading.Event()
+        self.closed = False
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def add(self, batch: Sequence[Counted]) -> None:
+        self.attempts += 1
+        self.entered.set()
+        assert self.gate.wait(DEADLINE_SECONDS), "nobody opened the gate"
+        if self.trouble:
+            raise self.trouble
+        self.added += batch
+        self.written.set()
+
+    def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
+        if self.trouble:
+            raise self.trouble
+        return Reading(since_minute, (), None)
+
+    def tidy(self, now_minute: int) -> bool:
+        if self.trouble:
+            raise self.trouble
+        self.tidied.append(now_minute)
+        self.steps -= 1
+        return self.steps > 0
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def saved(self) -> int:
+        return sum(counted.total() for counted in self.added)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store() -> ScriptedStore:
+    return ScriptedStore()
+
+
+@pytest.fixture
+def recorder(store: ScriptedStore, clock: Clock) -> Recorder:
+    return Recorder(store, Pending(wall=clock), wall=clock, clock=clock)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Callable[[], Recorder]:
+    return lambda: Recorder(Store(f"sqlite:///{tmp_path}/rgate.db"), Pending(), flush_seconds=0.01)
+
+
+def record(recorder: Recorder, times: int = 1, status: int = 200) -> None:
+    for _ in range(times):
+        recorder.pending.record(finished(status))
+
+
+def test_report_holds_what_has_just_ended_and_saves_it(recorder: Recorder, store: ScriptedStore) -> None:
+    record(recorder)
+    recorder.report(Query())
+    assert store.saved == 1
+
+
+def test_report_holds_what_has_just_ended_with_and_without_running(on_disk: Callable[[], Recorder]) -> None:
+    recorder = on_disk()
+    record(recorder)
+    assert recorder.report(Query())["requests_count"] == {"success": 1, "error": 0}
+    with recorder.running():
+        for ended in range(2, 50):
+            record(recorder)
+            answer = recorder.report(Query())
+            assert answer["requests_count"] == {"success": ended, "error": 0}
+            assert answer.keys() == {"requests_count", "latency_ms"}
+
+
+def test_report_asks_the_siblings_to_flush_first(on_disk: Callable[[], Recorder]) -> None:
+    recorder, sibling = on_disk(), on_disk()
+    recorder.flush_siblings = lambda: sibling.flush() and None
+    record(recorder)
+    record(sibling, 2)
+    assert success_of(recorder.report(Query())) == 3
+    for one in (recorder, sibling):
+        with one.running():
+            pass
+
+
+def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ConnectionError("pipe broken")
+
+    recorder.flush_siblings = fail
+    record(recorder)
+    assert recorder.report(Query())["requests_count"] == {"success": 0, "error": 0}  # all in the scripted store
+    assert "the other processes could not be asked" in caplog.text
+
+
+def test_counts_are_saved_regularly_while_running(store: ScriptedStore) -> None:
+    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    with recorder.running():
+        record(recorder)
+        assert store.written.wait(DEADLINE_SECONDS), "nothing was saved"
+
+
+def test_end_saves_what_is_left_and_closes(store: ScriptedStore) -> None:
+    recorder = Recorder(store, Pending(), flush_seconds=1)
+    with recorder.running():
+        record(recorder, 3)
+    assert (store.saved, store.closed) == (3, True)
+
+
+def test_end_says_what_could_not_be_saved(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(store, Pending(), flush_seconds=1)
+    with recorder.running():
+        record(recorder, 3)
+        store.trouble = Trouble("full", "disk full")
+    assert "3 exchanges could not be saved and are lost" in caplog.text
+    assert store.attempts == 4
+
+
+def test_counts_survive_a_restart(on_disk: Callable[[], Recorder]) -> None:
+    for _ in range(2):
+        with on_disk().running() as recorder:
+            record(recorder, 5)
+    assert success_of(on_disk().report(Query())) == 10
+
+
+def test_recorder_runs_again_after_its_end(on_disk: Callable[[], Recorder]) -> None:
+    recorder = on_disk()
+    for _ in range(2):
+        with recorder.running():
+            record(recorder)
+    assert success_of(recorder.report(Query())) == 2
+
+
+def test_trouble_keeps_the_counts_and_shows_them(recorder: Recorder, store: ScriptedStore) -> None:
+    store.trouble = Trouble("locked", "database is locked")
+    record(recorder, 2)
+    record(recorder, 1, status=503)
+    assert not recorder.flush()
+    answer = recorder.report(Query(("status",)))
+    assert answer["requests_count"] == {"success": 2, "error": 1}
+    assert answer["storage"] == {"state": "locked", "lost": 0, "unsaved": 3}
+    assert [group["status"] for group in answer["groups"]] == [200, 503]
+
+
+def test_trouble_is_tried_again_after_a_second_and_no_sooner(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+    store.trouble = Trouble("locked", "database is locked")
+    record(recorder)
+    for _ in range(5):
+        recorder.flush()
+    assert store.attempts == 1
+    store.trouble = None
+    clock.seconds += 0.9
+    assert not recorder.flush()
+    clock.seconds += 0.2
+    assert recorder.flush()
+    assert (store.attempts, store.saved) == (2, 1)
+    assert "storage" not in recorder.report(Query())
+
+
+def test_trouble_that_is_over_is_over_without_traffic_too(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+    store.trouble = Trouble("corrupt", "file is not a database")
+    assert recorder.report(Query())["storage"]["state"] == "corrupt"
+    store.trouble = None
+    clock.seconds += 2
+    assert "storage" not in recorder.report(Query())
+
+
+def test_trouble_is_logged_when_it_begins_and_when_it_ends(
+    recorder: Recorder, store: ScriptedStore, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.trouble = Trouble("full", "disk full")
+    record(recorder)
+    for _ in range(5):
+        recorder.flush()
+        clock.seconds += 2
+    store.trouble = None
+    recorder.flush()
+    assert [record.getMessage() for record in caplog.records] == [
+        "statistics: database full (disk full); counts wait in memory",
+        "statistics: database ok again",
+    ]
+
+
+def test_exchange_ends_at_once_while_the_database_hangs(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.plugins.stats.recorder._LOCK_SECONDS", 0.01)
+    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    store.gate.clear()
+    with recorder.running():
+        record(recorder)
+        assert store.entered.wait(DEADLINE_SECONDS), "the writer never wrote"
+        record(recorder, 5_000)  # would never return if it waited for the database
+        assert not recorder.flush()
+        answer = recorder.report(Query())
+        assert answer["requests_count"] == {"success": 5_001, "error": 0}
+        assert answer["storage"] == {"state": "busy", "lost": 0, "unsaved": 5_001}
+        store.gate.set()
+    assert store.saved == 5_001
+
+
+def test_writer_that_never_ends_does_not_hold_up_the_end(
+    store: ScriptedStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rgate.plugins.stats.recorder._LOCK_SECONDS", 0.01)
+    monkeypatch.setattr("rgate.plugins.stats.recorder._STOP_SECONDS", 0.01)
+    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    store.gate.clear()
+    with recorder.running():
+        record(recorder)
+        assert store.entered.wait(DEADLINE_SECONDS), "the writer never wrote"
+    assert not store.closed
+    assert "1 exchanges could not be saved" in caplog.text
+    store.gate.set()
+    assert store.written.wait(DEADLINE_SECONDS), "the writer did not come back"
+
+
+def test_writer_goes_on_after_an_exception(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    failures = iter([ZeroDivisionError()])
+    fold = recorder.pending.fold
+
+    def fail_once() -> None:
+        for failure in failures:
+            raise failure
+        fold()
+
+    recorder.pending.fold = fail_once  # type: ignore[method-assign]
+    with recorder.running():
+        record(recorder)
+        assert store.written.wait(DEADLINE_SECONDS), "the writer died"
+    assert "writing failed; trying on" in caplog.text
+
+
+def test_database_is_tidied_once_a_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+    store.steps = 25
+    recorder._tidy()
+    assert len(store.tidied) == 20, "one go must not take long"
+    recorder._tidy()
+    recorder._tidy()
+    assert store.tidied == [NOON_MINUTE] * 25
+    clock.seconds += 60
+    recorder._tidy()
+    assert store.tidied[25:] == [NOON_MINUTE + 1]
+
+
+def test_tidying_that_fails_is_left_for_the_next_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+    store.trouble = Trouble("locked", "database is locked")
+    recorder._tidy()
+    store.trouble = None
+    recorder._tidy()
+    assert store.tidied == []
+    clock.seconds += 60
+    recorder._tidy()
+    assert store.tidied == [NOON_MINUTE + 1]
+
+
+def test_many_threads_and_reports_at_once_count_exactly(on_disk: Callable[[], Recorder], tmp_path: Path) -> None:
+    recorder = on_disk()
+    start = threading.Barrier(17)
+    seen: list[Any] = []
+
+    def client() -> None:
+        start.wait()
+        record(recorder, 1_000)
+
+    def reader() -> None:
+        start.wait()
+        while not seen or seen[-1] < 16_000:
+            answer = recorder.report(Query())
+            assert answer.keys() == {"requests_count", "latency_ms"}, answer
+            seen.append(answer["requests_count"]["success"])
+
+    threads = [threading.Thread(target=client) for _ in range(16)] + [threading.Thread(target=reader)]
+    with recorder.running():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), f"16,000 exchanges, but the reports came to {seen[-1:]}"
+    assert seen == sorted(seen), "a report must never hold less than one before it"
+    assert seen[-1] == 16_000
+    assert success_of(report(f"sqlite:///{tmp_path}/rgate.db")) == 16_000

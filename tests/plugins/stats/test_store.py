@@ -1,0 +1,345 @@
+"""store: what is added is read again, by minute, hour and day, from however many processes."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql
+
+from rgate import PluginError
+from rgate.plugins.stats import store as store_module
+from rgate.plugins.stats.pending import LOST
+from rgate.plugins.stats.periods import DAY_MINUTES
+from rgate.plugins.stats.report import report
+from rgate.plugins.stats.store import Store
+from rgate.plugins.stats.trouble import Trouble
+
+from .traffic import NOON, NOON_MINUTE, Clock, answered, counted, rows_in, success_of
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rgate.db"
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[Callable[..., Store]]:
+    opened: list[Store] = []
+
+    def open_store(**options: object) -> Store:
+        opened.append(Store(f"sqlite:///{path}", **{"wall": Clock(), **options}))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., Store]) -> Store:
+    return open_store()
+
+
+def tidy_all(store: Store, now_minute: int) -> int:
+    steps = 0
+    while store.tidy(now_minute):
+        steps += 1
+        assert steps < 1_000, "tidying does not come to an end"
+    return steps
+
+
+def test_counts_added_are_read(store: Store) -> None:
+    store.add([counted([1, 2, 3]), counted([4], status=500)])
+    answer = answered(store)
+    assert answer["requests_count"] == {"success": 3, "error": 1}
+    assert answer["latency_ms"] == {
+        "average": 2.5,
+        "p95": pytest.approx(4, rel=0.01),
+        "p99": pytest.approx(4, rel=0.01),
+    }
+    assert answer.keys() == {"requests_count", "latency_ms"}
+
+
+def test_counts_of_one_key_add_up(store: Store) -> None:
+    for _ in range(3):
+        store.add([counted([1, 1])])
+    assert success_of(answered(store)) == 6
+
+
+def test_counts_survive_the_store(store: Store, open_store: Callable[..., Store]) -> None:
+    store.add([counted()])
+    store.close()
+    assert success_of(answered(open_store())) == 1
+
+
+def test_counts_of_two_stores_add_up(store: Store, open_store: Callable[..., Store]) -> None:
+    other = open_store()
+    for _ in range(3):
+        store.add([counted([1])])
+        other.add([counted([1])])
+    assert success_of(answered(store)) == success_of(answered(other)) == 6
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        (("route",), {("/a",): 3, ("/b",): 1}),
+        (("backend",), {("x",): 2, ("y",): 2}),
+        (("endpoint",), {("x-1",): 1, ("x-2",): 1, ("y-1",): 2}),
+        (("status",), {(200,): 3, (201,): 1}),
+        (("route", "backend"), {("/a", "x"): 2, ("/a", "y"): 1, ("/b", "y"): 1}),
+    ],
+)
+def test_reading_is_divided_as_asked(store: Store, by: tuple[str, ...], expected: dict[tuple[object, ...], int]) -> None:
+    store.add(
+        [
+            counted(route="/a", backend="x", endpoint="x-1"),
+            counted(route="/a", backend="x", endpoint="x-2"),
+            counted(route="/a", backend="y", endpoint="y-1"),
+            counted(route="/b", backend="y", endpoint="y-1", status=201),
+        ]
+    )
+    groups = answered(store, *by)["groups"]
+    assert isinstance(groups, list)
+    assert {tuple(group[name] for name in by): group["requests_count"]["success"] for group in groups} == expected
+
+
+def test_losses_are_read_as_losses(store: Store) -> None:
+    store.add([counted([1, 1], status=LOST, route="", backend="", endpoint=""), counted()])
+    answer = answered(store, "route")
+    assert answer["storage"] == {"state": "ok", "lost": 2, "unsaved": 0}
+    assert success_of(answer) == 1
+
+
+def test_minutes_that_are_over_are_added_up_once(store: Store, path: Path) -> None:
+    for minutes_ago in (0, 1, 2, 3):
+        store.add([counted([1], minute=NOON_MINUTE + 3 - minutes_ago)])
+    assert rows_in(path, "span_minutes > 1") == []
+    tidy_all(store, NOON_MINUTE + 3)
+    tidy_all(store, NOON_MINUTE + 3)
+    assert rows_in(path, "span_minutes > 1") == [(60, NOON_MINUTE, 2), (DAY_MINUTES, NOON_MINUTE - 720, 2)]
+    tidy_all(store, NOON_MINUTE + 5)
+    assert rows_in(path, "span_minutes > 1") == [(60, NOON_MINUTE, 4), (DAY_MINUTES, NOON_MINUTE - 720, 4)]
+
+
+def test_minutes_are_added_up_by_one_of_several_processes(store: Store, open_store: Callable[..., Store]) -> None:
+    other = open_store()
+    store.add([counted()])
+    for now_minute in range(NOON_MINUTE, NOON_MINUTE + 5):
+        tidy_all(store, now_minute)
+        tidy_all(other, now_minute)
+    assert success_of(answered(store)) == success_of(answered(other)) == 1
+
+
+def test_counts_that_come_late_are_added_to_all_three(store: Store, path: Path) -> None:
+    tidy_all(store, NOON_MINUTE + 100)
+    store.add([counted(minute=NOON_MINUTE), counted(minute=NOON_MINUTE + 1), counted(minute=NOON_MINUTE + 99)])
+    assert rows_in(path) == [
+        (1, NOON_MINUTE, 1),
+        (1, NOON_MINUTE + 1, 1),
+        (1, NOON_MINUTE + 99, 1),
+        (60, NOON_MINUTE, 2),
+        (DAY_MINUTES, NOON_MINUTE - 720, 2),
+    ]
+    tidy_all(store, NOON_MINUTE + 200)
+    assert success_of(answered(store, now_minute=NOON_MINUTE + 200)) == 3
+
+
+@pytest.mark.parametrize("tidied", [False, True])
+@pytest.mark.parametrize(
+    ("minutes_ago", "expected", "since"),
+    [
+        (5, 1, "2027-01-15T11:55:00Z"),
+        (30, 2, "2027-01-15T11:30:00Z"),
+        (181, 4, "2027-01-15T08:00:00Z"),
+        (3 * DAY_MINUTES, 5, "2027-01-12T12:00:00Z"),
+        (20 * DAY_MINUTES, 6, "2026-12-26T00:00:00Z"),
+    ],
+)
+def test_since_reads_what_is_younger(
+    open_store: Callable[..., Store], tidied: bool, minutes_ago: int, expected: int, since: str
+) -> None:
+    store = open_store(wall=Clock(NOON - 40 * 86_400))
+    for age in (0, 20, 120, 200, 2 * DAY_MINUTES, 15 * DAY_MINUTES, 29 * DAY_MINUTES):
+        store.add([counted(minute=NOON_MINUTE - age)])
+    if tidied:
+        tidy_all(store, NOON_MINUTE)
+        answer = answered(store, since_minute=NOON_MINUTE - minutes_ago)
+        assert (success_of(answer), answer["since"]) == (expected, since)
+    assert success_of(answered(store)) == 7
+
+
+def test_counts_past_their_age_are_dropped(store: Store, path: Path) -> None:
+    for days_ago in (0, 1, 8, 9, 30, 31):
+        store.add([counted(minute=NOON_MINUTE - days_ago * DAY_MINUTES)])
+    tidy_all(store, NOON_MINUTE + 2)
+    days = {span: [(NOON_MINUTE - start) // DAY_MINUTES for s, start, _ in rows_in(path) if s == span] for span in (1, 60, 1440)}
+    assert days == {1: [0], 60: [8, 1, 0], 1440: [30, 9, 8, 1, 0]}
+    assert success_of(answered(store, now_minute=NOON_MINUTE + 2)) == 5
+
+
+def test_retention_is_what_the_options_say(open_store: Callable[..., Store], path: Path) -> None:
+    store = open_store(retention_days=2)
+    for days_ago in (0, 2, 3):
+        store.add([counted(minute=NOON_MINUTE - days_ago * DAY_MINUTES)])
+    tidy_all(store, NOON_MINUTE + 2)
+    assert success_of(answered(store)) == 2
+
+
+def fill(store: Store, minute: int) -> None:
+    store.add([counted([1.02**at for at in range(400)], minute=minute, endpoint=f"orders-{n}") for n in range(2)])
+
+
+def test_file_that_is_nearly_full_loses_its_oldest_minutes_first(open_store: Callable[..., Store], path: Path) -> None:
+    store = open_store(max_megabytes=1)
+    for minute in range(NOON_MINUTE, NOON_MINUTE + 25):
+        fill(store, minute)
+        tidy_all(store, minute + 1)
+    now_minute = NOON_MINUTE + 25
+    minutes = [start for span, start, _ in rows_in(path) if span == 1]
+    assert minutes == list(range(minutes[0], now_minute)) and minutes[0] > NOON_MINUTE
+    assert path.stat().st_size <= 1024 * 1024
+    assert success_of(answered(store, now_minute=now_minute)) == 25 * 800, "hours and days must still have everything"
+    answer = answered(store, since_minute=minutes[0] - 1, now_minute=now_minute)
+    assert answer["since"] == "2027-01-15T12:00:00Z", "minutes are no longer complete that far back, so hours must answer"
+    assert success_of(answered(store, since_minute=minutes[0], now_minute=now_minute)) == len(minutes) * 800
+
+
+def test_question_about_recent_counts_reads_no_other(store: Store, path: Path) -> None:
+    store.add([counted()])
+    connection = sqlite3.connect(path)
+    _, query = store._question(("route",), NOON_MINUTE - 5000, NOON_MINUTE, {"added_up_to": str(NOON_MINUTE)})
+    text = str(query.compile(compile_kwargs={"literal_binds": True}))
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+    connection.close()
+    assert [step for step in plan if "SCAN" in step] == [], plan
+    assert sum("SEARCH rgate_traffic" in step for step in plan) == 2, plan
+
+
+def test_schema_of_an_older_version_is_migrated(
+    store: Store, open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([counted()])
+
+    def add_a_column(connection: Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE rgate_traffic ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1")
+
+    monkeypatch.setattr(store_module, "_MIGRATIONS", (*store_module._MIGRATIONS, add_a_column))
+    migrated, again = open_store(), open_store()
+    migrated.add([counted()])
+    again.add([counted()])
+    assert success_of(answered(migrated)) == 3
+
+
+def test_migration_that_fails_leaves_the_database_as_it_was(
+    store: Store, open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([counted()])
+
+    def fail(connection: Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE rgate_traffic ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1")
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_MIGRATIONS", (*store_module._MIGRATIONS, fail))
+        with pytest.raises(Trouble, match="power cut"):
+            open_store().add([counted()])
+    assert success_of(answered(open_store())) == 1
+
+
+def test_schema_of_a_later_version_is_left_alone(store: Store, path: Path, open_store: Callable[..., Store]) -> None:
+    store.add([counted()])
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE rgate_meta SET value = '7' WHERE name = 'schema_version'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Trouble, match="version 7; this rgate knows up to 1") as raised:
+        open_store().add([counted()])
+    assert raised.value.state == "newer"
+    assert rows_in(path) == [(1, NOON_MINUTE, 1)]
+
+
+def test_report_of_a_file_is_what_the_gateway_would_answer(store: Store, path: Path) -> None:
+    store.add([counted(), counted(status=500)])
+    answer = report(f"sqlite:///{path}", ["status"])
+    assert answer["requests_count"] == {"success": 1, "error": 1}
+    assert [group["status"] for group in answer["groups"]] == [200, 500]
+
+
+def test_report_of_an_empty_file_is_zeros_and_leaves_it_empty(path: Path) -> None:
+    path.touch()
+    assert report(f"sqlite:///{path}")["requests_count"] == {"success": 0, "error": 0}
+    assert path.stat().st_size == 0
+
+
+def test_relative_path_is_where_the_process_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("sqlite:///rgate.db")
+    monkeypatch.chdir("/")
+    store.add([counted()])
+    store.close()
+    assert (tmp_path / "rgate.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql+nodriver://host/name", "Can't load plugin|nodriver"),
+        ("mysql://host/name", "mysql is none of sqlite, postgresql"),
+        ("what is this", "Could not parse"),
+    ],
+)
+def test_url_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        Store(url)
+
+
+def test_statement_for_postgresql_adds_to_the_row_that_is_there() -> None:
+    text = str(store_module._addition("postgresql").compile(dialect=postgresql.dialect()))  # type: ignore[attr-defined]
+    assert "jsonb_array_elements" in text
+    assert "ON CONFLICT (span_minutes, start_minute, route, backend, endpoint, status, bucket) DO UPDATE" in text
+    assert "count = (rgate_traffic.count + excluded.count)" in text
+
+
+ADDING = """
+import sys
+from rgate.plugins.stats.store import Store
+from rgate.plugins.stats.trouble import Trouble
+from tests.plugins.stats.traffic import NOON_MINUTE, Clock, counted
+store = Store("sqlite:///" + sys.argv[1], wall=Clock())
+for at in range(16):
+    batch = [counted([1, 2, 4], minute=NOON_MINUTE + at % 7)]
+    for attempt in range(40):
+        try:
+            store.add(batch)
+            store.tidy(NOON_MINUTE + at // 4)
+            break
+        except Trouble as trouble:
+            assert trouble.state == "locked", trouble
+    else:
+        raise SystemExit("locked for ten seconds")
+store.close()
+"""
+
+
+def test_processes_that_add_at_once_lose_nothing(path: Path, store: Store) -> None:
+    root = Path(__file__).parents[3]
+    processes: list[Popen[bytes]] = [Popen([sys.executable, "-c", ADDING, str(path)], cwd=root) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert success_of(answered(store, now_minute=NOON_MINUTE + 7)) == 3 * 16 * 3
+    tidy_all(store, NOON_MINUTE + 20)
+    assert success_of(answered(store, now_minute=NOON_MINUTE + 20)) == 3 * 16 * 3
+
+
+def test_batch_is_added_as_a_whole_or_not_at_all(store: Store) -> None:
+    store.add([counted()])
+    bad = counted(route="/z", endpoint=None)  # type: ignore[arg-type] - which no column takes
+    with pytest.raises(Trouble):
+        store.add([counted(route="/a"), bad])
+    assert success_of(answered(store)) == 1
