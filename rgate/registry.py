@@ -259,11 +259,13 @@ class Registry:
         return f"{match[1]}: {words.splitlines()[-1]}; the hook's arguments are ({', '.join(spec.argnames)})"
 
     def _check_policies(self, config: Config) -> Iterator[ConfigProblem]:
-        try:
-            known = [policy.name for policy in self.collect("rgate_selection_policies", config=config)]
-        except PluginError as error:
-            yield ConfigProblem(("plugins",), str(error))
-            return
+        known: list[str] = []
+        for name in self._active:
+            try:
+                known += [policy.name for policy in self._ask(name, "rgate_selection_policies", {"config": config})]
+            except PluginError as error:
+                yield ConfigProblem(("plugins", name), str(error))
+                return
         for index, backend in enumerate(config.backends):
             if backend.policy not in known:
                 hint = did_you_mean(backend.policy, known) or f"; the policies are {listed(known)}"

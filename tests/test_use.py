@@ -8,6 +8,7 @@ import pytest
 from rgate import ConfigError, Middleware
 from rgate.config import load_text
 from rgate.registry import Registry
+from rgate.testing import answering, client, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -195,3 +196,24 @@ def test_use_entry_inside_of_routing_can_be_turned_off_by_a_route(place: str) ->
 def test_use_entry_has_no_options_of_a_route() -> None:
     with pytest.raises(ConfigError, match="ProxyFix: the options of a 'use' entry stand with it; a route can only turn it off"):
         load_text(ROUTES.replace("PLACE", "name: ~").replace("VALUE", "{x_for: 2}"), Registry(), {})
+
+
+@pytest.mark.usefixtures("shouting")
+def test_use_entries_run_in_their_places_and_only_where_they_are_not_turned_off() -> None:
+    config = {
+        "use": [
+            {"app": "shouting:Shouting", "name": "inner", "options": {"word": "inner"}},
+            {"app": "shouting:Shouting", "name": "outer", "before": "routing", "options": {"word": "outer"}},
+        ],
+        "routes": [
+            {"path_prefix": "/all", "backend": "orders"},
+            {"path_prefix": "/some", "backend": "orders", "plugins": {"inner": False}},
+        ],
+    }
+    with running_gateway(config, {"orders": answering([b"app"])}) as gateway:
+        assert client(gateway).get("/all").data == b"outer!inner!app"
+        assert client(gateway).get("/some").data == b"outer!app"
+        assert [name for name in gateway.chains["/all"] if name in ("outer", "routing", "inner", "selection")] == [
+            "outer", "routing", "inner", "selection",
+        ]  # fmt: skip
+        assert "inner" not in gateway.chains["/some"]

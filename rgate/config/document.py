@@ -38,14 +38,10 @@ def read(content: bytes, report: Report) -> Node:
         line = content.count(b"\n", 0, error.start) + 1
         raise report.fail(f"is not UTF-8: byte 0x{content[error.start]:02x} on line {line}") from None
     except yaml.MarkedYAMLError as error:
-        report.add_line(_line(error), (), f"not valid YAML: {_words(error)}")
-        report.raise_any()
-        raise
+        raise report.fail(f"not valid YAML: {_words(error)}", _line(error)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        report.add_line(line, (), f"not valid YAML: the character U+{error.character:04X} is not allowed")
-        report.raise_any()
-        raise
+        raise report.fail(f"not valid YAML: the character U+{error.character:04X} is not allowed", line) from None
     except RecursionError:
         raise report.fail(f"is nested more than {MAX_DEPTH} levels deep") from None
     finally:

@@ -146,9 +146,9 @@ class Report:
             ordered = sorted(self._found, key=lambda problem: self._found[problem])
             raise ConfigError(ConfigProblem(p.path, self._clean(p.message), p.location) for p in ordered)
 
-    def fail(self, message: str) -> ConfigError:
+    def fail(self, message: str, line: int | None = None) -> ConfigError:
         """The error for a file that cannot be read at all."""
-        return ConfigError([ConfigProblem((), message, self.file)])
+        return ConfigError([ConfigProblem((), message, self.file if line is None else f"{self.file}:{line}")])
 
     def _clean(self, message: str) -> str:
         for text in sorted(self._hidden, key=len, reverse=True):

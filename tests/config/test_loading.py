@@ -312,6 +312,19 @@ def test_check_config_that_raises_is_a_problem_of_that_plugin() -> None:
     ]
 
 
+def test_selection_policies_that_cannot_be_had_are_a_problem_of_that_plugin() -> None:
+    class Policies:
+        @hookimpl
+        def rgate_selection_policies(self, config: Config) -> None:
+            raise ValueError("no")
+
+    registry = Registry()
+    registry.register("policies", Policies())
+    assert problems("plugins:\n  policies:\n", registry) == [
+        "config.yml:2: plugins.policies: plugin 'policies': rgate_selection_policies raised ValueError: no"
+    ]
+
+
 def test_plugin_registered_by_the_name_of_an_active_builtin_is_no_problem_of_the_config() -> None:
     class Nothing:
         @hookimpl
