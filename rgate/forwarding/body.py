@@ -5,14 +5,11 @@ from __future__ import annotations
 import select
 import ssl
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import GatewayError, ResponseTimeout, Truncated, UpstreamClosed
 from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
 from .upstream import BLOCK_BYTES, StaleConnection, UpstreamConnection
-
-if TYPE_CHECKING:
-    from ..wire.response import ResponseHead
 
 __all__ = ["ResponseBody", "Upload"]
 
@@ -98,14 +95,15 @@ class ResponseBody:
     """A response body as a WSGI iterable: each block as it comes, checked against its framing.
 
     Raises Truncated when the backend ends, stalls or errs before the body is complete, so that the client's connection
-    is cut and no partial body looks whole. `done(reusable)` is called once, at the end or in close().
+    is cut and no partial body looks whole. `done(whole)` is called once, at the end or in close().
     """
 
     __slots__ = ("_chunks", "_connection", "_done", "_first", "_left", "_upload")
 
     def __init__(
         self,
-        head: ResponseHead,
+        length: int | None,
+        chunked: bool,
         first: bytes,
         connection: UpstreamConnection,
         upload: Upload | None,
@@ -115,8 +113,8 @@ class ResponseBody:
         self._upload = upload
         self._done: Callable[[bool], None] | None = done
         self._first = first
-        self._left = head.length
-        self._chunks = ChunkedReader() if head.chunked else None
+        self._left = length
+        self._chunks = ChunkedReader() if chunked else None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -168,10 +166,10 @@ class ResponseBody:
             if payload:
                 return payload
 
-    def _end(self, reusable: bool) -> None:
+    def _end(self, whole: bool) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(reusable and (self._upload is None or self._upload.complete))
+            done(whole and (self._upload is None or self._upload.complete))
 
     def close(self) -> None:
         """Give the connection up when the body was not read to its end."""

@@ -16,7 +16,7 @@ from ..errors import BadResponse, InternalFault, Loop, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, TARGET_KEY, edited_fields, edited_target
-from ..wire.fields import Field, forward_line
+from ..wire.fields import Fields, forward_line
 from .body import ResponseBody, Upload
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
 
@@ -80,27 +80,35 @@ class Forwarder:
         client = environ.get(CLIENT_KEY)
         method = environ["REQUEST_METHOD"]
         connection, response, block, upload = self._exchange(environ, client, method, upstream, head)
-        if method == "HEAD" or response.code == 204 or response.code == 304:
-            response.length = 0
-            response.chunked = False
-        elif response.chunked and block.endswith(LAST_CHUNK):
-            block = _whole(connection, response, block)
+        reusable = response.keep_alive
+        if upload is not None:
+            if upload.complete:
+                upload = None
+            elif response.code >= 300:
+                # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
+                upload, reusable = None, False
         length = response.length
+        chunked = response.chunked
+        if method == "HEAD" or response.code == 204 or response.code == 304:
+            length, chunked = 0, False
+        elif chunked and block.endswith(LAST_CHUNK):
+            block, length = _whole(connection, block)
+            chunked = length is None
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
-            if response.keep_alive and len(block) == length:
+            if reusable and len(block) == length:
                 upstream.pool.give_back(connection)
             else:
                 connection.close()
             endpoint.load.running.discard(exchange)
-            start_response(response.status, response.headers)
+            start_response(response.status, response.headers.copy())
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
-        done = partial(_done, upstream, connection, endpoint, exchange, client)
-        body = ResponseBody(response, block, connection, upload, done)
+        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
+        body = ResponseBody(length, chunked, block, connection, upload, done)
         try:
-            start_response(response.status, response.headers)
+            start_response(response.status, response.headers.copy())
             if client is not None and not block and connection.is_quiet():
                 client.flush_head()
         except BaseException:
@@ -144,13 +152,6 @@ class Forwarder:
             finally:
                 if client is not None:
                     client.on_gone = None
-        if upload is not None:
-            if upload.complete:
-                upload = None
-            elif response.code >= 300:
-                # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
-                upload = None
-                response.keep_alive = False
         return connection, response, block, upload
 
     def _head(self, environ: WSGIEnvironment, upstream: Upstream) -> bytes:
@@ -163,14 +164,14 @@ class Forwarder:
             raw = raw if raw.startswith("/") else "/" + raw
         if self._edited:
             try:
-                lines = edited_fields(environ)
+                lines = b"".join(edited_fields(environ))
             except (ValueError, UnicodeError) as error:
                 raise InternalFault(f"a middleware has set a header that cannot be sent: {error}") from error
         else:
-            sent: list[Field] = environ[FIELDS_KEY]
-            lines = [field.line for field in sent]
+            fields: Fields = environ[FIELDS_KEY]
+            lines = fields.lines
         first = f"{environ['REQUEST_METHOD']} {upstream.address.base_path}{raw} HTTP/1.1\r\n".encode("latin-1")
-        return b"%b%b%b" % (first, b"".join(lines), self._forwarded(environ))
+        return b"%b%b%b" % (first, lines, self._forwarded(environ))
 
     def _forwarded(self, environ: WSGIEnvironment) -> bytes:
         """X-Forwarded-For with the peer appended, Proto and Host as this gateway saw them, Via."""
@@ -214,25 +215,21 @@ def _framing(environ: WSGIEnvironment, head: bytes) -> tuple[Any, int | None, by
     return None, None, head + b"\r\n"
 
 
-def _whole(connection: UpstreamConnection, response: ResponseHead, block: bytes) -> bytes:
-    """A chunked body decoded, when all of it came with the head; then it has a length."""
+def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | None]:
+    """A chunked body decoded, and its length, when all of it came with the head; else as it is, and None."""
     chunks = ChunkedReader()
     try:
         payload = chunks.feed(block)
     except ValueError as error:
         connection.close()
         raise BadResponse(str(error)) from error
-    if not chunks.complete:
-        return block
-    response.chunked = False
-    response.length = len(payload)
-    return payload + chunks.rest
+    return (payload + chunks.rest, len(payload)) if chunks.complete else (block, None)
 
 
-def _done(upstream: Upstream, connection: UpstreamConnection, endpoint: Endpoint, exchange: Exchange, client: Any, reusable: bool) -> None:
+def _done(upstream: Upstream, connection: UpstreamConnection, endpoint: Endpoint, exchange: Exchange, client: Any, reusable: bool, whole: bool) -> None:
     if client is not None:
         client.on_gone = None
-    if reusable:
+    if reusable and whole:
         upstream.pool.give_back(connection)
     else:
         connection.close()

@@ -140,7 +140,8 @@ class _Exchanging(HTTPConnection):
                 block += more
             if end > MAX_HEAD_BYTES:
                 raise BadResponse("the response head is too large")
-            head = _responses.read(block[:end])
+            raw = block[:end]
+            head = _responses.known_heads.get(raw) or _responses.read(raw)
             block = block[end + 4 :]
             if head.code >= 200 or (head.code == 101 and wants_upgrade):
                 self.used = True

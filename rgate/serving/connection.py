@@ -20,6 +20,7 @@ from werkzeug.wsgi import FileWrapper
 from ..errors import GatewayError, HeadTooLarge, RequestError, RequestTimeout, TargetTooLong
 from ..version import VERSION
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, REFUSED_KEY, TARGET_KEY
+from ..wire.fields import Fields
 from ..wire.request import RequestHead
 from ..wire.target import Target
 from .body import RequestBody
@@ -149,6 +150,7 @@ class Connection:
     def _consume(self, block: bytes) -> bool:
         """Serve every whole request in `block`, and keep what is left."""
         server = self._server
+        known_heads = server.requests.known_heads
         while block:
             end = block.find(b"\r\n\r\n")
             if end < 0 or end > server.config.max_head_bytes:
@@ -157,7 +159,8 @@ class Connection:
                 block = block[2:]  # one empty line before a request is allowed (RFC 9112 §2.2)
                 continue
             try:
-                request = server.requests.read(block[:end], self._template.copy())
+                head = block[:end]
+                request = known_heads.get(head) or server.requests.read(head)
             except RequestError as error:
                 self._refuse(error)
                 return self._linger()
@@ -231,23 +234,13 @@ class Connection:
     def _serve(self, request: RequestHead, stream: Any, body: RequestBody | None) -> bool:
         """Run the app for a request. True: another one may follow."""
         server = self._server
-        target = request.target
-        environ: WSGIEnvironment = request.environ
-        environ["REQUEST_METHOD"] = request.method
-        environ["PATH_INFO"] = target.path
-        environ["QUERY_STRING"] = target.query
-        environ["RAW_URI"] = environ["REQUEST_URI"] = target.raw
+        environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
-        environ[TARGET_KEY] = target
-        environ[FIELDS_KEY] = request.fields
-        minor = request.minor
-        if not minor:
-            environ["SERVER_PROTOCOL"] = "HTTP/1.0"
         self.deadline = 0.0
         self.tick = server.tick
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
-        response.run(server.app, environ, minor, request.keep_alive and not server.draining)
+        response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)
         return response.keep_alive
 
     def _serve_stream(self, request: RequestHead, first: bytes) -> tuple[bool, bytes]:
@@ -271,9 +264,10 @@ class Connection:
             "QUERY_STRING": "",
             "RAW_URI": "/",
             "REQUEST_URI": "/",
+            "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.input": _NO_BODY,
             TARGET_KEY: _NOWHERE,
-            FIELDS_KEY: [],
+            FIELDS_KEY: Fields(),
             REFUSED_KEY: error,
         }
         self._lingering = DRAIN_BYTES
@@ -331,7 +325,6 @@ def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> di
         "SERVER_NAME": server_name,
         "SERVER_PORT": str(port),
         "SERVER_SOFTWARE": f"rgate/{VERSION}",
-        "SERVER_PROTOCOL": "HTTP/1.1",
         "SCRIPT_NAME": "",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from . import fields
-from .fields import Field, forward_line
+from .fields import Field, Fields, forward_line
 from .target import Target, read_target, target_from_environ_path
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def adopt(environ: WSGIEnvironment) -> None:
     if target.path != path:
         raise ValueError("the server's view of the path differs from what was sent")
     environ[TARGET_KEY] = target
-    environ[FIELDS_KEY] = [field for field in map(_field, environ.items()) if field is not None]
+    environ[FIELDS_KEY] = Fields(field for field in map(_field, environ.items()) if field is not None)
 
 
 def edited_target(environ: WSGIEnvironment) -> str:
@@ -56,7 +56,7 @@ def edited_target(environ: WSGIEnvironment) -> str:
 
 def edited_fields(environ: WSGIEnvironment) -> list[bytes]:
     """The header lines to pass on after middleware has had its way: what environ says, as it was sent where unchanged."""
-    sent: list[Field] = environ[FIELDS_KEY]
+    sent: Fields = environ[FIELDS_KEY]
     joined: dict[str, str] = {}
     for field in sent:
         separator = "; " if field.meaning == fields.COOKIE else ", "

@@ -28,6 +28,7 @@ __all__ = [
     "VIA",
     "Field",
     "FieldReader",
+    "Fields",
     "forward_line",
     "valid_host",
 ]
@@ -87,10 +88,11 @@ class Field:
     meaning  one of the constants above
     number   the value of a valid Content-Length, else None
     valid    for Host: whether it is one (RFC 9110 §7.2)
+    secret   it carries credentials, so it is never remembered
     tokens   the lower-case tokens of Connection, else empty
     """
 
-    __slots__ = ("key", "line", "meaning", "name", "number", "pair", "tokens", "valid", "value")
+    __slots__ = ("key", "line", "meaning", "name", "number", "pair", "secret", "tokens", "valid", "value")
 
     def __init__(self, name: str, value: str) -> None:
         self.pair = (name, value)
@@ -101,9 +103,25 @@ class Field:
         self.key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
         self.line = f"{name}: {value}\r\n".encode("latin-1")
         self.number = int(value) if self.meaning == CONTENT_LENGTH and _LENGTH.fullmatch(value) else None
+        self.secret = self.name in _NEVER_REMEMBERED
         self.valid = self.meaning == HOST and valid_host(value)
         tokens = value.split(",") if self.meaning == CONNECTION else ()
         self.tokens = frozenset(token.strip(" \t").lower() for token in tokens)
+
+
+class Fields(list[Field]):
+    """The header fields of one request that may be passed on, in order."""
+
+    __slots__ = ("_lines",)
+
+    @property
+    def lines(self) -> bytes:
+        """All of them as they go to the backend; put together once."""
+        try:
+            return self._lines
+        except AttributeError:
+            self._lines: bytes = b"".join([field.line for field in self])
+            return self._lines
 
 
 class FieldReader:
@@ -122,7 +140,7 @@ class FieldReader:
             raise ValueError("malformed header line")
         name, value = match.groups()
         field = Field(name.decode("latin-1"), value.decode("latin-1"))
-        if len(line) <= self.MAX_LINE_BYTES and field.name not in _NEVER_REMEMBERED:
+        if len(line) <= self.MAX_LINE_BYTES and not field.secret:
             if len(self.known) >= self.MAX_LINES:
                 self.known.clear()
             self.known[bytes(line)] = field

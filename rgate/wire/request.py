@@ -19,7 +19,8 @@ from ..errors import (
     VersionNotSupported,
 )
 from . import fields
-from .fields import Field, FieldReader, valid_host
+from .environ import FIELDS_KEY, TARGET_KEY
+from .fields import Field, FieldReader, Fields, valid_host
 from .target import Target, read_target
 
 __all__ = ["RequestHead", "RequestReader"]
@@ -33,12 +34,12 @@ _NEVER_NOMINATED = frozenset(
 
 
 class RequestHead:
-    """One request head, read.
+    """One request head, read. It may be shared by requests that are the same byte for byte, so it is never changed.
 
     method, target          as sent; the target in its views
     minor                   1 for HTTP/1.1, 0 for HTTP/1.0
     fields                  what may be passed on, in order
-    environ                 the WSGI environ that the headers were put into
+    environ                 what the head contributes to a WSGI environ
     content_length          bytes of body, or None
     chunked                 the body is chunked
     keep_alive              the client lets the connection stay open
@@ -52,13 +53,22 @@ class RequestHead:
     expects_continue = False
     upgrade = ""
 
-    def __init__(self, method: str, target: Target, minor: int, environ: dict[str, Any]) -> None:
+    def __init__(self, method: str, target: Target, minor: int) -> None:
         self.method = method
         self.target = target
         self.minor = minor
         self.keep_alive = minor == 1
-        self.fields: list[Field] = []
-        self.environ = environ
+        self.fields = Fields()
+        self.environ: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": target.path,
+            "QUERY_STRING": target.query,
+            "RAW_URI": target.raw,
+            "REQUEST_URI": target.raw,
+            "SERVER_PROTOCOL": "HTTP/1.1" if minor else "HTTP/1.0",
+            TARGET_KEY: target,
+            FIELDS_KEY: self.fields,
+        }
 
 
 class RequestReader:
@@ -66,31 +76,35 @@ class RequestReader:
 
     `max_target_bytes` → 414, `max_headers` → 431, `max_body_bytes` (None: no limit) → 413 when a Content-Length is over
     it. The size of the head as a whole is the connection's to watch, since it must not even collect more.
+
+    A small head that comes again byte for byte (a client that polls, a service that calls another) is read only once.
     """
 
     MAX_LINES: Final = 4_096
     MAX_LINE_BYTES: Final = 512
+    MAX_HEADS: Final = 1_024
+    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
 
     def __init__(self, max_target_bytes: int = 16_384, max_headers: int = 200, max_body_bytes: int | None = None) -> None:
         self.max_target_bytes = max_target_bytes
         self.max_headers = max_headers
         self.max_body_bytes = max_body_bytes
+        self.known_heads: dict[bytes, RequestHead] = {}
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[str, Target, int]] = {}
 
-    def read(self, head: bytes, environ: dict[str, Any] | None = None) -> RequestHead:
-        """The request in `head`, which ends before its empty line; its headers are added to `environ`. Raises RequestError."""
+    def read(self, head: bytes) -> RequestHead:
+        """The request in `head`, which ends before its empty line. Raises RequestError. Callers look into `known_heads` first."""
         lines = head.split(b"\r\n")
         first = lines[0]
-        if environ is None:
-            environ = {}
-        method, target, minor = self._known_lines.get(first) or self._read_line(first)
-        request = RequestHead(method, target, minor, environ)
+        request = RequestHead(*(self._known_lines.get(first) or self._read_line(first)))
         if len(lines) > self.max_headers + 1:
             raise HeadTooLarge(f"{len(lines) - 1} headers")
         known = self._reader.known
+        environ = request.environ
         passed = request.fields
         hosts = 0
+        rememberable = len(head) <= self.MAX_HEAD_BYTES
         nominated: frozenset[str] | None = None
         expect = upgrade = None
         del lines[0]
@@ -101,6 +115,7 @@ class RequestReader:
                     field = self._reader.read(line)
                 except ValueError as error:
                     raise RequestError(str(error)) from None
+                rememberable = rememberable and not field.secret
             meaning = field.meaning
             if meaning:
                 if meaning == fields.HOST:
@@ -153,6 +168,10 @@ class RequestReader:
             if expect.lower() != "100-continue":
                 raise ExpectationFailed(expect)
             request.expects_continue = True
+        if rememberable:
+            if len(self.known_heads) >= self.MAX_HEADS:
+                self.known_heads.clear()
+            self.known_heads[head] = request
         return request
 
     def check_line(self, line: bytes) -> None:
@@ -192,7 +211,7 @@ class RequestReader:
         # The authority of an absolute-form target replaces whatever Host says (RFC 9112 §3.2.2).
         host = Field("Host", request.target.host)
         request.environ["HTTP_HOST"] = host.value
-        request.fields = [host, *(f for f in request.fields if f.meaning != fields.HOST)]
+        request.fields[:] = [host, *(f for f in request.fields if f.meaning != fields.HOST)]
 
     @staticmethod
     def _apply_connection(request: RequestHead, nominated: frozenset[str], upgrade: str | None) -> None:
@@ -204,6 +223,6 @@ class RequestReader:
             request.upgrade = upgrade.lower()
         named = nominated - _NEVER_NOMINATED
         if named and any(field.name in named for field in request.fields):
-            request.fields = [field for field in request.fields if field.name not in named]
+            request.fields[:] = [field for field in request.fields if field.name not in named]
             for name in named:
                 request.environ.pop("HTTP_" + name.upper().replace("-", "_"), None)

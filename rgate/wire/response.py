@@ -16,7 +16,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x
 
 
 class ResponseHead:
-    """One response head, read.
+    """One response head, read. It may be shared by responses whose heads are the same, so it is never changed.
 
     code, status     the number, and the number with its phrase as WSGI wants it
     headers          what may be passed on, in order, as (name, value)
@@ -38,17 +38,23 @@ class ResponseHead:
 
 
 class ResponseReader:
-    """Reads response heads within limits. One for a gateway; shared by its threads."""
+    """Reads response heads within limits. One for a gateway; shared by its threads.
+
+    A small head that comes again byte for byte (a busy service gives the same one many times a second) is read only once.
+    """
 
     MAX_STATUS_LINES: Final = 256
+    MAX_HEADS: Final = 1_024
+    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
 
     def __init__(self, max_headers: int = 500) -> None:
         self.max_headers = max_headers
+        self.known_heads: dict[bytes, ResponseHead] = {}
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[int, str, int]] = {}
 
     def read(self, head: bytes) -> ResponseHead:
-        """The response in `head`, which ends before its empty line. Raises BadResponse."""
+        """The response in `head`, which ends before its empty line. Raises BadResponse. Callers look into `known_heads` first."""
         lines = head.split(b"\r\n")
         first = lines[0]
         response = ResponseHead(*(self._known_lines.get(first) or self._read_line(first)))
@@ -56,6 +62,7 @@ class ResponseReader:
             raise BadResponse(f"{len(lines) - 1} headers")
         known = self._reader.known
         headers = response.headers
+        rememberable = len(head) <= self.MAX_HEAD_BYTES
         nominated: frozenset[str] | None = None
         del lines[0]
         for line in lines:
@@ -65,6 +72,7 @@ class ResponseReader:
                     field = self._reader.read(line)
                 except ValueError as error:
                     raise BadResponse(str(error)) from None
+                rememberable = rememberable and not field.secret
             meaning = field.meaning
             if meaning:
                 if meaning == fields.CONTENT_LENGTH:
@@ -90,6 +98,10 @@ class ResponseReader:
             raise BadResponse("Transfer-Encoding beside Content-Length")
         if nominated is not None:
             self._apply_connection(response, nominated)
+        if rememberable:
+            if len(self.known_heads) >= self.MAX_HEADS:
+                self.known_heads.clear()
+            self.known_heads[head] = response
         return response
 
     def _read_line(self, line: bytes) -> tuple[int, str, int]:
