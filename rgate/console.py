@@ -101,7 +101,7 @@ class Console:
         if storage := report.get("storage"):
             self.line(f"The database is {storage['state']}: {storage['unsaved']} requests unsaved, {storage['lost']} lost", "red")
             if begun := storage.get("begun"):
-                self.line(f"It was begun anew: {', '.join(map(str, begun.values()))}", "red")
+                self.line(f"It was begun anew at {begun['at']}: {begun['because']}", "red")
 
 
 def _route_rows(route: Route, snapshot: Snapshot) -> Iterable[Sequence[str]]:

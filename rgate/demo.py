@@ -60,8 +60,13 @@ def backends(docker: bool) -> Iterator[Demo]:
     if missing:
         what = " and no ".join(missing)
         raise NoDemo(f"the demo needs a checkout of rgate, but there is no {what} in {CHECKOUT}; in a checkout run: make demo")
-    with _containers() if docker else _processes() as demo:
-        yield demo
+    # Until the gateway serves, and after it, SIGTERM is to end what has been started here just as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _containers() if docker else _processes() as demo:
+            yield demo
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # As processes

@@ -26,7 +26,7 @@ from rgate.console import Console
 from rgate.discovery import Change
 from rgate.foreground import CannotListen, serve, until_signalled
 from rgate.plugins import BUILTIN
-from rgate.testing import ScriptedBackend, ScriptedConnection, answering, http_response, make_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, answering, http_response, make_gateway, refusing_url
 from rgate.version import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -437,7 +437,7 @@ REPORT = {
             "latency_ms": {"average": 0.125, "p95": 0.5, "p99": 0.5},
         }
     ],
-    "storage": {"state": "locked", "lost": 3, "unsaved": 7, "begun": {"time": "then", "because": "corrupt"}},
+    "storage": {"state": "locked", "lost": 3, "unsaved": 7, "begun": {"at": "2026-01-31T12:00:00Z", "because": "corrupt"}},
 }
 
 
@@ -454,7 +454,10 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
         ["-", "404", "0", "5", "0.12", "ms", "0.50", "ms", "0.50", "ms"],
         ["all", "1,234", "5", "1.25", "ms", "3.00", "ms", "1,500.50", "ms"],
     ]
-    assert shown[4:] == ["The database is locked: 7 requests unsaved, 3 lost", "It was begun anew: then, corrupt"]
+    assert shown[4:] == [
+        "The database is locked: 7 requests unsaved, 3 lost",
+        "It was begun anew at 2026-01-31T12:00:00Z: corrupt",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -482,12 +485,14 @@ def test_stats_of_something_else_are_an_error(response: bytes, words: str, capsy
     assert words in err and len(err.splitlines()) == 1 and out == ""
 
 
-@pytest.mark.parametrize(
-    ("url", "words"), [("ftp://x", "is no URL of a gateway"), ("http://127.0.0.1:9", "Connection refused; is it running?")]
-)
-def test_stats_of_nothing_are_an_error(url: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stats", "--url", url]) == 1
-    assert words in capsys.readouterr().err
+def test_stats_of_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with refusing_url() as url:
+        assert main(["stats", "--url", url]) == 1
+    assert (
+        capsys.readouterr().err == f"no gateway answers at {url}/stats: Connection refused; is it running? --url names another\n"
+    )
+    assert main(["stats", "--url", "ftp://x"]) == 1
+    assert "is no URL of a gateway" in capsys.readouterr().err
 
 
 def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -701,3 +706,21 @@ def test_console_shows_routes_as_people_say_them() -> None:
 
 def test_check_problem_without_a_place_is_still_a_line() -> None:
     assert str(ConfigProblem((), "wrong", "config.yml")) == "config.yml: wrong"
+
+
+def test_demo_that_is_ended_while_it_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[demo.LocalProcess] = []
+    start = demo.LocalProcess.__init__
+
+    def started_then_ended(process: demo.LocalProcess, service: str, name: str) -> None:
+        if started:
+            os.kill(os.getpid(), signal.SIGTERM)
+        start(process, service, name)
+        started.append(process)
+
+    monkeypatch.setattr(demo.LocalProcess, "__init__", started_then_ended)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), demo.backends(docker=False):
+        pass
+    assert [process.exit_code for process in started] == [0]
+    assert signal.getsignal(signal.SIGTERM) is before
