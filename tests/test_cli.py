@@ -724,3 +724,21 @@ def test_demo_that_is_ended_while_it_starts_leaves_nothing_behind(monkeypatch: p
         pass
     assert [process.exit_code for process in started] == [0]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("arguments", [["plugins"], ["plugins", "--json"], ["check"]], ids=" ".join)
+def test_reader_that_has_left_ends_it_quietly(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as stdout:
+        command = [sys.executable, "rgate.py", *arguments]
+        ended = subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_keyboard_interrupt_before_serving_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rgate.cli.load", load)
+    assert main(["check"]) == 130
