@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from .config import Config
 from .discovery import EndpointTable
 from .errors import PluginError
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
-from .hookspecs import LocalRoutes, SelectionPolicy
+from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .model import Backend, Route, Timeouts
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
 from .registry import Registry
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["Gateway", "build"]
+
+UPKEEP_SECONDS: Final = 2.0
 
 
 class Gateway:
@@ -50,9 +54,11 @@ class Gateway:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.app(environ, start_response)
 
-    def options(self, name: str) -> Any:
-        """The validated options of an active plugin: an instance of its section's model, or None without a section."""
-        return self.config.plugins.get(name)
+    def options(self, name: str, route: Route | None = None) -> Any:
+        """The validated options of an active plugin, a route's own where it has some: an instance of its section's model,
+        or None without a section."""
+        own = route.options.get(name) if route else None
+        return own or self.config.plugins.get(name)
 
     @contextmanager
     def running(self) -> Iterator[Gateway]:
@@ -62,8 +68,19 @@ class Gateway:
                 stack.enter_context(lifespan)
             self.table.start()
             stack.callback(self.table.stop)
+            stop = threading.Event()
+            upkeep = threading.Thread(target=self._keep_upstreams, args=(stop,), name="rgate-upstreams", daemon=True)
+            upkeep.start()
             stack.callback(self.upstreams.close)
+            stack.callback(upkeep.join)
+            stack.callback(stop.set)
             yield self
+
+    def _keep_upstreams(self, stop: threading.Event) -> None:
+        """Close connections that rest for too long, and those to endpoints that are gone."""
+        while not stop.wait(UPKEEP_SECONDS):
+            endpoints = self.table.snapshot.endpoints.values()
+            self.upstreams.keep(frozenset(endpoint.address for pool in endpoints for endpoint in pool))
 
 
 def build(config: Config, registry: Registry) -> Gateway:
@@ -81,17 +98,28 @@ def build(config: Config, registry: Registry) -> Gateway:
     at = next((i for i, m in enumerate(chain) if m.name == ROUTING), -1) + 1
     outer, inner = chain[:at], chain[at:]
 
+    _check_outer(gateway, outer)
     apps: dict[str, WSGIApplication] = {}
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
         forwarder = Forwarder(gateway.upstreams, route, edited=any(m.edits_environ for m in (*outer, *own)))
-        apps[route.name] = compose(forwarder, own, lambda name, r=route: r.options.get(name) or gateway.options(name))
+        apps[route.name] = compose(forwarder, own, partial(gateway.options, route=route))
         gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
 
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
     gateway.app = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
     return gateway
+
+
+def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:
+    """Refuse what a route cannot say: a middleware outside of `routing` runs before the route is known."""
+    for route in gateway.routes:
+        for middleware in outer:
+            section = gateway.registry.sections.get(middleware.name)
+            if middleware.name in route.options and not (section and section.per_route):
+                name = middleware.name
+                raise PluginError(f"route {route.name!r}: {name!r} runs before the route is known, so it cannot differ by route")
 
 
 def _backend(config: Any) -> Backend:
@@ -121,4 +149,3 @@ def _unique(policies: Iterable[SelectionPolicy]) -> dict[str, SelectionPolicy]:
             raise PluginError(f"two plugins bring a selection policy named {policy.name!r}")
         found[policy.name] = policy
     return found
-

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import pluggy
 from pydantic import BaseModel
@@ -49,7 +49,7 @@ LocalRoutes: TypeAlias = "dict[str, WSGIApplication]"
 
 def hookimpl(function: _F) -> _F:
     """Mark a function as the implementation of the hook of the same name."""
-    return cast(_F, _hookimpl(function))
+    return _hookimpl(function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,11 @@ class Middleware:
     `wrap(app, options)` returns a WSGI app around `app`; `options` is the validated model instance of the plugin's
     section (the route's own inside `routing`), or None when the plugin has none. It is called when a config is loaded:
     for a middleware outside `routing` twice (the chain, and the chain for requests that the server refused), inside
-    once per route; what it keeps between requests belongs to the plugin, not to the app. `before` or `after` names a middleware of
-    `rgate.STANDARD_ORDER`: before is outside of it, after is inside. With neither the place is directly inside
-    `routing`. `name` must be the plugin's name; a plugin has at most one middleware.
+    once per route; what it keeps between requests belongs to the plugin, not to the app. `name` must be the plugin's
+    name; a plugin has at most one middleware.
+
+    `before` or `after` names a middleware of `rgate.STANDARD_ORDER`: before is outside of it, after is inside. With
+    neither the place is directly inside `routing`.
 
     `edits_environ=False` promises that the middleware never changes the request (HTTP_* keys, method, target) in
     environ, which spares the forwarder looking.
@@ -155,4 +157,3 @@ class HookSpecs:
     @_hookspec(firstresult=True)
     def rgate_fault_response(self, exchange: Exchange, error: GatewayError) -> WSGIApplication | None:
         """The answer to a fault. None leaves it to the next plugin, at last to the built-in `faults`."""
-

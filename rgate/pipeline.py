@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .discovery import EndpointTable
-    from .model import Route
 
 __all__ = ["ROUTING", "STANDARD_ORDER", "ExchangeScope", "RouteDispatch", "compose", "order", "raise_refused", "wrap_body"]
 

@@ -226,7 +226,15 @@ def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | N
     return (payload + chunks.rest, len(payload)) if chunks.complete else (block, None)
 
 
-def _done(upstream: Upstream, connection: UpstreamConnection, endpoint: Endpoint, exchange: Exchange, client: Any, reusable: bool, whole: bool) -> None:
+def _done(
+    upstream: Upstream,
+    connection: UpstreamConnection,
+    endpoint: Endpoint,
+    exchange: Exchange,
+    client: Any,
+    reusable: bool,
+    whole: bool,
+) -> None:
     if client is not None:
         client.on_gone = None
     if reusable and whole:
@@ -234,4 +242,3 @@ def _done(upstream: Upstream, connection: UpstreamConnection, endpoint: Endpoint
     else:
         connection.close()
     endpoint.load.running.discard(exchange)
-

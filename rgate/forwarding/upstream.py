@@ -6,6 +6,7 @@ one small keep-alive exchange costs 62 to 115 µs of CPU where a raw socket take
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -156,10 +157,8 @@ class _Exchanging(HTTPConnection):
 
     def abort(self) -> None:
         """End a connection that another thread may be blocked on. Never raises."""
-        try:
+        with contextlib.suppress(OSError, AttributeError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        except (OSError, AttributeError):
-            pass
 
 
 class UpstreamConnection(_Exchanging):
@@ -203,7 +202,7 @@ class _RestingPool(HTTPConnectionPool):
     def give_back(self, connection: UpstreamConnection) -> None:
         """Let a connection rest whose exchange is complete on both sides."""
         connection.rested_since = monotonic()
-        if len(self.resting) < MAX_IDLE_CONNECTIONS:
+        if len(self.resting) < MAX_IDLE_CONNECTIONS and self.pool is not None:  # None: the endpoint is gone
             self.resting.append(connection)
         else:
             connection.close()

@@ -7,6 +7,7 @@ once, so a connection that is idle or slow in sending its head holds no thread. 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -296,10 +297,8 @@ class Connection:
     def expire(self) -> None:
         """The deadline has passed: have advance() called, which will see the end of the stream. Called by the server."""
         self.late = True
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
-        except OSError:
-            pass
 
     def close(self) -> None:
         self._sock.close()

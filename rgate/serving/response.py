@@ -160,10 +160,8 @@ class ResponseStream:
             _log.debug("the client is gone: %s", error)
         except Exception:
             self._break_off()
-            if self._status is None:
-                _log.exception("the app failed before its response")
-            else:
-                _log.debug("the response broke off", exc_info=True)
+            # Before its head an exception is a bug; after it, what happened has been logged where it happened.
+            _log.log(logging.DEBUG if self._head_sent else logging.ERROR, "the response broke off", exc_info=True)
         finally:
             close = getattr(body, "close", None)
             if close is not None:

@@ -2,12 +2,14 @@
 
 Leader/followers: all threads wait on the same epoll. A connection is registered EPOLLONESHOT, so exactly one thread
 gets it, serves it and arms it again: no queue, no hand-over between threads, and a connection that is idle costs no
-thread. A few threads are enough while backends are fast. The main thread ticks; when threads are held up in slow
-requests, it adds as many as are stuck, up to `max_in_flight`, and lets them go again afterwards.
+thread. A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main
+thread ticks: when all threads are taken although the CPU is not, they wait for backends, so it adds some, up to
+`max_in_flight`, and lets them go again afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,7 +17,7 @@ import select
 import socket
 import struct
 import threading
-from time import monotonic
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
@@ -27,7 +29,7 @@ from .response import HeadWriter
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from ..config import ServerConfig
+    from ..config.models import ServerConfig
 
 __all__ = ["Server", "listen"]
 
@@ -37,6 +39,7 @@ QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
 SURPLUS_WAIT_SECONDS: Final = 1.0
 GONE_CHECK_SECONDS: Final = 1.0
+BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 
 _ARMED: Final = select.EPOLLIN | select.EPOLLONESHOT
 _RELEASED: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLONESHOT
@@ -65,7 +68,6 @@ class _Worker(threading.Thread):
         self.server = server
         self.extra = extra
         self.turn = 0
-        self.seen_turn = -1
         self.waiting = False
 
     def run(self) -> None:
@@ -101,6 +103,10 @@ class Server(BaseWSGIServer):
         self._connections: dict[int, Connection] = {}
         self._workers: set[_Worker] = set()
         self._surplus = 0
+        self._turns = 0
+        self._all_taken = 0
+        self._cpu_seconds = process_time()
+        self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
         self._over = False
         self._epoll = select.epoll()
@@ -213,14 +219,9 @@ class Server(BaseWSGIServer):
         self._accepting_again = monotonic() + 0.5
 
     def _run_ticks(self) -> None:
-        turns = -1
-        busy = True
         checked = self.now
-        while not self._stop.wait(BUSY_TICK_SECONDS if busy or self._held else QUIET_TICK_SECONDS):
-            self.now = monotonic()
-            self.tick += 1
-            before, turns = turns, self._pace_workers()
-            busy = turns != before
+        while not self._stop.wait(self._tick_seconds):
+            self._tick()
             if self._held:
                 self._release_held()
             if self._accepting_again and self.now >= self._accepting_again:
@@ -229,24 +230,26 @@ class Server(BaseWSGIServer):
                 checked = self.now
                 self._expire_connections()
 
-    def _pace_workers(self) -> int:
-        """As many threads that are free of slow requests as `config.threads`; gives back a number that moves with traffic."""
-        stuck = waiting = turns = 0
+    def _tick(self) -> None:
+        """Look at the threads: add some when all are taken and the CPU is not, let some go when many wait."""
+        before, used_before = self.now, self._cpu_seconds
+        self.now, self._cpu_seconds = monotonic(), process_time()
+        self.tick += 1
+        waiting = turns = 0
         for worker in list(self._workers):
+            waiting += worker.waiting
             turns += worker.turn
-            if worker.waiting:
-                waiting += 1
-            elif worker.turn == worker.seen_turn:
-                stuck += 1
-            worker.seen_turn = worker.turn
-        base, most, present = self.config.threads, self.config.max_in_flight + self.config.threads, len(self._workers)
-        # Twice as many at a time, so that 256 slow requests have their threads within a few ticks.
-        wanted = min(stuck + base if stuck < base else 2 * stuck, most)
-        if stuck and present < wanted and present - stuck < base:
-            for _ in range(wanted - present):
+        present = len(self._workers)
+        cpu_is_busy = self._cpu_seconds - used_before > BUSY_SHARE * (self.now - before)
+        self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
+        if self._all_taken >= 2:
+            most = self.config.max_in_flight + self.config.threads
+            for _ in range(min(max(present // 2, 2), most - present)):
                 self._add_worker(extra=True)
-        self._surplus = max(0, min(waiting - 1, present - stuck - base))
-        return turns
+        self._surplus = min(present - self.config.threads, waiting - max(2, present // 4)) if waiting else 0
+        quiet = turns == self._turns and waiting and not self._held
+        self._turns = turns
+        self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
 
     def _add_worker(self, extra: bool) -> None:
         worker = _Worker(self, extra)
@@ -269,10 +272,8 @@ class Server(BaseWSGIServer):
 
     def _resume_accepting(self) -> None:
         self._accepting_again = 0.0
-        try:
+        with contextlib.suppress(OSError):
             self._epoll.unregister(self.socket.fileno())
-        except OSError:
-            pass
         self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _expire_connections(self) -> None:
@@ -297,17 +298,13 @@ class Server(BaseWSGIServer):
 
     def _drain(self) -> None:
         self.draining = True
-        try:
+        with contextlib.suppress(OSError):
             self._epoll.unregister(self.socket.fileno())
-        except OSError:
-            pass
         self.socket.close()
         until = monotonic() + self.config.drain_seconds
         pause = threading.Event()
         while self._connections and monotonic() < until:
-            self.now = monotonic()
-            self.tick += 1
-            self._pace_workers()
+            self._tick()
             for connection in list(self._connections.values()):
                 if connection.idle and not connection.late:
                     connection.expire()

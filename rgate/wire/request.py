@@ -1,4 +1,4 @@
-"""The head of a request: bytes in, one reading or a refusal out (RFC 9112 §2–§6).
+"""The head of a request: bytes in, one reading or a refusal out (RFC 9112 §2 to §6).
 
 Where the RFC leaves a choice between tolerating and refusing, this refuses: every message that two implementations
 could read in two ways is a smuggling attack on one of them.
@@ -28,7 +28,18 @@ __all__ = ["RequestHead", "RequestReader"]
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 # Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
 _NEVER_NOMINATED = frozenset(
-    {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "forwarded", "via", "close", "keep-alive"}
+    {
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "cookie",
+        "authorization",
+        "forwarded",
+        "via",
+        "close",
+        "keep-alive",
+    }
     | {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip"}
 )
 

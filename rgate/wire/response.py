@@ -1,4 +1,4 @@
-"""The head of a backend's response: bytes in, one reading or a refusal out (RFC 9112 §4–§6)."""
+"""The head of a backend's response: bytes in, one reading or a refusal out (RFC 9112 §4 to §6)."""
 
 from __future__ import annotations
 

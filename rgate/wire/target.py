@@ -16,8 +16,9 @@ __all__ = ["Target", "read_target", "target_from_environ_path"]
 _ORIGIN = re.compile(r"(/[!-\"$->@-\[\]-~]*)(?:\?([!-\"$-~]*))?")
 _ABSOLUTE = re.compile(r"(?i:https?)://([^/?#@\\]+)([/?].*)?", re.DOTALL)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
-# A dot segment in any spelling: between "/", "%2F", "\" or "%5C", with or without ";parameters".
-_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:$|/|;|%2f|%5c|%3b)", re.IGNORECASE)
+# A dot segment in any spelling: between "/", "%2F", "\" or "%5C", with or without ";parameters", or before a "?" or "#"
+# that shows only when a backend decodes first and cuts then.
+_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:$|/|;|%2f|%5c|%3b|%3f|%23)", re.IGNORECASE)
 _UNRESERVED_ESCAPE = re.compile(r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])")
 _SLASHES = re.compile(r"//+")
 
