@@ -297,23 +297,18 @@ def _sqlite_engine(url: sa.URL, max_pages: int, read_only: bool) -> sa.Engine:
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     known = url.get_driver_name() in ("psycopg", "psycopg2") and "connect_timeout" not in url.query
-    engine = sa.create_engine(
-        url,
-        pool_size=1,
-        max_overflow=0,
-        hide_parameters=True,
-        connect_args={"connect_timeout": _CONNECT_SECONDS} if known else {},
-    )
-
-    def connected(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"SET lock_timeout = {int(_BUSY_SECONDS * 1000)}")
-        cursor.execute(f"SET statement_timeout = {_STATEMENT_SECONDS * 1000}")
-        cursor.close()
-        connection.commit()
-
-    event.listen(engine, "connect", connected)
+    settings = {"connect_timeout": _CONNECT_SECONDS} if known else {}
+    engine = sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True, connect_args=settings)
+    event.listen(engine, "connect", _limit_postgresql)
     return engine
+
+
+def _limit_postgresql(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET lock_timeout = {int(_BUSY_SECONDS * 1000)}")
+    cursor.execute(f"SET statement_timeout = {_STATEMENT_SECONDS * 1000}")
+    cursor.close()
+    connection.commit()
 
 
 def _addition(dialect: str) -> sa.Executable:

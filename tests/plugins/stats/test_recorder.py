@@ -110,7 +110,11 @@ def test_report_holds_what_has_just_ended_with_and_without_running(on_disk: Call
 
 def test_report_asks_the_siblings_to_flush_first(on_disk: Callable[[], Recorder]) -> None:
     recorder, sibling = on_disk(), on_disk()
-    recorder.flush_siblings = lambda: sibling.flush() and None
+
+    def flush_siblings() -> None:
+        assert sibling.flush()
+
+    recorder.flush_siblings = flush_siblings
     record(recorder)
     record(sibling, 2)
     assert success_of(recorder.report(Query())) == 3

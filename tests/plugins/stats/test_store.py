@@ -300,11 +300,38 @@ def test_url_that_cannot_be_used_is_refused(url: str, message: str) -> None:
         Store(url)
 
 
-def test_statement_for_postgresql_adds_to_the_row_that_is_there() -> None:
-    text = str(store_module._addition("postgresql").compile(dialect=postgresql.dialect()))  # type: ignore[attr-defined]
+def test_postgresql_adds_to_the_row_that_is_there() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    text = str(store_module._addition("postgresql").compile(dialect=dialect))  # type: ignore[attr-defined]
     assert "jsonb_array_elements" in text
     assert "ON CONFLICT (span_minutes, start_minute, route, backend, endpoint, status, bucket) DO UPDATE" in text
     assert "count = (rgate_traffic.count + excluded.count)" in text
+
+
+def test_postgresql_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Refusing:
+        """A driver whose server does not answer; a connection that notes what it is told."""
+
+        paramstyle, __version__, Error = "pyformat", "2.9.9 (dt dec pq3 ext lo64)", ConnectionError
+        extensions = extras = None
+
+        def connect(self, *_: object, **options: object) -> None:
+            said.append(f"connect_timeout={options['connect_timeout']}")
+            raise ConnectionError("refused")
+
+        cursor, close, commit = (lambda self: self), (lambda self: None), (lambda self: said.append("commit"))
+
+        def execute(self, statement: str) -> None:
+            said.append(statement)
+
+    monkeypatch.setitem(sys.modules, "psycopg2", Refusing())
+    with pytest.raises(Trouble, match="refused") as raised:
+        Store("postgresql+psycopg2://db/rgate").add([counted()])
+    assert raised.value.state == "unavailable"
+    store_module._limit_postgresql(Refusing(), None)
+    assert said == ["connect_timeout=2", "SET lock_timeout = 250", "SET statement_timeout = 5000", "commit"]
 
 
 ADDING = """
@@ -339,7 +366,7 @@ def test_processes_that_add_at_once_lose_nothing(path: Path, store: Store) -> No
 
 def test_batch_is_added_as_a_whole_or_not_at_all(store: Store) -> None:
     store.add([counted()])
-    bad = counted(route="/z", endpoint=None)  # type: ignore[arg-type] - which no column takes
+    bad = counted(route="/z", endpoint=None)  # type: ignore[arg-type]  # which no column takes
     with pytest.raises(Trouble):
         store.add([counted(route="/a"), bad])
     assert success_of(answered(store)) == 1

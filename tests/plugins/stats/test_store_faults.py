@@ -136,7 +136,9 @@ def test_read_only_database_is_still_read(statistics: Statistics, path: Path, be
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
 @pytest.mark.parametrize("which", ["file", "folder"])
 def test_file_or_folder_without_permission_is_trouble(path: Path, begin: Callable[..., Statistics], which: str) -> None:
-    begin().answer()
+    first = begin()
+    first.answer()
+    first.store.close()
     read_only = path if which == "file" else path.parent
     mode = read_only.stat().st_mode
     read_only.chmod(0o555)
@@ -146,6 +148,10 @@ def test_file_or_folder_without_permission_is_trouble(path: Path, begin: Callabl
         assert statistics.state() in ("read_only", "unavailable")
     finally:
         read_only.chmod(mode)
+        for log in path.parent.glob("rgate.db-*"):
+            log.chmod(0o644)  # sqlite makes them as the file is
+    statistics.later()
+    statistics.answer()  # finds that its connection can only read, and opens another
     statistics.later()
     assert (success_of(statistics.answer()), statistics.state()) == (1, "ok")
 
@@ -191,7 +197,7 @@ def test_full_database_drops_its_oldest_minute_and_counts_it_as_lost(begin: Call
     assert path.stat().st_size <= 1024 * 1024
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
     "all": lambda content: os.urandom(len(content)),
     "the first page": lambda content: os.urandom(4096) + content[4096:],
     "all but the header": lambda content: content[:100] + os.urandom(len(content) - 100),
@@ -382,3 +388,8 @@ def test_database_that_holds_something_else_is_trouble(statistics: Statistics, p
     statistics.count()
     answer = statistics.answer()
     assert (success_of(answer), storage_of(answer)["state"]) == (1, "unavailable")
+
+
+def test_locked_database_is_not_tidied(statistics: Statistics, path: Path) -> None:
+    with locked(path), pytest.raises(Trouble, match="locked"):
+        statistics.store.tidy(NOON_MINUTE)

@@ -1,0 +1,199 @@
+"""stats as a plugin: in the chain, at its path, by its options, over its life."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from wsgiref.validate import validator
+
+import pytest
+
+from rgate import ConfigError, Gateway
+from rgate.plugins import stats
+from rgate.plugins.stats.options import StatsOptions
+from rgate.plugins.stats.report import report
+from rgate.testing import answering, client, make_exchange, make_gateway, running_gateway
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+BACKENDS: dict[str, WSGIApplication | Sequence[WSGIApplication]] = {
+    "orders": [answering(b"one"), answering(b"two")],
+    "payment": answering(b"no", "500 Internal Server Error"),
+    "empty": (),
+}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/rgate.db"
+
+
+@pytest.fixture
+def running(url: str) -> Callable[..., AbstractContextManager[Gateway]]:
+    def running(config: dict[str, Any] | None = None, **options: object) -> AbstractContextManager[Gateway]:
+        return running_gateway({**(config or {}), "plugins": {"stats": {"database": url, **options}}}, BACKENDS)
+
+    return running
+
+
+def stats_of(gateway: Gateway, query: str = "") -> dict[str, Any]:
+    answer = client(gateway).get(f"/stats{query}").json
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_stats_without_traffic_are_zeros(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    with running() as gateway:
+        assert stats_of(gateway) == {
+            "requests_count": {"success": 0, "error": 0},
+            "latency_ms": {"average": 0.0, "p95": 0.0, "p99": 0.0},
+        }
+
+
+def test_every_request_but_the_local_ones_is_counted(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    with running() as gateway:
+        for path in ("/orders", "/orders/1", "/payment", "/empty", "/nowhere", "/stats", "/stats?by=x"):
+            client(gateway).get(path).close()
+        assert stats_of(gateway)["requests_count"] == {"success": 2, "error": 3}
+
+
+def test_stats_are_divided_as_asked(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    with running() as gateway:
+        for path in ("/orders", "/payment", "/empty", "/nowhere"):
+            client(gateway).get(path).close()
+        groups = stats_of(gateway, "?by=route,backend,status&since=1m")["groups"]
+        found = [(group["route"], group["backend"], group["status"]) for group in groups]
+        assert found == [(None, None, 404), ("/empty", "empty", 503), ("/orders", "orders", 200), ("/payment", "payment", 500)]
+        endpoints = {group["endpoint"] for group in stats_of(gateway, "?by=endpoint")["groups"]}
+        assert endpoints <= {None, "orders-1", "orders-2", "payment-1"} and None in endpoints
+
+
+def test_request_that_has_just_ended_is_in_the_stats(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    with running() as gateway:
+        for number in range(1, 100):
+            client(gateway).get("/orders").close()
+            assert stats_of(gateway)["requests_count"]["success"] == number
+
+
+def test_stats_survive_a_restart(running: Callable[..., AbstractContextManager[Gateway]], url: str) -> None:
+    for number in (1, 2):
+        with running() as gateway:
+            client(gateway).get("/orders").close()
+            assert stats_of(gateway)["requests_count"]["success"] == number
+    assert report(url)["requests_count"] == {"success": 2, "error": 0}
+
+
+def test_end_of_the_gateway_saves_what_it_counted(running: Callable[..., AbstractContextManager[Gateway]], url: str) -> None:
+    with running(flush_seconds=1) as gateway:
+        client(gateway).get("/orders").close()
+    assert report(url)["requests_count"] == {"success": 1, "error": 0}
+    assert not [thread for thread in threading.enumerate() if thread.name == "rgate-stats"]
+
+
+def test_path_is_what_the_options_say(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    with running(path="/-/numbers") as gateway:
+        assert client(gateway).get("/stats").status_code == 404
+        assert client(gateway).get("/-/numbers").get_json()["requests_count"] == {"success": 0, "error": 1}
+
+
+def test_route_with_statistics_off_is_not_counted(running: Callable[..., AbstractContextManager[Gateway]]) -> None:
+    routes = [
+        {"path_prefix": "/orders", "backend": "orders"},
+        {"path_prefix": "/ping", "backend": "orders", "plugins": {"stats": False}},
+    ]
+    with running({"routes": routes}) as gateway:
+        for path in ("/orders", "/ping", "/ping"):
+            assert client(gateway).get(path).status_code == 200
+        assert stats_of(gateway)["requests_count"]["success"] == 1
+
+
+def test_route_with_options_of_its_own_is_refused(url: str) -> None:
+    routes = [{"path_prefix": "/orders", "backend": "orders", "plugins": {"stats": {"retention_days": 3}}}]
+    with pytest.raises(ConfigError, match=r"routes\[0\]\.plugins\.stats.*false is what keeps it out"):
+        make_gateway({"routes": routes, "plugins": {"stats": {"database": url}}}, BACKENDS)
+
+
+def test_body_goes_through_untouched_and_is_closed() -> None:
+    class Body:
+        closed = False
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"block"
+
+        def close(self) -> None:
+            self.closed = True
+
+    body = Body()
+
+    def inner(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return body
+
+    middleware = stats.rgate_middlewares(make_gateway())
+    assert (
+        middleware.wrap(inner, None)(
+            {"rgate.exchange": make_exchange()}, lambda status, headers, exc_info=None: lambda data: None
+        )
+        is body
+    )
+    response = client(validator(middleware.wrap(validator(inner), None)), make_exchange()).get("/")
+    assert (response.data, body.closed) == (b"block", True)
+    assert (middleware.name, middleware.edits_environ) == ("stats", False)
+
+
+def test_database_is_not_touched_before_the_gateway_runs(url: str, tmp_path: Path) -> None:
+    make_gateway({"plugins": {"stats": {"database": url}}}, BACKENDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gateway_has_one_recorder_which_goes_with_it(url: str) -> None:
+    gateway = make_gateway({"plugins": {"stats": {"database": url}}}, BACKENDS)
+    assert stats.recorder_of(gateway) is stats.recorder_of(gateway)
+    before = len(stats._recorders)
+    del gateway
+    gc.collect()
+    assert len(stats._recorders) < before
+
+
+def test_options_have_defaults() -> None:
+    assert StatsOptions().model_dump() == {
+        "database": "sqlite:///rgate.db",
+        "path": "/stats",
+        "flush_seconds": 0.5,
+        "retention_days": 30,
+        "max_megabytes": 256,
+    }
+
+
+@pytest.mark.parametrize(
+    "database",
+    ["sqlite:////var/lib/rgate.db", "sqlite+pysqlite:///x.db", "postgresql://u:p@db/rgate", "postgresql+psycopg://db/x"],
+)
+def test_database_may_be_sqlite_or_postgresql(database: str) -> None:
+    assert StatsOptions(database=database).database == database
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"database": "mysql://db/rgate"}, "begins with sqlite:// or postgresql://"),
+        ({"database": "rgate.db"}, "begins with sqlite:// or postgresql://"),
+        ({"database": "sqlite://"}, "names no file"),
+        ({"database": "sqlite:///:memory:"}, "names no file"),
+        ({"path": "stats"}, "must begin with /"),
+        ({"path": "/stats?x"}, "must begin with /"),
+        ({"flush_seconds": 2}, "at most 1, found 2"),
+        ({"flush_seconds": 0}, "at least 0.05, found 0"),
+        ({"retention_days": 0}, "at least 1, found 0"),
+        ({"max_megabytes": 0}, "at least 1, found 0"),
+        ({"databse": "x"}, "databse"),
+    ],
+)
+def test_option_that_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_gateway({"plugins": {"stats": options}}, BACKENDS)
