@@ -1,0 +1,166 @@
+"""The request target: what is accepted has one reading only, and stays byte for byte (WIRE 33-37)."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rgate.wire.target import Target, read_target, target_from_environ_path
+
+KEPT = {
+    "plain": "/api/orders",
+    "root": "/",
+    "empty query": "/api?",
+    "query": "/api?a=1&b=%20&c=+",
+    "second question mark": "/api?a?b",
+    "encoded slash": "/api/a%2Fb",
+    "encoded slash, lower case": "/api/a%2fb",
+    "encoded percent": "/api/a%25b",
+    "double encoding is one reading": "/api/%252e%252e/x",
+    "encoded dot within a segment": "/api/a%2ejson",
+    "unreserved escapes": "/api/%7Euser",
+    "parameters": "/api/a;v=1/b",
+    "empty segments": "/api//a///b",
+    "leading empty segment": "//api/a",
+    "three dots": "/api/.../x",
+    "dot file": "/api/.well-known/x",
+    "two dots at the start of a segment": "/api/..x",
+    "two dots at the end of a segment": "/api/x..",
+    "colon and at": "/api/@scope:pkg",
+    "npm scoped package": "/@scope%2fpkg/-/pkg-1.0.0.tgz",
+    "sub-delims": "/!$&'()*+,;=",
+    "delims that browsers send": '/a|b^c`d{e}"f<g>',
+    "utf-8": "/caf%C3%A9",
+    "dots in the query": "/api?x=/../y",
+    "backslash in the query": "/api?x=\\",
+    "encoded line feed": "/api/%0A",
+}
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_target_odd_but_clear_stays_byte_for_byte(text: str) -> None:
+    assert read_target("GET", text).raw == text
+
+
+REFUSED = {
+    "empty": "",
+    "no slash": "api",
+    "asterisk with GET": "*",
+    "authority": "example.com:80",
+    "fragment": "/api#x",
+    "fragment in the query": "/api?x#y",
+    "space": "/a b",
+    "tab": "/a\tb",
+    "control byte": "/a\x01b",
+    "DEL": "/a\x7fb",
+    "NUL": "/a\x00b",
+    "obs-text": "/caf\xe9",
+    "line feed at the end": "/api\n",
+    "backslash": "/api\\..\\x",
+    "encoded NUL": "/api/%00",
+    "bad escape": "/api/%zz",
+    "cut escape": "/api/%2",
+    "percent alone": "/100%",
+    "dot segment": "/api/./x",
+    "dot segment at the end": "/api/.",
+    "double dot segment": "/api/../x",
+    "double dot segment at the end": "/api/..",
+    "double dot segment first": "/../x",
+    "double dot before the query": "/api/..?x",
+    "encoded dots": "/api/%2e%2e/x",
+    "encoded dots, upper case": "/api/%2E%2E/x",
+    "one dot encoded": "/api/.%2e/x",
+    "other dot encoded": "/api/%2e./x",
+    "encoded slash before dots": "/api%2F../x",
+    "encoded slash behind dots": "/api/..%2Fx",
+    "encoded backslash before dots": "/api%5C../x",
+    "encoded backslash behind dots": "/api/..%5cx",
+    "all encoded": "/api%2f%2e%2e%2fx",
+    "dots with parameters": "/api/..;/x",
+    "dots with encoded parameters": "/api/..%3Bv=1/x",
+    "dots with an encoded question mark": "/api/..%3Fx",
+    "dots with an encoded fragment": "/api/..%23x",
+    "ftp": "ftp://example.com/x",
+    "absolute without authority": "http:///x",
+    "absolute with user": "http://user@example.com\\/x",
+    "absolute with backslash": "http://example.com\\@evil/x",
+    "absolute with dots": "http://example.com/../x",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
+def test_target_without_one_single_reading_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"target|path"):
+        read_target("GET", text)
+
+
+VIEWS = {
+    "/api/a%2Fb?q=%31": Target("/api/a%2Fb?q=%31", "/api/a%2Fb", "/api/a/b", "q=%31"),
+    "/%61pi/%7Ex": Target("/%61pi/%7Ex", "/api/~x", "/api/~x", ""),
+    "//api///x": Target("//api///x", "/api/x", "//api///x", ""),
+    "/caf%c3%a9": Target("/caf%c3%a9", "/caf%c3%a9", "/caf\xc3\xa9", ""),
+    "/%25": Target("/%25", "/%25", "/%", ""),
+    "http://Example.com:8080/x?y": Target("/x?y", "/x", "/x", "y", "Example.com:8080"),
+    "HTTPS://example.com": Target("/", "/", "/", "", "example.com"),
+    "http://example.com?x": Target("/?x", "/", "/", "x", "example.com"),
+}
+
+
+@pytest.mark.parametrize(("text", "target"), VIEWS.items(), ids=VIEWS)
+def test_target_has_a_view_for_routing_and_one_for_wsgi(text: str, target: Target) -> None:
+    assert read_target("GET", text) == target
+
+
+def test_target_asterisk_is_for_options_only() -> None:
+    assert read_target("OPTIONS", "*") == Target("*", "*", "*", "")
+
+
+def segments(path: bytes) -> set[bytes]:
+    """The segments that a careless backend might see: it cuts at a decoded "?" or "#", and takes "\\" as "/"."""
+    path = re.split(rb"[?#]", path)[0]
+    return {segment.partition(b";")[0] for segment in re.split(rb"[/\\]", path)}
+
+
+_pieces = st.sampled_from([".", "..", "%2e", "%2E", "%2f", "%5c", "%5C", "%3b", ";", "/", "//", "%25", "?", "%3f", "%23", "a"])
+_paths = st.lists(_pieces, max_size=12).map("".join)
+
+
+@given(_paths)
+@example("%2e%2E")
+@example("a%5c..")
+def test_target_that_is_accepted_has_no_dot_segment_in_any_decoding(path: str) -> None:
+    try:
+        target = read_target("GET", "/" + path)
+    except ValueError:
+        return
+    sent = target.raw.partition("?")[0].encode()
+    assert not {b".", b".."} & (segments(unquote_to_bytes(sent)) | segments(sent) | segments(target.route.encode()))
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30))
+def test_target_route_is_canonical(text: str) -> None:
+    try:
+        target = read_target("GET", "/" + text)
+    except ValueError:
+        return
+    again = read_target("GET", target.route)
+    assert again.route == target.route
+    assert again.path.replace("//", "/") == re.sub("//+", "/", target.path).replace("//", "/")
+
+
+@given(st.binary(max_size=20), st.sampled_from(["", "a=1", "?"]))
+def test_target_from_environ_path_means_the_same_path(path: bytes, query: str) -> None:
+    decoded = "/" + path.decode("latin-1")
+    raw = target_from_environ_path(decoded, query)
+    assert re.fullmatch(r"[!-~]+", raw)
+    assert unquote_to_bytes(raw.partition("?")[0]).decode("latin-1") == decoded
+    assert raw.partition("?")[2] == query
+
+
+def test_target_from_environ_path_empty_is_root() -> None:
+    assert target_from_environ_path("", "") == "/"
+    assert target_from_environ_path("", "x") == "/?x"
