@@ -34,7 +34,10 @@ __all__ = [
 ]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+# The spaces before the value are possessive ("*+"): given back one by one, a long run of them would take quadratic time.
+_LINE = re.compile(
+    rb"(" + _TOKEN + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+)
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # 1*DIGIT, and within 63 bit (RFC 9110 §8.6)
@@ -156,6 +159,6 @@ def valid_host(value: str) -> bool:
 def forward_line(name: str, value: str) -> bytes:
     """A header line that rgate writes itself. Raises ValueError for a name or value that no header may have."""
     line = f"{name}: {value}".encode("latin-1")
-    if _LINE.fullmatch(line) is None:
+    if _LINE.fullmatch(line) is None or ":" in name:
         raise ValueError(f"not a header: {name!r}: {value!r}")
     return line + b"\r\n"
