@@ -175,7 +175,7 @@ class Forwarder:
 
     def _forwarded(self, environ: WSGIEnvironment) -> bytes:
         """X-Forwarded-For with the peer appended, Proto and Host as this gateway saw them, Via."""
-        key = (environ["REMOTE_ADDR"], environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""))
+        key = (environ.get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""))
         if "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
             lines = self._forwarded_lines.get(key)
             if lines is None:

@@ -77,8 +77,9 @@ class _Worker(threading.Thread):
 class Server(BaseWSGIServer):
     """Serves a WSGI app on a listening socket.
 
-    run() blocks the calling thread until stop() is called from a signal handler or another thread and everything in
-    flight is answered (or `drain_seconds` have passed). `url` says where it listens.
+    run() blocks the calling thread until stop() is called from another thread (not from a signal handler: run() may hold
+    the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` says where it
+    listens.
     """
 
     def __init__(self, app: WSGIApplication, config: ServerConfig, listener: socket.socket | None = None) -> None:
