@@ -78,7 +78,9 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"{url!r} carries a query or fragment; end it with the path")
     if port == 0:
         raise ValueError(f"{url!r} has port 0; write one from 1 to 65535")
-    if not _is_host(host, bracketed="[" in parts.netloc):
+    bracketed = "[" in parts.netloc
+    beside = parts.netloc.lower().removeprefix(f"[{host}]" if bracketed else host)
+    if not _is_host(host, bracketed=bracketed) or beside[:1] not in ("", ":"):
         raise ValueError(f"{url!r} has no valid host; write an ASCII name, an IPv4 address or an IPv6 address in brackets")
     if not _PATH.fullmatch(parts.path) or not _DOT_SEGMENTS.isdisjoint(parts.path.lower().split("/")):
         raise ValueError(f"{url!r} has a path with characters or dot segments that cannot be sent; percent-encode the characters")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -58,7 +58,7 @@ class Container:
     def from_list(cls, record: Mapping[str, Any]) -> Container:
         """From an element of GET /containers/json."""
         id = str(record.get("Id") or "")
-        names = [str(name).removeprefix("/") for name in record.get("Names") or ()]
+        names = [str(name).removeprefix("/") for name in _list(record.get("Names"))]
         health = _dict(record.get("Health")).get("Status")  # since API 1.52; before that only in the words of Status
         if health is None and (found := _HEALTH_IN_STATUS.search(str(record.get("Status") or ""))):
             health = found[1]
@@ -70,7 +70,7 @@ class Container:
             health="" if health in (None, "none") else str(health),
             mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
             networks=_networks(record),
-            ports=tuple(sorted(_listed_ports(record.get("Ports") or ()))),
+            ports=tuple(sorted(_listed_ports(_list(record.get("Ports"))))),
             created=_number(record.get("Created")),
         )
 
@@ -97,6 +97,10 @@ def _dict(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _labels(value: Any) -> Mapping[str, str]:
     return MappingProxyType({str(name): "" if text is None else str(text) for name, text in _dict(value).items()})
 
@@ -107,7 +111,7 @@ def _networks(record: Mapping[str, Any]) -> Mapping[str, str]:
     return MappingProxyType({name: str(address) for name, address in addresses if address})
 
 
-def _listed_ports(entries: Any) -> Iterator[Port]:
+def _listed_ports(entries: Iterable[Any]) -> Iterator[Port]:
     for entry in map(_dict, entries):
         number = _number(entry.get("PrivatePort"))
         if number and entry.get("Type") == "tcp":
@@ -119,7 +123,7 @@ def _inspected_ports(ports: Mapping[str, Any]) -> Iterator[Port]:
         number, _, protocol = key.partition("/")
         if not _number(number) or protocol != "tcp":
             continue
-        for binding in map(_dict, bindings or ({},)):
+        for binding in map(_dict, _list(bindings) or [{}]):
             yield Port(_number(number), str(binding.get("HostIp") or ""), _number(binding.get("HostPort")))
 
 

@@ -6,6 +6,7 @@ This is the only module that knows docker-py. Everything that goes wrong comes o
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from rgate import RgateError
 
-__all__ = ["EVENT_ACTIONS", "Engine", "EngineError", "EventStream"]
+__all__ = ["EVENT_ACTIONS", "Engine", "EngineError", "EventStream", "machine_of"]
 
 EVENT_ACTIONS = (
     "start",
@@ -65,18 +66,18 @@ class Engine:
             tls = environment.get("tls")
             self._where = url or environment.get("base_url", "")
             if not self._where:
-                context = ContextAPI.get_current_context()
+                name = os.environ.get("DOCKER_CONTEXT")
+                context = ContextAPI.get_context(name)
+                if context is None:
+                    raise EngineError(f"no Docker context is named {name!r}; see `docker context ls`")
                 self._where, tls = context.Host or _DEFAULT_HOST, tls or context.TLSConfig
             self._probe()
-            self._api = APIClient(self._where, version="auto", timeout=_REQUEST_SECONDS, tls=tls or False)
+            self._api = _Client(self._where, version="auto", timeout=_REQUEST_SECONDS, tls=tls or False)
 
     @property
     def machine(self) -> str:
         """The machine that the engine runs on, as published ports are reached; empty when it is this one."""
-        parts = urlsplit(self._where if "://" in self._where else f"tcp://{self._where}")
-        host = parts.hostname or ""
-        local = parts.scheme not in ("tcp", "http", "https", "ssh") or host in ("", "localhost", "::1") or host.startswith("127.")
-        return "" if local else host
+        return machine_of(self._where)
 
     def containers(self, label: str) -> Sequence[Mapping[str, Any]]:
         """Every container, running or not, that carries `label` with whatever value."""
@@ -134,8 +135,16 @@ class Engine:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (DockerException, RequestException, HTTPError, OSError, ValueError) as error:
+        except EngineError:
+            raise
+        except Exception as error:  # docker-py lets KeyError, TypeError and more out at answers it does not expect
             raise EngineError(f"cannot use the Docker engine at {self._where}: {_plain(error)}") from error
+
+
+class _Client(APIClient):
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        # Left alone, REQUESTS_CA_BUNDLE goes before the certificate authority of DOCKER_CERT_PATH.
+        return super().merge_environment_settings(url, proxies, stream, self.verify if verify is None else verify, cert)
 
 
 class EventStream:
@@ -172,6 +181,14 @@ class EventStream:
         """End the iteration, from any thread."""
         with suppress(Exception):  # it may be ending by itself at this moment
             CancellableStream(iter(()), self._response).close()
+
+
+def machine_of(url: str) -> str:
+    """The host name in an engine's address; empty when it is this machine."""
+    parts = urlsplit(url if "://" in url else f"tcp://{url}")
+    host = parts.hostname or ""
+    local = parts.scheme not in ("tcp", "http", "https", "ssh") or host in ("", "localhost", "::1") or host.startswith("127.")
+    return "" if local else host
 
 
 def _plain(error: BaseException) -> str:

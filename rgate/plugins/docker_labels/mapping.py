@@ -92,14 +92,12 @@ def _address(container: Container, vantage: Vantage, sharing: Container | None) 
         return Address(scheme, *_on_host_network(vantage, wanted))
     network = container.labels.get(NETWORK_LABEL, "").strip() or vantage.network
     if network and network not in seat.networks:
-        raise _Unusable(f"not in network {network!r}, only in {_listed(seat.networks)}; connect it, or set {NETWORK_LABEL}")
+        raise _Unusable(f"not in network {network!r} (it is in: {_listed(seat.networks)}); connect it, or set {NETWORK_LABEL}")
     if not network and vantage.networks is not None:
         network = next((name for name in sorted(seat.networks) if name in vantage.networks), "")
         if not network:
-            raise _Unusable(
-                f"in no network with rgate's own container: it is in {_listed(seat.networks)},"
-                f" rgate in {_listed(vantage.networks)}; connect one of them"
-            )
+            both = f"it is in: {_listed(seat.networks)}; rgate is in: {_listed(sorted(vantage.networks))}"
+            raise _Unusable(f"in no network with rgate's own container ({both}); connect one of them")
     if network:
         return Address(scheme, seat.networks[network], wanted or _only(ports, f"no tcp port; expose one, or set {PORT_LABEL}"))
     return Address(scheme, *_published(ports, vantage, wanted))
