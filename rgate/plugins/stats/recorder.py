@@ -38,8 +38,9 @@ _log = logging.getLogger("rgate.plugins.stats")
 class Recorder:
     """Saves what `pending` has counted, and reports. Every method may be called from any thread.
 
-    While `running()`, a thread saves every `flush_seconds` and tidies the database every minute; otherwise counts wait in memory.
-    `wall` is the time of day, `clock` a monotonic one, both in seconds.
+    While `running()`, a thread saves every `flush_seconds` and tidies the database every minute; otherwise counts wait in
+    memory, and the database is open only while it is being asked. `wall` is the time of day, `clock` a monotonic one, both
+    in seconds.
 
     `flush_siblings` is called before every report. Where several processes share the database it is set to have the
     others `flush()`, so that the report holds their exchanges too; what it raises is logged. Default: nothing to do.
@@ -64,12 +65,14 @@ class Recorder:
         self._state = "ok"
         self._retry_at = float("-inf")
         self._tidied_minute = 0
+        self._running = False
         self._stopping = threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[Recorder]:
         """Save regularly inside, and once more at the end. Enter it in the process that serves, after any fork."""
         self._stopping.clear()
+        self._running = True
         writer = threading.Thread(target=self._write_regularly, name="rgate-stats", daemon=True)
         writer.start()
         try:
@@ -77,6 +80,7 @@ class Recorder:
         finally:
             self._stopping.set()
             writer.join(_STOP_SECONDS)
+            self._running = False
             self._save_finally()
 
     def flush(self) -> bool:
@@ -117,6 +121,8 @@ class Recorder:
             yield free
         finally:
             if free:
+                if not self._running:
+                    self._store.close()
                 self._store_lock.release()
 
     def _minute(self) -> int:
@@ -178,6 +184,3 @@ class Recorder:
         left = sum(counted.total() for counted in self.pending.batch())
         if left:
             _log.error("statistics: %d exchanges could not be saved and are lost", left)
-        with self._at_store() as free:
-            if free:
-                self._store.close()

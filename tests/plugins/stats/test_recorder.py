@@ -118,9 +118,6 @@ def test_report_asks_the_siblings_to_flush_first(on_disk: Callable[[], Recorder]
     record(recorder)
     record(sibling, 2)
     assert success_of(recorder.report(Query())) == 3
-    for one in (recorder, sibling):
-        with one.running():
-            pass
 
 
 def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,7 @@ class Statistics:
         self.store = Store(url, wall=self.clock, **options)  # type: ignore[arg-type]
         self.pending = Pending(wall=self.clock, max_keys=300)
         self.recorder = Recorder(self.store, self.pending, wall=self.clock, clock=self.clock)
+        self.recorder._running = True  # its database stays open as in service, but nothing happens by itself
 
     def count(self, times: int = 1, ms: float = 1) -> None:
         for _ in range(times):
