@@ -111,16 +111,18 @@ class ResponseReader:
         minor, code, phrase = match.groups()
         # WSGI servers want a phrase; a backend may leave it out (RFC 9112 §4).
         read = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
-        if len(self._known_lines) >= self.MAX_STATUS_LINES:
-            self._known_lines.clear()
-        self._known_lines[bytes(line)] = read
+        if len(line) <= self.MAX_HEAD_BYTES:
+            if len(self._known_lines) >= self.MAX_STATUS_LINES:
+                self._known_lines.clear()
+            self._known_lines[bytes(line)] = read
         return read
 
     @staticmethod
     def _apply_connection(response: ResponseHead, nominated: frozenset[str]) -> None:
         if "close" in nominated:
             response.keep_alive = False
-        elif "keep-alive" in nominated:
+        elif "keep-alive" in nominated and not response.chunked:
+            # In HTTP/1.0 there is no chunked coding, so its end may not be one (RFC 9112 §6.1).
             response.keep_alive = True
         named = nominated - _NEVER_NOMINATED
         if named:
