@@ -16,14 +16,14 @@ from ..errors import BadResponse, InternalFault, Loop, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, TARGET_KEY, edited_fields, edited_target
-from ..wire.fields import Fields, forward_line
+from ..wire.fields import forward_line
 from .body import ResponseBody, Upload
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from ..model import Endpoint, Route
+    from ..model import Address, Endpoint, Route
     from ..wire.response import ResponseHead
     from ..wire.target import Target
 
@@ -156,34 +156,52 @@ class Forwarder:
 
     def _head(self, environ: WSGIEnvironment, upstream: Upstream) -> bytes:
         """The request head, all but the framing and the empty line."""
-        target: Target = environ[TARGET_KEY]
-        raw = edited_target(environ) if self._edited else target.raw
-        if self._strip:
-            raw = raw if raw.startswith(self._strip) else target.route + ("?" + target.query if target.query else "")
-            raw = raw[len(self._strip) :]
-            raw = raw if raw.startswith("/") else "/" + raw
         if self._edited:
-            try:
-                lines = b"".join(edited_fields(environ))
-            except (ValueError, UnicodeError) as error:
-                raise InternalFault(f"a middleware has set a header that cannot be sent: {error}") from error
+            target, lines = _edited(environ)
         else:
-            fields: Fields = environ[FIELDS_KEY]
-            lines = fields.lines
+            target, lines = environ[TARGET_KEY], environ[FIELDS_KEY].lines
+        raw = _without_prefix(self._strip, target) if self._strip else target.raw
         first = f"{environ['REQUEST_METHOD']} {upstream.address.base_path}{raw} HTTP/1.1\r\n".encode("latin-1")
-        return b"%b%b%b" % (first, lines, self._forwarded(environ))
+        return b"%b%b%b" % (first, lines, self._forwarded(environ, upstream.address))
 
-    def _forwarded(self, environ: WSGIEnvironment) -> bytes:
+    def _forwarded(self, environ: WSGIEnvironment, address: Address) -> bytes:
         """X-Forwarded-For with the peer appended, Proto and Host as this gateway saw them, Via."""
-        key = (environ.get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""))
-        if "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
+        host = environ.get("HTTP_HOST", "")
+        key = (environ.get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host)
+        if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
             lines = self._forwarded_lines.get(key)
             if lines is None:
                 if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
                     self._forwarded_lines.clear()
                 lines = self._forwarded_lines[key] = _forwarded_lines("", "", *key)
             return lines
-        return _forwarded_lines(environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("HTTP_VIA", ""), *key)
+        lines = _forwarded_lines(environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("HTTP_VIA", ""), *key)
+        # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
+        return lines if host else lines + forward_line("Host", address.authority)
+
+
+def _edited(environ: WSGIEnvironment) -> tuple[Target, bytes]:
+    """The target and the header lines as middleware has left them."""
+    try:
+        forward_line(environ["REQUEST_METHOD"], "")  # a method is a token, like a header's name
+        return edited_target(environ), b"".join(edited_fields(environ))
+    except ValueError as error:
+        raise InternalFault(f"a middleware has made a request that cannot be sent: {error}") from error
+
+
+def _without_prefix(prefix: str, target: Target) -> str:
+    """The raw target without the route's prefix, in whatever spelling it came."""
+    raw = target.raw
+    if not _is_below(prefix, raw):
+        if not _is_below(prefix, target.route):
+            return raw  # a middleware has led it elsewhere
+        raw = f"{target.route}?{target.query}" if target.query else target.route
+    raw = raw[len(prefix) :]
+    return raw if raw.startswith("/") else "/" + raw
+
+
+def _is_below(prefix: str, path: str) -> bool:
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/", "?")
 
 
 def _forwarded_lines(before: str, via: str, peer: str, scheme: str, host: str) -> bytes:
@@ -207,8 +225,10 @@ def _framing(environ: WSGIEnvironment, head: bytes) -> tuple[Any, int | None, by
         head += b"Content-Length: %d\r\n\r\n" % int(length)
         stream = environ["wsgi.input"]
         if type(stream) is BytesIO:
-            head += stream.read(int(length))
-            return None, None, head
+            body = stream.read(int(length))
+            if len(body) < int(length):
+                raise InternalFault("a middleware has read the request body and put none in its place")
+            return None, None, head + body
         return (stream, int(length), head) if int(length) else (None, None, head)
     if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
         return environ["wsgi.input"], None, head + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadWriter", "ResponseStream"]
 
+SMALL_BYTES: Final = 65_536
+_BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
 _ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED = range(5)
 _log = logging.getLogger("rgate.serving")
 
@@ -26,12 +28,17 @@ class HeadWriter:
     """Encodes response heads. One for a server; shared by its threads.
 
     Every distinct header line is checked and encoded once and remembered: most lines of most responses are the same.
+    `known_heads` has whole small heads of the commonest kind (a Content-Length, a Date, the connection stays open), which
+    a busy backend gives many times a second.
     """
 
     MAX_LINES: Final = 4_096
     MAX_VALUE_BYTES: Final = 512
+    MAX_HEADS: Final = 1_024
+    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
 
     def __init__(self) -> None:
+        self.known_heads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = {}
         self._lines: dict[tuple[str, str], tuple[bytes, int]] = {}
         self._status_lines: dict[str, bytes] = {}
         self._date = (0, b"")
@@ -62,6 +69,14 @@ class HeadWriter:
         if not dated:
             lines.append(self.date())
         return lines, length, close
+
+    def remember(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
+        """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
+        names = {name.lower() for name, _ in headers}
+        if len(head) <= self.MAX_HEAD_BYTES and "date" in names and "content-length" in names and "set-cookie" not in names:
+            if len(self.known_heads) >= self.MAX_HEADS:
+                self.known_heads.clear()
+            self.known_heads[status, headers] = head, length
 
     def date(self) -> bytes:
         """The Date line of this second."""
@@ -153,8 +168,8 @@ class ResponseStream:
             body = app(environ, self.start_response)
             if type(body) is list and len(body) < 2 and not self._head_sent:
                 self._send_whole(body[0] if body else b"")
-            else:
-                self._send_blocks(body)
+                return  # a list has no close()
+            self._send_blocks(body)
         except OSError as error:
             self._break_off()
             _log.debug("the client is gone: %s", error)
@@ -162,14 +177,13 @@ class ResponseStream:
             self._break_off()
             # Before its head an exception is a bug; after it, what happened has been logged where it happened.
             _log.log(logging.DEBUG if self._head_sent else logging.ERROR, "the response broke off", exc_info=True)
-        finally:
-            close = getattr(body, "close", None)
-            if close is not None:
-                try:
-                    close()
-                except Exception:
-                    self._break_off()
-                    _log.exception("closing the response failed")
+        close = getattr(body, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                self._break_off()
+                _log.exception("closing the response failed")
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
@@ -209,16 +223,28 @@ class ResponseStream:
         self._send_parts(parts)
 
     def _send_whole(self, block: bytes) -> None:
-        head = self._head(len(block))
-        if self._left is not None and self._left != len(block) and self._has_body:
-            if len(block) < self._left:
+        size = len(block)
+        usual = self._minor and self.keep_alive and self._has_body and self.unread is None and self._status is not None
+        if usual:
+            headers = tuple(self._headers)
+            known = self._heads.known_heads.get((self._status, headers))  # type: ignore[arg-type]
+            if known is not None and known[1] == size:
+                self._head_sent = True
+                self._send(known[0] + block)
+                return
+        head = self._head(size)
+        if usual and self.keep_alive and self._left == size and self._has_body:
+            self._heads.remember(self._status, headers, head, size)  # type: ignore[arg-type]
+        if not self._has_body:
+            self._send(head)
+            return
+        if self._left != size and self._left is not None:
+            if size < self._left:
                 self._send(head + block)
                 raise ValueError("the app sent less than its Content-Length")
             block = block[: self._left]
             self.keep_alive = False
-        if not self._has_body:
-            self._send(head)
-        elif len(block) < 65_536:
+        if size < SMALL_BYTES:
             self._send(head + block)
         else:
             self._send_parts([head, block])
@@ -238,16 +264,16 @@ class ResponseStream:
         """The whole head; from here on only bytes of the body may follow. `known_length`: the whole body is at hand."""
         if self._status is None:
             raise AssertionError("start_response was not called")
-        lines, length, close = self._heads.write(self._status, self._headers)
-        bodiless = self._status.startswith(("204", "304"))
+        status = self._status
+        lines, length, close = self._heads.write(status, self._headers)
         if close or (self.unread is not None and self.unread()):
             self.keep_alive = False
-        if bodiless:
+        if status[:3] in _BODILESS:
             self._has_body = False
-        if length is None and known_length is not None and not bodiless and self._has_body:
+        if length is None and self._has_body:
             length = known_length
         if length is not None:
-            if not self._status.startswith("204"):
+            if status[:3] != "204":
                 lines.append(b"Content-Length: %d\r\n" % length)
             self._left = length
         elif self._has_body:
