@@ -75,9 +75,13 @@ class Address:
     port: int
     base_path: str = ""
 
+    @property
+    def authority(self) -> str:
+        """Host and port, the host of IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.base_path}"
+        return f"{self.scheme}://{self.authority}{self.base_path}"
 
 
 class EndpointLoad:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from . import fields
-from .fields import Field, Fields, forward_line
+from .fields import Field, Fields, forward_line, valid_host
 from .target import Target, read_target, target_from_environ_path
 
 if TYPE_CHECKING:
@@ -36,22 +36,37 @@ _NOT_COPIED: Final = frozenset(
 
 
 def adopt(environ: WSGIEnvironment) -> None:
-    """Give the environ of another WSGI server the keys above. Raises ValueError when the target has no single reading."""
+    """Give the environ of another WSGI server the keys above. Raises ValueError when the request has no single reading."""
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     target = read_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
     if target.path != path:
         raise ValueError("the server's view of the path differs from what was sent")
+    if not valid_host(environ.get("HTTP_HOST", "none")):
+        raise ValueError("not exactly one valid Host")
+    for name in Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens - fields.NEVER_NOMINATED:
+        environ.pop("HTTP_" + name.upper().replace("-", "_"), None)
+    adopted = Fields(field for field in map(_field, environ.items()) if field is not None)
+    for field in adopted:
+        forward_line(*field.pair)  # raises for what no header may be
     environ[TARGET_KEY] = target
-    environ[FIELDS_KEY] = Fields(field for field in map(_field, environ.items()) if field is not None)
+    environ[FIELDS_KEY] = adopted
 
 
-def edited_target(environ: WSGIEnvironment) -> str:
-    """The raw target after middleware has had its way: as sent, unless the path or query in environ was changed."""
+def edited_target(environ: WSGIEnvironment) -> Target:
+    """The target after middleware has had its way: as sent, unless the path or query in environ was changed.
+
+    Raises ValueError when what it was changed to cannot be sent.
+    """
     target: Target = environ[TARGET_KEY]
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     query = environ.get("QUERY_STRING", "")
-    return target.raw if (path, query) == (target.path, target.query) else target_from_environ_path(path, query)
+    if (path, query) == (target.path, target.query):
+        return target
+    raw = target_from_environ_path(path, "") if path != target.path else target.raw.partition("?")[0]
+    if not raw.startswith("/"):
+        raise ValueError(f"not a path: {path!r}")
+    return read_target("GET", f"{raw}?{query}" if query else raw)
 
 
 def edited_fields(environ: WSGIEnvironment) -> list[bytes]:

@@ -21,6 +21,7 @@ __all__ = [
     "FORWARDED",
     "HOP_BY_HOP",
     "HOST",
+    "NEVER_NOMINATED",
     "ORDINARY",
     "TRANSFER_ENCODING",
     "UNDERSCORE",
@@ -78,6 +79,12 @@ _MEANING: Final = {
     "via": VIA,
     "cookie": COOKIE,
 }
+# Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
+NEVER_NOMINATED: Final = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "close", "keep-alive"}
+    | {"forwarded", "via"}
+    | {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip"}
+)
 _NEVER_REMEMBERED = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
 
 

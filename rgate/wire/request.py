@@ -26,22 +26,6 @@ from .target import Target, read_target
 __all__ = ["RequestHead", "RequestReader"]
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
-# Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
-_NEVER_NOMINATED = frozenset(
-    {
-        "host",
-        "content-length",
-        "content-type",
-        "transfer-encoding",
-        "cookie",
-        "authorization",
-        "forwarded",
-        "via",
-        "close",
-        "keep-alive",
-    }
-    | {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip"}
-)
 
 
 class RequestHead:
@@ -232,7 +216,7 @@ class RequestReader:
             request.keep_alive = "keep-alive" in nominated
         if upgrade is not None and "upgrade" in nominated and request.minor:
             request.upgrade = upgrade.lower()
-        named = nominated - _NEVER_NOMINATED
+        named = nominated - fields.NEVER_NOMINATED
         if named and any(field.name in named for field in request.fields):
             request.fields[:] = [field for field in request.fields if field.name not in named]
             for name in named:
