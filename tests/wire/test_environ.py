@@ -105,8 +105,7 @@ def test_adopt_header_that_cannot_be_sent_is_refused(environ: dict[str, str]) ->
 
 
 HEAD = (
-    b"GET /a%2Fb?q=1 HTTP/1.1\r\nHost: x\r\nAccept: a\r\nX-One: 1\r\naccept: b\r\nCookie: c=1"
-HEAD += b"\r\nCookie: d=2\r\nContent-Type: t"
+    b"GET /a%2Fb?q=1 HTTP/1.1\r\nHost: x\r\nAccept: a\r\nX-One: 1\r\naccept: b\r\nCookie: c=1\r\nCookie: d=2\r\nContent-Type: t"
 )
 
 
