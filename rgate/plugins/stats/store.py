@@ -31,7 +31,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from rgate import PluginError
 
 from .options import DIALECTS
-from .pending import LOST, Counted
+from .pending import LOST, NO_BUCKET, Counted
 from .periods import Period, floor, periods, reaching_back
 from .report import Reading, Sums
 from .rows import rows_of
@@ -235,7 +235,7 @@ class Store:
         if dropped is None:
             return False
         if dropped.start_minute > _added_up_to(connection):
-            connection.execute(self._add, {"rows": json.dumps([(1, now_minute, "", "", "", LOST, 0, dropped.requests, 0)])})
+            connection.execute(self._add, {"rows": json.dumps([(1, now_minute, "", "", "", LOST, 0, {0: dropped.requests})])})
         return True
 
     def _trouble(self, error: Exception) -> Trouble:
@@ -312,19 +312,30 @@ def _limit_postgresql(connection: Any, _: object) -> None:
 
 
 def _addition(dialect: str) -> sa.Executable:
-    """INSERT … SELECT from the JSON parameter `rows` (lists of what a row holds), adding to rows that are there."""
+    """INSERT … SELECT from the JSON parameter `rows` (a list of Rows), adding to rows that are there."""
     rows = sa.bindparam("rows", type_=sa.Text)
+    names = ("span_minutes", "start_minute", "route", "backend", "endpoint", "status", "sum_us")
     fields: list[sa.ColumnElement[Any]]
     if dialect == "sqlite":
         item = sa.func.json_each(rows).table_valued("value").c.value
-        fields = [sa.func.json_extract(item, f"$[{at}]") for at in range(len(_t))]
+        fields = [sa.func.json_extract(item, f"$[{at}]") for at in range(len(names) + 1)]
+        each_bucket = sa.func.json_each
     else:
         item = sa.func.jsonb_array_elements(sa.cast(rows, JSONB)).table_valued(sa.Column("value", JSONB)).c.value
-        fields = [sa.cast(item[at].astext, column.type) for at, column in enumerate(_t)]
-    return _upsert(dialect, sa.select(*fields).where(sa.true()))  # sqlite takes ON for a join's without a WHERE
+        fields = [*(sa.cast(item[at].astext, _t[name].type) for at, name in enumerate(names)), item[len(names)]]
+        each_bucket = sa.func.jsonb_each_text
+    labelled = [field.label(name) for field, name in zip(fields, (*names, "buckets"), strict=True)]
+    series = sa.select(*labelled).cte("series").prefix_with("MATERIALIZED")  # not taken apart again for every bucket
+    bucket = each_bucket(series.c.buckets).table_valued("key", "value")
+    key = [series.c[name] for name in names[:-1]]
+    new = sa.select(*key, sa.cast(bucket.c.key, sa.Integer), sa.cast(bucket.c.value, sa.BigInteger), sa.literal(0))
+    sums = sa.select(*key, sa.literal(NO_BUCKET), sa.literal(0), series.c.sum_us).where(
+        sa.true()
+    )  # or sqlite takes ON for JOIN's
+    return _upsert(dialect, new.select_from(series.join(bucket, sa.true())).union_all(sums))
 
 
-def _upsert(dialect: str, rows: sa.Select[Any]) -> sa.Executable:
+def _upsert(dialect: str, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> sa.Executable:
     into = sqlite.insert(_traffic) if dialect == "sqlite" else postgresql.insert(_traffic)
     new = into.from_select(_t.keys(), rows)
     return new.on_conflict_do_update(

@@ -342,15 +342,15 @@ from tests.plugins.stats.traffic import NOON_MINUTE, Clock, counted
 store = Store("sqlite:///" + sys.argv[1], wall=Clock())
 for at in range(16):
     batch = [counted([1, 2, 4], minute=NOON_MINUTE + at % 7)]
-    for attempt in range(40):
-        try:
-            store.add(batch)
-            store.tidy(NOON_MINUTE + at // 4)
-            break
-        except Trouble as trouble:
-            assert trouble.state == "locked", trouble
-    else:
-        raise SystemExit("locked for ten seconds")
+    for step in (lambda: store.add(batch), lambda: store.tidy(NOON_MINUTE + at // 4)):
+        for attempt in range(80):
+            try:
+                step()
+                break
+            except Trouble as trouble:
+                assert trouble.state == "locked", trouble
+        else:
+            raise SystemExit("locked for twenty seconds")
 store.close()
 """
 
