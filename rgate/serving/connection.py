@@ -12,8 +12,10 @@ import re
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from io import BytesIO
+from select import EPOLLIN
 from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.wsgi import FileWrapper
@@ -48,7 +50,8 @@ class Connection:
 
     collecting the request whose small body is still coming; no thread is spent on it yet
     deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
-    tick       the server's tick at which the present request began
+    turn       held by the thread that works on the connection
+    events     what epoll has told of it and nobody has acted on
     late       the deadline has passed
     streams    a small body has been so slow that its request may take a thread before it is whole
     on_gone    called by the server when the client leaves while a thread works for it
@@ -67,10 +70,11 @@ class Connection:
         "_wait_seconds",
         "collecting",
         "deadline",
+        "events",
         "late",
         "on_gone",
         "streams",
-        "tick",
+        "turn",
     )
 
     def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -88,7 +92,8 @@ class Connection:
         self.late = False
         self.streams = False
         self.on_gone: Callable[[], None] | None = None
-        self.tick = 0
+        self.events = 0
+        self.turn = threading.Lock()
         self._template = {**server.template, "REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1]), CLIENT_KEY: self}
 
     def fileno(self) -> int:
@@ -134,6 +139,8 @@ class Connection:
             return self._collect(b"") if self.streams else True
         except OSError:
             return False
+        if len(block) == RECEIVE_BYTES:
+            self.events |= EPOLLIN  # there may be more, and epoll tells of nothing twice
         if self._lingering:
             self._lingering -= len(block)
             return bool(block) and self._lingering > 0
@@ -193,16 +200,13 @@ class Connection:
             self._collected = [body]
             self.deadline = self._server.now + self._server.config.body_seconds
             return True
-        self.collecting, self._collected = None, []
+        self.collecting, self._collected, self.streams = None, [], False
         if len(body) < length:
-            self.streams = False
-            try:
-                keep_alive, rest = self._serve_stream(request, body)
-            finally:
-                self._server.slow_bodies.discard(self)
+            keep_alive, rest = self._serve_stream(request, body)
         else:
             rest = body[length:]
             keep_alive = self._serve(request, BytesIO(body[:length]), None)
+        self._server.slow_bodies.discard(self)
         return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends()
 
     def _rest(self) -> bool:
@@ -238,7 +242,6 @@ class Connection:
         environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
         self.deadline = 0.0
-        self.tick = server.tick
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
         response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)

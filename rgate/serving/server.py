@@ -1,9 +1,12 @@
 """The server: a listener, connections on one epoll, and threads that take turns.
 
-Leader/followers: all threads wait on the same epoll. A connection is registered EPOLLONESHOT, so exactly one thread
-gets it, serves it and arms it again: no queue, no hand-over between threads, and a connection that is idle costs no
-thread. A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main
-thread ticks: when all threads are taken although the CPU is not, they wait for backends, so it adds some, up to
+Leader/followers: all threads wait on the same epoll, edge-triggered. The thread that wakes has the connection to itself
+while it holds its `turn`; an event that comes meanwhile is left with the connection and seen before the turn ends. So
+there is no queue, no hand-over between threads, no system call but the wait, and a connection that is idle costs no
+thread.
+
+A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main thread
+ticks: when all threads are taken although the CPU is not, they wait for backends, so it adds some, up to
 `max_in_flight`, and lets them go again afterwards.
 """
 
@@ -38,11 +41,11 @@ BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
 SURPLUS_WAIT_SECONDS: Final = 1.0
-GONE_CHECK_SECONDS: Final = 1.0
+EXPIRY_CHECK_SECONDS: Final = 1.0
 BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 
-_ARMED: Final = select.EPOLLIN | select.EPOLLONESHOT
-_RELEASED: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLONESHOT
+_WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_RELEASED: Final = _WATCHED | select.EPOLLOUT
 _log = logging.getLogger("rgate.serving")
 
 
@@ -100,7 +103,6 @@ class Server(BaseWSGIServer):
         self.template: dict[str, Any] = template(name, port, "http", multiprocess=False)
         self.slow_bodies: set[Connection] = set()
         self._held: dict[Connection, float] = {}
-        self._hold_lock = threading.Lock()
         self._connections: dict[int, Connection] = {}
         self._workers: set[_Worker] = set()
         self._surplus = 0
@@ -146,7 +148,7 @@ class Server(BaseWSGIServer):
 
     def work(self, worker: _Worker) -> None:
         """A worker's life."""
-        epoll, listener, connections, armed = self._epoll, self.socket.fileno(), self._connections, _ARMED
+        epoll, listener, connections = self._epoll, self.socket.fileno(), self._connections
         wait_seconds = SURPLUS_WAIT_SECONDS if worker.extra else -1
         while not self._over:
             worker.waiting = True
@@ -155,40 +157,52 @@ class Server(BaseWSGIServer):
             worker.turn += 1
             for fd, event in events:
                 connection = connections.get(fd)
-                if connection is None:
-                    if fd == listener:
-                        self._accept()
-                    continue
-                if connection.collecting and not self._claim(connection, event):
-                    continue
-                if not self._advance(connection):
-                    del connections[fd]
-                    self.slow_bodies.discard(connection)
-                    connection.close()
-                elif connection.collecting:
-                    with self._hold_lock:
-                        self._held[connection] = self.now + HOLD_SECONDS
-                        epoll.modify(fd, armed)
-                else:
-                    epoll.modify(fd, armed)
+                if connection is not None:
+                    connection.events |= event
+                    if connection.turn.acquire(False):
+                        self._advance(connection)
+                    elif event & select.EPOLLRDHUP and connection.on_gone is not None:
+                        connection.on_gone()
+                elif fd == listener:
+                    self._accept()
             if worker.extra and self._surplus > 0:
                 self._surplus -= 1
                 break
         self._workers.discard(worker)
 
-    def _advance(self, connection: Connection) -> bool:
-        try:
-            return connection.advance()
-        except Exception:
-            _log.exception("a connection failed")
-            return False
+    def _advance(self, connection: Connection) -> None:
+        """Go on with a connection whose turn this thread has, until no event is left."""
+        while True:
+            while connection.events:
+                event, connection.events = connection.events, 0
+                if event & select.EPOLLOUT:
+                    connection.streams = connection in self.slow_bodies
+                try:
+                    open_ = connection.advance()
+                except Exception:
+                    _log.exception("a connection failed")
+                    open_ = False
+                if not open_:
+                    self._close(connection)  # and keep its turn: nobody may have it again
+                    return
+                if event & select.EPOLLRDHUP:
+                    connection.events |= select.EPOLLIN  # the end of the stream is still to be read
+            if connection.collecting is not None:
+                self._held.setdefault(connection, self.now + HOLD_SECONDS)
+            connection.turn.release()
+            if not self._again(connection):
+                return
 
-    def _claim(self, connection: Connection, event: int) -> bool:
-        """Whether this event is this thread's: the ticker may have passed the connection on in the meantime."""
-        if event & select.EPOLLOUT:
-            connection.streams = True
-            return True
-        return self._held.pop(connection, None) is not None
+    @staticmethod
+    def _again(connection: Connection) -> bool:
+        """Take the turn once more for what came between the last look and the release, and so found the turn taken."""
+        return bool(connection.events) and connection.turn.acquire(False)
+
+    def _close(self, connection: Connection) -> None:
+        self._connections.pop(connection.fileno(), None)
+        self._held.pop(connection, None)
+        self.slow_bodies.discard(connection)
+        connection.close()
 
     def _accept(self) -> None:
         for _ in range(16):
@@ -207,7 +221,7 @@ class Server(BaseWSGIServer):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
                 connection = Connection(self, sock, peer)
                 self._connections[sock.fileno()] = connection
-                self._epoll.register(sock.fileno(), _ARMED)
+                self._epoll.register(sock.fileno(), _WATCHED)
             except OSError:
                 sock.close()
 
@@ -227,7 +241,7 @@ class Server(BaseWSGIServer):
                 self._release_held()
             if self._accepting_again and self.now >= self._accepting_again:
                 self._resume_accepting()
-            if self.now - checked >= GONE_CHECK_SECONDS:
+            if self.now - checked >= EXPIRY_CHECK_SECONDS:
                 checked = self.now
                 self._expire_connections()
 
@@ -264,11 +278,12 @@ class Server(BaseWSGIServer):
     def _release_held(self) -> None:
         """Let small bodies that are slow in coming stream, but spend only a few threads on them."""
         for connection, until in list(self._held.items()):
-            if until > self.now or len(self.slow_bodies) >= self.config.threads:
-                continue
-            with self._hold_lock:
-                if self._held.pop(connection, None) is not None:
-                    self.slow_bodies.add(connection)
+            if connection.collecting is None:
+                self._held.pop(connection, None)
+            elif until <= self.now and len(self.slow_bodies) < self.config.threads:
+                self._held.pop(connection, None)
+                self.slow_bodies.add(connection)
+                with contextlib.suppress(OSError, ValueError):  # closed at this moment
                     self._epoll.modify(connection.fileno(), _RELEASED)
 
     def _resume_accepting(self) -> None:
@@ -278,24 +293,10 @@ class Server(BaseWSGIServer):
         self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _expire_connections(self) -> None:
-        """Give up waiting where a deadline has passed, and find clients that have left while a thread works for them."""
-        long_ago = self.tick - int(GONE_CHECK_SECONDS / QUIET_TICK_SECONDS)
-        watched = []
+        """Give up waiting where a deadline has passed."""
         for connection in list(self._connections.values()):
-            if connection.busy:
-                if connection.tick <= long_ago and connection.on_gone is not None:
-                    watched.append(connection)
-            elif connection.deadline < self.now and not connection.late:
+            if not connection.busy and connection.deadline < self.now and not connection.late:
                 connection.expire()
-        if watched:
-            poll = select.poll()
-            for connection in watched:
-                poll.register(connection.fileno(), select.POLLRDHUP)
-            gone = {fd for fd, _ in poll.poll(0)}
-            for connection in watched:
-                on_gone = connection.on_gone
-                if connection.fileno() in gone and on_gone is not None:
-                    on_gone()
 
     def _drain(self) -> None:
         self.draining = True
