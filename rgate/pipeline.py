@@ -203,7 +203,7 @@ class ExchangeScope:
                 exchange.bytes_sent += len(block)
             exchange.finish()
             return body
-        return _ExchangeBody(exchange, body, sent)
+        return _ExchangeBody(exchange, body, begin, lambda: sent)
 
     def _local(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A local route: outside the chain, so that it is never forwarded and never counted."""
@@ -216,16 +216,23 @@ class ExchangeScope:
 
 
 class _ExchangeBody:
-    """A response body that ends its exchange before its last byte goes out."""
+    """A response body that ends its exchange before its last byte goes out.
 
-    __slots__ = ("_blocks", "_body", "_exchange", "_left")
+    An app may call start_response as late as for its first block (PEP 3333): `headers()` is asked only after that, and
+    what is raised before it still becomes an answer.
+    """
 
-    def __init__(self, exchange: Exchange, body: Iterable[bytes], headers: list[tuple[str, str]]) -> None:
+    __slots__ = ("_begin", "_blocks", "_body", "_exchange", "_headers", "_left")
+
+    def __init__(
+        self, exchange: Exchange, body: Iterable[bytes], begin: StartResponse, headers: Callable[[], list[tuple[str, str]]]
+    ) -> None:
         self._exchange = exchange
         self._body = body
+        self._begin = begin
+        self._headers: Callable[[], list[tuple[str, str]]] | None = headers
         self._blocks = iter(body)
-        length = next((value for name, value in headers if name.lower() == "content-length"), None)
-        self._left = int(length) if length is not None else None
+        self._left: int | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -237,16 +244,25 @@ class _ExchangeBody:
             self._exchange.finish()
             raise
         except Exception as error:
-            if self._exchange.error is None:
-                self._exchange.error = error if isinstance(error, GatewayError) else InternalFault(repr(error))
-            self._exchange.finish()
-            raise
+            block = self._broken(error)
+        if self._headers is not None:
+            self._left, self._headers = _content_length(self._headers()), None
         self._exchange.bytes_sent += len(block)
         if self._left is not None:
             self._left -= len(block)
             if self._left <= 0:
                 self._exchange.finish()
         return block
+
+    def _broken(self, error: Exception) -> bytes:
+        exchange = self._exchange
+        if not exchange.status:
+            self._blocks = iter(())
+            return _last_resort(exchange, error, self._begin)[0]
+        if exchange.error is None:
+            exchange.error = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+        exchange.finish()
+        raise error
 
     def close(self) -> None:
         try:
@@ -255,6 +271,11 @@ class _ExchangeBody:
                 close()
         finally:
             self._exchange.finish()
+
+
+def _content_length(headers: list[tuple[str, str]]) -> int | None:
+    value = next((value for name, value in headers if name.lower() == "content-length"), "")
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
