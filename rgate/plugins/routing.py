@@ -70,9 +70,12 @@ def _matches(route: Route, environ: WSGIEnvironment) -> bool:
         return False
     if route.hosts and _host(environ) not in route.hosts:
         return False
-    return not route.headers or all(
-        environ.get("HTTP_" + name.upper().replace("-", "_")) == value for name, value in route.headers
-    )
+    return not route.headers or all(environ.get(_environ_key(name)) == value for name, value in route.headers)
+
+
+def _environ_key(name: str) -> str:
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
 
 
 def _host(environ: WSGIEnvironment) -> str:
