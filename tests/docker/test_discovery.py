@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from docker.client import DockerClient
 
 from rgate import Address, Backend, Config, Endpoint
 from rgate.discovery import EndpointTable
-from rgate.plugins.docker_labels import rgate_discovery_sources
+from rgate.plugins.docker_labels import own, rgate_discovery_sources
+from rgate.plugins.docker_labels.engine import Engine
+from rgate.plugins.docker_labels.source import DockerSource
 
 from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address, wait_until
 from .private_engine import PrivateEngine
@@ -359,3 +362,24 @@ def test_network_address_of_the_harness_is_what_discovery_finds(watched: Watched
     container = backends.run(publish=False, network=network.name, labels={"rgate.network": str(network.name)})
     watched.settled(lambda: watched.endpoints, "the container is an endpoint")
     assert watched.addresses == [network_address(container)]
+
+
+def test_own_container_is_known_by_its_id(backends: Backends) -> None:
+    program = f"{Path(own.__file__).read_text()}\nprint(own_container_id())"
+    container = backends.run(command=["python3", "-c", program], publish=False, hostname="not-an-id", wait=False)
+    container.wait(timeout=20)
+    assert container.logs().decode().strip() == container.id
+
+
+def test_container_in_a_network_with_rgates_own_is_reached_there(namespace: str, backends: Backends) -> None:
+    network, other = backends.network("shared"), backends.network("other")
+    gateway = backends.run("gateway", publish=False, network=network.name, labels={"rgate.test": "not this test's"}, wait=False)
+    both = backends.run("both", network=network.name, wait=False)
+    backends.run("apart", network=other.name, wait=False)
+    source = DockerSource(Engine, ["rgate.test"], own_id=lambda: str(gateway.id))
+    table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source])
+    table.refresh()
+    assert [(e.address.host, e.address.port) for e in table.snapshot.endpoints["b"]] == [network_address(both)]
+    assert [i.reason for i in table.snapshot.unusable["b"]] == [
+        f"in no network with rgate's own container (it is in: {other.name}; rgate is in: {network.name}); connect one of them"
+    ]

@@ -30,6 +30,7 @@ class TestRequests:
         assert urlsplit(listed).path == "/v1.41/containers/json"
         query = parse_qs(urlsplit(listed).query)
         assert query["all"] == ["1"]
+        assert query.get("limit", ["-1"]) == ["-1"]
         assert json.loads(query["filters"][0]) == {"label": ["app"]}
 
     @pytest.mark.parametrize("label", ["", "a=b", "ünicode ☃", 'with "quotes"', "a.b/c"])
@@ -199,7 +200,7 @@ class TestEvents:
                 seen.append(event["Action"])
                 begun.set()
 
-        reading = threading.Thread(target=read)
+        reading = threading.Thread(target=read, daemon=True)
         reading.start()
         assert begun.wait(DEADLINE_SECONDS)
         stream.close()

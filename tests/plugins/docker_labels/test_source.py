@@ -186,7 +186,7 @@ class Watch:
         self.notices = 0
         self.error: Exception | None = None
         self._noticed = threading.Condition()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         try:
