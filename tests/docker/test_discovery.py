@@ -212,7 +212,7 @@ def test_container_with_healthcheck_is_in_only_while_healthy(watched: Watched, b
 def test_container_that_joins_and_leaves_a_network_is_reached_there_meanwhile(watched: Watched, backends: Backends) -> None:
     network = backends.network()
     container = backends.run(publish=False, labels={"rgate.network": str(network.name)}, wait=False)
-    reason = f"not in network {network.name!r}, only in bridge; connect it, or set rgate.network"
+    reason = f"not in network {network.name!r} (it is in: bridge); connect it, or set rgate.network"
     watched.settled(lambda: watched.reasons == {container.name: reason}, "the container is listed")
     with watched.sees("network connect", lambda: watched.endpoints):
         network.connect(container)
