@@ -108,7 +108,7 @@ def private_backends(
 ) -> Iterator[Backends]:
     """Runs backend containers in the private engine, which is started for it; they go with the engine."""
     client = private_engine.start()
-    client.images.load(b"".join(engine.images.get(backend_image).save(named=True)))
+    client.images.load(b"".join(engine.images.get(backend_image).save(named=backend_image)))
     yield Backends(client, backend_image, namespace)
     client.close()
 
