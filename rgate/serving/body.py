@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..errors import BodyTooLarge, RequestError, RequestTimeout
 from ..wire.chunked import ChunkedReader
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 __all__ = ["RequestBody"]
-
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestBody(io.RawIOBase):
@@ -99,22 +97,26 @@ class RequestBody(io.RawIOBase):
             limit = -1 if limit < 0 else limit - len(block)
         return b"".join(blocks)
 
-    def drain(self, most_bytes: int) -> bool:
-        """Take in what has already come of a body that nobody read; true when that was all of it."""
-        while not self.complete and not self._failed and self._first and most_bytes > 0:
-            most_bytes -= len(self._first)
+    def drain(self) -> bool:
+        """Take in what has already come of a body that nobody read, and wait for nothing; true when that was all of it."""
+        block, self._first = self._first, b""
+        if block and not self._failed:
             try:
-                self._fill()
+                self._take(block)
             except RequestError:
-                break
-            self._ready = b""
+                self._failed = True
         self._ready = b""
         return self.complete and not self._failed
 
     def _go_on(self) -> None:
         self._interim = False
-        if not self._first:
-            self._connection.send(CONTINUE)
+        if self._first:
+            return
+        try:
+            self._connection.ask_for_body()
+        except OSError as error:
+            self._failed = True
+            raise RequestError("the client left before its request body") from error
 
     def _fill(self) -> None:
         """Make `_ready` non-empty, or the body complete."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import struct
 import sys
 import threading
 from collections.abc import Callable
 from io import BytesIO
-from select import EPOLLIN
 from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.wsgi import FileWrapper
@@ -38,7 +38,8 @@ __all__ = ["Connection"]
 
 RECEIVE_BYTES: Final = 65_536
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
-DRAIN_BYTES: Final = 262_144
+LINGER_SECONDS: Final = 2.0
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_BODY: Final = BytesIO()
 _LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -85,7 +86,7 @@ class Connection:
         self._collected: list[bytes] = []
         self._body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock.sendall, self._send_parts)
-        self._lingering = 0
+        self._lingering = False
         self._served = 0
         self._wait_seconds = 0.0
         self.deadline = server.now + server.config.head_seconds
@@ -111,7 +112,8 @@ class Connection:
 
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
-        self._response.flush_head()
+        with contextlib.suppress(OSError):  # the client is gone, as the first block of the body will find out
+            self._response.flush_head()
 
     def receive(self, seconds: float) -> bytes:
         """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
@@ -127,9 +129,20 @@ class Connection:
         except OSError:
             return b""
 
-    def send(self, block: bytes) -> None:
-        """Send all of it, or raise OSError."""
-        self._sock.sendall(block)
+    def ask_for_body(self) -> None:
+        """Answer `Expect: 100-continue`, unless the final response has begun. Raises OSError."""
+        if not self._response.began:
+            self._sock.sendall(_CONTINUE)
+
+    @property
+    def left(self) -> bool:
+        """Whether the client has ended its side. Asked for anew: what epoll tells may be of an earlier socket of that number."""
+        poll = select.poll()
+        try:
+            poll.register(self._sock, select.POLLRDHUP)
+        except (OSError, ValueError):  # closed at this moment
+            return True
+        return bool(poll.poll(0))
 
     def advance(self) -> bool:
         """Go on with what has come. False: the connection is over and must be closed."""
@@ -140,10 +153,9 @@ class Connection:
         except OSError:
             return False
         if len(block) == RECEIVE_BYTES:
-            self.events |= EPOLLIN  # there may be more, and epoll tells of nothing twice
+            self.events |= select.EPOLLIN  # there may be more, and epoll tells of nothing twice
         if self._lingering:
-            self._lingering -= len(block)
-            return bool(block) and self._lingering > 0
+            return bool(block) and not self.late
         if not block:
             if self.late and not self.idle:
                 self._refuse(RequestTimeout("the request did not come in time"))
@@ -152,7 +164,11 @@ class Connection:
         if self.collecting is not None:
             return self._collect(block)
         if self._pending:
-            block, self._pending = self._pending + block, b""
+            judged = len(self._pending)
+            block = self._pending + block
+            if block.find(b"\r\n\r\n", max(judged - 3, 0)) < 0:
+                return self._incomplete(block, judged)
+            self._pending = b""
         return self._consume(block)
 
     def _consume(self, block: bytes) -> bool:
@@ -162,7 +178,7 @@ class Connection:
         while block:
             end = block.find(b"\r\n\r\n")
             if end < 0 or end > server.config.max_head_bytes:
-                return self._incomplete(block)
+                return self._incomplete(block, 0)
             if block.startswith(b"\r\n"):
                 block = block[2:]  # one empty line before a request is allowed (RFC 9112 §2.2)
                 continue
@@ -170,7 +186,7 @@ class Connection:
                 head = block[:end]
                 request = known_heads.get(head) or server.requests.read(head)
             except RequestError as error:
-                self._refuse(error)
+                self._refuse(error, head)
                 return self._linger()
             block = block[end + 4 :]
             length = request.content_length
@@ -213,23 +229,32 @@ class Connection:
         self.deadline = self._server.now + self._server.config.keep_alive_seconds
         return True
 
-    def _incomplete(self, block: bytes) -> bool:
-        """A head that is not whole: refuse what can't become valid, else wait for more."""
+    def _incomplete(self, block: bytes, judged: int) -> bool:
+        """A head that is not whole: refuse what can't become valid, else wait for more.
+
+        The first `judged` bytes have been here before; they are not looked at again, so that a head in tiny pieces costs
+        little more than a whole one.
+        """
         server = self._server
+        while block.startswith(b"\r\n"):
+            block, judged = block[2:], 0
+        if not block:
+            self._pending = b""
+            return True if self.deadline else self._rest()
         try:
-            if block[0] not in _TOKEN_START and not block.startswith(b"\r"):
+            if block[0] not in _TOKEN_START and block != b"\r":
                 raise RequestError("not HTTP")
-            first, ended, _ = block.partition(b"\r\n")
-            if not ended and len(first) > server.config.max_target_bytes + 64:
+            line_end = block.find(b"\r\n")
+            if line_end < 0 and len(block) > server.config.max_target_bytes + 64:
                 raise TargetTooLong("the request line has no end")
-            if ended and first:
-                server.requests.check_line(first)
+            if line_end >= 0 and line_end > judged - 2:
+                server.requests.check_line(block[:line_end])
             if len(block) > server.config.max_head_bytes:
                 raise HeadTooLarge(f"more than {server.config.max_head_bytes} bytes")
-            if _LONE_LF.search(block):
+            if _LONE_LF.search(block, max(judged - 1, 0)):
                 raise RequestError("CR or LF alone in the head")
         except RequestError as error:
-            self._refuse(error)
+            self._refuse(error, block)
             return self._linger()
         if not self._pending:
             self.deadline = server.now + server.config.head_seconds
@@ -245,7 +270,11 @@ class Connection:
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
         response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)
-        return response.keep_alive
+        if response.keep_alive:
+            return True
+        # The client has not asked for the end, so it may be sending the next request already.
+        self._lingering = request.keep_alive
+        return False
 
     def _serve_stream(self, request: RequestHead, first: bytes) -> tuple[bool, bytes]:
         """The same for a body that is still coming; gives back what came after it too."""
@@ -254,16 +283,16 @@ class Connection:
             self, first, request.content_length, config.max_body_bytes, config.body_seconds, request.expects_continue
         )
         keep_alive = self._serve(request, body, body)
-        complete = body.drain(DRAIN_BYTES)
+        complete = body.drain()
         if not complete:
-            self._lingering = DRAIN_BYTES
+            self._lingering = True
         return keep_alive and complete, body.rest
 
-    def _refuse(self, error: GatewayError) -> None:
+    def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Answer a request that could not be read, through the outer chain, and end the connection after it."""
         environ: WSGIEnvironment = {
             **self._template,
-            "REQUEST_METHOD": "GET",
+            "REQUEST_METHOD": "HEAD" if head.startswith(b"HEAD ") else "GET",
             "PATH_INFO": "/",
             "QUERY_STRING": "",
             "RAW_URI": "/",
@@ -274,7 +303,8 @@ class Connection:
             FIELDS_KEY: Fields(),
             REFUSED_KEY: error,
         }
-        self._lingering = DRAIN_BYTES
+        self.collecting = None
+        self._lingering = True
         self.deadline = 0.0
         self._response.unread = None
         self._response.run(self._server.app, environ, 1, False)
@@ -294,7 +324,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             return False
-        self.deadline = self._server.now + 2.0
+        self.deadline = self._server.now + LINGER_SECONDS
         return True
 
     def expire(self) -> None:
@@ -302,6 +332,14 @@ class Connection:
         self.late = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
+
+    def cut(self) -> None:
+        """End it although a thread may work for it. Called by the server at its very end."""
+        on_gone = self.on_gone
+        if on_gone is not None:
+            on_gone()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._sock.close()

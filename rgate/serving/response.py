@@ -8,6 +8,8 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.handlers import format_date_time
 
+from ..errors import InternalFault
+from ..exchange import ENVIRON_KEY, Exchange
 from ..wire import fields
 from ..wire.chunked import LAST_CHUNK, chunk_head
 from ..wire.fields import Field, forward_line
@@ -177,6 +179,8 @@ class ResponseStream:
             self._break_off()
             # Before its head an exception is a bug; after it, what happened has been logged where it happened.
             _log.log(logging.DEBUG if self._head_sent else logging.ERROR, "the response broke off", exc_info=True)
+            if not self._head_sent:
+                self._send_failure(environ)
         close = getattr(body, "close", None)
         if close is not None:
             try:
@@ -221,6 +225,19 @@ class ResponseStream:
         else:
             parts.append(block)
         self._send_parts(parts)
+
+    def _send_failure(self, environ: WSGIEnvironment) -> None:
+        """The answer when the app has failed, or what it began to answer cannot be sent."""
+        exchange: Exchange | None = environ.get(ENVIRON_KEY)
+        body = InternalFault().json(exchange.id if exchange else "")
+        self._status = "500 Internal Server Error"
+        self._headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        self._has_body = environ["REQUEST_METHOD"] != "HEAD"
+        try:
+            self._send_whole(body)
+            self.cut = False
+        except OSError as error:
+            _log.debug("the client is gone: %s", error)
 
     def _send_whole(self, block: bytes) -> None:
         size = len(block)

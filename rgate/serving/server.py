@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..config.models import ServerConfig
 
-__all__ = ["Server", "listen"]
+__all__ = ["Server", "listen", "listen_for_workers"]
 
 BACKLOG: Final = 4_096
 BUSY_TICK_SECONDS: Final = 0.01
@@ -42,6 +42,7 @@ QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
 SURPLUS_WAIT_SECONDS: Final = 1.0
 EXPIRY_CHECK_SECONDS: Final = 1.0
+CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 
 _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -49,18 +50,38 @@ _RELEASED: Final = _WATCHED | select.EPOLLOUT
 _log = logging.getLogger("rgate.serving")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises OSError."""
+def listen(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one. `shared` lets others of this user listen there too. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def listen_for_workers(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket for each of `count` worker processes, all on one port. Raises OSError when it is taken."""
+    first = listen(host, port)  # SO_REUSEPORT alone would not notice another gateway on this port
+    if count == 1:
+        return [first]
+    port = first.getsockname()[1]
+    first.close()
+    listeners: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            listeners.append(listen(host, port, shared=True))
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 class _Worker(threading.Thread):
@@ -100,7 +121,7 @@ class Server(BaseWSGIServer):
         self.draining = False
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
-        self.template: dict[str, Any] = template(name, port, "http", multiprocess=False)
+        self.template: dict[str, Any] = template(name, port, "http", multiprocess=config.processes > 1)
         self.slow_bodies: set[Connection] = set()
         self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
@@ -161,8 +182,8 @@ class Server(BaseWSGIServer):
                     connection.events |= event
                     if connection.turn.acquire(False):
                         self._advance(connection)
-                    elif event & select.EPOLLRDHUP and connection.on_gone is not None:
-                        connection.on_gone()
+                    elif event & select.EPOLLRDHUP and (on_gone := connection.on_gone) is not None and connection.left:
+                        on_gone()
                 elif fd == listener:
                     self._accept()
             if worker.extra and self._surplus > 0:
@@ -172,11 +193,15 @@ class Server(BaseWSGIServer):
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
+        ended = False
         while True:
-            while connection.events:
+            while connection.events or ended:
                 event, connection.events = connection.events, 0
-                if event & select.EPOLLOUT:
-                    connection.streams = connection in self.slow_bodies
+                ended = ended or bool(event & select.EPOLLRDHUP and connection.left)
+                if event & select.EPOLLOUT and connection in self.slow_bodies:
+                    connection.streams = connection.collecting is not None
+                    if not connection.streams:  # it has become whole at the same moment
+                        self.slow_bodies.discard(connection)
                 try:
                     open_ = connection.advance()
                 except Exception:
@@ -185,8 +210,6 @@ class Server(BaseWSGIServer):
                 if not open_:
                     self._close(connection)  # and keep its turn: nobody may have it again
                     return
-                if event & select.EPOLLRDHUP:
-                    connection.events |= select.EPOLLIN  # the end of the stream is still to be read
             if connection.collecting is not None:
                 self._held.setdefault(connection, self.now + HOLD_SECONDS)
             connection.turn.release()
@@ -223,13 +246,12 @@ class Server(BaseWSGIServer):
                 self._connections[sock.fileno()] = connection
                 self._epoll.register(sock.fileno(), _WATCHED)
             except OSError:
+                self._connections.pop(sock.fileno(), None)
                 sock.close()
 
     def _pause_accepting(self, error: OSError) -> None:
         _log.error("cannot accept connections at present: %s", error.strerror)
-        try:
-            self._epoll.modify(self.socket.fileno(), 0)
-        except OSError:
+        with contextlib.suppress(OSError):  # another thread has done it
             self._epoll.unregister(self.socket.fileno())
         self._accepting_again = monotonic() + 0.5
 
@@ -283,8 +305,10 @@ class Server(BaseWSGIServer):
             elif until <= self.now and len(self.slow_bodies) < self.config.threads:
                 self._held.pop(connection, None)
                 self.slow_bodies.add(connection)
-                with contextlib.suppress(OSError, ValueError):  # closed at this moment
+                try:
                     self._epoll.modify(connection.fileno(), _RELEASED)
+                except (OSError, ValueError):  # closed at this moment
+                    self.slow_bodies.discard(connection)
 
     def _resume_accepting(self) -> None:
         self._accepting_again = 0.0
@@ -307,8 +331,9 @@ class Server(BaseWSGIServer):
         pause = threading.Event()
         while self._connections and monotonic() < until:
             self._tick()
+            self._release_held()
             for connection in list(self._connections.values()):
-                if connection.idle and not connection.late:
+                if not connection.busy and not connection.late and (connection.idle or connection.deadline < self.now):
                     connection.expire()
             pause.wait(BUSY_TICK_SECONDS)
         if self._connections:
@@ -317,11 +342,14 @@ class Server(BaseWSGIServer):
     def _end(self) -> None:
         self._over = True
         os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
-        for worker in list(self._workers):
-            worker.join(1.0)
         for connection in list(self._connections.values()):
-            connection.close()
-        self._connections.clear()
+            connection.cut()
+        until = monotonic() + CUT_SECONDS
+        for worker in list(self._workers):
+            worker.join(max(0.0, until - monotonic()))
+        for connection in list(self._connections.values()):
+            if not connection.busy:  # else it is the worker's, which is stuck in the app
+                self._close(connection)
         self.socket.close()
         if not self._workers:
             self._epoll.close()
