@@ -84,7 +84,9 @@ class _Commands(click.Group):
 )
 @click.version_option(VERSION, message=f"rgate %(version)s (Python {platform.python_version()})")
 @click.pass_context
-def command(ctx: click.Context, path: str, host: str | None, port: int | None, access_log: str | None, log_level: str) -> None:
+def command(
+    ctx: click.Context, path: str, host: str | None, port: int | None, access_log: str | None, log_level: str
+) -> int | None:
     """An HTTP gateway for services in Docker containers.
 
     Without a command it serves what config.yml says: requests go by their path to backends, which are containers picked by
@@ -117,12 +119,12 @@ def command(ctx: click.Context, path: str, host: str | None, port: int | None, a
         ]
         if given:
             ctx.fail(f"{given[0]} is for serving; the options of {ctx.invoked_subcommand!r} come after it.")
-        return
+        return None
     log_to_stderr(log_level)
     registry = Registry()
     config = _overridden(load(path, registry), registry, host, port, access_log)
     # What the access log writes to stdout may be read by a program, so nothing else goes there then.
-    serve(build(config, registry), Console(sys.stderr if access_log_is_on(config) else sys.stdout))
+    return serve(build(config, registry), Console(sys.stderr if access_log_is_on(config) else sys.stdout))
 
 
 def _overridden(config: Config, registry: Registry, host: str | None, port: int | None, access_log: str | None) -> Config:

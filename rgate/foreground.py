@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import RgateError
-from .serving.server import Server
+from .serving.server import Server, listen_for_workers
+from .serving.supervisor import Supervisor
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CannotListen", "log_to_stderr", "serve", "until_signalled"]
 
+_log = logging.getLogger("rgate.foreground")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,42 +33,87 @@ class CannotListen(RgateError):
     """The address cannot be listened at; the message says why and what to do."""
 
 
-def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once: Callable[[], object] = lambda: None) -> None:
+def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once: Callable[[], object] = lambda: None) -> int:
     """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process.
 
     Tells at which URL, what leads where, then `hints` ({url} in them is filled in), then every change that discovery
-    sees. Main thread only. Raises CannotListen before anything has been started.
+    sees. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
+    code; raises CannotListen before anything has been started.
     """
     config = gateway.config.server
     try:
-        server = Server(gateway, config)
+        listeners = listen_for_workers(config.host, config.port, config.processes)
     except OSError as error:
         raise CannotListen(_why_not(error, config.host, config.port)) from error
+    try:
+        if len(listeners) == 1:
+            _serve(gateway, console, listeners[0], hints, at_once)
+            console.line("stopped")
+            return 0
+
+        def work(index: int, first_time: bool, listener: socket.socket, channel: socket.socket) -> int:
+            telling = console if index == 0 else None
+            try:
+                _serve(gateway, telling, listener, hints if first_time else None, at_once, (signal.SIGTERM,), channel)
+            except RgateError as error:
+                _log.error("%s", error)
+                return 2
+            return 0
+
+        code = Supervisor(work, listeners, config.drain_seconds).run()
+        console.line("stopped")
+        return code
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def _serve(
+    gateway: Gateway,
+    console: Console | None,
+    listener: socket.socket,
+    hints: Sequence[str] | None,
+    at_once: Callable[[], object],
+    signals: Sequence[signal.Signals] = SIGNALS,
+    channel: socket.socket | None = None,
+) -> None:
+    """Serve in this process.
+
+    `console` is None for a worker that tells nothing, `hints` are None for one that tells changes only; `channel` leads to
+    the supervisor.
+    """
+    config = gateway.config.server
+    server = Server(gateway.app, config, listener)
     telling = threading.Lock()
     begun = False
 
     def tell(changes: Sequence[Change]) -> None:
         with telling:
             for change in changes if begun else ():
-                console.change(change)
+                if console:
+                    console.change(change)
 
     def stop() -> None:
-        console.line(f"stopping, with {config.drain_seconds:g} s for what is in flight; a second signal ends at once")
-        server.stop()
+        server.stop()  # first: telling may fail when nobody reads any more
+        if console:
+            console.line(f"stopping, with {config.drain_seconds:g} s for what is in flight; a second signal ends at once")
 
     gateway.table.on_change(tell)
     try:
-        with until_signalled(stop, at_once), gateway.running():
+        with until_signalled(stop, at_once, signals), gateway.running():
+            if channel is not None:
+                gateway.siblings.on_lost = server.stop
+                gateway.siblings.connect(channel)
             with telling:  # so that no change is told before the table that it changes
-                console.line(start_line(gateway, server.url), "bold")
-                console.routes(gateway)
-                for hint in hints:
-                    console.line(hint.replace("{url}", server.url))
+                if console and hints is not None:
+                    console.line(start_line(gateway, server.url), "bold")
+                    console.routes(gateway)
+                    for hint in hints:
+                        console.line(hint.replace("{url}", server.url))
                 begun = True
             server.run()
     finally:
         server.server_close()
-    console.line("stopped")
 
 
 def start_line(gateway: Gateway, url: str) -> str:
@@ -83,8 +130,10 @@ def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
 
 
 @contextmanager
-def until_signalled(stop: Callable[[], object], at_once: Callable[[], object]) -> Iterator[None]:
-    """While inside, the first SIGINT or SIGTERM calls `stop` and the second `at_once`, which the process does not survive.
+def until_signalled(
+    stop: Callable[[], object], at_once: Callable[[], object], signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
+    """While inside, the first of `signals` calls `stop` and the second `at_once`, which the process does not survive.
 
     Both are called in a thread of their own: a signal handler must not take a lock that the interrupted code may hold.
     """
@@ -93,7 +142,7 @@ def until_signalled(stop: Callable[[], object], at_once: Callable[[], object]) -
 
     def watch() -> None:
         for act in (stop, at_once):
-            while (number := receiver.recv(1)) and number[0] not in SIGNALS:
+            while (number := receiver.recv(1)) and number[0] not in signals:
                 pass
             if not number:
                 return
@@ -102,7 +151,7 @@ def until_signalled(stop: Callable[[], object], at_once: Callable[[], object]) -
 
     watcher = threading.Thread(target=watch, name="rgate-signals", daemon=True)
     watcher.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
     wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         yield

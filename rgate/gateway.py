@@ -17,6 +17,7 @@ from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .model import Backend, Route, Timeouts
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
 from .registry import Registry
+from .siblings import Siblings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -36,6 +37,7 @@ class Gateway:
     table         EndpointTable; `table.snapshot` is the present state of discovery
     policies      selection policies by name
     local_routes  exact path → WSGI app
+    siblings      the other worker processes, to ask them for something
     chains        route name → names of the middleware it passes, outermost first
     """
 
@@ -47,6 +49,7 @@ class Gateway:
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
         self.upstreams = Upstreams()
+        self.siblings = Siblings()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.app: WSGIApplication

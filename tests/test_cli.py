@@ -209,7 +209,7 @@ def test_listening_that_fails_says_why_and_what_to_do(error: OSError, words: str
     def server(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(foreground, "Server", server)
+    monkeypatch.setattr(foreground, "listen_for_workers", server)
     with pytest.raises(CannotListen, match=re.escape(words)):
         serve(make_gateway({"server": {"port": 0}}), Console(io.StringIO()))
 

@@ -5,6 +5,7 @@ docs/configuration.md says the same for the operator; a test holds the two toget
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal
@@ -187,6 +188,7 @@ class ServerConfig(Model):
 
     host: str = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65_535)] = 8080
+    workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
     drain_seconds: Annotated[float, _no_bool("float_type"), Field(ge=0, le=3_600)] = 10.0
@@ -198,6 +200,11 @@ class ServerConfig(Model):
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
+
+    @property
+    def processes(self) -> int:
+        """The number of worker processes: `auto` is one for each core that this process may use."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
 
 class DockerConfig(Model):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StatsOptions", "recorder_of"]
 
+FLUSH = "stats.flush"  # what worker processes ask of each other before a report
+
 _recorders: WeakKeyDictionary[Gateway, Recorder] = WeakKeyDictionary()  # three hooks share it; gone with its gateway
 
 
@@ -80,4 +82,7 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
-    return recorder_of(gateway).running()
+    recorder = recorder_of(gateway)
+    gateway.siblings.answer(FLUSH, recorder.flush)
+    recorder.flush_siblings = lambda: gateway.siblings.ask(FLUSH)
+    return recorder.running()

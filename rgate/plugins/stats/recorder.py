@@ -56,7 +56,7 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pending = pending
-        self.flush_siblings: Callable[[], None] = lambda: None
+        self.flush_siblings: Callable[[], object] = lambda: None
         self._store = store
         self._store_lock = threading.Lock()
         self._flush_seconds = flush_seconds

@@ -1,0 +1,77 @@
+"""What worker processes say to each other, from both ends of the channel."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rgate.siblings import Siblings
+
+PATIENCE_SECONDS = 10
+
+
+@pytest.fixture
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_SECONDS)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_ask_without_siblings_is_answered_at_once() -> None:
+    assert Siblings().ask("anything", timeout_seconds=0)
+
+
+def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    siblings.connect(theirs)
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(siblings.ask("stats.flush", PATIENCE_SECONDS)))
+    asking.start()
+    assert ours.recv(100) == b"ask 1 stats.flush\n"
+    assert not answers
+    ours.sendall(b"done 1\n")
+    asking.join(PATIENCE_SECONDS)
+    assert answers == [True]
+
+
+def test_ask_not_answered_in_time_says_so(channel: tuple[socket.socket, socket.socket]) -> None:
+    siblings = Siblings()
+    siblings.connect(channel[1])
+    assert not siblings.ask("stats.flush", timeout_seconds=0.01)
+
+
+def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    ran = threading.Event()
+    siblings.answer("stats.flush", ran.set)
+    siblings.connect(theirs)
+    ours.sendall(b"ask 7 stats.flush\n")
+    assert ours.recv(100) == b"done 7\n"
+    assert ran.is_set()
+
+
+@pytest.mark.parametrize("topic", ["unknown", "failing"])
+def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    siblings.answer("failing", lambda: 1 / 0)
+    siblings.connect(theirs)
+    ours.sendall(f"ask 8 {topic}\n".encode())
+    assert ours.recv(100) == b"done 8\n"
+
+
+def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    lost = threading.Event()
+    siblings.on_lost = lost.set
+    siblings.connect(theirs)
+    ours.shutdown(socket.SHUT_RDWR)
+    assert lost.wait(PATIENCE_SECONDS)
+    assert siblings.ask("stats.flush", timeout_seconds=0)
