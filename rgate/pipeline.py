@@ -203,7 +203,7 @@ class ExchangeScope:
                 exchange.bytes_sent += len(block)
             exchange.finish()
             return body
-        return _ExchangeBody(exchange, body, begin, lambda: sent)
+        return _ExchangeBody(exchange, body, begin, lambda: sent, self._on_failure)
 
     def _local(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A local route: outside the chain, so that it is never forwarded and never counted."""
@@ -222,15 +222,21 @@ class _ExchangeBody:
     what is raised before it still becomes an answer.
     """
 
-    __slots__ = ("_begin", "_blocks", "_body", "_exchange", "_headers", "_left")
+    __slots__ = ("_begin", "_blocks", "_body", "_exchange", "_headers", "_left", "_on_failure")
 
     def __init__(
-        self, exchange: Exchange, body: Iterable[bytes], begin: StartResponse, headers: Callable[[], list[tuple[str, str]]]
+        self,
+        exchange: Exchange,
+        body: Iterable[bytes],
+        begin: StartResponse,
+        headers: Callable[[], list[tuple[str, str]]],
+        on_failure: Callable[[Exchange, Exception], object],
     ) -> None:
         self._exchange = exchange
         self._body = body
         self._begin = begin
         self._headers: Callable[[], list[tuple[str, str]]] | None = headers
+        self._on_failure = on_failure
         self._blocks = iter(body)
         self._left: int | None = None
 
@@ -256,6 +262,8 @@ class _ExchangeBody:
 
     def _broken(self, error: Exception) -> bytes:
         exchange = self._exchange
+        if not isinstance(error, RequestError):  # a client that leaves or sends nonsense is no news
+            self._on_failure(exchange, error)
         if not exchange.status:
             self._blocks = iter(())
             return _last_resort(exchange, error, self._begin)[0]

@@ -359,6 +359,15 @@ def test_scope_body_that_breaks_off_is_an_error_and_raises(error: Exception, rea
     with pytest.raises(type(error)):
         next(body)
     assert scope.finished == [(200, 2, reason)]
+    assert scope.failures == [error]
+
+
+def test_scope_body_that_breaks_off_by_the_client_is_no_news() -> None:
+    scope = Scope(answering(Body(RequestError("left"))))
+    with pytest.raises(RequestError):
+        list(scope.call().body)
+    assert scope.finished == [(200, 0, "bad_request")]
+    assert scope.failures == []
 
 
 def test_scope_first_error_of_an_exchange_stays() -> None:

@@ -35,6 +35,7 @@ class HeadWriter:
     """
 
     MAX_LINES: Final = 4_096
+    MAX_STATUS_LINES: Final = 256
     MAX_VALUE_BYTES: Final = 512
     MAX_HEADS: Final = 1_024
     MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
@@ -95,9 +96,10 @@ class HeadWriter:
             raise ValueError(f"not a final status: {status!r}")
         forward_line("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if len(self._status_lines) >= 256:
-            self._status_lines.clear()
-        self._status_lines[status] = line
+        if len(status) <= self.MAX_VALUE_BYTES:
+            if len(self._status_lines) >= self.MAX_STATUS_LINES:
+                self._status_lines.clear()
+            self._status_lines[status] = line
         return line
 
     def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
@@ -177,8 +179,10 @@ class ResponseStream:
             _log.debug("the client is gone: %s", error)
         except Exception:
             self._break_off()
-            # Before its head an exception is a bug; after it, what happened has been logged where it happened.
-            _log.log(logging.DEBUG if self._head_sent else logging.ERROR, "the response broke off", exc_info=True)
+            # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
+            exchange: Exchange | None = environ.get(ENVIRON_KEY)
+            known = self._head_sent and exchange is not None and exchange.error is not None
+            _log.log(logging.DEBUG if known else logging.ERROR, "the response broke off", exc_info=True)
             if not self._head_sent:
                 self._send_failure(environ)
         close = getattr(body, "close", None)

@@ -1,0 +1,497 @@
+"""Responses as bytes: head, framing, and what happens when the app fails (WIRE 27, 28, 42, 44, 45, 63; PEP 3333)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import pytest
+
+from rgate.exchange import ENVIRON_KEY, Exchange
+from rgate.serving.response import HeadWriter
+
+from ..raw_client import RawClient, RawResponse
+from ..waiting import eventually, passed
+from .live import serving
+
+Headers = list[tuple[str, str]]
+
+
+class Body:
+    """A body whose close() is counted."""
+
+    def __init__(self, *blocks: bytes | BaseException | Callable[[], bytes]) -> None:
+        self.blocks = iter(blocks)
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block = next(self.blocks)
+        if isinstance(block, BaseException):
+            raise block
+        return block() if callable(block) else block
+
+    def close(self) -> None:
+        assert not self.closed.is_set(), "closed twice"
+        self.closed.set()
+
+
+def answering(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response(status, [*headers])
+        return body
+
+    return app
+
+
+def responses(app: Callable[..., Iterable[bytes]], *requests: bytes) -> tuple[list[RawResponse], bool]:
+    """The responses to requests on one connection, and whether it stays open after them."""
+    with serving(app) as server, RawClient(server.url) as client:
+        found = []
+        for request in requests:
+            client.send(request)
+            found.append(client.response(request.partition(b" ")[0].decode()))
+        client.send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        try:
+            return found, client.rest().startswith(b"HTTP/1.1 ")
+        except OSError:
+            return found, False
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_10 = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+
+
+def framing(response: RawResponse) -> tuple[str | None, str | None, str | None]:
+    return response.value("Content-Length"), response.value("Transfer-Encoding"), response.value("Connection")
+
+
+FRAMINGS: dict[str, tuple[Any, Headers, str, bytes, tuple[str | None, str | None, str | None], bytes, bool]] = {
+    # body, headers, status, request → framing, body, stays open
+    "one block": ([b"hello"], [], "200 OK", GET, ("5", None, None), b"hello", True),
+    "one block and its length": ([b"hello"], [("content-length", "5")], "200 OK", GET, ("5", None, None), b"hello", True),
+    "no block": ([], [], "200 OK", GET, ("0", None, None), b"", True),
+    "one empty block": ([b""], [], "200 OK", GET, ("0", None, None), b"", True),
+    "several blocks": ([b"he", b"", b"llo"], [], "200 OK", GET, (None, "chunked", None), b"hello", True),
+    "blocks and their length": ([b"he", b"llo"], [("Content-Length", "5")], "200 OK", GET, ("5", None, None), b"hello", True),
+    "iterable": (("a", ), [], "200 OK", GET, (None, "chunked", None), b"a", True),
+    "empty iterable": ((), [], "200 OK", GET, ("0", None, None), b"", True),
+    "large block": ([b"x" * 200_000], [], "200 OK", GET, ("200000", None, None), b"x" * 200_000, True),
+    "HEAD with length": ([], [("Content-Length", "5")], "200 OK", HEAD, ("5", None, None), b"", True),
+    "HEAD without length": ([], [], "200 OK", HEAD, (None, None, None), b"", True),
+    "HEAD with a body": ([b"hello"], [("Content-Length", "5")], "200 OK", HEAD, ("5", None, None), b"", True),
+    "HEAD with a body in blocks": ([b"he", b"llo"], [], "200 OK", HEAD, (None, None, None), b"", True),
+    "204": ([], [], "204 No Content", GET, (None, None, None), b"", True),
+    "204 with a length": ([], [("Content-Length", "0")], "204 No Content", GET, (None, None, None), b"", True),
+    "204 with a body": ([b"hello"], [], "204 No Content", GET, (None, None, None), b"", True),
+    "304 with a length": ([], [("Content-Length", "5")], "304 Not Modified", GET, ("5", None, None), b"", True),
+    "304 without a length": ([], [], "304 Not Modified", GET, (None, None, None), b"", True),
+    "304 with a body": ([b"hello"], [], "304 Not Modified", GET, (None, None, None), b"", True),
+    "HTTP/1.0, one block": ([b"hello"], [], "200 OK", GET_10, ("5", None, "keep-alive"), b"hello", True),
+    "HTTP/1.0, several blocks": ([b"he", b"llo"], [], "200 OK", GET_10, (None, None, "close"), b"hello", False),
+    "HTTP/1.0, 304": ([], [], "304 Not Modified", GET_10, (None, None, "keep-alive"), b"", True),
+    "app asks to close": ([b"hello"], [("Connection", "Close")], "200 OK", GET, ("5", None, "close"), b"hello", False),
+    "app says keep-alive": ([b"hello"], [("Connection", "keep-alive")], "200 OK", GET, ("5", None, None), b"hello", True),
+    "app says chunked": ([b"hello"], [("Transfer-Encoding", "chunked")], "200 OK", GET, ("5", None, None), b"hello", True),
+    "too much": ([b"hello!"], [("Content-Length", "5")], "200 OK", GET, ("5", None, None), b"hello", False),
+    "too many blocks": ([b"hel", b"lo!", b"?"], [("Content-Length", "5")], "200 OK", GET, ("5", None, None), b"hello", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "request_", "expected", "content", "stays"), FRAMINGS.values(), ids=FRAMINGS
+)
+def test_response_has_exactly_one_framing(
+    body: Any, headers: Headers, status: str, request_: bytes, expected: tuple[str | None, ...], content: bytes, stays: bool
+) -> None:
+    blocks = [block if isinstance(block, bytes) else block.encode() for block in body]
+    app = answering(blocks if isinstance(body, list) else tuple(blocks), *headers, status=status)
+    # Twice: what is remembered of the first response must make no difference.
+    found, open_ = responses(app, *[request_] * (2 if stays else 1))
+    for response in found:
+        assert (framing(response), response.body, response.complete) == (expected, content, True)
+        assert response.line == f"HTTP/1.1 {status}"
+    assert open_ is stays
+
+
+def test_response_of_a_head_that_is_remembered_is_cut_to_each_body() -> None:
+    bodies = iter([b"hello", b"hello", b"hell", b"hello!", b"hello"])
+    headers = [("Content-Length", "5"), ("Date", "Sun, 06 Nov 1994 08:49:37 GMT")]
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", headers)
+        return [next(bodies)]
+
+    with serving(app) as server:
+        with RawClient(server.url) as client:
+            assert [client.get().body for _ in range(2)] == [b"hello", b"hello"]
+            client.send(GET)
+            short = client.response()
+            assert (short.complete, short.body) == (False, b"hell")
+        with RawClient(server.url) as client:
+            assert client.get().body == b"hello"
+            assert client.is_closed()
+        with RawClient(server.url) as client:
+            assert client.get("/", "Connection: close").value("Connection") == "close"
+
+
+def test_response_headers_keep_order_count_and_bytes() -> None:
+    headers = [("Set-Cookie", "a=1"), ("X-Name", "caf\xe9"), ("set-cookie", "b=2"), ("Server", "mine"), ("X", "")]
+    (response, again), _ = responses(answering([b""], *headers), GET, GET)
+    for one in (response, again):
+        assert [pair for pair in one.headers if pair[0] not in ("Date", "Content-Length")] == headers
+
+
+def test_response_hop_by_hop_headers_of_the_app_are_dropped() -> None:
+    headers = [("Keep-Alive", "5"), ("TE", "x"), ("Trailer", "X"), ("Proxy-Connection", "x"), ("Connection", "x-foo")]
+    (response,), open_ = responses(answering([b""], *headers), GET)
+    assert {name for name, _ in response.headers} == {"Date", "Content-Length"}
+    assert open_
+
+
+def test_response_date_is_added_once_unless_the_app_has_one() -> None:
+    (response,), _ = responses(answering([b""]), GET)
+    date = parsedate_to_datetime(str(response.value("Date")))
+    assert abs((datetime.now(date.tzinfo) - date).total_seconds()) < 10
+    (response,), _ = responses(answering([b""], ("date", "yesterday")), GET)
+    assert response.values("Date") == ["yesterday"]
+    assert response.values("Server") == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        ("200 OK", [("X", "a\r\nY: b")]),
+        ("200 OK", [("X", "a\nb")]),
+        ("200 OK", [("X", "\x00")]),
+        ("200 OK", [("X Y", "a")]),
+        ("200 OK", [("X", "\u20ac")]),
+        ("200 OK", [("X\r\nY", "a")]),
+        ("200 OK", [("Content-Length", "five")]),
+        ("200 OK", [("Content-Length", "-1")]),
+        ("200 OK", [("Content-Length", "1"), ("Content-Length", "1")]),
+        ("200 OK\r\nX: y", []),
+        ("200 O\x00K", []),
+        ("20 OK", []),
+        ("2000 OK", []),
+        ("abc OK", []),
+        ("100 Continue", []),
+        ("101 Switching Protocols", []),
+        ("600 X", []),
+        ("\u0662\u0660\u0660 OK", []),
+    ],
+)
+@pytest.mark.parametrize("body", [[b"x"], (b"x",)], ids=["whole", "blocks"])
+def test_response_that_cannot_be_sent_is_500(status: str, headers: Headers, body: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (response,), _ = responses(answering(body, *headers, status=status), GET)
+    assert response.line == "HTTP/1.1 500 Internal Server Error"
+    assert json.loads(response.body)["reason"] == "internal"
+    assert caplog.records[-1].levelname == "ERROR"
+
+
+def test_response_failure_names_the_exchange() -> None:
+    exchange = Exchange()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ[ENVIRON_KEY] = exchange
+        raise ValueError("a secret")
+
+    (response,), _ = responses(app, GET)
+    assert json.loads(response.body)["request_id"] == exchange.id
+    assert b"secret" not in response.body
+
+
+FAILURES: dict[str, Callable[..., Iterable[bytes]]] = {}
+
+
+def failing(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    FAILURES[app.__name__] = app
+    return app
+
+
+@failing
+def raises_at_once(environ: Any, start_response: Any) -> Iterable[bytes]:
+    raise ValueError
+
+
+@failing
+def raises_after_start_response(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "5")])
+    raise ValueError
+
+
+@failing
+def raises_at_the_first_block(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return Body(ValueError())
+
+
+@failing
+def never_calls_start_response(environ: Any, start_response: Any) -> Iterable[bytes]:
+    return [b"x"]
+
+
+@failing
+def never_calls_start_response_with_blocks(environ: Any, start_response: Any) -> Iterable[bytes]:
+    return Body(b"x")
+
+
+@failing
+def calls_start_response_twice(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    start_response("200 OK", [])
+    return []
+
+
+@failing
+def returns_none(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", [])
+
+
+@pytest.mark.parametrize("app", FAILURES.values(), ids=FAILURES)
+def test_app_that_fails_before_its_head_is_500_and_the_connection_ends(app: Callable[..., Iterable[bytes]]) -> None:
+    for request in (GET, HEAD):
+        with serving(app) as server, RawClient(server.url) as client:
+            client.send(request)
+            response = client.response(request.partition(b" ")[0].decode())
+            assert (response.status, response.value("Connection"), response.complete) == (500, "close", True)
+            assert client.is_closed()
+
+
+def test_app_that_yields_text_is_cut_off_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(answering(("text",))) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
+        client.send(GET)
+        assert not client.rest().endswith(b"0\r\n\r\n")
+    assert "the response broke off" in caplog.text
+
+
+def test_app_that_fails_hurts_no_other_client() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/bad":
+            raise SystemError
+        start_response("200 OK", [])
+        return [b"good"]
+
+    with serving(app) as server, RawClient(server.url) as other:
+        assert other.get().body == b"good"
+        for _ in range(5):
+            with RawClient(server.url) as client:
+                assert client.get("/bad").status == 500
+            assert other.get().body == b"good"
+
+
+CUTS: dict[str, tuple[Any, Headers, bytes]] = {
+    "chunked": ((b"he", ValueError()), [], GET),
+    "known length": ((b"he", ValueError()), [("Content-Length", "5")], GET),
+    "known length, too short": ((b"he",), [("Content-Length", "5")], GET),
+    "until the end of the connection": ((b"he", ValueError()), [], GET_10),
+}
+
+
+@pytest.mark.parametrize(("blocks", "headers", "request_"), CUTS.values(), ids=CUTS)
+def test_response_that_breaks_off_never_looks_complete(blocks: Any, headers: Headers, request_: bytes) -> None:
+    body = Body(*blocks)
+    with serving(answering(body, *headers)) as server, RawClient(server.url) as client:
+        client.send(request_)
+        response = client.response()
+        assert not response.complete, "a client would take this for the whole response"
+        assert response.body in (b"he", b"")  # a reset may overtake it
+        assert client.is_closed()
+        passed(body.closed)
+
+
+def test_response_whole_block_too_short_breaks_off() -> None:
+    with serving(answering([b"he"], ("Content-Length", "5"))) as server, RawClient(server.url) as client:
+        assert not client.get().complete
+
+
+def test_body_is_closed_after_its_end() -> None:
+    body = Body(b"a", b"b")
+    (response,), _ = responses(lambda e, s: answering(body)(e, s) if e["REQUEST_METHOD"] == "GET" else answering([])(e, s), GET)
+    assert response.body == b"ab"
+    assert body.closed.is_set()
+
+
+def test_body_whose_close_fails_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    class Bad(Body):
+        def close(self) -> None:
+            raise ValueError("in close")
+
+    with serving(answering(Bad(b"a", b"b"))) as server, RawClient(server.url) as client:
+        assert client.get().body == b"ab"
+        assert client.is_closed()
+    assert "closing the response failed" in caplog.text
+
+
+def test_blocks_go_out_as_they_come() -> None:
+    go_on = threading.Event()
+
+    def second() -> bytes:
+        passed(go_on)
+        return b"second"
+
+    with serving(answering(Body(b"first", second))) as server, RawClient(server.url) as client:
+        client.send(GET)
+        assert client.until(b"first\r\n").endswith(b"\r\n5\r\nfirst\r\n")
+        go_on.set()
+        assert client.until(b"\r\n0\r\n\r\n") == b"6\r\nsecond\r\n0\r\n\r\n"
+
+
+def test_write_of_start_response_sends_blocks() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", [])
+        write(b"one ")
+        write(b"")
+        write(b"two ")
+        return [b"three"]
+
+    (response,), open_ = responses(app, GET)
+    assert (response.body, open_) == (b"one two three", True)
+
+
+def test_write_alone_makes_a_whole_response() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "3")])(b"one")
+        return []
+
+    (response,), open_ = responses(app, GET)
+    assert (response.body, open_) == (b"one", True)
+
+
+def test_exc_info_before_the_head_replaces_the_response() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("X", "1")])
+        try:
+            raise ValueError
+        except ValueError as error:
+            start_response("503 Service Unavailable", [("Y", "2")], (ValueError, error, error.__traceback__))
+        return [b"sorry"]
+
+    (response,), _ = responses(app, GET)
+    assert (response.status, response.body, response.value("X"), response.value("Y")) == (503, b"sorry", None, "2")
+
+
+def test_exc_info_after_the_head_raises_and_breaks_off() -> None:
+    raised: list[BaseException] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", [])
+        write(b"begun")
+        error = ValueError("late")
+        try:
+            start_response("503 Service Unavailable", [], (ValueError, error, None))
+        except ValueError as caught:
+            raised.append(caught)
+            raise
+        return []
+
+    with serving(app) as server, RawClient(server.url) as client:
+        assert not client.get().complete
+    assert [str(error) for error in raised] == ["late"]
+
+
+def test_file_wrapper_sends_a_file_and_closes_it() -> None:
+    file = io.BytesIO(b"x" * 100_000)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "100000")])
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+        return wrapped
+
+    with serving(app) as server, RawClient(server.url) as client:
+        assert client.get().body == b"x" * 100_000
+        eventually(lambda: file.closed)
+
+
+def test_flush_head_sends_the_head_before_any_block() -> None:
+    go_on = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        client = environ["rgate.client"]
+        client.flush_head()  # too early: nothing happens
+        start_response("200 OK", [("Content-Length", "2")])
+        client.flush_head()
+        client.flush_head()
+        passed(go_on)
+        return [b"ok"]
+
+    with serving(app) as server, RawClient(server.url) as client:
+        client.send(GET)
+        assert client.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 OK\r\n")
+        go_on.set()
+        assert client.read(2) == b"ok"
+        assert client.is_silent()
+
+
+def test_client_that_leaves_is_no_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "rgate.serving")
+    body = Body(b"x" * 1_000, *[b"x" * 1_000_000] * 50)
+    with serving(answering(body)) as server, RawClient(server.url) as client:
+        client.send(GET)
+        client.until(b"xxx")
+        client.reset()
+        passed(body.closed)
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+    assert "the client is gone" in caplog.text
+
+
+def test_slow_reader_gets_everything() -> None:
+    blocks = [bytes([number]) * 100_000 for number in range(60)]
+    with serving(answering(Body(*blocks), ("Content-Length", "6000000"))) as server, RawClient(server.url) as client:
+        client.send(GET)
+        client.until(b"\r\n\r\n")
+        assert b"".join(client.read(1_000_000) for _ in range(6)) == b"".join(blocks)
+
+
+def test_reader_that_stops_is_given_up_after_write_seconds() -> None:
+    body = Body(*[b"x" * 1_000_000] * 100)
+    with serving(answering(body), write_seconds=0.05) as server, RawClient(server.url) as client:
+        client.send(GET)
+        passed(body.closed)
+        assert not client.response().complete
+
+
+# HeadWriter
+
+
+def test_head_writer_memory_is_bounded() -> None:
+    writer = HeadWriter()
+    for number in range(HeadWriter.MAX_LINES + 10):
+        headers = (("Date", "x"), ("Content-Length", str(number)))
+        writer.write(f"200 {number}", headers)
+        writer.remember("200 OK", headers, b"head", number)
+        assert len(writer._lines) <= HeadWriter.MAX_LINES
+        assert len(writer._status_lines) <= 256
+        assert len(writer.known_heads) <= HeadWriter.MAX_HEADS
+
+
+def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
+    writer = HeadWriter()
+    large = "a" * 2_000
+    headers = (("Set-Cookie", "a=1"), ("X", large), ("Date", "x"), ("Content-Length", "1"))
+    writer.write(f"200 {large}", headers)
+    writer.remember("200 OK", headers, b"head", 1)
+    writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
+    assert not writer.known_heads
+    assert not [pair for pair in writer._lines if pair[0] in ("Set-Cookie", "X")]
+    assert not writer._status_lines, "a hostile backend could fill the memory with long status lines"
+
+
+def test_head_writer_date_changes_with_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = HeadWriter()
+    now = 784_111_777.9
+    monkeypatch.setattr("rgate.serving.response.time", lambda: now)
+    assert writer.date() == b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+    now += 0.2
+    assert writer.date() == b"Date: Sun, 06 Nov 1994 08:49:38 GMT\r\n"
+    assert re.fullmatch(rb"Date: \S+ .* GMT\r\n", writer.date())
