@@ -41,6 +41,7 @@ BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
 SURPLUS_WAIT_SECONDS: Final = 1.0
+ACCEPT_PAUSE_SECONDS: Final = 0.5
 EXPIRY_CHECK_SECONDS: Final = 1.0
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
@@ -253,7 +254,7 @@ class Server(BaseWSGIServer):
         _log.error("cannot accept connections at present: %s", error.strerror)
         with contextlib.suppress(OSError):  # another thread has done it
             self._epoll.unregister(self.socket.fileno())
-        self._accepting_again = monotonic() + 0.5
+        self._accepting_again = monotonic() + ACCEPT_PAUSE_SECONDS
 
     def _run_ticks(self) -> None:
         checked = self.now
@@ -333,7 +334,9 @@ class Server(BaseWSGIServer):
             self._tick()
             self._release_held()
             for connection in list(self._connections.values()):
-                if not connection.busy and not connection.late and (connection.idle or connection.deadline < self.now):
+                if connection.busy:
+                    connection.end_after_response()
+                elif not connection.late and (connection.idle or connection.deadline < self.now):
                     connection.expire()
             pause.wait(BUSY_TICK_SECONDS)
         if self._connections:

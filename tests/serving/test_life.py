@@ -1,0 +1,468 @@
+"""The server's life: deadlines, threads, clients that leave, sockets that run out, draining (WIRE 41, 51-53)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from time import monotonic, process_time
+from typing import Any
+
+import pytest
+
+from rgate.config.models import ServerConfig
+from rgate.serving.server import Server, listen
+from rgate.testing import make_gateway
+
+from ..raw_client import RawClient
+from ..waiting import eventually, passed
+from .live import connection_of, echo, send_apart, serving
+
+
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines are looked at often, so that tests need not wait."""
+    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.QUIET_TICK_SECONDS", 0.02)
+
+
+class Holding:
+    """An app whose requests to /slow hold their thread until they are let go."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.running = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith("/slow"):
+            with self._lock:
+                self.running += 1
+            passed(self.go_on)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+
+def get(target: str) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+# Deadlines
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_idle_connection_is_closed_without_a_word() -> None:
+    with serving(echo, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        assert client.is_closed()
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_connection_that_never_speaks_is_closed_without_a_word() -> None:
+    with serving(echo, head_seconds=0.05) as server, RawClient(server.url) as client:
+        assert client.is_closed()
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_empty_lines_after_a_request_are_no_request() -> None:
+    with serving(echo, head_seconds=0.05, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n\r\n")
+        assert client.response().status == 200
+        assert client.is_closed(), "nothing of a request has come, so a 408 would be an answer to nothing"
+
+
+@pytest.mark.usefixtures("quick_checks")
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHos", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_deadline_head_that_is_late_is_408(sent: bytes) -> None:
+    with serving(make_gateway({}), head_seconds=0.05) as server, RawClient(server.url) as client:
+        client.send(sent)
+        response = client.response()
+        assert (response.status, response.value("Connection")) == (408, "close")
+        assert b'"request_timeout"' in response.body
+        assert client.is_closed()
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_of_a_head_is_not_put_off_by_more_of_it() -> None:
+    begin = monotonic()
+    with serving(make_gateway({}), head_seconds=0.2) as server, RawClient(server.url) as client:
+        client.send(b"GET / HTTP/1.1\r\n")
+
+        def answered() -> bool:
+            client.send(b"A: b\r\n")
+            return not client.is_silent()
+
+        eventually(answered, "the head's deadline passes although more of it keeps coming")
+        assert client.response().status == 408
+    assert monotonic() - begin < 5
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_does_not_end_a_request_that_is_worked_on() -> None:
+    app = Holding()
+    with serving(app, head_seconds=0.02, keep_alive_seconds=0.02, body_seconds=0.02) as server, RawClient(server.url) as client:
+        client.send(get("/slow"))
+        eventually(lambda: app.running)
+        ticks = server.tick
+        eventually(lambda: server.tick > ticks + 10)
+        app.go_on.set()
+        assert client.response().body == b"ok"
+
+
+# Connections and threads
+
+
+def test_connections_that_are_idle_hold_no_thread() -> None:
+    with serving(echo, threads=2, max_in_flight=2) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]
+        for client in clients[:100]:
+            assert client.get().status == 200
+        for client in clients[100:200]:
+            client.send(b"GET / HTTP/1.1\r\nHo")
+        with RawClient(server.url) as other:
+            assert other.get().status == 200
+        assert server.threads == 2
+        for client in clients[100:200]:
+            client.send(b"st: x\r\n\r\n")
+            assert client.response().status == 200
+
+
+def test_threads_grow_when_all_are_held_up_and_shrink_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.server.SURPLUS_WAIT_SECONDS", 0.02)
+    app = Holding()
+    with serving(app, threads=2, max_in_flight=40) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(30)]
+        for client in clients:
+            client.send(get("/slow"))
+        eventually(lambda: app.running == 30, "every slow request gets a thread")
+        with RawClient(server.url) as other:
+            other.send(get("/quick"))
+            assert other.response().body == b"ok", "a quick request is served beside the slow ones"
+        app.go_on.set()
+        for client in clients:
+            assert client.response().body == b"ok"
+        eventually(lambda: server.threads <= 4, "surplus threads go")
+        assert clients[0].get().body == b"ok"
+
+
+def test_threads_are_bounded() -> None:
+    app = Holding()
+    with serving(app, threads=1, max_in_flight=5) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(20)]
+        for client in clients:
+            client.send(get("/slow"))
+        eventually(lambda: app.running == 6)
+        ticks = server.tick
+        eventually(lambda: server.tick > ticks + 20)
+        assert (server.threads, app.running) == (6, 6)
+        app.go_on.set()
+        for client in clients:
+            assert client.response().body == b"ok"
+
+
+def test_threads_that_cannot_be_started_are_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Holding()
+    with serving(app, threads=1, max_in_flight=5) as server, RawClient(server.url) as client, RawClient(server.url) as other:
+
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("rgate.serving.server._Worker.start", start)
+            client.send(get("/slow"))
+            eventually(lambda: "cannot start another thread" in caplog.text)
+        other.send(get("/quick"))
+        assert other.response().body == b"ok"
+        app.go_on.set()
+        assert client.response().body == b"ok"
+
+
+def test_connection_that_fails_in_an_unforeseen_way_is_closed_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(echo) as server, RawClient(server.url) as client, RawClient(server.url) as other:
+        assert other.get().status == 200
+
+        def fail(block: bytes) -> bool:
+            raise RuntimeError("unforeseen")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("rgate.serving.connection.Connection._consume", lambda *_: fail(b""))
+            client.send(get("/"))
+            assert client.is_closed()
+        assert other.get().status == 200
+    assert "a connection failed" in caplog.text
+
+
+def test_connection_reset_while_idle_is_forgotten() -> None:
+    with serving(echo) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        client.reset()
+        eventually(lambda: not server._connections)
+
+
+def test_connection_head_in_tiny_pieces_costs_little() -> None:
+    """Judging all of a growing head at every piece would take half a minute here: a cheap way to keep a gateway busy."""
+    with serving(echo) as server, RawClient(server.url) as client:
+        send_apart(server, client, b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 50_000)
+        connection = connection_of(server, client)
+        begin = process_time()
+        send_apart(server, client, *[b"a"] * 1_000)
+        assert process_time() - begin < 0.4, "CPU time for 1,000 pieces of one byte"
+        assert len(connection._pending) > 50_000
+        client.send(b"\r\n\r\n")
+        assert client.response().status == 200
+
+
+# Clients that leave (WIRE 41)
+
+
+class Watching:
+    """An app that stays until the client leaves."""
+
+    def __init__(self) -> None:
+        self.running = threading.Event()
+        self.gone = threading.Event()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        client = environ["rgate.client"]
+        client.on_gone = self.gone.set
+        self.running.set()
+        passed(self.gone)
+        client.on_gone = None
+        start_response("200 OK", [])
+        return []
+
+
+@pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
+def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callable[[RawClient], None]) -> None:
+    app = Watching()
+    with serving(app) as server, RawClient(server.url) as client:
+        client.send(get("/"))
+        passed(app.running)
+        leave(client)
+        passed(app.gone, "the client has left")
+
+
+def test_client_that_sends_on_has_not_left() -> None:
+    app = Holding()
+    left = threading.Event()
+
+    def watched(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ["rgate.client"].on_gone = left.set
+        try:
+            return app(environ, start_response)
+        finally:
+            environ["rgate.client"].on_gone = None
+
+    with serving(watched) as server, RawClient(server.url) as client:
+        client.send(get("/slow"))
+        eventually(lambda: app.running)
+        send_apart(server, client)  # the next request is left in the socket
+        client.send(get("/next"))
+        eventually(lambda: connection_of(server, client).events)
+        app.go_on.set()
+        assert [client.response().body for _ in range(2)] == [b"ok", b"ok"]
+    assert not left.is_set()
+
+
+# Sockets that run out
+
+
+def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rgate.serving.server.ACCEPT_PAUSE_SECONDS", 0.05)
+    with serving(echo, threads=4) as server:
+        short = True
+
+        class Listener:
+            def __init__(self, listener: socket.socket) -> None:
+                self._listener = listener
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._listener, name)
+
+            def accept(self) -> Any:
+                if short:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return self._listener.accept()
+
+        server.socket = Listener(server.socket)  # type: ignore[assignment]
+        with RawClient(server.url) as client:
+            client.send(get("/"))
+            eventually(lambda: "cannot accept connections at present: Too many open files" in caplog.text)
+            assert client.is_silent()
+            short = False
+            assert client.response().status == 200
+
+
+def test_connection_that_cannot_be_watched_is_closed_and_forgotten() -> None:
+    with serving(echo) as server, RawClient(server.url) as first:
+        assert first.get().status == 200
+        connection = connection_of(server, first)
+
+        class Epoll:
+            def __init__(self, epoll: Any) -> None:
+                self._epoll = epoll
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._epoll, name)
+
+            def register(self, *_: object) -> None:
+                raise OSError(errno.ENOSPC, "no watches left")
+
+        epoll, server._epoll = server._epoll, Epoll(server._epoll)  # type: ignore[assignment]
+        with RawClient(server.url) as second:
+            assert second.is_closed()
+        server._epoll = epoll
+        assert list(server._connections.values()) == [connection], "the one that could not be watched is forgotten"
+
+
+# Stopping (WIRE 53)
+
+
+@pytest.fixture
+def running() -> Iterator[Callable[..., tuple[Server, threading.Thread]]]:
+    with ExitStack() as stack:
+
+        def run(app: Any, **config: Any) -> tuple[Server, threading.Thread]:
+            server = Server(app, ServerConfig(**{"port": 0, "threads": 2, **config}))
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            stack.callback(server.server_close)
+            stack.callback(thread.join, 10)
+            stack.callback(server.stop)
+            return server, thread
+
+        yield run
+
+
+def test_stop_finishes_what_is_in_flight_and_closes_the_rest(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    app = Holding()
+    server, thread = running(app)
+    with RawClient(server.url) as busy, RawClient(server.url) as idle, RawClient(server.url) as fresh:
+        assert idle.get().body == b"ok"
+        connection_of(server, fresh)
+        busy.send(get("/slow"))
+        eventually(lambda: app.running)
+        server.stop()
+        assert idle.is_closed()
+        assert fresh.is_closed()
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(server.url)
+        assert thread.is_alive()
+        app.go_on.set()
+        response = busy.response()
+        assert (response.body, response.value("Connection")) == (b"ok", "close")
+        assert busy.is_closed()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stop_answers_a_request_that_is_still_coming(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(echo)
+    with RawClient(server.url) as head, RawClient(server.url) as body:
+        send_apart(server, head, b"GET / HTTP/1.1\r\nHo")
+        send_apart(server, body, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe")
+        server.stop()
+        eventually(lambda: server.draining)
+        head.send(b"st: x\r\n\r\n")
+        body.send(b"llo")
+        assert head.response().value("Connection") == "close"
+        assert body.response().body == b"POST / hello"
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stop_does_not_wait_longer_than_its_deadlines_for_a_head(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(make_gateway({}), head_seconds=0.05, drain_seconds=60)
+    with RawClient(server.url) as client:
+        send_apart(server, client, b"GET / HTTP/1.1\r\nHo")
+        server.stop()
+        assert client.response().status == 408
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_stop_cuts_what_is_left_after_drain_seconds(
+    running: Callable[..., tuple[Server, threading.Thread]], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Watching()
+    server, thread = running(app, drain_seconds=0.05)
+    with RawClient(server.url) as client:
+        client.send(get("/"))
+        passed(app.running)
+        server.stop()
+        passed(app.gone, "what the app waits for is told to end")
+        client.rest()  # up to the end of the connection
+        thread.join(5)
+        assert not thread.is_alive()
+    assert "1 connections were cut" in caplog.text
+
+
+def test_stop_does_not_wait_for_threads_that_are_stuck(
+    running: Callable[..., tuple[Server, threading.Thread]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rgate.serving.server.CUT_SECONDS", 0.05)
+    app = Holding()
+    server, thread = running(app, threads=8, drain_seconds=0)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
+        for client in clients:
+            client.send(get("/slow"))
+        eventually(lambda: app.running == 8)
+        server.stop()
+        thread.join(2)
+        assert not thread.is_alive(), "eight stuck threads hold up the end no longer than one"
+        app.go_on.set()
+        eventually(lambda: not server._workers, "the threads end when they can")
+
+
+def test_stop_before_run_ends_at_once() -> None:
+    server = Server(echo, ServerConfig(port=0))
+    server.stop()
+    server.stop()
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    server.server_close()
+
+
+# Listening
+
+
+def test_listen_on_a_taken_port_raises_and_leaves_nothing_open() -> None:
+    listener = listen("127.0.0.1", 0)
+    with listener, pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", listener.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:"), ("::1", "http://[::1]:"), ("::", "http://[::1]:")],
+)
+def test_url_says_where_to_reach_the_server(host: str, url: str) -> None:
+    try:
+        listen(host, 0).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with serving(echo, host=host) as server:
+        assert server.url == f"{url}{server.port}"
+        with RawClient(server.url) as client:
+            assert client.get().status == 200
+
+
+def test_server_takes_a_listener_that_is_given() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(echo, ServerConfig(port=1), listener)
+        assert server.port == listener.getsockname()[1]
+        server.stop()
+        server.run()
+        server.server_close()
+        assert listener.fileno() >= 0, "it is the giver's to close"
