@@ -14,17 +14,19 @@ from rgate.plugins.stats.report import report
 from .traffic import success_of
 
 SERVING = """
-import sys, time
+import sys, threading, time
 from rgate.plugins.stats.pending import Pending
 from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.store import Store
 from tests.plugins.stats.traffic import finished
+pause = threading.Event()
 recorder = Recorder(Store("sqlite:///" + sys.argv[1]), Pending(), flush_seconds=0.2)
 with recorder.running():
     for number in range(1, 10**9):
         recorder.pending.record(finished(ms=1 + number % 50))
         if number % 100 == 0:
             print(number, time.monotonic(), flush=True)
+            pause.wait(0.002)  # requests come with gaps, in which the writer gets its turn
 """
 KILLED_AFTER_SECONDS = 2.0
 
