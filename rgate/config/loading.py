@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigProblem
-from . import checks, document, environment
+from . import certificates, checks, document, environment
 from .models import Config, PluginsConfig, RouteConfig
 from .tree import Node, Report
 from .validation import validate
@@ -97,7 +97,7 @@ def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: 
         }
     )
 
-    for problem in (*checks.check(config, root, backends, report), *plugins.check(config)):
+    for problem in (*checks.check(config, root, backends, report), *certificates.check(config), *plugins.check(config)):
         report.add_check(root, problem)
     report.raise_any()
     return config

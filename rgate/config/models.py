@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -17,6 +17,9 @@ from ..wire.target import read_target
 
 __all__ = [
     "BackendConfig",
+    "BackendTLSConfig",
+    "CertificateConfig",
+    "ClientCertificatesConfig",
     "Config",
     "DefaultResponseConfig",
     "DockerConfig",
@@ -24,6 +27,7 @@ __all__ = [
     "PluginsConfig",
     "RouteConfig",
     "ServerConfig",
+    "TLSConfig",
     "TimeoutsConfig",
     "UseConfig",
 ]
@@ -122,6 +126,30 @@ def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
+def _certificate_host(text: str) -> str:
+    """A host as TLS names it: no address, but `*.` in front stands for one label."""
+    host = _host(text.removeprefix("*."))
+    if host.startswith("["):
+        raise ValueError(f"{text!r} is an address; TLS clients name only hosts, so the first certificate serves it")
+    return f"*.{host}" if text.startswith("*.") else host
+
+
+def _server_name(text: str) -> str:
+    return _host(f"[{text}]" if ":" in text and not text.startswith("[") else text).strip("[]")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        pass
+    try:
+        wider = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network; write one like 10.0.0.0/8, or an address like 192.0.2.1") from None
+    raise ValueError(f"{text!r} has bits beyond the prefix; write {wider} or a longer prefix")
+
+
 def _media_type(text: str) -> str:
     if not _MEDIA_TYPE.fullmatch(text):
         raise ValueError(f"{text!r} is no media type; write one like 'text/html; charset=utf-8'")
@@ -166,6 +194,21 @@ class RouteConfig(Model):
     plugins: dict[str, Any] = {}
 
 
+class BackendTLSConfig(Model):
+    """`tls` of a backend: how its https endpoints are spoken to. The values are files in PEM form, but for `server_name`.
+
+    `ca` replaces the system's authorities; `certificate` and `key` are the gateway's own, for backends that ask for one;
+    `server_name` is what the backend's certificate must be for, by default the endpoint's host.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = None
+    server_name: Annotated[str, AfterValidator(_server_name)] | None = None
+    verify: bool = True
+
+
 class BackendConfig(Model):
     """One entry of `backends`: containers picked by label, or fixed addresses, or both."""
 
@@ -173,6 +216,7 @@ class BackendConfig(Model):
     match_labels: Annotated[tuple[Annotated[str, AfterValidator(_label)], ...], AfterValidator(_labels)] = ()
     endpoints: tuple[str, ...] = ()
     policy: str = "random_of_two"
+    tls: BackendTLSConfig = BackendTLSConfig()
 
 
 class DefaultResponseConfig(Model):
@@ -181,6 +225,41 @@ class DefaultResponseConfig(Model):
     body: str = "No route matches."
     status_code: Annotated[Whole, Field(ge=200, le=599)] = 404
     content_type: Annotated[str, AfterValidator(_media_type)] | None = None
+
+
+class CertificateConfig(Model):
+    """One entry of `server.tls.certificates`: files in PEM form, and the hosts that they are shown to.
+
+    Without `key` the key is in the file of the certificate; without `hosts` the certificate's own names count.
+    """
+
+    certificate: str
+    key: str | None = None
+    key_password: str | None = None
+    hosts: tuple[Annotated[str, AfterValidator(_certificate_host)], ...] = ()
+
+
+class ClientCertificatesConfig(Model):
+    """`server.tls.client_certificates`: clients show a certificate that one in `ca` has issued, or none if not `require`."""
+
+    ca: str
+    require: bool = True
+
+
+class TLSConfig(Model):
+    """`server.tls`: the listener speaks TLS. The first certificate is for clients that name no host, or an unknown one.
+
+    `redirect_port` is a second listener, for plain HTTP, which sends clients to https at `public_port` (by default the
+    port of the first).
+    """
+
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = None
+    certificates: tuple[CertificateConfig, ...] = ()
+    client_certificates: ClientCertificatesConfig | None = None
+    redirect_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = None
+    public_port: Annotated[Whole, Field(ge=1, le=65_535)] | None = None
 
 
 class ServerConfig(Model):
@@ -200,6 +279,8 @@ class ServerConfig(Model):
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    tls: TLSConfig | None = None
 
     @property
     def processes(self) -> int:

@@ -16,6 +16,7 @@ from rgate.config.document import read
 from rgate.config.tree import Report
 from rgate.registry import Registry
 
+from ..certificates import authority
 from .configs import loaded, problems
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -23,8 +24,12 @@ MODELS: dict[str, type[BaseModel]] = {
     "routes": models.RouteConfig,
     "routes[].timeouts": models.TimeoutsConfig,
     "backends": models.BackendConfig,
+    "backends[].tls": models.BackendTLSConfig,
     "default_response": models.DefaultResponseConfig,
     "server": models.ServerConfig,
+    "server.tls": models.TLSConfig,
+    "server.tls.certificates[]": models.CertificateConfig,
+    "server.tls.client_certificates": models.ClientCertificatesConfig,
     "docker": models.DockerConfig,
     "plugins": models.PluginsConfig,
     "use": models.UseConfig,
@@ -115,8 +120,15 @@ def test_page_says_every_limit_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-def test_example_on_the_page_is_valid(example: str) -> None:
-    loaded(example)
+def test_example_on_the_page_is_valid(example: str, tmp_path: Path) -> None:
+    trusted = authority()
+    pairs = {name: trusted.issue(f"{name}.example") for name in ("shop", "admin", "gateway")}
+    for name, pair in pairs.items():
+        (tmp_path / f"{name}.pem").symlink_to(pair.both)
+        (tmp_path / f"{name}.key").symlink_to(pair.key)
+    for name in ("internal", "staff"):
+        (tmp_path / f"{name}-ca.pem").symlink_to(trusted.file)
+    loaded(example.replace("/etc/rgate/tls", str(tmp_path)))
 
 
 def test_example_of_problems_on_the_page_is_what_rgate_says() -> None:

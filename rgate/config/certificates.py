@@ -1,0 +1,97 @@
+"""What must hold between the options of TLS, and whether the files that they name can be used."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from ..errors import ConfigProblem
+from ..pem import PemError, load_authorities, load_pair, names_of
+from .models import BackendConfig, CertificateConfig, Config, TLSConfig
+
+__all__ = ["check", "pairs"]
+
+_Path: TypeAlias = "tuple[str | int, ...]"
+
+
+def check(config: Config) -> Iterator[ConfigProblem]:
+    """The problems of `server.tls` and of every backend's `tls`."""
+    tls = config.server.tls
+    if tls is not None:
+        yield from _listener(tls, config.server.port)
+        yield from _certificates(tls)
+        if tls.client_certificates is not None:
+            yield from _authorities(tls.client_certificates.ca, ("server", "tls", "client_certificates"))
+    for index, backend in enumerate(config.backends):
+        yield from _backend(backend, ("backends", index, "tls"))
+
+
+def pairs(tls: TLSConfig) -> Iterator[tuple[_Path, CertificateConfig]]:
+    """Every certificate of the server, and where it stands; the first is the one for clients that name no host."""
+    if tls.certificate is not None:
+        yield (), CertificateConfig(certificate=tls.certificate, key=tls.key, key_password=tls.key_password)
+    for index, entry in enumerate(tls.certificates):
+        yield ("certificates", index), entry
+
+
+def _listener(tls: TLSConfig, port: int) -> Iterator[ConfigProblem]:
+    path: _Path = ("server", "tls")
+    if tls.certificate is None:
+        if not tls.certificates:
+            yield ConfigProblem(path, "needs a certificate")
+        for name in ("key", "key_password"):
+            if getattr(tls, name) is not None:
+                yield ConfigProblem((*path, name), "means nothing without 'certificate' beside it")
+    if tls.redirect_port is None and tls.public_port is not None:
+        yield ConfigProblem((*path, "public_port"), "means nothing without 'redirect_port'")
+    if tls.redirect_port and tls.redirect_port == port:
+        yield ConfigProblem((*path, "redirect_port"), f"{port} is the port that TLS is spoken at; choose another, like 80")
+
+
+def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
+    taken: dict[str, _Path] = {}
+    for below, entry in pairs(tls):
+        path = ("server", "tls", *below)
+        try:
+            names = entry.hosts or names_of(entry.certificate, entry.key, entry.key_password)
+            if entry.hosts:
+                load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), entry.certificate, entry.key, entry.key_password)
+        except PemError as error:
+            yield ConfigProblem((*path, error.option), error.problem)
+            continue
+        if below and not names:
+            yield ConfigProblem((*path, "certificate"), f"{entry.certificate} is for no host name; give some under 'hosts'")
+        elif taken and names and all(name in taken for name in names):
+            first = str(ConfigProblem(taken[names[0]], "")).removesuffix(": ")
+            yield ConfigProblem((*path, "certificate"), f"never shown: {first} is for {', '.join(names)} already")
+        for name in names:
+            taken.setdefault(name, (*path, "certificate"))
+
+
+def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
+    tls = backend.tls
+    if not tls.model_fields_set:
+        return
+    if backend.endpoints and not backend.match_labels and not any(url.startswith("https://") for url in backend.endpoints):
+        yield ConfigProblem(path, "means nothing: no endpoint of this backend begins with https://")
+    if tls.ca is not None:
+        yield from _authorities(tls.ca, path)
+        if not tls.verify:
+            yield ConfigProblem((*path, "verify"), "is false, so nothing is held against 'ca'; leave one of them out")
+    if tls.certificate is not None:
+        try:
+            load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.certificate, tls.key, tls.key_password)
+        except PemError as error:
+            yield ConfigProblem((*path, error.option), error.problem)
+        return
+    for name in ("key", "key_password"):
+        if getattr(tls, name) is not None:
+            yield ConfigProblem((*path, name), "means nothing without 'certificate' beside it")
+
+
+def _authorities(file: str, path: _Path) -> Iterator[ConfigProblem]:
+    try:
+        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file)
+    except PemError as error:
+        yield ConfigProblem((*path, error.option), error.problem)

@@ -1,0 +1,66 @@
+"""Certificates for one test run, made when they are first needed: an authority, and what it issues, as PEM files."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import trustme
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
+
+PASSWORD = "tell nobody"
+
+
+class Authority:
+    """Issues certificates. `file` is its own."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._ca = trustme.CA(organization_name=name)
+        self._folder = folder
+        self._name = name
+        self.file = str(folder / f"{name}-ca.pem")
+        self._ca.cert_pem.write_to_path(self.file)
+
+    @cache  # noqa: B019 - there are two authorities, for the whole run
+    def issue(
+        self, *names: str, common_name: str | None = None, organization: str | None = None, not_after: datetime | None = None
+    ) -> Pair:
+        """A certificate for host names, addresses, URIs or e-mail addresses, and its key."""
+        leaf = self._ca.issue_cert(*names, common_name=common_name, organization_name=organization, not_after=not_after)
+        pair = Pair(self._folder / f"{self._name}-{len(list(self._folder.iterdir()))}")
+        pair.write(b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes())
+        return pair
+
+    def client_context(self, pair: Pair | None = None) -> ssl.SSLContext:
+        """How a client speaks TLS that believes this authority, and shows `pair` when it is asked."""
+        context = ssl.create_default_context(cafile=self.file)
+        if pair is not None:
+            context.load_cert_chain(pair.both)
+        return context
+
+
+class Pair:
+    """A certificate and its key: in two files, in one (`both`), and the key behind PASSWORD (`locked`)."""
+
+    def __init__(self, stem: Path) -> None:
+        self.certificate = f"{stem}.pem"
+        self.key = f"{stem}.key"
+        self.both = f"{stem}-both.pem"
+        self.locked = f"{stem}-locked.key"
+
+    def write(self, chain: bytes, key: bytes) -> None:
+        """Write all four files."""
+        locked = load_pem_private_key(key, None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(PASSWORD.encode())
+        )
+        for path, content in ((self.certificate, chain), (self.key, key), (self.both, key + chain), (self.locked, locked)):
+            Path(path).write_bytes(content)
+
+
+@cache
+def authority(name: str = "trusted") -> Authority:
+    """The authority of this name, one for the whole test run."""
+    return Authority(Path(mkdtemp(prefix="rgate-test-certificates-")), name)
