@@ -1,3 +1,14 @@
 """The built-in plugins: modules of this package, loaded like any other plugin. Order is the order of registration."""
 
-BUILTIN = ("docker_labels", "static_endpoints", "routing", "selection", "faults", "normalize", "stats", "access_log")
+BUILTIN = (
+    "docker_labels",
+    "static_endpoints",
+    "routing",
+    "retry",
+    "selection",
+    "faults",
+    "normalize",
+    "stats",
+    "access_log",
+    "websocket",
+)

@@ -1,0 +1,116 @@
+"""retry: one more try on another endpoint, when the first has given nothing and the request can be sent again.
+
+    plugins:
+      retry: {attempts: 2, budget_percent: 20}     # default
+    routes:
+      - path_prefix: /api/orders
+        backend: orders
+        plugins: {retry: false}
+
+What failed before a connection stood (refused, unreachable, no connection in time) has reached no backend and is tried
+elsewhere whatever the method. What was closed before a response is tried elsewhere only for idempotent methods (RFC 9110
+§9.2.2), so a POST is never sent twice. A body must be small enough to be at hand as a whole; one that streams is not sent
+again. The endpoint that failed is taken from the candidates.
+
+So that retries cannot double the load on backends that are in trouble, they have a budget: a share of the requests of the
+route, of which up to ten retries may be saved up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import BytesIO
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rgate import (
+    ConfigSection,
+    Exchange,
+    Gateway,
+    GatewayError,
+    Middleware,
+    NoEndpoint,
+    Overloaded,
+    Unavailable,
+    UpstreamClosed,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+SAVED_RETRIES: Final = 10.0
+
+
+class RetryOptions(BaseModel):
+    """`attempts` is how many endpoints a request is sent to at most (1 to 10); `budget_percent` (0 to 100) how many
+    requests of a hundred may be sent again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 2
+    budget_percent: Annotated[float, Field(ge=0, le=100)] = 20.0
+
+
+@hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("retry", RetryOptions, per_route=True)
+
+
+@hookimpl
+def rgate_middlewares(gateway: Gateway) -> Middleware:
+    def wrap(app: WSGIApplication, options: RetryOptions | None) -> WSGIApplication:
+        return Retry(app, options or RetryOptions())
+
+    return Middleware("retry", wrap, edits_environ=False)
+
+
+class Retry:
+    """The middleware of one route, with the budget of that route.
+
+    The budget is counted without a lock: two threads that count at the same moment may lose a fraction of a retry.
+    """
+
+    __slots__ = ("_app", "_attempts", "_budget", "_share")
+
+    def __init__(self, app: WSGIApplication, options: RetryOptions) -> None:
+        self._app = app
+        self._attempts = options.attempts
+        self._share = options.budget_percent / 100
+        self._budget = SAVED_RETRIES if self._share else 0.0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._budget < SAVED_RETRIES:
+            self._budget += self._share
+        try:
+            return self._app(environ, start_response)
+        except GatewayError as error:
+            return self._again(environ, start_response, error)
+
+    def _again(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
+        exchange = Exchange.of(environ)
+        while exchange.attempts < self._attempts and self._budget >= 1 and _can_be_sent_again(environ, error):
+            failed = exchange.endpoint
+            others = tuple(endpoint for endpoint in exchange.candidates if endpoint is not failed)
+            if not others:
+                break
+            self._budget -= 1
+            exchange.candidates = others
+            if isinstance(environ["wsgi.input"], BytesIO):
+                environ["wsgi.input"].seek(0)
+            try:
+                return self._app(environ, start_response)
+            except GatewayError as next_error:
+                error = next_error
+        raise error
+
+
+def _can_be_sent_again(environ: WSGIEnvironment, error: GatewayError) -> bool:
+    if isinstance(error, Unavailable):
+        return not isinstance(error, NoEndpoint | Overloaded)  # nothing was sent, nothing of the body was read
+    if not isinstance(error, UpstreamClosed) or environ["REQUEST_METHOD"] not in IDEMPOTENT:
+        return False
+    has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
+    return not has_body or isinstance(environ["wsgi.input"], BytesIO)

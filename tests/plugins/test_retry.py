@@ -1,0 +1,176 @@
+"""retry: what is sent again, to whom, how often, and what never is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rgate import (
+    BadResponse,
+    ConnectTimeout,
+    Exchange,
+    GatewayError,
+    NoEndpoint,
+    Overloaded,
+    Refused,
+    ResponseTimeout,
+    Unreachable,
+    UpstreamClosed,
+)
+from rgate.plugins.retry import Retry, RetryOptions
+from rgate.testing import (
+    ScriptedBackend,
+    ScriptedConnection,
+    client,
+    http_response,
+    make_endpoint,
+    make_environ,
+    make_exchange,
+    refusing_url,
+    running_gateway,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+BAD, GOOD, OTHER = (make_endpoint(name) for name in ("bad", "good", "other"))
+
+
+class Attempts:
+    """selection and forwarder in one: the first candidate; `bad` and what is in `failing` raise the error, others answer."""
+
+    def __init__(self, error: GatewayError, failing: Iterable[str] = ("bad",)) -> None:
+        self.error = error
+        self.failing = set(failing)
+        self.tried: list[str] = []
+        self.bodies: list[bytes] = []
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        exchange = Exchange.of(environ)
+        exchange.attempts += 1
+        exchange.endpoint = exchange.candidates[0]
+        self.tried.append(exchange.endpoint.name)
+        self.bodies.append(environ["wsgi.input"].read())
+        if exchange.endpoint.name in self.failing:
+            raise self.error
+        start_response("200 OK", [])
+        return [b"answered"]
+
+
+def send(attempts: Attempts, method: str = "GET", options: RetryOptions | None = None, **request: object) -> list[bytes]:
+    environ = make_environ("/", make_exchange(candidates=(BAD, GOOD, OTHER)), method=method, **request)
+    if not request:
+        environ.pop("CONTENT_LENGTH", None)
+    return list(Retry(attempts, options or RetryOptions())(environ, lambda *_: io.BytesIO().write))
+
+
+@pytest.mark.parametrize("error", [Refused(), Unreachable(), ConnectTimeout()], ids=lambda error: error.reason)
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+def test_request_that_reached_no_backend_is_tried_elsewhere_whatever_the_method(error: GatewayError, method: str) -> None:
+    attempts = Attempts(error)
+    assert send(attempts, method) == [b"answered"]
+    assert attempts.tried == ["bad", "good"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
+def test_idempotent_request_closed_before_a_response_is_tried_elsewhere(method: str) -> None:
+    attempts = Attempts(UpstreamClosed())
+    assert send(attempts, method) == [b"answered"]
+    assert attempts.tried == ["bad", "good"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "LOCK"])
+def test_other_request_closed_before_a_response_is_sent_once(method: str) -> None:
+    attempts = Attempts(UpstreamClosed())
+    with pytest.raises(UpstreamClosed):
+        send(attempts, method)
+    assert attempts.tried == ["bad"]
+
+
+@pytest.mark.parametrize(
+    "error", [ResponseTimeout(), BadResponse(), NoEndpoint(), Overloaded(), GatewayError()], ids=lambda error: error.reason
+)
+def test_other_faults_are_passed_on(error: GatewayError) -> None:
+    attempts = Attempts(error)
+    with pytest.raises(type(error)):
+        send(attempts)
+    assert attempts.tried == ["bad"]
+
+
+def test_body_at_hand_is_sent_again_from_its_beginning() -> None:
+    attempts = Attempts(UpstreamClosed())
+    assert send(attempts, "PUT", input_stream=io.BytesIO(b"body"), content_length=4) == [b"answered"]
+    assert attempts.bodies == [b"body", b"body"]
+
+
+def test_body_that_streams_is_not_sent_again() -> None:
+    attempts = Attempts(UpstreamClosed())
+    with pytest.raises(UpstreamClosed):
+        send(attempts, "PUT", input_stream=io.BufferedReader(io.BytesIO(b"body")), content_length=4)
+    assert attempts.tried == ["bad"]
+
+
+def test_attempts_are_bounded_and_the_last_fault_is_told() -> None:
+    attempts = Attempts(Refused(), failing=("bad", "good", "other"))
+    with pytest.raises(Refused):
+        send(attempts, options=RetryOptions(attempts=2))
+    assert attempts.tried == ["bad", "good"]
+
+
+def test_attempts_of_three_reach_the_third_endpoint() -> None:
+    attempts = Attempts(Refused(), failing=("bad", "good"))
+    assert send(attempts, options=RetryOptions(attempts=3)) == [b"answered"]
+    assert attempts.tried == ["bad", "good", "other"]
+
+
+def test_budget_lets_a_share_of_requests_be_sent_again() -> None:
+    attempts = Attempts(Refused())
+    retry = Retry(attempts, RetryOptions(budget_percent=20))
+    answered = 0
+    for _ in range(1_000):
+        environ = make_environ("/", make_exchange(candidates=(BAD, GOOD)))
+        try:
+            retry(environ, lambda *_: io.BytesIO().write)
+            answered += 1
+        except Refused:
+            pass
+    assert 200 <= answered <= 212, f"{answered} of 1,000 were sent again: a fifth, and ten that were saved up"
+
+
+def test_budget_of_nothing_sends_nothing_again() -> None:
+    attempts = Attempts(Refused())
+    with pytest.raises(Refused):
+        send(attempts, options=RetryOptions(budget_percent=0))
+    assert attempts.tried == ["bad"]
+
+
+def test_gateway_with_one_dead_endpoint_of_two_answers_every_request() -> None:
+    with ScriptedBackend(http_response(b"hello")) as backend, refusing_url() as nobody:
+        config = {
+            "backends": [{"name": "x", "endpoints": [nobody, backend.url], "policy": "round_robin"}],
+            "routes": [
+                {"path_prefix": "/x", "backend": "x"},
+                {"path_prefix": "/once", "backend": "x", "plugins": {"retry": False}},
+            ],
+        }
+        with running_gateway(config) as gateway:
+            assert [client(gateway).post("/x", data=b"x").status_code for _ in range(8)] == [200] * 8
+            assert sorted(client(gateway).get("/once").status_code for _ in range(4)) == [200, 200, 503, 503]
+
+
+def test_gateway_with_an_endpoint_that_closes_answers_from_the_other() -> None:
+    def close(connection: ScriptedConnection) -> None:
+        connection.read_request()
+
+    with ScriptedBackend(close) as closing, ScriptedBackend(http_response(b"hello")) as backend:
+        config = {
+            "backends": [{"name": "x", "endpoints": [closing.url, backend.url], "policy": "round_robin"}],
+            "routes": [{"path_prefix": "/x", "backend": "x"}],
+        }
+        with running_gateway(config) as gateway:
+            assert [client(gateway).get("/x").status_code for _ in range(6)] == [200] * 6
+            statuses = sorted(client(gateway).post("/x").status_code for _ in range(4))
+    assert statuses == [200, 200, 502, 502], "a POST is sent once"
