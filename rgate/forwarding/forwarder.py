@@ -6,18 +6,18 @@ back the same way. Nothing is decoded, followed, retried elsewhere or made up he
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import BadResponse, InternalFault, Loop, UpstreamClosed
+from ..errors import BadResponse, InternalFault, RequestError, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
-from ..wire.environ import CLIENT_KEY, FIELDS_KEY, TARGET_KEY, edited_fields, edited_target
+from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target
 from ..wire.fields import forward_line
 from .body import ResponseBody, Upload
+from .forwarded import believed_lines, forwarded_lines
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from ..wire.response import ResponseHead
     from ..wire.target import Target
 
-__all__ = ["VIA", "Forwarder"]
-
-_INSTANCE: Final = secrets.token_hex(4)
-VIA: Final = f"1.1 rgate ({_INSTANCE})"  # the comment tells this gateway from others of its kind (RFC 9110 §7.6.3)
-_LOOPS: Final = ("1.1 rgate", VIA)
+__all__ = ["Forwarder"]
 
 # Sending these twice has the same effect as once (RFC 9110 §9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
@@ -136,14 +132,18 @@ class Forwarder:
                 if client is not None:
                     client.on_gone = connection.abort
                 connection.send_bytes(head)
-                if stream is not None:
+                if stream is None:
+                    response, block = connection.read_head()
+                else:
                     upload = Upload(stream, length, connection, timeouts.response_seconds)
                     upload.pump()
-                response, block = connection.read_head()
+                    response, block = connection.read_head(upload.pump)
                 break
-            except StaleConnection as error:
+            except (StaleConnection, UpstreamClosed) as error:
                 connection.close()
-                if not repeatable:
+                if connection.aborted:
+                    raise RequestError("the client has left before the response") from error
+                if isinstance(error, UpstreamClosed) or not repeatable:
                     raise UpstreamClosed(str(error)) from error
                 connection = upstream.pool.fresh(timeouts)
             except BaseException:
@@ -165,17 +165,21 @@ class Forwarder:
         return b"%b%b%b" % (first, lines, self._forwarded(environ, upstream.address))
 
     def _forwarded(self, environ: WSGIEnvironment, address: Address) -> bytes:
-        """X-Forwarded-For with the peer appended, Proto and Host as this gateway saw them, Via."""
-        host = environ.get("HTTP_HOST", "")
-        key = (environ.get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host)
-        if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
-            lines = self._forwarded_lines.get(key)
-            if lines is None:
-                if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
-                    self._forwarded_lines.clear()
-                lines = self._forwarded_lines[key] = _forwarded_lines("", "", *key)
-            return lines
-        lines = _forwarded_lines(environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("HTTP_VIA", ""), *key)
+        """What goes to the backend about the way the request has come, and its Host when it has none."""
+        get = environ.get
+        host = get("HTTP_HOST", "")
+        if PEER_KEY in environ:
+            lines = believed_lines(environ, self._strip)
+        else:
+            key = (get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host)
+            if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
+                known = self._forwarded_lines.get(key)
+                if known is None:
+                    if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
+                        self._forwarded_lines.clear()
+                    known = self._forwarded_lines[key] = forwarded_lines("", "", self._strip, *key)
+                return known
+            lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get("HTTP_VIA", ""), self._strip, *key)
         # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
         return lines if host else lines + forward_line("Host", address.authority)
 
@@ -202,17 +206,6 @@ def _without_prefix(prefix: str, target: Target) -> str:
 
 def _is_below(prefix: str, path: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/", "?")
-
-
-def _forwarded_lines(before: str, via: str, peer: str, scheme: str, host: str) -> bytes:
-    if any(entry.strip() in _LOOPS for entry in via.split(",")):
-        raise Loop(via)
-    lines = [forward_line("X-Forwarded-For", f"{before}, {peer}" if before else peer)] if peer or before else []
-    lines.append(forward_line("X-Forwarded-Proto", scheme))
-    if host:
-        lines.append(forward_line("X-Forwarded-Host", host))
-    lines.append(forward_line("Via", f"{via}, {VIA}" if via else VIA))
-    return b"".join(lines)
 
 
 def _framing(environ: WSGIEnvironment, head: bytes) -> tuple[Any, int | None, bytes]:

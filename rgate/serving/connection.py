@@ -12,21 +12,17 @@ import re
 import select
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from werkzeug.wsgi import FileWrapper
-
 from ..errors import GatewayError, HeadTooLarge, RequestError, RequestTimeout, TargetTooLong
-from ..version import VERSION
-from ..wire.environ import CLIENT_KEY, FIELDS_KEY, REFUSED_KEY, TARGET_KEY
-from ..wire.fields import Fields
+from ..wire.client import plain_address
+from ..wire.environ import CLIENT_KEY
 from ..wire.request import RequestHead
-from ..wire.target import Target
 from .body import RequestBody
+from .environ import NO_BODY, refused
 from .response import ResponseStream
 
 if TYPE_CHECKING:
@@ -40,10 +36,8 @@ RECEIVE_BYTES: Final = 65_536
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
 LINGER_SECONDS: Final = 2.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_BODY: Final = BytesIO()
 _LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-_NOWHERE = Target("/", "/", "/", "")
 
 
 class Connection:
@@ -69,6 +63,7 @@ class Connection:
         "_sock",
         "_template",
         "_wait_seconds",
+        "_trusted",
         "collecting",
         "deadline",
         "events",
@@ -95,7 +90,13 @@ class Connection:
         self.on_gone: Callable[[], None] | None = None
         self.events = 0
         self.turn = threading.Lock()
-        self._template = {**server.template, "REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1]), CLIENT_KEY: self}
+        self._come_from(peer[0], peer[1])
+
+    def _come_from(self, address: str, port: int) -> None:
+        """Take note of where the connection has come from."""
+        address = plain_address(address)
+        self._trusted = address in self._server.trusted_proxies
+        self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -191,7 +192,7 @@ class Connection:
             block = block[end + 4 :]
             length = request.content_length
             if length is None and not request.chunked:
-                keep_alive = self._serve(request, _NO_BODY, None)
+                keep_alive = self._serve(request, NO_BODY, None)
             elif length is not None and len(block) >= length:
                 keep_alive = self._serve(request, BytesIO(block[:length]), None)
                 block = block[length:]
@@ -266,6 +267,8 @@ class Connection:
         server = self._server
         environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
+        if self._trusted:
+            server.trusted_proxies.identify(environ)
         self.deadline = 0.0
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
@@ -290,19 +293,7 @@ class Connection:
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Answer a request that could not be read, through the outer chain, and end the connection after it."""
-        environ: WSGIEnvironment = {
-            **self._template,
-            "REQUEST_METHOD": "HEAD" if head.startswith(b"HEAD ") else "GET",
-            "PATH_INFO": "/",
-            "QUERY_STRING": "",
-            "RAW_URI": "/",
-            "REQUEST_URI": "/",
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "wsgi.input": _NO_BODY,
-            TARGET_KEY: _NOWHERE,
-            FIELDS_KEY: Fields(),
-            REFUSED_KEY: error,
-        }
+        environ: WSGIEnvironment = {**self._template, **refused(error, head)}
         self.collecting = None
         self._lingering = True
         self.deadline = 0.0
@@ -361,21 +352,3 @@ class Connection:
             parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
             total -= sent
             sent = self._sock.sendmsg(parts)
-
-
-def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
-    """What is the same in every environ of a server."""
-    return {
-        "SERVER_NAME": server_name,
-        "SERVER_PORT": str(port),
-        "SERVER_SOFTWARE": f"rgate/{VERSION}",
-        "SCRIPT_NAME": "",
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scheme,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": multiprocess,
-        "wsgi.run_once": False,
-        "wsgi.input_terminated": True,
-        "wsgi.file_wrapper": FileWrapper,
-    }

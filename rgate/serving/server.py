@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
 
+from ..wire.client import TrustedProxies
 from ..wire.request import RequestReader
-from .connection import Connection, template
+from .connection import Connection
+from .environ import template
 from .response import HeadWriter
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class Server(BaseWSGIServer):
         self.now = monotonic()
         self.tick = 0
         self.draining = False
+        self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         self.template: dict[str, Any] = template(name, port, "http", multiprocess=config.processes > 1)

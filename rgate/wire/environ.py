@@ -4,7 +4,11 @@ rgate.target   the Target: what routing decides on and what the backend gets
 rgate.fields   the header fields that may be passed on, in order, as they were sent
 
 rgate.client   the client's connection, under rgate's own server only: `on_gone` is called when the client leaves early,
-               `flush_head()` sends the response's head before its body comes
+               `flush_head()` sends the response's head before its body comes, `take_over()` makes it a tunnel
+rgate.upgrade  the protocols that the client asks to switch to, lower-case, under rgate's own server only; the Upgrade
+               header itself is never passed on
+rgate.peer     the address of the trusted proxy that the request came from; absent when it came from anybody else. Then
+               REMOTE_ADDR is the client's address and wsgi.url_scheme what the client used, as that proxy says
 rgate.refused  a GatewayError: the server could not read the request, and the outer chain answers it
 
 rgate's own server sets the first two. Under any other WSGI server they are made from the environ here: repeated headers have
@@ -22,12 +26,24 @@ from .target import Target, read_target, target_from_environ_path
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["CLIENT_KEY", "FIELDS_KEY", "REFUSED_KEY", "TARGET_KEY", "adopt", "edited_fields", "edited_target"]
+__all__ = [
+    "CLIENT_KEY",
+    "FIELDS_KEY",
+    "PEER_KEY",
+    "REFUSED_KEY",
+    "TARGET_KEY",
+    "UPGRADE_KEY",
+    "adopt",
+    "edited_fields",
+    "edited_target",
+]
 
 TARGET_KEY: Final = "rgate.target"
 FIELDS_KEY: Final = "rgate.fields"
 CLIENT_KEY: Final = "rgate.client"
+PEER_KEY: Final = "rgate.peer"
 REFUSED_KEY: Final = "rgate.refused"
+UPGRADE_KEY: Final = "rgate.upgrade"
 
 _NOT_COPIED: Final = frozenset(
     {fields.CONTENT_LENGTH, fields.TRANSFER_ENCODING, fields.CONNECTION, fields.EXPECT, fields.UPGRADE}
@@ -44,9 +60,11 @@ def adopt(environ: WSGIEnvironment) -> None:
         raise ValueError("the server's view of the path differs from what was sent")
     if not valid_host(environ.get("HTTP_HOST", "none")):
         raise ValueError("not exactly one valid Host")
-    for name in Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens - fields.NEVER_NOMINATED:
+    for name in fields.removable(Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens):
         environ.pop("HTTP_" + name.upper().replace("-", "_"), None)
-    adopted = Fields(field for field in map(_field, environ.items()) if field is not None)
+    copied = [field for field in map(_field, environ.items()) if field is not None]
+    claims = [field for field in copied if field.meaning == fields.CLAIM]
+    adopted = Fields((field for field in copied if field.meaning != fields.CLAIM), claims)
     for field in adopted:
         forward_line(*field.pair)  # raises for what no header may be
     environ[TARGET_KEY] = target
@@ -73,7 +91,7 @@ def edited_fields(environ: WSGIEnvironment) -> list[bytes]:
     """The header lines to pass on after middleware has had its way: what environ says, as it was sent where unchanged."""
     sent: Fields = environ[FIELDS_KEY]
     joined: dict[str, str] = {}
-    for field in sent:
+    for field in (*sent, *sent.claims):
         separator = "; " if field.meaning == fields.COOKIE else ", "
         joined[field.key] = joined[field.key] + separator + field.value if field.key in joined else field.value
     lines = [field.line for field in sent if environ.get(field.key) == joined[field.key]]

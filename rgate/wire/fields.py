@@ -11,9 +11,11 @@ colon, no folding, no empty name, no CR, LF, NUL or other control byte inside (R
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 __all__ = [
+    "CLAIM",
     "CONNECTION",
     "CONTENT_LENGTH",
     "COOKIE",
@@ -31,6 +33,7 @@ __all__ = [
     "FieldReader",
     "Fields",
     "forward_line",
+    "removable",
     "valid_host",
 ]
 
@@ -52,10 +55,11 @@ CONNECTION: Final = 4
 EXPECT: Final = 5
 UPGRADE: Final = 6
 HOP_BY_HOP: Final = 7  # never passed on (RFC 9110 §7.6.1)
-FORWARDED: Final = 8  # says who the client is: written anew by the forwarder
-VIA: Final = 9
-COOKIE: Final = 10  # several are joined by "; ", never by "," (RFC 6265 §5.4)
-UNDERSCORE: Final = 11  # X_Auth and X-Auth are one environ key, so a name with "_" is dropped
+FORWARDED: Final = 8  # says which way the request came: written anew by the forwarder
+CLAIM: Final = 9  # the same, but passed on as it is from a trusted proxy, and from nobody else
+VIA: Final = 10
+COOKIE: Final = 11  # several are joined by "; ", never by "," (RFC 6265 §5.4)
+UNDERSCORE: Final = 12  # X_Auth and X-Auth are one environ key, so a name with "_" is dropped
 
 _MEANING: Final = {
     "host": HOST,
@@ -75,16 +79,17 @@ _MEANING: Final = {
     "x-forwarded-host": FORWARDED,
     "x-forwarded-port": FORWARDED,
     "x-forwarded-prefix": FORWARDED,
-    "x-real-ip": FORWARDED,
+    "x-real-ip": CLAIM,
     "via": VIA,
     "cookie": COOKIE,
 }
 # Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
 NEVER_NOMINATED: Final = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "close", "keep-alive"}
-    | {"forwarded", "via"}
-    | {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip"}
+    | {"forwarded", "via", "x-real-ip"}
 )
+# X-Forwarded-User, -Email, -Client-Cert, …: whatever a proxy in front says of the client, a client must not say itself.
+_CLAIMS = "x-forwarded-"
 _NEVER_REMEMBERED = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
 
 
@@ -109,6 +114,8 @@ class Field:
         self.value = value
         self.name = name.lower()
         self.meaning = UNDERSCORE if "_" in name else _MEANING.get(self.name, ORDINARY)
+        if not self.meaning and self.name.startswith(_CLAIMS):
+            self.meaning = CLAIM
         upper = name.upper().replace("-", "_")
         self.key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
         self.line = f"{name}: {value}\r\n".encode("latin-1")
@@ -120,9 +127,16 @@ class Field:
 
 
 class Fields(list[Field]):
-    """The header fields of one request that may be passed on, in order."""
+    """The header fields of one request that may be passed on, in order.
 
-    __slots__ = ("_lines",)
+    claims  those beside them that say who the client is and which way it came, whether they are true or not
+    """
+
+    __slots__ = ("_lines", "claims")
+
+    def __init__(self, fields: Iterable[Field] = (), claims: Iterable[Field] = ()) -> None:
+        super().__init__(fields)
+        self.claims = list(claims)
 
     @property
     def lines(self) -> bytes:
@@ -155,6 +169,11 @@ class FieldReader:
                 self.known.clear()
             self.known[bytes(line)] = field
         return field
+
+
+def removable(nominated: Iterable[str]) -> set[str]:
+    """What Connection takes away, of all that it names (lower-case tokens)."""
+    return {name for name in nominated if name not in NEVER_NOMINATED and not name.startswith(_CLAIMS)}
 
 
 def valid_host(value: str) -> bool:

@@ -19,7 +19,7 @@ from ..errors import (
     VersionNotSupported,
 )
 from . import fields
-from .environ import FIELDS_KEY, TARGET_KEY
+from .environ import FIELDS_KEY, TARGET_KEY, UPGRADE_KEY
 from .fields import Field, FieldReader, Fields, valid_host
 from .target import Target, read_target
 
@@ -146,8 +146,10 @@ class RequestReader:
                 environ[key] = f"{environ[key]}{separator}{field.value}"
             else:
                 environ[key] = field.value
-            if meaning != fields.FORWARDED and meaning != fields.VIA:
+            if not fields.FORWARDED <= meaning <= fields.VIA:
                 passed.append(field)
+            elif meaning != fields.VIA:
+                passed.claims.append(field)
 
         if not hosts and request.minor:
             raise RequestError("no Host")
@@ -215,8 +217,8 @@ class RequestReader:
         elif not request.minor:
             request.keep_alive = "keep-alive" in nominated
         if upgrade is not None and "upgrade" in nominated and request.minor:
-            request.upgrade = upgrade.lower()
-        named = nominated - fields.NEVER_NOMINATED
+            request.upgrade = request.environ[UPGRADE_KEY] = upgrade.lower()
+        named = fields.removable(nominated)
         if named and any(field.name in named for field in request.fields):
             request.fields[:] = [field for field in request.fields if field.name not in named]
             for name in named:

@@ -1,0 +1,83 @@
+"""What goes to the backend about the way a request has come: X-Forwarded-*, Forwarded, Via.
+
+X-Forwarded-For is always appended the peer. The others are this gateway's own view, unless a trusted proxy has sent them:
+then its view stands, because it has seen more of the way (RFC 7239 §8.1; CVE-2024-45410 is what happens otherwise).
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from ..errors import Loop
+from ..wire.environ import PEER_KEY
+from ..wire.fields import forward_line
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["VIA", "believed_lines", "forwarded_lines"]
+
+_INSTANCE: Final = secrets.token_hex(4)
+VIA: Final = f"1.1 rgate ({_INSTANCE})"  # the comment tells this gateway from others of its kind (RFC 9110 §7.6.3)
+_LOOPS: Final = ("1.1 rgate", VIA)
+
+
+def forwarded_lines(before: str, via: str, prefix: str, peer: str, scheme: str, host: str) -> bytes:
+    """The header lines for a request of a peer that is not trusted. `before` is its X-Forwarded-For, `via` its Via, `prefix`
+    what the route takes away from the path. Raises Loop, and ValueError for what no header may be."""
+    return b"".join(
+        [
+            *_line("X-Forwarded-For", _appended(before, peer)),
+            *_line("X-Forwarded-Proto", scheme),
+            *_line("X-Forwarded-Host", host),
+            *_line("X-Forwarded-Port", _port(host, scheme)),
+            *_line("X-Forwarded-Prefix", prefix),
+            _via_line(via),
+        ]
+    )
+
+
+def believed_lines(environ: WSGIEnvironment, prefix: str) -> bytes:
+    """The same for a request of a trusted proxy, with what it says. Raises the same."""
+    peer: str = environ[PEER_KEY]
+    said = environ.get
+    scheme = said("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
+    host = said("HTTP_X_FORWARDED_HOST") or said("HTTP_HOST", "")
+    forwarded = said("HTTP_FORWARDED")
+    return b"".join(
+        [
+            *_line("X-Forwarded-For", _appended(said("HTTP_X_FORWARDED_FOR", ""), peer)),
+            *_line("X-Forwarded-Proto", scheme),
+            *_line("X-Forwarded-Host", host),
+            *_line("X-Forwarded-Port", said("HTTP_X_FORWARDED_PORT") or _port(host, scheme)),
+            *_line("X-Forwarded-Prefix", said("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + prefix),
+            *_line("Forwarded", f"{forwarded}, for={_node(peer)}" if forwarded else ""),
+            _via_line(said("HTTP_VIA", "")),
+        ]
+    )
+
+
+def _line(name: str, value: str) -> tuple[bytes, ...]:
+    return (forward_line(name, value),) if value else ()
+
+
+def _appended(before: str, last: str) -> str:
+    return f"{before}, {last}" if before and last else before or last
+
+
+def _node(address: str) -> str:
+    """An address as Forwarded has it (RFC 7239 §6)."""
+    return f'"[{address}]"' if ":" in address else address
+
+
+def _port(host: str, scheme: str) -> str:
+    """The port that the client has addressed; "" when it named no host."""
+    port = host.rpartition("]")[2].partition(":")[2]
+    return (port or ("443" if scheme == "https" else "80")) if host else ""
+
+
+def _via_line(via: str) -> bytes:
+    if any(entry.strip() in _LOOPS for entry in via.split(",")):
+        raise Loop(via)
+    return forward_line("Via", _appended(via, VIA))

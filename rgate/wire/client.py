@@ -1,0 +1,88 @@
+"""Who the client is. What a request says of the way that it came is believed only from proxies that the operator trusts.
+
+A chain of proxies appends to X-Forwarded-For, each the peer it was called by. So its last entries are written by machines
+that one knows, and everything left of them by whoever. The client is the last address that is not a trusted proxy's: the
+one that a trusted machine has seen with its own eyes (RFC 7239 §8.1 says why nothing else may be used).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Final
+
+from .environ import FIELDS_KEY, PEER_KEY
+from .fields import CLAIM, Fields
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["TrustedProxies", "plain_address"]
+
+MAX_HOPS: Final = 64  # more trusted proxies in a row than any request passes
+
+
+class TrustedProxies:
+    """The networks (CIDR) whose machines are believed. False when there are none. Raises ValueError for what is no network."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks = tuple(map(ip_network, networks))
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def __contains__(self, address: str) -> bool:
+        try:
+            parsed = _parse(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+    def client(self, peer: str, forwarded_for: str) -> str:
+        """The client's address, when the trusted `peer` has sent this X-Forwarded-For: from the right, the first address
+        that is not trusted; the leftmost when all are. An entry that is no address hides what stands left of it.
+        """
+        client = peer
+        for entry in reversed(forwarded_for.split(",")[-MAX_HOPS:]):
+            try:
+                parsed = _parse(_without_port(entry.strip(" \t")))
+            except ValueError:
+                break
+            client = str(parsed)
+            if not any(parsed in network for network in self._networks):
+                break
+        return client
+
+    def identify(self, environ: WSGIEnvironment) -> None:
+        """Believe what the request of a trusted peer says: REMOTE_ADDR becomes the client's address, wsgi.url_scheme what
+        the client used, and what else only a trusted proxy may say is passed on. The peer is in environ[PEER_KEY].
+        """
+        environ[PEER_KEY] = peer = environ["REMOTE_ADDR"]
+        environ["REMOTE_ADDR"] = client = self.client(peer, environ.get("HTTP_X_FORWARDED_FOR", ""))
+        if client != peer:
+            environ.pop("REMOTE_PORT", None)  # it was the peer's
+        scheme = environ.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2].strip(" \t").lower()
+        if scheme in ("http", "https"):
+            environ["wsgi.url_scheme"] = scheme
+        sent: Fields = environ[FIELDS_KEY]
+        believed = [field for field in sent.claims if field.meaning == CLAIM]
+        if believed:
+            environ[FIELDS_KEY] = Fields([*sent, *believed])
+
+
+def plain_address(address: str) -> str:
+    """An address as people write it: one of IPv4 that came over an IPv6 socket (::ffff:192.0.2.1) in its own form."""
+    return address.removeprefix("::ffff:") if address.startswith("::ffff:") and "." in address else address
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address:
+    parsed = ip_address(address.partition("%")[0])
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _without_port(entry: str) -> str:
+    """192.0.2.1:5678 and [2001:db8::1]:5678 are written by some proxies (RFC 7239 §6 has them so)."""
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    host, colon, port = entry.partition(":")
+    return host if colon and port.isdigit() and "." in host else entry

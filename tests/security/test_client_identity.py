@@ -1,0 +1,183 @@
+"""What a backend and a plugin learn of the client, and from whom (WIRE 17-19, 21)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from rgate import Middleware, hookimpl
+from rgate.testing import ScriptedBackend, http_response, make_environ
+from rgate.wire.environ import FIELDS_KEY, adopt, edited_fields
+
+from ..raw_client import RawClient
+from .live import gateway_before
+
+SAID = [
+    "X-Forwarded-For: 6.6.6.6, 203.0.113.5",
+    "X-Forwarded-Proto: https",
+    "X-Forwarded-Host: shop.example",
+    "X-Forwarded-Port: 8443",
+    "X-Forwarded-Prefix: /shop",
+    "X-Forwarded-User: me",
+    "X-Real-IP: 203.0.113.5",
+    "Forwarded: for=203.0.113.5;proto=https",
+]
+WAY = ("x-forwarded", "forwarded", "x-real-ip")
+
+
+@pytest.fixture
+def backend() -> Iterator[ScriptedBackend]:
+    with ScriptedBackend(http_response(b"ok")) as running:
+        yield running
+
+
+def way(backend: ScriptedBackend) -> dict[str, list[str]]:
+    """What the backend has been told of the way, by lower-case name."""
+    request = backend.requests[-1]
+    names = {name.lower() for name, _ in request.headers if name.lower().startswith(WAY)}
+    return {name: request.values(name) for name in names}
+
+
+def test_peer_that_is_not_trusted_is_not_believed(backend: ScriptedBackend) -> None:
+    with gateway_before(backend) as live, RawClient(live.url) as client:
+        assert client.get("/", *SAID).status == 200
+    assert way(backend) == {
+        "x-forwarded-for": ["6.6.6.6, 203.0.113.5, 127.0.0.1"],
+        "x-forwarded-proto": ["http"],
+        "x-forwarded-host": ["x"],
+        "x-forwarded-port": ["80"],
+    }
+
+
+def test_peer_that_is_trusted_is_believed(backend: ScriptedBackend) -> None:
+    with gateway_before(backend, trusted_proxies=["127.0.0.0/8"]) as live, RawClient(live.url) as client:
+        assert client.get("/", *SAID).status == 200
+    assert way(backend) == {
+        "x-forwarded-for": ["6.6.6.6, 203.0.113.5, 127.0.0.1"],
+        "x-forwarded-proto": ["https"],
+        "x-forwarded-host": ["shop.example"],
+        "x-forwarded-port": ["8443"],
+        "x-forwarded-prefix": ["/shop"],
+        "x-forwarded-user": ["me"],
+        "x-real-ip": ["203.0.113.5"],
+        "forwarded": ["for=203.0.113.5;proto=https, for=127.0.0.1"],
+    }
+
+
+def test_peer_that_is_trusted_and_says_little_leaves_the_rest_to_the_gateway(backend: ScriptedBackend) -> None:
+    with gateway_before(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+        assert client.get("/", "X-Forwarded-Proto: https").status == 200
+        assert way(backend) == {
+            "x-forwarded-for": ["127.0.0.1"],
+            "x-forwarded-proto": ["https"],
+            "x-forwarded-host": ["x"],
+            "x-forwarded-port": ["443"],
+        }
+        assert client.get("/").status == 200
+        assert way(backend)["x-forwarded-proto"] == ["http"], "what one request said must not stick to the next"
+
+
+def test_peer_elsewhere_than_the_trusted_networks_is_not_believed(backend: ScriptedBackend) -> None:
+    with gateway_before(backend, trusted_proxies=["10.0.0.0/8"]) as live, RawClient(live.url) as client:
+        assert client.get("/", *SAID).status == 200
+    assert way(backend)["x-forwarded-proto"] == ["http"]
+    assert "x-real-ip" not in way(backend)
+
+
+def test_port_is_the_one_that_the_client_addressed(backend: ScriptedBackend) -> None:
+    with gateway_before(backend) as live, RawClient(live.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n")
+        assert client.response().status == 200
+    assert way(backend)["x-forwarded-port"] == ["8080"]
+
+
+def test_prefix_that_the_route_takes_away_is_told(backend: ScriptedBackend) -> None:
+    route = {"path_prefix": "/api", "strip_prefix": True}
+    with gateway_before(backend, route=route) as live, RawClient(live.url) as client:
+        assert client.get("/api/x", "X-Forwarded-Prefix: /evil").status == 200
+    assert way(backend)["x-forwarded-prefix"] == ["/api"]
+    with gateway_before(backend, route=route, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+        assert client.get("/api/x", "X-Forwarded-Prefix: /shop/").status == 200
+    assert way(backend)["x-forwarded-prefix"] == ["/shop/api"]
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-host", "X-Forwarded-User", "Forwarded", "X-Real-IP"])
+@pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
+def test_connection_cannot_take_away_what_is_said_of_the_way(backend: ScriptedBackend, name: str, trusted: list[str]) -> None:
+    with gateway_before(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+        client.get("/", *SAID)
+        before = way(backend)
+        client.get("/", f"Connection: {name}", *SAID)
+    assert way(backend) == before
+
+
+class Seeing:
+    """A plugin that keeps what it sees of the client, and may say something of it itself."""
+
+    def __init__(self, edit: Callable[[dict[str, Any]], object] = lambda environ: None) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.edit = edit
+
+    @hookimpl
+    def rgate_middlewares(self) -> Middleware:
+        def wrap(app: Any, options: object) -> Any:
+            def seeing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+                self.seen.append(dict(environ))
+                self.edit(environ)
+                answer: Iterable[bytes] = app(environ, start_response)
+                return answer
+
+            return seeing
+
+        return Middleware("seeing", wrap)
+
+
+def test_plugin_sees_the_client_in_remote_addr(backend: ScriptedBackend) -> None:
+    plugin = Seeing()
+    with (
+        gateway_before(backend, plugins={"seeing": plugin}, trusted_proxies=["127.0.0.1"]) as live,
+        RawClient(live.url) as client,
+    ):
+        client.get("/", *SAID)
+        client.get("/")
+    first, second = plugin.seen
+    assert (first["REMOTE_ADDR"], first["rgate.peer"], first["wsgi.url_scheme"]) == ("203.0.113.5", "127.0.0.1", "https")
+    assert (second["REMOTE_ADDR"], second["wsgi.url_scheme"]) == ("127.0.0.1", "http")
+
+
+def test_plugin_sees_the_peer_in_remote_addr_when_nobody_is_trusted(backend: ScriptedBackend) -> None:
+    plugin = Seeing()
+    with gateway_before(backend, plugins={"seeing": plugin}) as live, RawClient(live.url) as client:
+        client.get("/", *SAID)
+    (seen,) = plugin.seen
+    assert (seen["REMOTE_ADDR"], seen.get("rgate.peer"), seen["wsgi.url_scheme"]) == ("127.0.0.1", None, "http")
+
+
+@pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
+def test_plugin_may_say_who_the_user_is_where_a_client_may_not(backend: ScriptedBackend, trusted: list[str]) -> None:
+    plugin = Seeing(lambda environ: environ.update(HTTP_X_FORWARDED_USER="authenticated"))
+    with gateway_before(backend, plugins={"seeing": plugin}, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+        client.get("/", "X-Forwarded-User: forged", "X-Forwarded-Email: forged")
+    told = way(backend)
+    assert told["x-forwarded-user"] == ["authenticated"]
+    assert told.get("x-forwarded-email") == (["forged"] if trusted else None)
+
+
+def test_access_log_has_the_client(backend: ScriptedBackend, capsys: pytest.CaptureFixture[str]) -> None:
+    log = {"access_log": {"format": "text"}}
+    with gateway_before(backend, trusted_proxies=["127.0.0.1"], options=log) as live, RawClient(live.url) as client:
+        client.get("/logged", *SAID)
+    assert ' 203.0.113.5 "GET /logged" ' in capsys.readouterr().out
+
+
+def test_claims_under_another_wsgi_server_go_no_further() -> None:
+    """There the operator of that server says whom to trust; rgate cannot know, so it trusts nobody."""
+    environ = make_environ(
+        "/", headers={"X-Forwarded-User": "forged", "X-Real-IP": "6.6.6.6", "X-Forwarded-Proto": "https", "A": "1"}
+    )
+    adopt(environ)
+    assert environ[FIELDS_KEY].lines == b"Host: localhost\r\nA: 1\r\n"
+    environ["HTTP_X_FORWARDED_EMAIL"] = "from-a-plugin"
+    assert edited_fields(environ) == [b"Host: localhost\r\n", b"A: 1\r\n", b"X-Forwarded-Email: from-a-plugin\r\n"]
