@@ -35,7 +35,7 @@ from .errors import (
     UpstreamClosed,
     VersionNotSupported,
 )
-from .exchange import Exchange
+from .exchange import Exchange, Tunnel
 from .gateway import Gateway, build
 from .hookspecs import ConfigSection, DiscoverySource, LocalRoutes, Middleware, SelectionPolicy, WatchingSource, hookimpl
 from .model import Address, Backend, Endpoint, Instance, Route, Timeouts
@@ -83,6 +83,7 @@ __all__ = [
     "TargetTooLong",
     "Timeouts",
     "Truncated",
+    "Tunnel",
     "Unavailable",
     "Unreachable",
     "UpstreamClosed",

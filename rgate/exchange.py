@@ -1,4 +1,5 @@
-"""Exchange: the state of one request and its response, from the first middleware to after the response.
+"""Exchange: the state of one request and its response, from the first middleware to after the response. Tunnel: what it may
+become.
 
 It travels in the WSGI environ; `Exchange.of(environ)` finds it. Each field has one writer (see the attributes).
 One thread at a time works on an exchange; nothing here needs a lock.
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .model import Endpoint, Route
 
-__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback"]
+__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "Tunnel"]
 
 ENVIRON_KEY = "rgate.exchange"
 
@@ -48,6 +49,8 @@ class Exchange:
     candidates  endpoints still eligible; set by RouteDispatch from the snapshot, only narrowed after that
     endpoint    the endpoint chosen; written by `selection`
     attempts    how often an endpoint was tried; written by the forwarder
+    tunnel      what the exchange becomes if the backend switches protocols, or None; written by the middleware that lets
+                the upgrade pass (`websocket`)
     error       the fault this exchange ended in, or None; written by `faults` (and when a body breaks off)
     status      status code on the wire, 0 before the response begins; written by ExchangeScope
     bytes_sent  body bytes handed to the server; written by ExchangeScope
@@ -60,6 +63,7 @@ class Exchange:
     candidates: tuple[Endpoint, ...] = ()
     endpoint: Endpoint | None = None
     attempts = 0
+    tunnel: Tunnel | None = None
     error: GatewayError | None = None
     status = 0
     bytes_sent = 0
@@ -111,3 +115,41 @@ class Exchange:
                 callback(self)
             except Exception:
                 _log.exception("%s: on_finish callback %r failed", self.id, callback)
+
+
+class Tunnel:
+    """Bytes both ways in place of a response body: what an exchange becomes when an upgrade succeeds (RFC 9110 §7.8).
+
+    A middleware lets an upgrade pass by setting `exchange.tunnel` to one of these, for a request that has
+    environ["rgate.upgrade"] (what the client asks for, lower-case; under rgate's own server only). The backend is asked
+    for `protocol` and nothing else. When it switches to that (101) the tunnel has `begun`: the exchange is finished, with
+    status 101, and client and backend are connected, at no thread's cost, until one of them leaves or a limit ends it.
+    Any other response is an ordinary one, and the tunnel is not used.
+
+    idle_seconds   ended when no byte has moved in either direction for so long
+    max_seconds    ended after so long in all; None: no limit
+    on_end         called once with this tunnel, by the thread that relays, when one that has begun is over; it must not block
+
+    begun          the backend has switched protocols; written by the forwarder, the rest by the server
+    seconds        how long it has lasted, once it is over
+    bytes_received, bytes_sent    from the client and to the client
+    ended_by       "client", "backend", "idle_seconds", "max_seconds" or "stop"; "" before
+    """
+
+    begun = False
+    seconds = 0.0
+    bytes_received = 0
+    bytes_sent = 0
+    ended_by = ""
+
+    def __init__(
+        self,
+        protocol: str,
+        idle_seconds: float,
+        max_seconds: float | None = None,
+        on_end: Callable[[Tunnel], object] = lambda tunnel: None,
+    ) -> None:
+        self.protocol = protocol
+        self.idle_seconds = idle_seconds
+        self.max_seconds = max_seconds
+        self.on_end = on_end

@@ -55,6 +55,8 @@ class Forwarder:
         if upstream is None:
             upstream = load.upstream = self._upstreams.at(endpoint.address)
         head = self._head(environ, upstream)
+        if exchange.tunnel is not None:
+            head += f"Connection: Upgrade\r\nUpgrade: {exchange.tunnel.protocol}\r\n".encode("latin-1")
         exchange.attempts += 1
         running = load.running
         running.add(exchange)
@@ -76,6 +78,10 @@ class Forwarder:
         client = environ.get(CLIENT_KEY)
         method = environ["REQUEST_METHOD"]
         connection, response, block, upload = self._exchange(environ, client, method, upstream, head)
+        if response.code < 200:
+            _switch(client, exchange, endpoint, connection, response, block)
+            start_response(response.status, response.headers.copy())
+            return []
         reusable = response.keep_alive
         if upload is not None:
             if upload.complete:
@@ -237,6 +243,27 @@ def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | N
         connection.close()
         raise BadResponse(str(error)) from error
     return (payload + chunks.rest, len(payload)) if chunks.complete else (block, None)
+
+
+def _switch(
+    client: Any, exchange: Exchange, endpoint: Endpoint, connection: UpstreamConnection, response: ResponseHead, block: bytes
+) -> None:
+    """The backend has switched protocols (101): have the server connect the client to it, once it has its response.
+
+    Raises BadResponse when that is not what the client has asked for: the backend would go on to speak something else than
+    what the client takes it for.
+    """
+    tunnel = exchange.tunnel
+    if tunnel is None or response.upgrade != tunnel.protocol or client is None:
+        connection.close()
+        raise BadResponse(f"switched protocols unasked, to {response.upgrade or 'none'!r}")
+
+    def close() -> None:
+        connection.close()
+        endpoint.load.running.discard(exchange)
+
+    tunnel.begun = True
+    client.take_over(tunnel, connection.sock, block, close)
 
 
 def _done(

@@ -24,10 +24,12 @@ from ..wire.request import RequestHead
 from .body import RequestBody
 from .environ import NO_BODY, refused
 from .response import ResponseStream
+from .tunnels import OpenTunnel
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from ..exchange import Tunnel
     from .server import Server
 
 __all__ = ["Connection"]
@@ -50,6 +52,7 @@ class Connection:
     late       the deadline has passed
     streams    a small body has been so slow that its request may take a thread before it is whole
     on_gone    called by the server when the client leaves while a thread works for it
+    tunnelled  it has left HTTP, and belongs to the server's tunnels
     """
 
     __slots__ = (
@@ -62,14 +65,16 @@ class Connection:
         "_server",
         "_sock",
         "_template",
-        "_wait_seconds",
         "_trusted",
+        "_tunnel",
+        "_wait_seconds",
         "collecting",
         "deadline",
         "events",
         "late",
         "on_gone",
         "streams",
+        "tunnelled",
         "turn",
     )
 
@@ -88,6 +93,8 @@ class Connection:
         self.late = False
         self.streams = False
         self.on_gone: Callable[[], None] | None = None
+        self._tunnel: OpenTunnel | None = None
+        self.tunnelled = False
         self.events = 0
         self.turn = threading.Lock()
         self._come_from(peer[0], peer[1])
@@ -115,6 +122,18 @@ class Connection:
         """Send the response's head now; its body may be long in coming."""
         with contextlib.suppress(OSError):  # the client is gone, as the first block of the body will find out
             self._response.flush_head()
+
+    def take_over(self, tunnel: Tunnel, backend: socket.socket, first: bytes, done: Callable[[], object]) -> None:
+        """Make this connection a tunnel to `backend` once the response to the present request, a 101, is out.
+
+        `first` is what came from the backend after its own 101. `done` is called once, when the tunnel is over or nothing
+        comes of it; until then the backend's socket is the tunnel's. In either case HTTP ends here with this request.
+        """
+        if self._tunnel is not None:  # an earlier attempt of the same request
+            self._tunnel.end("backend")
+        self._tunnel = OpenTunnel(tunnel, self._sock, backend, first, done)
+        self._response.protocol = tunnel.protocol
+        self._response.keep_alive = False
 
     def receive(self, seconds: float) -> bytes:
         """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
@@ -204,7 +223,7 @@ class Connection:
             else:
                 keep_alive, block = self._serve_stream(request, block)
             if not keep_alive:
-                return self._ends()
+                return self._ends(block)
         return self._rest()
 
     def _collect(self, block: bytes) -> bool:
@@ -224,7 +243,7 @@ class Connection:
             rest = body[length:]
             keep_alive = self._serve(request, BytesIO(body[:length]), None)
         self._server.slow_bodies.discard(self)
-        return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends()
+        return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends(rest)
 
     def _rest(self) -> bool:
         self.deadline = self._server.now + self._server.config.keep_alive_seconds
@@ -300,7 +319,15 @@ class Connection:
         self._response.unread = None
         self._response.run(self._server.app, environ, 1, False)
 
-    def _ends(self) -> bool:
+    def _ends(self, rest: bytes) -> bool:
+        """No request may follow. `rest` is what the client has sent all the same: the first of a tunnel, if this becomes one."""
+        if self._tunnel is not None:
+            if self._response.switched and not self._response.cut:
+                self._tunnel.begin(rest)
+                self.tunnelled = True
+                self._server.relay(self, self._tunnel)
+                return False
+            self._tunnel.end("client" if self._response.cut else "backend")
         if self._response.cut:
             if self._response.ends_with_connection:
                 # Without a length only a reset tells the client that this is not the end (RFC 9112 §8).

@@ -81,6 +81,19 @@ class HeadWriter:
                 self.known_heads.clear()
             self.known_heads[status, headers] = head, length
 
+    def switch(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
+        """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
+
+        It can have no framing (§8.6). Raises ValueError for what no head may contain.
+        """
+        lines = [b"HTTP/1.1 101 Switching Protocols\r\n"]
+        for pair in headers:
+            line, meaning = self._lines.get(pair) or self._line(pair)
+            if (not meaning or meaning == _DATE) and pair[0].lower() != "upgrade":
+                lines.append(line)
+        lines.append(f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n".encode("latin-1"))
+        return b"".join(lines)
+
     def date(self) -> bytes:
         """The Date line of this second."""
         now = int(time())
@@ -128,7 +141,8 @@ class ResponseStream:
     """Runs a WSGI app for one request after another on a connection, and sends what it answers.
 
     `send` and `send_parts` send all they are given, or raise OSError. After run(), `keep_alive` says whether another
-    request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole.
+    request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole. With
+    `protocol` set while the app runs, a 101 may be its answer; then `switched` says that the client has it.
     """
 
     __slots__ = (
@@ -144,6 +158,8 @@ class ResponseStream:
         "_status",
         "cut",
         "keep_alive",
+        "protocol",
+        "switched",
         "unread",
     )
 
@@ -153,8 +169,9 @@ class ResponseStream:
         self._send_parts = send_parts
         self._status: str | None = None
         self._headers: Iterable[tuple[str, str]] = ()
-        self._head_sent = self._chunked = self.cut = self.keep_alive = False
+        self._head_sent = self._chunked = self.cut = self.keep_alive = self.switched = False
         self._has_body = True
+        self.protocol = ""
         self._minor = 1
         self._left: int | None = None
         self.unread: Callable[[], bool] | None = None
@@ -286,6 +303,11 @@ class ResponseStream:
         if self._status is None:
             raise AssertionError("start_response was not called")
         status = self._status
+        if self.protocol and status.startswith("101 "):
+            head = self._heads.switch(self.protocol, self._headers)
+            self._has_body = False
+            self._head_sent = self.switched = True
+            return head
         lines, length, close = self._heads.write(status, self._headers)
         if close or (self.unread is not None and self.unread()):
             self.keep_alive = False

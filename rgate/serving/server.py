@@ -30,6 +30,7 @@ from ..wire.request import RequestReader
 from .connection import Connection
 from .environ import template
 from .response import HeadWriter
+from .tunnels import OpenTunnel, Tunnels
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -127,6 +128,7 @@ class Server(BaseWSGIServer):
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         self.template: dict[str, Any] = template(name, port, "http", multiprocess=config.processes > 1)
         self.slow_bodies: set[Connection] = set()
+        self.tunnels = Tunnels()
         self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
         self._workers: set[_Worker] = set()
@@ -212,8 +214,9 @@ class Server(BaseWSGIServer):
                     _log.exception("a connection failed")
                     open_ = False
                 if not open_:
-                    self._close(connection)  # and keep its turn: nobody may have it again
-                    return
+                    if not connection.tunnelled:
+                        self._close(connection)
+                    return  # and keep its turn: nobody may have it again
             if connection.collecting is not None:
                 self._held.setdefault(connection, self.now + HOLD_SECONDS)
             connection.turn.release()
@@ -224,6 +227,12 @@ class Server(BaseWSGIServer):
     def _again(connection: Connection) -> bool:
         """Take the turn once more for what came between the last look and the release, and so found the turn taken."""
         return bool(connection.events) and connection.turn.acquire(False)
+
+    def relay(self, connection: Connection, tunnel: OpenTunnel) -> None:
+        """Leave a connection to the tunnels. It stays one of the server's connections until its tunnel is over."""
+        tunnel.close_client = lambda: self._close(connection)
+        self._epoll.unregister(connection.fileno())
+        self.tunnels.add(tunnel)
 
     def _close(self, connection: Connection) -> None:
         self._connections.pop(connection.fileno(), None)
@@ -348,6 +357,7 @@ class Server(BaseWSGIServer):
     def _end(self) -> None:
         self._over = True
         os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
+        self.tunnels.stop()
         for connection in list(self._connections.values()):
             connection.cut()
         until = monotonic() + CUT_SECONDS

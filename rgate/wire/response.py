@@ -88,7 +88,7 @@ class ResponseReader:
                     nominated = field.tokens if nominated is None else nominated | field.tokens
                     continue
                 elif meaning == fields.UPGRADE:
-                    response.upgrade = field.value.lower()
+                    response.upgrade = f"{response.upgrade}, {field.value.lower()}" if response.upgrade else field.value.lower()
                     continue
                 elif meaning == fields.HOP_BY_HOP:
                     continue

@@ -1,0 +1,359 @@
+"""Tunnels: connections that an upgrade has taken out of HTTP, relayed byte by byte (RFC 9110 §7.8, RFC 6455).
+
+One thread with an epoll of its own relays all of them; it starts with the first. A tunnel that is idle costs two sockets
+and a few objects, and no thread. Each direction holds at most one block: until that is written nothing more is read, so
+the back-pressure of either side reaches the other, in bounded memory.
+
+When one side sends its last byte, the other is told so after it has got that byte (a half-close), and may go on sending for
+as long as something comes. TLS has no half-close that Python's ssl can do: there, both directions end a moment later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from ..exchange import Tunnel
+    from .tls_stream import TLSStream
+
+    Socket: TypeAlias = socket.socket | ssl.SSLSocket | TLSStream
+
+__all__ = ["OpenTunnel", "Tunnels"]
+
+BLOCK_BYTES: Final = 65_536
+EVENTS: Final = 256
+CHECK_SECONDS: Final = 1.0
+ENDING_CHECK_SECONDS: Final = 0.1
+HALF_CLOSED_SECONDS: Final = 10.0  # without a byte, when one side has ended
+TLS_HALF_CLOSED_SECONDS: Final = 0.5  # the same, when the other side cannot be told
+DEAF_SECONDS: Final = 0.5  # in all, when one side has closed and the other still sends
+STOP_SECONDS: Final = 2.0
+
+# A peer that is gone without a word is noticed after two minutes, however long the tunnel may be idle.
+_KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+_log = logging.getLogger("rgate.serving")
+
+
+class _Lost(Exception):
+    """A side is gone; the argument is its name."""
+
+
+class _Side:
+    """One of the two sockets of a tunnel.
+
+    unsent    bytes on their way to it
+    received  how many bytes have come from it
+    ended     nothing more comes from it
+    told      it knows that nothing more goes to it
+    deaf      it has ended and takes nothing any more: what is still meant for it is dropped
+    reads_on, writes_on    the event to wait for: TLS may have to write in order to read, and the other way round
+    mask      the events that epoll is asked for; None: it does not watch this side
+    """
+
+    __slots__ = ("deaf", "ended", "fd", "is_plain", "mask", "name", "other", "reads_on", "received", "sock", "told", "tunnel",
+                 "unsent", "writes_on")  # fmt: skip
+
+    other: _Side
+
+    def __init__(self, name: str, sock: Socket, tunnel: OpenTunnel) -> None:
+        self.name = name
+        self.sock = sock
+        self.tunnel = tunnel
+        self.fd = sock.fileno()
+        self.is_plain = type(sock) is socket.socket
+        self.unsent = b""
+        self.received = 0
+        self.ended = self.told = self.deaf = False
+        self.reads_on = select.EPOLLIN
+        self.writes_on = select.EPOLLOUT
+        self.mask: int | None = None
+
+    def receive(self) -> bytes | None:
+        """What has come; None: nothing yet; b"": the end. Raises _Lost."""
+        self.reads_on = select.EPOLLIN
+        try:
+            block = self.sock.recv(BLOCK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLWantWriteError:
+            self.reads_on = select.EPOLLOUT
+            return None
+        except OSError as error:
+            raise _Lost(self.name) from error
+        self.received += len(block)
+        return block
+
+    def send(self) -> bool:
+        """Send of `unsent` what it takes; true when that is all. Raises _Lost."""
+        self.writes_on = select.EPOLLOUT
+        try:
+            sent = len(self.unsent) if self.deaf else self.sock.send(self.unsent)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return False
+        except ssl.SSLWantReadError:
+            self.writes_on = select.EPOLLIN
+            return False
+        except OSError as error:
+            if not self.ended:
+                raise _Lost(self.name) from error
+            # It has had its say and closed. What it said may still be on its way to the other side, where a reset would
+            # overtake it: so go on reading there for a moment.
+            self.deaf = True
+            sent = len(self.unsent)
+        self.unsent = self.unsent[sent:]
+        return not self.unsent
+
+    def has_more(self) -> bool:
+        """Whether the rest of a TLS record is in our memory already, of which epoll will not tell."""
+        return isinstance(self.sock, ssl.SSLSocket) and bool(self.sock.pending())
+
+    def tell_end(self) -> None:
+        """Let it know that nothing more goes to it."""
+        self.told = True
+        if self.is_plain:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def say_goodbye(self) -> None:
+        """Tell a TLS peer that this is the end, and not a cut (RFC 8446 §6.1)."""
+        if not self.is_plain:
+            with contextlib.suppress(OSError, ValueError):
+                self.sock.unwrap() if isinstance(self.sock, ssl.SSLSocket) else self.sock.shutdown(socket.SHUT_WR)
+
+
+class OpenTunnel:
+    """A client and a backend between which there is no more HTTP, as soon as `begin` has been called.
+
+    `for_client` is what came after the head of the 101. `done` is called once, when the tunnel is over or nothing has come of
+    it, and closes the backend's socket; `close_client`, which the server sets, closes the other.
+    """
+
+    def __init__(self, tunnel: Tunnel, client: Socket, backend: Socket, for_client: bytes, done: Callable[[], object]) -> None:
+        self.client = _Side("client", client, self)
+        self.backend = _Side("backend", backend, self)
+        self.client.other, self.backend.other = self.backend, self.client
+        self.client.unsent = for_client
+        self.backend.received = len(for_client)
+        self.opened = self.active = monotonic()
+        self.cut_at: float | None = None
+        self.ended_first = ""
+        self.close_client: Callable[[], object] = lambda: None
+        self._tunnel = tunnel
+        self._done = done
+
+    def begin(self, for_backend: bytes) -> None:
+        """The client has its 101, and `for_backend` is what it has sent after its request."""
+        self.backend.unsent = for_backend
+        self.client.received = len(for_backend)
+        for side in (self.client, self.backend):
+            side.sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _KEEP_ALIVE:
+                    side.sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def move(self, source: _Side) -> None:
+        """Bring over what has come from one side, one block. Raises _Lost."""
+        target = source.other
+        while True:
+            if target.unsent and not target.send():
+                return
+            if source.ended:
+                if not target.told:
+                    target.tell_end()
+                return
+            block = source.receive()
+            if block is None:
+                return
+            if not block:
+                source.ended = True
+                self.ended_first = self.ended_first or source.name
+                continue
+            target.unsent = block
+            if target.send() and not source.has_more():
+                return
+
+    @property
+    def is_over(self) -> bool:
+        """Whether both directions have come to their end."""
+        return self.client.told and self.backend.told
+
+    def overdue(self, now: float) -> str:
+        """What ends it now: a side, a limit, or "" for nothing."""
+        idle_seconds = now - self.active
+        if self.ended_first:
+            plain = (self.backend if self.client.ended else self.client).is_plain
+            limit_seconds = HALF_CLOSED_SECONDS if plain else TLS_HALF_CLOSED_SECONDS
+            if idle_seconds > limit_seconds or (self.cut_at is not None and now > self.cut_at):
+                return self.ended_first
+        if idle_seconds > self._tunnel.idle_seconds:
+            return "idle_seconds"
+        if self._tunnel.max_seconds is not None and now - self.opened > self._tunnel.max_seconds:
+            return "max_seconds"
+        return ""
+
+    def end(self, by: str) -> None:
+        """Close both sides, and tell whoever wants to know. Never raises."""
+        tunnel = self._tunnel
+        tunnel.seconds = monotonic() - self.opened
+        tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
+        tunnel.ended_by = by
+        for side in (self.client, self.backend):
+            if side.other.ended:
+                side.say_goodbye()
+        for act in (self._done, self.close_client, lambda: tunnel.on_end(tunnel)):
+            try:
+                act()
+            except Exception:
+                _log.exception("ending a tunnel failed")
+
+
+class Tunnels:
+    """All open tunnels of a server. Nothing is there, neither thread nor epoll, before the first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._new: deque[OpenTunnel] = deque()
+        self._sides: dict[int, _Side] = {}
+        self._ending: set[OpenTunnel] = set()
+        self._over = False
+
+    def __len__(self) -> int:
+        """How many there are at present."""
+        return len(self._sides) // 2 + len(self._new)
+
+    def add(self, tunnel: OpenTunnel) -> None:
+        """Relay a tunnel that has begun, until it is over. Called from any thread."""
+        with self._lock:
+            if not self._over:
+                self._new.append(tunnel)
+                if self._thread is None:
+                    self._epoll = select.epoll()
+                    self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                    self._epoll.register(self._wake, select.EPOLLIN)
+                    self._thread = threading.Thread(target=self._run, name="rgate-tunnels", daemon=True)
+                    self._thread.start()
+                os.eventfd_write(self._wake, 1)
+                return
+        tunnel.end("stop")
+
+    def stop(self) -> None:
+        """End all of them now, and those that are yet to come."""
+        with self._lock:
+            self._over = True
+            if self._thread is None:
+                return
+            os.eventfd_write(self._wake, 1)
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        checked = ending_checked = monotonic()
+        while not self._over:
+            seconds = ENDING_CHECK_SECONDS if self._ending else CHECK_SECONDS if self._sides else -1
+            events = self._epoll.poll(seconds, EVENTS)
+            now = monotonic()
+            for fd, event in events:
+                side = self._sides.get(fd)
+                if side is not None:
+                    self._advance(side, event, now)
+            if self._new:
+                self._begin_new(now)
+            if self._ending and now - ending_checked >= ENDING_CHECK_SECONDS:
+                ending_checked = now
+                self._end_overdue(now, list(self._ending))
+            if now - checked >= CHECK_SECONDS:
+                checked = now
+                self._end_overdue(now, self._all())
+        for tunnel in [*self._all(), *self._new]:
+            self._end(tunnel, "stop")
+        self._new.clear()
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _all(self) -> list[OpenTunnel]:
+        return [side.tunnel for side in self._sides.values() if side.name == "client"]
+
+    def _begin_new(self, now: float) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._new:
+            tunnel = self._new.popleft()
+            for side in (tunnel.client, tunnel.backend):
+                self._sides[side.fd] = side
+            self._advance(tunnel.client, 0, now)
+            if not tunnel.is_over:
+                self._advance(tunnel.backend, 0, now)
+
+    def _advance(self, side: _Side, event: int, now: float) -> None:
+        """Move what can be moved after an event on one side."""
+        tunnel, other = side.tunnel, side.other
+        tunnel.active = now
+        waited = bool(side.unsent)
+        try:
+            if event & select.EPOLLERR and (side.ended or other.unsent):
+                self._reset(side)  # nothing is to be read from it now that would tell
+            tunnel.move(side)
+            if waited:
+                tunnel.move(other)
+            if tunnel.is_over:
+                self._end(tunnel, tunnel.ended_first)
+                return
+            if tunnel.ended_first:
+                self._ending.add(tunnel)
+                if tunnel.cut_at is None and (side.deaf or other.deaf):
+                    tunnel.cut_at = now + DEAF_SECONDS
+            self._watch(side, event)
+            self._watch(other, 0)
+        except _Lost as lost:
+            self._end(tunnel, lost.args[0])
+        except Exception:
+            _log.exception("a tunnel failed")
+            self._end(tunnel, side.name)
+
+    @staticmethod
+    def _reset(side: _Side) -> None:
+        if not side.ended:
+            raise _Lost(side.name)
+        side.deaf = True
+
+    def _watch(self, side: _Side, event: int) -> None:
+        """Have epoll tell what this side waits for."""
+        mask = side.reads_on if not side.ended and not side.other.unsent else 0
+        if side.unsent:
+            mask |= side.writes_on
+        fd = side.fd
+        if not mask and (event & select.EPOLLHUP or side.deaf):
+            # It is told of, always and again, although there is nothing to do before the other side goes on.
+            if side.mask is not None:
+                self._epoll.unregister(fd)
+                side.mask = None
+        elif side.mask is None:
+            self._epoll.register(fd, mask)
+            side.mask = mask
+        elif mask != side.mask:
+            self._epoll.modify(fd, mask)
+            side.mask = mask
+
+    def _end_overdue(self, now: float, tunnels: Iterable[OpenTunnel]) -> None:
+        for tunnel in tunnels:
+            by = tunnel.overdue(now)
+            if by:
+                self._end(tunnel, by)
+
+    def _end(self, tunnel: OpenTunnel, by: str) -> None:
+        for side in (tunnel.client, tunnel.backend):
+            self._sides.pop(side.fd, None)
+        self._ending.discard(tunnel)
+        tunnel.end(by)
