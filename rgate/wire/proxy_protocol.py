@@ -66,7 +66,8 @@ def _read_line(block: bytes) -> Announcement | None:
     source, destination = (ip_address(match[at].decode()) for at in (2, 3))
     if not isinstance(source, kind) or not isinstance(destination, kind):
         raise ValueError("an address of another family")
-    return Announcement(end + 2, str(source), [_port(match[at].decode()) for at in (4, 5)][0])
+    port, _ = (_port(match[at].decode()) for at in (4, 5))
+    return Announcement(end + 2, str(source), port)
 
 
 def _port(text: str) -> int:
