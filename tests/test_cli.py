@@ -129,10 +129,11 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     assert main(["plugins", "--config", path]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^docker_labels .* no +not known until it is active$", shown, re.MULTILINE), shown
-    assert re.search(r"^/orders +stats → normalize → faults → routing → selection → forwarder$", shown, re.MULTILINE), shown
+    chain = "stats → normalize → faults → routing → retry → selection → websocket → forwarder"
+    assert re.search(rf"^/orders +{chain}$", shown, re.MULTILINE), shown
     assert main(["plugins", "--config", path, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["chains"]["/orders"][-2:] == ["selection", "forwarder"]
+    assert answer["chains"]["/orders"][-2:] == ["websocket", "forwarder"]
     assert {plugin["name"]: plugin["active"] for plugin in answer["plugins"]} | {"docker_labels": False} == {
         name: name != "docker_labels" for name in BUILTIN
     } | {plugin["name"]: plugin["active"] for plugin in answer["plugins"] if not plugin["builtin"]}
