@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ..errors import GatewayError, ResponseTimeout, Truncated, UpstreamClosed
+from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
 from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
-from .upstream import BLOCK_BYTES, StaleConnection, UpstreamConnection
+from .upstream import BLOCK_BYTES, UpstreamConnection
 
 __all__ = ["ResponseBody", "Upload"]
 
@@ -35,13 +36,16 @@ class Upload:
         self.complete = False
 
     def pump(self) -> None:
-        """Move the body until it is complete or the backend has begun to answer. Raises what reading and sending raise."""
+        """Move the body until it is complete, or the backend has begun to answer or takes no more of it.
+
+        Raises what reading raises, and ResponseTimeout.
+        """
         if isinstance(self._connection.sock, ssl.SSLSocket):
             self._pump_blindly()
             return
         own = hasattr(self._stream, "buffered")
         poll = select.poll()
-        while not self.complete:
+        while not self.complete and not self._connection.broken:
             if not self._outgoing:
                 if own and not self._stream.buffered:
                     poll.register(self._connection.sock, select.POLLIN)
@@ -50,6 +54,8 @@ class Upload:
                     poll.unregister(self._stream.fileno())
                     if self._connection.sock.fileno() in ready:
                         return
+                    if not ready:
+                        raise RequestTimeout("nothing of the body came in time")
                 self._next_block()
                 continue
             poll.register(self._connection.sock, select.POLLIN | select.POLLOUT)
@@ -73,18 +79,19 @@ class Upload:
 
     def _send(self) -> None:
         try:
-            sent = self._connection.sock.send(self._outgoing)
-        except (BlockingIOError, TimeoutError) as error:
-            raise ResponseTimeout("the backend does not take the request body") from error
+            sent = self._connection.sock.send(self._outgoing, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
         except OSError as error:
-            raise (StaleConnection if self._connection.used else UpstreamClosed)(str(error)) from error
+            self._connection.broken = str(error)
+            return
         self._outgoing = self._outgoing[sent:]
         self.complete = not self._outgoing and self._left == 0
 
     def _pump_blindly(self) -> None:
         # A TLS connection is readable for reasons of its own (session tickets), so an early answer shows only when
         # sending fails.
-        while not self.complete:
+        while not self.complete and not self._connection.broken:
             self._next_block()
             self._connection.send_bytes(bytes(self._outgoing))
             self._outgoing = memoryview(b"")
@@ -124,8 +131,10 @@ class ResponseBody:
             raise StopIteration
         try:
             block = self._next()
-        except (GatewayError, StaleConnection, ValueError) as error:
+        except (GatewayError, ValueError) as error:
             self._end(False)
+            if self._connection.aborted:
+                raise RequestError("the client has left") from error
             raise Truncated(str(error)) from error
         if not block:
             raise StopIteration

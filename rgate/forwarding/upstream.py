@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -63,6 +64,8 @@ class _Exchanging(HTTPConnection):
 
     sock: socket.socket | ssl.SSLSocket
     used = False  # a response has been read from it before
+    broken = ""  # why the backend takes nothing more; it may have answered before
+    aborted = False  # abort() was called
     rested_since = 0.0
     _tls = False
     _wait_seconds = 0.0
@@ -100,13 +103,13 @@ class _Exchanging(HTTPConnection):
         return not poll.poll(0)
 
     def send_bytes(self, block: bytes) -> None:
-        """Send all of it. Raises StaleConnection, UpstreamClosed or ResponseTimeout."""
+        """Send all of it, or as much as the backend takes: an answer to less may be there already. Raises ResponseTimeout."""
         try:
             self.sock.sendall(block)
         except (BlockingIOError, TimeoutError) as error:
             raise ResponseTimeout("the backend does not take the request") from error
         except OSError as error:
-            raise (StaleConnection if self.used else UpstreamClosed)(str(error)) from error
+            self.broken = str(error)
 
     def receive(self, most: int = BLOCK_BYTES) -> bytes:
         """The next bytes, b"" at the end. Raises ResponseTimeout, UpstreamClosed."""
@@ -117,11 +120,12 @@ class _Exchanging(HTTPConnection):
         except OSError as error:
             raise UpstreamClosed(str(error)) from error
 
-    def read_head(self, wants_upgrade: bool = False) -> tuple[ResponseHead, bytes]:
-        """The final response head, and the bytes that came with it.
+    def read_head(self, go_on: Callable[[], object] | None = None) -> tuple[ResponseHead, bytes]:
+        """The final response head (101 is one), and the bytes that came with it.
 
-        Interim responses are swallowed: 100 is between us and the backend, 102 and 103 are hints. Raises
-        StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
+        Interim responses are swallowed: 100 is between us and the backend, 102 and 103 are hints. `go_on` is called after
+        one, as they may come while a request body is still on its way. Raises StaleConnection, UpstreamClosed,
+        ResponseTimeout, BadResponse.
         """
         try:
             block = self.sock.recv(BLOCK_BYTES)
@@ -130,7 +134,7 @@ class _Exchanging(HTTPConnection):
         except OSError as error:
             raise (StaleConnection if self.used else UpstreamClosed)(str(error)) from error
         if not block:
-            raise (StaleConnection if self.used else UpstreamClosed)("closed before a response")
+            raise (StaleConnection if self.used else UpstreamClosed)(self.broken or "closed before a response")
         for _ in range(MAX_INTERIM_HEADS):
             while (end := block.find(b"\r\n\r\n")) < 0:
                 if len(block) > MAX_HEAD_BYTES:
@@ -144,19 +148,20 @@ class _Exchanging(HTTPConnection):
             raw = block[:end]
             head = _responses.known_heads.get(raw) or _responses.read(raw)
             block = block[end + 4 :]
-            if head.code >= 200 or (head.code == 101 and wants_upgrade):
+            if head.code >= 200 or head.code == 101:
                 self.used = True
                 return head, block
-            if head.code == 101:
-                raise BadResponse("switched protocols unasked")
             if not block:
+                if go_on is not None:
+                    go_on()
                 block = self.receive()
                 if not block:
                     raise UpstreamClosed("closed after an interim response")
         raise BadResponse("too many interim responses")
 
     def abort(self) -> None:
-        """End a connection that another thread may be blocked on. Never raises."""
+        """End a connection that another thread may be blocked on, because the client has left. Never raises."""
+        self.aborted = True
         with contextlib.suppress(OSError, AttributeError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
@@ -177,6 +182,7 @@ class _RestingPool(HTTPConnectionPool):
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
         self.resting: deque[UpstreamConnection] = deque()
+        self.retired = False  # the endpoint is gone; what is still under way is closed at its end
 
     def fresh(self, timeouts: Timeouts) -> UpstreamConnection:
         """A new connection, open. Raises Unavailable faults."""
@@ -202,7 +208,7 @@ class _RestingPool(HTTPConnectionPool):
     def give_back(self, connection: UpstreamConnection) -> None:
         """Let a connection rest whose exchange is complete on both sides."""
         connection.rested_since = monotonic()
-        if len(self.resting) < MAX_IDLE_CONNECTIONS and self.pool is not None:  # None: the endpoint is gone
+        if len(self.resting) < MAX_IDLE_CONNECTIONS and not self.retired and not connection.broken:
             self.resting.append(connection)
         else:
             connection.close()
@@ -220,6 +226,7 @@ class _RestingPool(HTTPConnectionPool):
             connection.close()
 
     def close(self) -> None:
+        self.retired = True
         while self.resting:
             try:
                 self.resting.pop().close()
@@ -256,6 +263,7 @@ class Upstreams:
         if upstream is None:
             pool = self._pools.connection_from_host(address.host, address.port, address.scheme)
             assert isinstance(pool, _RestingPool)
+            pool.retired = False  # the manager has kept it if the endpoint was here before
             upstream = self._known.setdefault(address, Upstream(address, pool))
         return upstream
 
@@ -263,7 +271,7 @@ class Upstreams:
         """Drop the pools of addresses that are no longer endpoints, and what has rested too long in the others."""
         for address in [known for known in self._known if known not in addresses]:
             upstream = self._known.pop(address, None)
-            if upstream is not None:
+            if upstream is not None and not any(other.pool is upstream.pool for other in list(self._known.values())):
                 upstream.pool.close()
         for upstream in list(self._known.values()):
             upstream.pool.expire()

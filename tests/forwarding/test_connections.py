@@ -1,0 +1,427 @@
+"""Connections to backends: reused, expired, found stale, given up (WIRE 13, 29, 30, 41, 43, 46, 47, 49)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from rgate import Exchange, Gateway, Middleware, hookimpl
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
+
+from ..raw_client import RawClient
+from ..waiting import eventually, passed
+from .live import Forwarding, forwarding
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+SMALL_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def resting(live: Forwarding, count: int) -> None:
+    eventually(lambda: live.upstream_connections == count, f"{count} connections rest")
+
+
+def test_connection_is_used_again() -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client, RawClient(live.url) as other:
+        for _ in range(3):
+            assert client.get().body == b"ok"
+            assert other.get().body == b"ok"
+        client.send(SMALL_POST)
+        assert client.response().body == b"ok"
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n")
+        assert client.response().body == b"ok"
+        assert len(backend.connections) == 1
+        assert live.in_flight == 0
+
+
+NOT_REUSED: dict[str, bytes] = {
+    "says close": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "says close, chunked": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "more than announced": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+    "more than the last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\npoison",
+    "body with 204": b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nno",
+    "body with 304": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\nno",
+}
+
+
+@pytest.mark.parametrize("response", NOT_REUSED.values(), ids=NOT_REUSED)
+def test_connection_is_not_used_again_after_such_a_response(response: bytes) -> None:
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            connection.send(response if connection.number == 0 else http_response(b"clean"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body in (b"ok", b"")
+        assert client.get().body == b"clean"
+        assert len(backend.connections) == 2
+
+
+def test_connection_is_not_used_again_after_a_body_for_head() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            connection.send(http_response(b"poison" if connection.number == 0 else b"clean"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get(method="HEAD").value("Content-Length") == "6"
+        assert client.get().body == b"clean"
+
+
+STREAMED = [
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("head", STREAMED)
+def test_connection_is_not_used_again_after_a_streamed_response_that_says_so(head: bytes) -> None:
+    streaming = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            if connection.number:
+                connection.send(http_response(b"clean"))
+                continue
+            connection.send(head)
+            passed(streaming)
+            connection.send(b"ok")
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = client.until(b"\r\n\r\n")
+        streaming.set()
+        assert client.read(2) == b"ok"
+        client.send(SMALL_POST)
+        assert client.response().body == b"clean"
+
+
+def test_connection_that_sends_unasked_while_it_rests_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.forwarding.upstream.UNCHECKED_IDLE_SECONDS", 0.0)
+    unasked, sent = threading.Event(), threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            connection.send(http_response(b"clean"))
+            if connection.number == 0:
+                passed(unasked)
+                connection.send(http_response(b"poison"))
+                sent.set()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"clean"
+        resting(live, 1)
+        unasked.set()
+        passed(sent)
+        eventually(lambda: not next(iter(live.gateway.upstreams._known.values())).pool.resting[0].is_quiet())
+        assert client.get().body == b"clean"
+        assert len(backend.connections) == 2
+
+
+def test_connection_rests_no_longer_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"ok"
+        resting(live, 1)
+        monkeypatch.setattr("rgate.forwarding.upstream.MAX_IDLE_SECONDS", 0.0)
+        assert client.get().body == b"ok"
+        assert len(backend.connections) == 2
+        eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
+
+
+def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back() -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"ok"
+        resting(live, 1)
+        live.gateway.upstreams.keep(frozenset())
+        eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
+        (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
+        endpoint.load.upstream = None  # as a new endpoint of that address has it
+        for _ in range(3):
+            assert client.get().body == b"ok"
+        assert len(backend.connections) == 2, "connections are reused after the endpoint has come back"
+
+
+def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
+    with ScriptedBackend() as backend, forwarding(f"{backend.url}/a", f"{backend.url}/b") as live, RawClient(live.url) as client:
+        for _ in range(10):
+            assert client.get().body == b"ok"
+        assert len(backend.connections) == 1
+        first, _ = live.gateway.table.snapshot.endpoints["backend"]
+        live.gateway.upstreams.keep(frozenset({first.address}))
+        for _ in range(10):
+            assert client.get().body == b"ok"
+        assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"
+
+
+# Stale connections (WIRE 47)
+
+
+def closes_behind_its_answer(backend_closed: threading.Event, answered: int = 1) -> Callable[[ScriptedConnection], None]:
+    """A script whose first connection is closed by the backend while it rests."""
+
+    def script(connection: ScriptedConnection) -> None:
+        for _ in range(answered if connection.number == 0 else 100):
+            if connection.read_request() is None:
+                return
+            connection.send(http_response(b"%d" % connection.number))
+        connection.close()
+        backend_closed.set()
+
+    return script
+
+
+@pytest.mark.parametrize("request_", [GET, SMALL_POST, CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n"])
+def test_stale_connection_closed_while_it_rested_is_nobodys_problem(request_: bytes) -> None:
+    closed = threading.Event()
+    with ScriptedBackend(closes_behind_its_answer(closed)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"0"
+        passed(closed)
+        resting(live, 1)
+        client.send(request_)
+        assert client.response().body == b"1"
+        assert len(backend.requests) == 2
+
+
+def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the backend closed its connections just after they had been looked at."""
+    monkeypatch.setattr("rgate.forwarding.upstream._Exchanging.is_quiet", lambda connection: True)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
+def test_stale_connection_found_late_is_replaced_for_what_can_be_repeated(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    without_looking(monkeypatch)
+    closed = threading.Event()
+    with ScriptedBackend(closes_behind_its_answer(closed)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"0"
+        passed(closed)
+        resting(live, 1)
+        assert client.get(method=method).value("Content-Length") == "1"
+        assert [request.line for request in backend.requests] == ["GET / HTTP/1.1", f"{method} / HTTP/1.1"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SMALL_POST,
+        CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"PATCH / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_stale_connection_found_late_is_502_for_what_cannot_be_repeated(monkeypatch: pytest.MonkeyPatch, request_: bytes) -> None:
+    without_looking(monkeypatch)
+    closed = threading.Event()
+    with ScriptedBackend(closes_behind_its_answer(closed)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"0"
+        passed(closed)
+        resting(live, 1)
+        client.send(request_)
+        response = client.response()
+        assert (response.status, b'"closed"' in response.body) == (502, True)
+        assert len(backend.requests) == 1, "it must not be sent twice"
+
+
+def test_stale_connection_is_replaced_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that makes a backend close its connections must not be sent for ever."""
+    without_looking(monkeypatch)
+    received: list[int] = []
+
+    def script(connection: ScriptedConnection) -> None:
+        for _ in range(2):
+            if connection.read_request() is None:
+                return
+            received.append(connection.number)
+            if len(received) > 1:
+                return
+            connection.send(http_response(b"ok"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"ok"
+        resting(live, 1)
+        assert client.get().status == 502
+        assert received == [0, 0, 1]
+
+
+def test_fresh_connection_closed_before_a_response_is_502_and_not_tried_again() -> None:
+    with ScriptedBackend(lambda connection: connection.read_request()) as backend:
+        with forwarding(backend) as live, RawClient(live.url) as client:
+            response = client.get()
+            assert (response.status, b'"closed"' in response.body) == (502, True)
+        assert len(backend.requests) == 1
+
+
+# Early answers (WIRE 43)
+
+
+def test_early_answer_reaches_a_client_that_is_still_sending() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        assert connection.wait_closed() or True
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        response = client.response()
+        assert (response.status, response.body, response.value("Connection")) == (413, b"too large", "close")
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("backend_closes", [False, True], ids=["stays", "closes"])
+def test_early_answer_reaches_a_client_whose_upload_the_backend_does_not_take(backend_closes: bool) -> None:
+    """The backend answers and reads no more, so that what it has been sent fills every buffer on the way."""
+    done = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        if not backend_closes:
+            passed(done)
+
+    size = 30_000_000
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        try:
+            for _ in range(size // 100_000):
+                client.send(b"x" * 100_000)
+        except ConnectionError:
+            pass  # which is how a client notices that it may stop
+        response = client.response()
+        assert (response.status, response.body) == (413, b"too large")
+        done.set()
+        assert live.upstream_connections == 0, "half a request is still under way on that connection"
+
+
+def test_early_answer_to_a_small_body_that_the_backend_never_reads_is_passed_on() -> None:
+    answered = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"no", "403 Forbidden"))
+        passed(answered)
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000)
+        response = client.response()
+        assert (response.status, response.body) == (403, b"no")
+        answered.set()
+
+
+def test_early_answer_that_is_good_streams_both_ways() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(2):
+            connection.send(connection.read(8))
+        connection.send(connection.read(5))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"3\r\none\r\n")
+        client.until(b"one\r\n")
+        client.send(b"3\r\ntwo\r\n")
+        assert client.until(b"two\r\n") == b"3\r\ntwo\r\n"
+        client.send(b"0\r\n\r\n")
+        assert client.until(b"0\r\n\r\n") == b"0\r\n\r\n"
+
+
+# Clients that leave (WIRE 41)
+
+
+def waits_for_the_end(ended: threading.Event, begin: bytes = b"") -> Callable[[ScriptedConnection], None]:
+    """A script that answers `begin` and then waits for the gateway to close the connection."""
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_request()
+        connection.send(begin)
+        if connection.wait_closed():
+            ended.set()
+
+    return script
+
+
+STREAMING = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200", STREAMING], ids=["no response", "half a head", "streaming"])
+@pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
+def test_client_that_leaves_ends_the_backends_work(begin: bytes, leave: Callable[[RawClient], None]) -> None:
+    ended = threading.Event()
+    with ScriptedBackend(waits_for_the_end(ended, begin)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        backend.wait_for_requests(1)
+        if begin == STREAMING:
+            client.until(b"hello")
+        leave(client)
+        assert ended.wait(3), "the connection to the backend was not closed within 3 seconds"
+        eventually(lambda: live.in_flight == 0)
+        assert live.upstream_connections == 0
+
+
+def test_client_that_leaves_does_not_make_the_request_be_sent_again() -> None:
+    ended = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            if len(backend.requests) > 1:
+                ended.set() if connection.wait_closed() else None
+                return
+            connection.send(http_response(b"ok"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"ok"
+        resting(live, 1)
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        backend.wait_for_requests(2)
+        client.close()
+        assert ended.wait(3)
+        eventually(lambda: live.in_flight == 0)
+        assert len(backend.connections) == 1, "an aborted connection is no stale one"
+
+
+def test_client_that_leaves_within_its_body_ends_the_upload_unfinished() -> None:
+    received: list[bytes] = []
+    ended = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        received.append(connection.read(1_000_000))
+        ended.set()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        eventually(lambda: live.in_flight)
+        client.close()
+        assert ended.wait(3)
+    assert received == [b"5\r\nhello\r\n"], "without a last chunk the backend knows that it was not all"
+
+
+def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[str | None] = []
+
+    class Watching:
+        @hookimpl
+        def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+            def wrap(app: Any, options: object) -> Any:
+                def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+                    Exchange.of(environ).on_finish(lambda e: errors.append(e.error and e.error.reason))
+                    inner: Iterable[bytes] = app(environ, start_response)
+                    return inner
+
+                return call
+
+            return Middleware("watching", wrap, before="faults", edits_environ=False)
+
+    ended = threading.Event()
+    with (
+        ScriptedBackend(waits_for_the_end(ended, STREAMING)) as backend,
+        forwarding(backend, plugins={"watching": Watching()}) as live,
+        RawClient(live.url) as client,
+    ):
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.until(b"hello")
+        client.close()
+        assert ended.wait(3)
+        eventually(lambda: errors)
+    assert errors == ["bad_request"]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

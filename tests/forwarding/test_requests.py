@@ -1,0 +1,399 @@
+"""What a backend is sent: the client's request, but for what belongs to the client's own hop (WIRE 10, 15-24, 33, 34, 45)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+
+from rgate import Exchange, Gateway, Middleware, hookimpl
+from rgate.forwarding.forwarded import VIA
+from rgate.testing import RawRequest, ScriptedBackend, http_response
+from rgate.wire.request import RequestReader
+
+from ..raw_client import RawClient
+from ..wire.test_target import KEPT
+from .live import Forwarding, forwarding
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ScriptedBackend]:
+    def script(connection: Any) -> None:
+        while (request := connection.read_request()) is not None:
+            connection.send(http_response(b"" if request.line.startswith("HEAD ") else b"ok"))
+
+    with ScriptedBackend(script) as running:
+        yield running
+        for request in running.requests:  # whatever a test has sent: what goes on is one strictly valid message
+            RequestReader().read(request.head.removesuffix(b"\r\n\r\n"))
+
+
+@pytest.fixture(scope="module")
+def live(backend: ScriptedBackend) -> Iterator[Forwarding]:
+    with forwarding(backend) as running:
+        yield running
+
+
+@pytest.fixture
+def sent(live: Forwarding, backend: ScriptedBackend) -> Iterator[Callable[[bytes], RawRequest]]:
+    """Sends bytes to the gateway; what the backend got for it."""
+    with RawClient(live.url) as client:
+
+        def send(request: bytes) -> RawRequest:
+            count = len(backend.requests)
+            client.send(request)
+            response = client.response(request.partition(b" ")[0].decode("latin-1"))
+            assert response.status == 200, response.body
+            assert len(backend.requests) == count + 1
+            return backend.requests[-1]
+
+        yield send
+
+
+FORWARDED = (
+    "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Port: 80\r\n"
+    f"Via: {VIA}\r\n"
+).encode()
+
+
+def get(*headers: str, target: str = "/", method: str = "GET") -> bytes:
+    return "".join(f"{line}\r\n" for line in [f"{method} {target} HTTP/1.1", "Host: example.com", *headers, ""]).encode("latin-1")
+
+
+def own(request: RawRequest) -> list[tuple[str, str]]:
+    """The headers without Host and those that the gateway adds."""
+    added = ("host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "via")
+    return [pair for pair in request.headers if pair[0].lower() not in added]
+
+
+def test_request_is_passed_on_to_the_byte_with_five_headers_added(sent: Callable[[bytes], RawRequest]) -> None:
+    head = b"GET /a%2Fb?q=%31 HTTP/1.1\r\nHost: example.com\r\naCCept:  x \r\nX-A: 1\r\nx-a: 2\r\nE:\r\n"
+    assert sent(head + b"\r\n").head == (
+        b"GET /a%2Fb?q=%31 HTTP/1.1\r\nHost: example.com\r\naCCept: x\r\nX-A: 1\r\nx-a: 2\r\nE: \r\n" + FORWARDED + b"\r\n"
+    )
+
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "REPORT", "M-SEARCH", "x!y", "get"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_request_method_is_passed_on(sent: Callable[[bytes], RawRequest], method: str) -> None:
+    assert sent(get(method=method)).line == f"{method} / HTTP/1.1"
+
+
+@pytest.mark.parametrize("target", KEPT.values(), ids=KEPT)
+def test_request_target_is_passed_on_byte_for_byte(sent: Callable[[bytes], RawRequest], target: str) -> None:
+    assert sent(get(target=target)).line == f"GET {target} HTTP/1.1"
+
+
+def test_request_target_in_absolute_form_is_passed_on_in_origin_form(sent: Callable[[bytes], RawRequest]) -> None:
+    request = sent(get(target="http://real.example:81/x?y"))
+    assert request.line == "GET /x?y HTTP/1.1"
+    assert request.values("Host") == ["real.example:81"]
+    assert request.values("X-Forwarded-Host") == ["real.example:81"]
+
+
+DROPPED = [
+    "Connection: close, X-Foo", "X-Foo: 1", "Keep-Alive: timeout=5", "Proxy-Connection: keep-alive", "TE: trailers",
+    "Trailer: X-Sum", "Upgrade: h2c", "HTTP2-Settings: AAA", "Expect: 100-continue", "X_Forwarded_For: evil", "Content_Length: 5",
+    "Forwarded: for=evil", "X-Real-IP: evil", "X-Forwarded-Proto: https", "X-Forwarded-Host: evil", "X-Forwarded-Port: 1",
+    "X-Forwarded-Prefix: /evil",
+]  # fmt: skip
+
+
+def test_request_headers_of_this_hop_are_not_passed_on(sent: Callable[[bytes], RawRequest]) -> None:
+    request = sent(get(*DROPPED, "X-Bar: 2"))
+    assert own(request) == [("X-Bar", "2")]
+    assert request.head.endswith(FORWARDED + b"\r\n")
+
+
+@pytest.mark.parametrize("name", ["Host", "Cookie", "Authorization", "Content-Type", "X-Forwarded-For", "Via"])
+def test_request_connection_cannot_take_away(sent: Callable[[bytes], RawRequest], name: str) -> None:
+    named = sent(get(f"Connection: {name}", "Cookie: a=1", "Authorization: Basic x", "Content-Type: text/plain"))
+    assert len(own(named)) == 3
+    assert named.head.endswith(FORWARDED + b"\r\n")
+    assert named.values("Host") == ["example.com"]
+
+
+def test_request_forwarded_for_is_appended(sent: Callable[[bytes], RawRequest]) -> None:
+    request = sent(get("X-Forwarded-For: 10.0.0.1", "X-Forwarded-For: 10.0.0.2, 10.0.0.3"))
+    assert request.values("X-Forwarded-For") == ["10.0.0.1, 10.0.0.2, 10.0.0.3, 127.0.0.1"]
+
+
+def test_request_forwarded_for_that_is_empty_is_left_out(sent: Callable[[bytes], RawRequest]) -> None:
+    assert sent(get("X-Forwarded-For:", "Via:")).head.endswith(FORWARDED + b"\r\n")
+
+
+def test_request_via_is_appended(sent: Callable[[bytes], RawRequest]) -> None:
+    assert sent(get("Via: 1.0 fred, 1.1 p.example (x)", "Via: 1.1 other")).values("Via") == [
+        f"1.0 fred, 1.1 p.example (x), 1.1 other, {VIA}"
+    ]
+
+
+LOOPS = {"own": VIA, "own, last": f"1.1 other, {VIA}", "without a comment": "1.1 rgate", "own, first": f"{VIA} , 1.1 other"}
+
+
+@pytest.mark.parametrize("via", LOOPS.values(), ids=LOOPS)
+def test_request_that_has_been_here_is_a_loop(live: Forwarding, backend: ScriptedBackend, via: str) -> None:
+    count = len(backend.requests)
+    with RawClient(live.url) as client:
+        response = client.get("/", f"Via: {via}")
+        assert (response.status, b'"loop"' in response.body) == (508, True)
+    assert len(backend.requests) == count
+
+
+def test_request_via_of_another_gateway_of_this_kind_is_no_loop(sent: Callable[[bytes], RawRequest]) -> None:
+    assert sent(get("Via: 1.1 rgate (0123abcd)"))
+
+
+def test_request_cookies_stay_apart_and_whole(sent: Callable[[bytes], RawRequest]) -> None:
+    assert own(sent(get("Cookie: a=1; b=2", "Cookie: c=3,4"))) == [("Cookie", "a=1; b=2"), ("Cookie", "c=3,4")]
+
+
+def test_request_bytes_outside_of_ascii_stay(sent: Callable[[bytes], RawRequest]) -> None:
+    assert b"\r\nX-Name: caf\xe9 \xff\r\n" in sent(get("X-Name: caf\xe9 \xff")).head
+
+
+def test_request_nothing_is_made_up(sent: Callable[[bytes], RawRequest]) -> None:
+    assert own(sent(get())) == []
+
+
+def test_request_of_http_10_becomes_http_11(live: Forwarding, backend: ScriptedBackend) -> None:
+    with RawClient(live.url) as client:
+        client.send(b"GET /x HTTP/1.0\r\nHost: example.com\r\n\r\n")
+        assert client.response().body == b"ok"
+    assert backend.requests[-1].line == "GET /x HTTP/1.1"
+
+
+def test_request_of_http_10_without_host_gets_the_backends(live: Forwarding, backend: ScriptedBackend) -> None:
+    with RawClient(live.url) as client:
+        client.send(b"GET /x HTTP/1.0\r\n\r\n")
+        assert client.response().status == 200
+    assert backend.requests[-1].values("Host") == [f"127.0.0.1:{backend.port}"]
+    assert backend.requests[-1].values("X-Forwarded-Host") == []
+
+
+BODIES: dict[str, tuple[bytes, list[tuple[str, str]], bytes]] = {
+    "length": (b"Content-Length: 5\r\n\r\nhello", [("Content-Length", "5")], b"hello"),
+    "length 0": (b"Content-Length: 0\r\n\r\n", [("Content-Length", "0")], b""),
+    "length with zeros": (b"Content-Length: 005\r\n\r\nhello", [("Content-Length", "5")], b"hello"),
+    "large": (
+        b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, [("Content-Length", "300000")], b"x" * 300_000,
+    ),
+    "chunked": (
+        b"Transfer-Encoding: Chunked\r\n\r\n5;ext=1\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n",
+        [("Transfer-Encoding", "chunked")],
+        b"5\r\nhello\r\n0\r\n\r\n",
+    ),
+    "chunked, empty": (b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [("Transfer-Encoding", "chunked")], b"0\r\n\r\n"),
+    "with a type": (
+        b"Content-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello",
+        [("Content-Type", "text/plain"), ("Content-Length", "5")],
+        b"hello",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+@pytest.mark.parametrize(("rest", "headers", "body"), BODIES.values(), ids=BODIES)
+def test_request_body_is_passed_on_in_its_framing(
+    sent: Callable[[bytes], RawRequest], rest: bytes, headers: list[tuple[str, str]], body: bytes, method: str
+) -> None:
+    request = sent(method.encode() + b" / HTTP/1.1\r\nHost: example.com\r\n" + rest)
+    assert own(request) == headers
+    assert request.body == body
+
+
+def test_request_body_that_is_expected_is_asked_for_and_passed_on(live: Forwarding, backend: ScriptedBackend) -> None:
+    with RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert client.response().status == 100
+        client.send(b"hello")
+        assert client.response().status == 200
+    assert (backend.requests[-1].body, backend.requests[-1].values("Expect")) == (b"hello", [])
+
+
+# Routes with strip_prefix, endpoints with a base path
+
+STRIPPED = {
+    "/api": "/",
+    "/api/": "/",
+    "/api/x": "/x",
+    "/api/a%2Fb?q=%31": "/a%2Fb?q=%31",
+    "/api?q": "/?q",
+    "/api/x?": "/x?",
+    "/api//x": "//x",
+    "/%61pi/%7Ex?q": "/~x?q",
+    "//api/x%2Fy": "/x%2Fy",
+}
+
+
+@pytest.mark.parametrize(("target", "stripped"), STRIPPED.items())
+def test_strip_prefix_takes_away_the_prefix_alone(backend: ScriptedBackend, target: str, stripped: str) -> None:
+    with forwarding(backend, route={"path_prefix": "/api", "strip_prefix": True}) as live, RawClient(live.url) as client:
+        assert client.get(target).status == 200
+    assert backend.requests[-1].line == f"GET {stripped} HTTP/1.1"
+
+
+def test_strip_prefix_of_the_root_takes_nothing_away(backend: ScriptedBackend) -> None:
+    with forwarding(backend, route={"strip_prefix": True}) as live, RawClient(live.url) as client:
+        client.get("/x?y")
+    assert backend.requests[-1].line == "GET /x?y HTTP/1.1"
+
+
+def test_base_path_stands_before_every_path(backend: ScriptedBackend) -> None:
+    with (
+        forwarding(f"{backend.url}/v2/", route={"path_prefix": "/api", "strip_prefix": True}) as live,
+        RawClient(live.url) as client,
+    ):
+        client.get("/api/x%2Fy?z")
+        assert backend.requests[-1].line == "GET /v2/x%2Fy?z HTTP/1.1"
+        client.get("/api")
+        assert backend.requests[-1].line == "GET /v2/ HTTP/1.1"
+
+
+# What middleware edits
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+class Editing:
+    """A plugin whose middleware edits environ as a test wants it."""
+
+    def __init__(self, edit: Edit) -> None:
+        self.edit = edit
+
+    @hookimpl
+    def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+        def wrap(app: Any, options: object) -> Any:
+            def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+                self.edit(environ)
+                inner: Iterable[bytes] = app(environ, start_response)
+                return inner
+
+            return call
+
+        return Middleware("editing", wrap)
+
+
+EDITS: dict[str, tuple[Edit, str]] = {
+    "nothing": (lambda environ: None, "GET /a%2Fb?q HTTP/1.1\r\nHost: example.com\r\nX-A: 1\r\nX-A: 2\r\nAccept: x\r\n"),
+    "header set": (
+        lambda environ: environ.update(HTTP_X_A="3"),
+        "GET /a%2Fb?q HTTP/1.1\r\nHost: example.com\r\nAccept: x\r\nX-A: 3\r\n",
+    ),
+    "header added": (
+        lambda environ: environ.update(HTTP_X_USER="caf\xe9"),
+        "GET /a%2Fb?q HTTP/1.1\r\nHost: example.com\r\nX-A: 1\r\nX-A: 2\r\nAccept: x\r\nX-User: caf\xe9\r\n",
+    ),
+    "header removed": (
+        lambda environ: environ.pop("HTTP_X_A"),
+        "GET /a%2Fb?q HTTP/1.1\r\nHost: example.com\r\nAccept: x\r\n",
+    ),
+    "path": (
+        lambda environ: environ.update(PATH_INFO="/new path"),
+        "GET /new%20path?q HTTP/1.1\r\nHost: example.com\r\nX-A: 1\r\nX-A: 2\r\nAccept: x\r\n",
+    ),
+    "query": (
+        lambda environ: environ.update(QUERY_STRING="r=%20"),
+        "GET /a%2Fb?r=%20 HTTP/1.1\r\nHost: example.com\r\nX-A: 1\r\nX-A: 2\r\nAccept: x\r\n",
+    ),
+    "method": (
+        lambda environ: environ.update(REQUEST_METHOD="PURGE"),
+        "PURGE /a%2Fb?q HTTP/1.1\r\nHost: example.com\r\nX-A: 1\r\nX-A: 2\r\nAccept: x\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "head"), EDITS.values(), ids=EDITS)
+def test_edit_of_environ_reaches_the_backend(backend: ScriptedBackend, edit: Edit, head: str) -> None:
+    with forwarding(backend, plugins={"editing": Editing(edit)}) as live, RawClient(live.url) as client:
+        client.send(get("X-A: 1", "X-A: 2", "Accept: x", target="/a%2Fb?q"))
+        assert client.response().status == 200
+    assert backend.requests[-1].head == head.encode("latin-1") + FORWARDED + b"\r\n"
+
+
+def test_edit_of_host_goes_to_the_backend_and_a_removed_one_is_made_up_for(backend: ScriptedBackend) -> None:
+    with forwarding(backend, plugins={"editing": Editing(lambda e: e.update(HTTP_HOST="new.example"))}) as live:
+        with RawClient(live.url) as client:
+            client.get()
+        assert backend.requests[-1].values("Host") == ["new.example"]
+    with forwarding(backend, plugins={"editing": Editing(lambda e: e.pop("HTTP_HOST"))}) as live:
+        with RawClient(live.url) as client:
+            client.get()
+        assert backend.requests[-1].values("Host") == [f"127.0.0.1:{backend.port}"]
+
+
+def test_edit_of_the_body_reaches_the_backend(backend: ScriptedBackend) -> None:
+    def edit(environ: dict[str, Any]) -> None:
+        body = environ["wsgi.input"].read().upper() + b"!"
+        environ["wsgi.input"] = BytesIO(body)
+        environ["CONTENT_LENGTH"] = str(len(body))
+
+    with forwarding(backend, plugins={"editing": Editing(edit)}) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        assert client.response().status == 200
+    assert (backend.requests[-1].values("Content-Length"), backend.requests[-1].body) == (["6"], b"HELLO!")
+
+
+def test_edit_by_removing_the_body_reaches_the_backend(backend: ScriptedBackend) -> None:
+    def edit(environ: dict[str, Any]) -> None:
+        environ["wsgi.input"].read()
+        del environ["CONTENT_LENGTH"]
+
+    with forwarding(backend, plugins={"editing": Editing(edit)}) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        assert client.response().status == 200
+    assert (backend.requests[-1].values("Content-Length"), backend.requests[-1].body) == ([], b"")
+
+
+BAD_EDITS: dict[str, Edit] = {
+    "line break in a header": lambda environ: environ.update(HTTP_X="a\r\nY: b"),
+    "header that is no text": lambda environ: environ.update(HTTP_X="\u20ac"),
+    "line break in the query": lambda environ: environ.update(QUERY_STRING="a HTTP/1.1\r\nX: y"),
+    "path with dots": lambda environ: environ.update(PATH_INFO="/a/../../b"),
+    "path without a slash": lambda environ: environ.update(PATH_INFO="b"),
+    "method that is none": lambda environ: environ.update(REQUEST_METHOD="GET / HTTP/1.1\r\nX: y\r\n\r\nGET"),
+    "body that was read": lambda environ: environ["wsgi.input"].read(),
+}
+
+
+@pytest.mark.parametrize("edit", BAD_EDITS.values(), ids=BAD_EDITS)
+def test_edit_that_cannot_be_sent_is_a_fault_of_the_gateway(backend: ScriptedBackend, edit: Edit) -> None:
+    count = len(backend.requests)
+    with forwarding(backend, plugins={"editing": Editing(edit)}) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        response = client.response()
+        assert (response.status, b'"internal"' in response.body) == (500, True)
+    assert len(backend.requests) == count
+
+
+def test_edit_of_the_path_leads_out_of_a_stripped_prefix(backend: ScriptedBackend) -> None:
+    editing = {"editing": Editing(lambda environ: environ.update(PATH_INFO="/elsewhere"))}
+    with (
+        forwarding(backend, route={"path_prefix": "/api", "strip_prefix": True}, plugins=editing) as live,
+        RawClient(live.url) as client,
+    ):
+        assert client.get("/api/x?q").status == 200
+    assert backend.requests[-1].line == "GET /elsewhere?q HTTP/1.1"
+
+
+def test_chain_that_chooses_no_endpoint_is_a_fault_of_the_gateway(backend: ScriptedBackend) -> None:
+    class Forgetting:
+        @hookimpl
+        def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+            def wrap(app: Any, options: object) -> Any:
+                def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+                    Exchange.of(environ).endpoint = None
+                    inner: Iterable[bytes] = app(environ, start_response)
+                    return inner
+
+                return call
+
+            return Middleware("forgetting", wrap, after="selection")
+
+    with forwarding(backend, plugins={"forgetting": Forgetting()}) as live, RawClient(live.url) as client:
+        assert client.get().status == 500
