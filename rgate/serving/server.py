@@ -6,8 +6,7 @@ there is no queue, no hand-over between threads, no system call but the wait, an
 thread.
 
 A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main thread
-ticks: when all threads are taken although the CPU is not, they wait for backends, so it adds some, up to
-`max_in_flight`, and lets them go again afterwards.
+ticks, and the crew grows while all threads wait for backends, up to `max_in_flight`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import select
 import socket
 import struct
 import threading
-from time import monotonic, process_time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
@@ -28,6 +26,7 @@ from werkzeug.serving import BaseWSGIServer
 from ..wire.client import TrustedProxies
 from ..wire.request import RequestReader
 from .connection import Connection
+from .crew import Crew
 from .environ import template
 from .response import HeadWriter
 from .tunnels import OpenTunnel, Tunnels
@@ -43,11 +42,9 @@ BACKLOG: Final = 4_096
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
-SURPLUS_WAIT_SECONDS: Final = 1.0
 ACCEPT_PAUSE_SECONDS: Final = 0.5
 EXPIRY_CHECK_SECONDS: Final = 1.0
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
-BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 
 _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _RELEASED: Final = _WATCHED | select.EPOLLOUT
@@ -88,20 +85,6 @@ def listen_for_workers(host: str, port: int, count: int) -> list[socket.socket]:
     return listeners
 
 
-class _Worker(threading.Thread):
-    """A thread of the server. `turn` changes with every event it takes; `waiting` is true while it waits for one."""
-
-    def __init__(self, server: Server, extra: bool) -> None:
-        super().__init__(name="rgate-worker", daemon=True)
-        self.server = server
-        self.extra = extra
-        self.turn = 0
-        self.waiting = False
-
-    def run(self) -> None:
-        self.server.work(self)
-
-
 class Server(BaseWSGIServer):
     """Serves a WSGI app on a listening socket.
 
@@ -121,7 +104,7 @@ class Server(BaseWSGIServer):
                 listener.close()
         self.config = config
         self.now = monotonic()
-        self.tick = 0
+        self.ticks = 0
         self.draining = False
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.heads = HeadWriter()
@@ -131,17 +114,12 @@ class Server(BaseWSGIServer):
         self.tunnels = Tunnels()
         self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
-        self._workers: set[_Worker] = set()
-        self._surplus = 0
-        self._turns = 0
-        self._all_taken = 0
-        self._cpu_seconds = process_time()
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
-        self._over = False
         self._epoll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._crew = Crew(self._epoll, self._take, config.threads, config.threads + config.max_in_flight)
         self._accepting_again = 0.0
+        self._listener_fd = self.socket.fileno()
         self.socket.setblocking(False)
 
     @property
@@ -153,14 +131,12 @@ class Server(BaseWSGIServer):
     @property
     def threads(self) -> int:
         """How many worker threads there are at present."""
-        return len(self._workers)
+        return len(self._crew)
 
     def run(self) -> None:
         """Serve until stop()."""
-        self._epoll.register(self._wake, select.EPOLLIN)
-        self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        for _ in range(self.config.threads):
-            self._add_worker(extra=False)
+        self._epoll.register(self._listener_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._crew.start()
         try:
             self._run_ticks()
             self._drain()
@@ -173,29 +149,17 @@ class Server(BaseWSGIServer):
         """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again."""
         self._stop.set()
 
-    def work(self, worker: _Worker) -> None:
-        """A worker's life."""
-        epoll, listener, connections = self._epoll, self.socket.fileno(), self._connections
-        wait_seconds = SURPLUS_WAIT_SECONDS if worker.extra else -1
-        while not self._over:
-            worker.waiting = True
-            events = epoll.poll(wait_seconds, 1)
-            worker.waiting = False
-            worker.turn += 1
-            for fd, event in events:
-                connection = connections.get(fd)
-                if connection is not None:
-                    connection.events |= event
-                    if connection.turn.acquire(False):
-                        self._advance(connection)
-                    elif event & select.EPOLLRDHUP and (on_gone := connection.on_gone) is not None and connection.left:
-                        on_gone()
-                elif fd == listener:
-                    self._accept()
-            if worker.extra and self._surplus > 0:
-                self._surplus -= 1
-                break
-        self._workers.discard(worker)
+    def _take(self, fd: int, event: int) -> None:
+        """Act on what epoll has told, in a worker thread."""
+        connection = self._connections.get(fd)
+        if connection is not None:
+            connection.events |= event
+            if connection.turn.acquire(False):
+                self._advance(connection)
+            elif event & select.EPOLLRDHUP and (on_gone := connection.on_gone) is not None and connection.left:
+                on_gone()
+        elif fd == self._listener_fd:
+            self._accept()
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
@@ -281,34 +245,10 @@ class Server(BaseWSGIServer):
                 self._expire_connections()
 
     def _tick(self) -> None:
-        """Look at the threads: add some when all are taken and the CPU is not, let some go when many wait."""
-        before, used_before = self.now, self._cpu_seconds
-        self.now, self._cpu_seconds = monotonic(), process_time()
-        self.tick += 1
-        waiting = turns = 0
-        for worker in list(self._workers):
-            waiting += worker.waiting
-            turns += worker.turn
-        present = len(self._workers)
-        cpu_is_busy = self._cpu_seconds - used_before > BUSY_SHARE * (self.now - before)
-        self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
-        if self._all_taken >= 2:
-            most = self.config.max_in_flight + self.config.threads
-            for _ in range(min(max(present // 2, 2), most - present)):
-                self._add_worker(extra=True)
-        self._surplus = min(present - self.config.threads, waiting - max(2, present // 4)) if waiting else 0
-        quiet = turns == self._turns and waiting and not self._held
-        self._turns = turns
+        self.ticks += 1
+        self.now = monotonic()
+        quiet = self._crew.look(self.now) and not self._held
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
-
-    def _add_worker(self, extra: bool) -> None:
-        worker = _Worker(self, extra)
-        self._workers.add(worker)
-        try:
-            worker.start()
-        except RuntimeError as error:  # no more threads to be had
-            self._workers.discard(worker)
-            _log.error("cannot start another thread: %s", error)
 
     def _release_held(self) -> None:
         """Let small bodies that are slow in coming stream, but spend only a few threads on them."""
@@ -355,21 +295,16 @@ class Server(BaseWSGIServer):
             _log.warning("%d connections were cut at the end of drain_seconds", len(self._connections))
 
     def _end(self) -> None:
-        self._over = True
-        os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
         self.tunnels.stop()
         for connection in list(self._connections.values()):
             connection.cut()
-        until = monotonic() + CUT_SECONDS
-        for worker in list(self._workers):
-            worker.join(max(0.0, until - monotonic()))
+        all_ended = self._crew.end(CUT_SECONDS)
         for connection in list(self._connections.values()):
-            if not connection.busy:  # else it is the worker's, which is stuck in the app
+            if not connection.busy:  # else it is the thread's, which is stuck in the app
                 self._close(connection)
         self.socket.close()
-        if not self._workers:
+        if all_ended:
             self._epoll.close()
-            os.close(self._wake)
 
 
 def _timeval(seconds: float) -> bytes:

@@ -105,8 +105,8 @@ def test_deadline_does_not_end_a_request_that_is_worked_on() -> None:
     with serving(app, head_seconds=0.02, keep_alive_seconds=0.02, body_seconds=0.02) as server, RawClient(server.url) as client:
         client.send(get("/slow"))
         eventually(lambda: app.running)
-        ticks = server.tick
-        eventually(lambda: server.tick > ticks + 10)
+        ticks = server.ticks
+        eventually(lambda: server.ticks > ticks + 10)
         app.go_on.set()
         assert client.response().body == b"ok"
 
@@ -130,7 +130,7 @@ def test_connections_that_are_idle_hold_no_thread() -> None:
 
 
 def test_threads_grow_when_all_are_held_up_and_shrink_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.server.SURPLUS_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.crew.SURPLUS_WAIT_SECONDS", 0.02)
     app = Holding()
     with serving(app, threads=2, max_in_flight=40) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(30)]
@@ -154,8 +154,8 @@ def test_threads_are_bounded() -> None:
         for client in clients:
             client.send(get("/slow"))
         eventually(lambda: app.running == 6)
-        ticks = server.tick
-        eventually(lambda: server.tick > ticks + 20)
+        ticks = server.ticks
+        eventually(lambda: server.ticks > ticks + 20)
         assert (server.threads, app.running) == (6, 6)
         app.go_on.set()
         for client in clients:
@@ -172,7 +172,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patched:
-            patched.setattr("rgate.serving.server._Worker.start", start)
+            patched.setattr("rgate.serving.crew._Worker.start", start)
             client.send(get("/slow"))
             eventually(lambda: "cannot start another thread" in caplog.text)
         other.send(get("/quick"))
@@ -420,7 +420,7 @@ def test_stop_does_not_wait_for_threads_that_are_stuck(
         thread.join(2)
         assert not thread.is_alive(), "eight stuck threads hold up the end no longer than one"
         app.go_on.set()
-        eventually(lambda: not server._workers, "the threads end when they can")
+        eventually(lambda: not server.threads, "the threads end when they can")
 
 
 def test_stop_before_run_ends_at_once() -> None:

@@ -1,0 +1,118 @@
+"""The threads of a server: a few that take turns at one epoll, more while all of them are held up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable
+from time import monotonic, process_time
+from typing import Final
+
+__all__ = ["Crew"]
+
+SURPLUS_WAIT_SECONDS: Final = 1.0
+BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
+_log = logging.getLogger("rgate.serving")
+
+
+class _Worker(threading.Thread):
+    """One thread. `turn` changes with every event it takes; `waiting` is true while it waits for one."""
+
+    def __init__(self, work: Callable[[_Worker], None], extra: bool) -> None:
+        super().__init__(name="rgate-worker", daemon=True)
+        self._work = work
+        self.extra = extra
+        self.turn = 0
+        self.waiting = False
+
+    def run(self) -> None:
+        self._work(self)
+
+
+class Crew:
+    """Calls `take(fd, event)` in one of its threads for everything that `epoll` tells.
+
+    There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.
+    look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go.
+    """
+
+    def __init__(self, epoll: select.epoll, take: Callable[[int, int], object], base: int, most: int) -> None:
+        self._epoll = epoll
+        self._take = take
+        self._base = base
+        self._most = most
+        self._workers: set[_Worker] = set()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._over = False
+        self._surplus = 0
+        self._turns = 0
+        self._all_taken = 0
+        self._looked = monotonic()
+        self._cpu_seconds = process_time()
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def start(self) -> None:
+        """Begin to take events."""
+        self._epoll.register(self._wake, select.EPOLLIN)
+        for _ in range(self._base):
+            self._add(extra=False)
+
+    def look(self, now: float) -> bool:
+        """Add threads when all are taken and the CPU is not, let some go when many wait. True: nothing has happened since."""
+        used = process_time()
+        cpu_is_busy = used - self._cpu_seconds > BUSY_SHARE * (now - self._looked)
+        self._looked, self._cpu_seconds = now, used
+        waiting = turns = 0
+        for worker in list(self._workers):
+            waiting += worker.waiting
+            turns += worker.turn
+        present = len(self._workers)
+        self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
+        if self._all_taken >= 2:
+            for _ in range(min(max(present // 2, 2), self._most - present)):
+                self._add(extra=True)
+        self._surplus = min(present - self._base, waiting - max(2, present // 4)) if waiting else 0
+        quiet = turns == self._turns and waiting > 0
+        self._turns = turns
+        return quiet
+
+    def end(self, patience_seconds: float) -> bool:
+        """Have every thread end after what it is doing; true when all have, within `patience_seconds` together."""
+        self._over = True
+        os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
+        until = monotonic() + patience_seconds
+        for worker in list(self._workers):
+            worker.join(max(0.0, until - monotonic()))
+        if self._workers:
+            return False
+        os.close(self._wake)
+        return True
+
+    def _add(self, extra: bool) -> None:
+        worker = _Worker(self._work, extra)
+        self._workers.add(worker)
+        try:
+            worker.start()
+        except RuntimeError as error:  # no more threads to be had
+            self._workers.discard(worker)
+            _log.error("cannot start another thread: %s", error)
+
+    def _work(self, worker: _Worker) -> None:
+        """A worker's life."""
+        poll, take = self._epoll.poll, self._take
+        wait_seconds = SURPLUS_WAIT_SECONDS if worker.extra else -1
+        while not self._over:
+            worker.waiting = True
+            events = poll(wait_seconds, 1)
+            worker.waiting = False
+            worker.turn += 1
+            for fd, event in events:
+                take(fd, event)
+            if worker.extra and self._surplus > 0:
+                self._surplus -= 1
+                break
+        self._workers.discard(worker)
