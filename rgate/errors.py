@@ -6,6 +6,8 @@
     └── GatewayError                a fault: the gateway answers this request itself
         ├── NoRoute                 no route matches                            default_response
         ├── RequestError            the client's fault                          400
+        │   ├── NotTLS              plain HTTP where TLS is spoken
+        │   ├── HTTPSOnly           plain HTTP; its answer says where TLS is    308
         │   ├── RequestTimeout      head or body came too slowly                408
         │   ├── LengthRequired      a body without a length                     411
         │   ├── BodyTooLarge        body over the limit                         413
@@ -25,6 +27,7 @@
         ├── BadGateway              a response that is none                     502
         │   ├── UpstreamClosed      closed or reset before a whole head
         │   ├── BadResponse         malformed response
+        │   ├── TLSFailed           no TLS, or a certificate that does not verify
         │   └── Truncated           died after the head was passed on: the client's connection is cut
         ├── Loop                    our own Via came back                       508
         └── InternalFault           a plugin or rgate itself failed             500
@@ -50,6 +53,7 @@ __all__ = [
     "ConnectTimeout",
     "ExpectationFailed",
     "GatewayError",
+    "HTTPSOnly",
     "HeadTooLarge",
     "InternalFault",
     "LengthRequired",
@@ -57,6 +61,7 @@ __all__ = [
     "NoEndpoint",
     "NoRoute",
     "NotImplementedByGateway",
+    "NotTLS",
     "Overloaded",
     "PluginError",
     "Refused",
@@ -64,6 +69,7 @@ __all__ = [
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
+    "TLSFailed",
     "TargetTooLong",
     "Truncated",
     "Unavailable",
@@ -109,13 +115,14 @@ class PluginError(RgateError):
 class GatewayError(RgateError):
     """A fault the gateway answers for: base of all that may be raised inside the `faults` middleware.
 
-    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header.
+    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header, `location` Location.
     """
 
     status: int = 500
     reason: ClassVar[str] = "internal"
     message: str = "The gateway failed."
     retry_after_seconds: int | None = None
+    location: str | None = None
     content_type: str | None = None
 
     def __init__(self, detail: str = "") -> None:
@@ -153,6 +160,25 @@ class RequestError(GatewayError):
     status = 400
     reason = "bad_request"
     message = "The request is malformed."
+
+
+class NotTLS(RequestError):
+    """Plain HTTP has come to a port where TLS is spoken."""
+
+    reason = "not_tls"
+    message = "This port speaks TLS; use https://."
+
+
+class HTTPSOnly(RequestError):
+    """A request in plain HTTP that belongs into TLS. `location` is its URL there."""
+
+    status = 308
+    reason = "https_only"
+    message = "Use https://."
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.location = location
 
 
 class RequestTimeout(RequestError):
@@ -291,6 +317,13 @@ class BadResponse(BadGateway):
     """The backend's response is malformed."""
 
     reason = "bad_response"
+
+
+class TLSFailed(BadGateway):
+    """The backend speaks no TLS that the gateway can accept, or its certificate does not verify."""
+
+    reason = "tls_failed"
+    message = "The service could not be reached securely."
 
 
 class Truncated(BadGateway):

@@ -140,9 +140,9 @@ class RouteDispatch:
 
 
 def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The innermost app for requests that the server refused: raises what it found."""
-    error: GatewayError = environ[REFUSED_KEY]
-    raise error
+    """The innermost app for requests that the server refused: raises what it found, or what it makes of the request."""
+    error: GatewayError | Callable[[WSGIEnvironment], GatewayError] = environ[REFUSED_KEY]
+    raise error if isinstance(error, GatewayError) else error(environ)
 
 
 def answer_asterisk(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

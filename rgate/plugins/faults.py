@@ -4,7 +4,7 @@ A GatewayError becomes its own status and, in the one shape of all answers that 
 
     {"status_code": 503, "body": "The service is not available.", "reason": "refused", "request_id": "6f0c…-1a"}
 
-with Retry-After when the fault has one, and `Cache-Control: no-store` unless it is the config's default_response.
+with Retry-After or Location when the fault has one, and `Cache-Control: no-store` unless it is the config's default_response.
 Every other exception is a bug, in a plugin or in rgate: the client gets a 500 that says nothing about the inside, the
 log gets the traceback. Plugins give another answer with the hook `rgate_fault_response`; this one is given when none does,
 or when the one that does fails itself.
@@ -54,6 +54,8 @@ def answer(exchange: Exchange, error: GatewayError) -> WSGIApplication:
         headers = [("Content-Type", error.content_type or "application/json"), ("Content-Length", str(len(body)))]
         if error.retry_after_seconds is not None:
             headers.append(("Retry-After", str(error.retry_after_seconds)))
+        if error.location is not None:
+            headers.append(("Location", error.location))
         if not isinstance(error, NoRoute):
             headers.append(("Cache-Control", "no-store"))
         if status in (204, 205, 304):

@@ -9,7 +9,8 @@ rgate.upgrade  the protocols that the client asks to switch to, lower-case, unde
                header itself is never passed on
 rgate.peer     the address of the trusted proxy that the request came from; absent when it came from anybody else. Then
                REMOTE_ADDR is the client's address and wsgi.url_scheme what the client used, as that proxy says
-rgate.refused  a GatewayError: the server could not read the request, and the outer chain answers it
+rgate.refused  a GatewayError, or what makes one of the environ: the server does not serve the request, and the outer chain
+               answers it
 
 rgate's own server sets the first two. Under any other WSGI server they are made from the environ here: repeated headers have
 been joined by then, and a name with "_" can no longer be told from one with "-".

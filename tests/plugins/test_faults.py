@@ -32,7 +32,10 @@ TABLE = [
     (rgate.UpstreamClosed, 502, "closed"),
     (rgate.BadResponse, 502, "bad_response"),
     (rgate.Truncated, 502, "truncated"),
+    (rgate.TLSFailed, 502, "tls_failed"),
     (rgate.RequestError, 400, "bad_request"),
+    (rgate.NotTLS, 400, "not_tls"),
+    (rgate.HTTPSOnly, 308, "https_only"),
     (rgate.RequestTimeout, 408, "request_timeout"),
     (rgate.LengthRequired, 411, "length_required"),
     (rgate.BodyTooLarge, 413, "body_too_large"),
@@ -253,3 +256,8 @@ def test_gateway_default_response_as_configured() -> None:
 def test_gateway_replaced_by_another_fault_page() -> None:
     with running_gateway({}, {"orders": raising(Refused())}, {"page": Page()}) as gateway:
         assert client(gateway).get("/orders").data == b"page"
+
+
+def test_location_of_a_fault_is_a_header() -> None:
+    response = client(guarded(raising(rgate.HTTPSOnly("https://shop.example/x?y"))), make_exchange()).get("/")
+    assert (response.status_code, response.headers["Location"]) == (308, "https://shop.example/x?y")
