@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .config import Config
 from .discovery import EndpointTable
 from .errors import PluginError
+from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
@@ -106,7 +107,8 @@ def build(config: Config, registry: Registry) -> Gateway:
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
         forwarder = Forwarder(gateway.upstreams, route, edited=any(m.edits_environ for m in (*outer, *own)))
-        apps[route.name] = compose(forwarder, own, partial(gateway.options, route=route))
+        app = compose(forwarder, own, partial(gateway.options, route=route))
+        apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
         gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
 
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
@@ -140,6 +142,7 @@ def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:
             methods=tuple(method.upper() for method in entry.methods),
             headers=tuple((name.lower(), value) for name, value in entry.headers.items()),
             strip_prefix=entry.strip_prefix,
+            max_body_bytes=entry.max_body_bytes,
             timeouts=Timeouts(entry.timeouts.connect_seconds, entry.timeouts.response_seconds),
             options={name: options or None for name, options in entry.plugins.items()},
         )

@@ -52,6 +52,7 @@ class Route:
 
     `path_prefix` has no trailing slash ("" matches every path). `hosts` are lower-case names without port, `methods`
     upper-case tokens, `headers` pairs of lower-case name and exact value; each empty when it does not restrict.
+    `max_body_bytes` is None when the server's own limit is enough.
     `options` holds the route's own validated plugin sections by plugin name; None stands for "off for this route".
     """
 
@@ -62,6 +63,7 @@ class Route:
     methods: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     strip_prefix: bool = False
+    max_body_bytes: int | None = None
     timeouts: Timeouts = Timeouts()
     options: Mapping[str, object] = field(default_factory=lambda: _EMPTY, hash=False)
 

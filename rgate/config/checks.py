@@ -33,6 +33,9 @@ def _routes(config: Config, root: Node, backends: Collection[str], report: Repor
         if route.name is not None and (first := names.setdefault(route.name, index)) != index:
             line = _line(root, "routes", first)
             yield ConfigProblem(("routes", index, "name"), f"another route is named {route.name!r}, on line {line}")
+        most, own = config.server.max_body_bytes, route.max_body_bytes
+        if most is not None and own is not None and own > most:
+            yield ConfigProblem(("routes", index, "max_body_bytes"), f"never reached: server.max_body_bytes is {most}")
         earlier = same_prefix.setdefault(route.path_prefix.rstrip("/"), [])
         if (first := next((i for i in earlier if _takes_all(config.routes[i], route)), index)) != index:
             line = _line(root, "routes", first)

@@ -190,6 +190,7 @@ class RouteConfig(Model):
     methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ()
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = {}
     strip_prefix: bool = False
+    max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
     plugins: dict[str, Any] = {}
 

@@ -55,6 +55,10 @@ class RequestBody(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def take_at_most(self, limit: int) -> None:
+        """Lower the limit of the body, before anything of it has been read."""
+        self._limit = limit if self._limit is None else min(limit, self._limit)
+
     def read1(self, size: int = 65_536) -> bytes:
         """The next bytes, at most `size`; b"" only at the end."""
         if not self._ready and not self.complete:
@@ -153,4 +157,5 @@ class RequestBody(io.RawIOBase):
         self.complete, self.rest = self._chunks.complete, self._chunks.rest
         self._taken += len(self._ready)
         if self._limit is not None and self._taken > self._limit:
+            self.complete = False  # whatever has come: nothing more is read on this connection
             raise BodyTooLarge(f"more than {self._limit} bytes")

@@ -124,3 +124,12 @@ def test_pipeline_decides_what_a_route_can_turn_off() -> None:
     text = ONE_BACKEND + "routes: [{path_prefix: /a, backend: orders, plugins: {access_log: false}}]\npipeline: "
     assert loaded(text + "[stats, normalize, faults, routing, access_log, selection]").routes[0].plugins == {"access_log": False}
     assert len(problems(text + "[access_log, stats, normalize, faults, routing, selection]")) == 1
+
+
+def test_body_limit_of_a_route_above_the_servers_is_a_problem() -> None:
+    route = f"{ONE_BACKEND}routes: [{{path_prefix: /a, backend: orders, max_body_bytes: 11}}]\n"
+    assert problems(f"{route}server: {{max_body_bytes: 10}}") == [
+        f"config.yml:{ONE_BACKEND.count(chr(10)) + 1}: routes[0].max_body_bytes: never reached: server.max_body_bytes is 10"
+    ]
+    loaded(f"{route}server: {{max_body_bytes: 11}}")
+    loaded(route)
