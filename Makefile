@@ -25,8 +25,8 @@ lint: .venv/.dev ## types and style
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-bench: .venv/.run ## CPU time the gateway takes per request
-	$(BIN)/python bench/cpu_per_request.py
+bench: .venv/.bench ## gateways side by side, an hour; BENCH_ARGS=--targets: what rgate promises; BENCH_ARGS=--help: more
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean: ## remove .venv and whatever the tools have left
 	rm -rf .venv .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
@@ -36,6 +36,10 @@ clean: ## remove .venv and whatever the tools have left
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rgate needs Python 3.11 or newer (make PYTHON=…)")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/.bench: .venv/.run
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
 .venv/.dev: .venv/.run

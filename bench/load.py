@@ -20,6 +20,7 @@ __all__ = ["Burst", "Figures", "ask", "burst", "connect", "download", "hold", "r
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 BLOCK = b"x" * 262_144
+TRANSFER_SECONDS = 60.0
 _FIGURES = re.compile(r"^figures (\{.*\})$", re.MULTILINE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -83,7 +84,7 @@ def ask(sock: socket.socket, head: bytes) -> bool:
         return False
 
 
-def _read_answer(sock: socket.socket, buffer: bytearray | None = None) -> bool:
+def _read_answer(sock: socket.socket, buffer: bytearray | None = None, until: float = float("inf")) -> bool:
     block = b""
     while (end := block.find(b"\r\n\r\n")) < 0:
         more = sock.recv(65_536)
@@ -97,7 +98,7 @@ def _read_answer(sock: socket.socket, buffer: bytearray | None = None) -> bool:
     buffer = buffer or bytearray(65_536)
     while missing > 0:
         got = sock.recv_into(buffer)
-        if not got:
+        if not got or time.monotonic() > until:
             return False
         missing -= got
     return block.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2"))
@@ -149,22 +150,24 @@ def burst(port: int, path: str, count: int, timeout_seconds: float) -> Burst:
 
 
 def download(port: int, path: str) -> float:
-    """Seconds that a GET takes. Raises OSError when its answer does not come whole."""
+    """Seconds that a GET takes, at most a minute. Raises OSError when its answer does not come whole."""
     began = time.monotonic()
-    with connect(port, 60.0) as sock:
+    with connect(port) as sock:
         sock.sendall(request("GET", path, port))
-        if not _read_answer(sock, bytearray(1_048_576)):
-            raise OSError("the download broke off")
+        if not _read_answer(sock, bytearray(1_048_576), began + TRANSFER_SECONDS):
+            raise OSError("the download has not come to its end")
     return time.monotonic() - began
 
 
 def upload(port: int, path: str, size_bytes: int) -> float:
-    """Seconds that a POST of so many bytes takes. Raises OSError when it is not answered well."""
+    """Seconds that a POST of so many bytes takes, at most a minute. Raises OSError when it is not answered well."""
     began = time.monotonic()
-    with connect(port, 60.0) as sock:
+    with connect(port) as sock:
         sock.sendall(request("POST", path, port, size_bytes))
         for _ in range(size_bytes // len(BLOCK)):
             sock.sendall(BLOCK)
+            if time.monotonic() > began + TRANSFER_SECONDS:
+                raise OSError("the upload has not come to its end")
         if not _read_answer(sock):
             raise OSError("the upload was not answered")
     return time.monotonic() - began

@@ -24,12 +24,16 @@ STOP_SECONDS = 5.0
 @dataclass(frozen=True)
 class Cores:
     """Which cores are whose. The gateway has one alone, and load and backends another, so that CPU time per request does
-    not depend on the load generator; `both` are for two workers, `rest` for the load on them."""
+    not depend on the load generator. `spare` are those that are left for the load when two workers take both."""
 
     gateway: int
     load: int
-    both: frozenset[int]
-    rest: frozenset[int]
+    spare: frozenset[int]
+
+    @property
+    def both(self) -> frozenset[int]:
+        """For two workers."""
+        return frozenset((self.gateway, self.load))
 
     @classmethod
     def of_this_process(cls) -> Cores:
@@ -37,7 +41,7 @@ class Cores:
         usable = sorted(os.sched_getaffinity(0))
         if len(usable) < 2:
             raise OSError("two cores are needed: one for the gateway, one for load and backends")
-        return cls(usable[0], usable[1], frozenset(usable[:2]), frozenset(usable[2:] if len(usable) > 3 else usable))
+        return cls(usable[0], usable[1], frozenset(usable[2:] if len(usable) > 3 else ()))
 
 
 @contextmanager

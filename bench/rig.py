@@ -117,17 +117,18 @@ class Rig:
             for process in self._backends.values():
                 process.pin([self.cores.load])
 
-    def spread(self, process: Process) -> list[int]:
+    def spread(self, process: Process) -> set[int]:
         """Pin the gateway's workers to the gateway's cores in turn; a process without children is its own worker.
 
-        Returns their pids.
+        Returns the cores that are theirs then.
         """
         first, *others = process.pids
-        workers = others or [first]
-        cores = sorted(self.cores.both)
-        for number, pid in enumerate(workers):
+        cores = [self.cores.gateway, self.cores.load]
+        taken = set()
+        for number, pid in enumerate(others or [first]):
+            taken.add(cores[number % len(cores)])
             pin(pid, [cores[number % len(cores)]])
-        return workers
+        return taken
 
     def _start_nginx(self) -> None:
         folder = self._folder()
