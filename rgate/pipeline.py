@@ -8,6 +8,7 @@ plain WSGI calls.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -193,9 +194,6 @@ class ExchangeScope:
         try:
             body = app(environ, begin)
         except Exception as error:
-            if exchange.status:  # the response has begun: the server cuts it
-                exchange.finish()
-                raise
             self._on_failure(exchange, error)
             body = _last_resort(exchange, error, begin)
         if type(body) is list:
@@ -261,16 +259,13 @@ class _ExchangeBody:
         return block
 
     def _broken(self, error: Exception) -> bytes:
+        """The answer in place of a body that breaks off, if nothing of the response has left yet."""
         exchange = self._exchange
         if not isinstance(error, RequestError):  # a client that leaves or sends nonsense is no news
             self._on_failure(exchange, error)
-        if not exchange.status:
-            self._blocks = iter(())
-            return _last_resort(exchange, error, self._begin)[0]
-        if exchange.error is None:
-            exchange.error = error if isinstance(error, GatewayError) else InternalFault(repr(error))
-        exchange.finish()
-        raise error
+        answer = _last_resort(exchange, error, self._begin)
+        self._blocks = iter(())
+        return answer[0]
 
     def close(self) -> None:
         try:
@@ -287,10 +282,21 @@ def _content_length(headers: list[tuple[str, str]]) -> int | None:
 
 
 def _last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
-    """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape."""
+    """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape.
+
+    Called while `error` is handled. Ends the exchange and raises `error` when the response's head has left already, so that
+    the server cuts it.
+    """
     fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
-    exchange.error = fault
+    exchange.error = exchange.error or fault
     body = fault.json(exchange.id)
     phrase = HTTPStatus(fault.status).phrase if fault.status in HTTPStatus._value2member_map_ else "Unknown"
-    start_response(f"{fault.status} {phrase}", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    begun = exchange.status
+    try:
+        start_response(f"{fault.status} {phrase}", headers, sys.exc_info() if begun else None)
+    except Exception:
+        exchange.status = begun
+        exchange.finish()
+        raise
     return [body]

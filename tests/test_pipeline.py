@@ -280,7 +280,14 @@ class Called:
         self.started: list[tuple[str, list[tuple[str, str]]]] = []
         self.body = scope.app(environ, self.start_response)
 
+    head_sent = False
+    """Set by a test: as after the first block."""
+
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        if self.started:
+            assert exc_info, "start_response was called twice"
+            if self.head_sent:
+                raise exc_info[1]
         self.started.append((status, headers))
         return lambda block: None
 
@@ -354,19 +361,30 @@ def test_scope_content_length_that_is_none_is_left_to_the_server(length: str) ->
 @pytest.mark.parametrize(("error", "reason"), [(BadResponse("x"), "bad_response"), (ValueError("x"), "internal")])
 def test_scope_body_that_breaks_off_is_an_error_and_raises(error: Exception, reason: str) -> None:
     scope = Scope(answering(Body(b"he", error)))
-    body = iter(scope.call().body)
+    called = scope.call()
+    body = iter(called.body)
     assert next(body) == b"he"
+    called.head_sent = True
     with pytest.raises(type(error)):
         next(body)
     assert scope.finished == [(200, 2, reason)]
     assert scope.failures == [error]
 
 
+@pytest.mark.parametrize(("error", "status"), [(BadResponse("x"), 502), (ValueError("x"), 500)])
+def test_scope_body_that_breaks_off_before_anything_has_left_becomes_an_answer(error: Exception, status: int) -> None:
+    scope = Scope(answering(Body(b"", error), headers=[("Content-Length", "5")]))
+    called = scope.call()
+    blocks = list(called.body)
+    assert json.loads(b"".join(blocks))["status_code"] == status
+    assert [int(line[:3]) for line, _ in called.started] == [200, status]
+    assert scope.finished == [(status, len(blocks[-1]), scope.exchanges[0].error.reason)]  # type: ignore[union-attr]
+
+
 def test_scope_body_that_breaks_off_by_the_client_is_no_news() -> None:
     scope = Scope(answering(Body(RequestError("left"))))
-    with pytest.raises(RequestError):
-        list(scope.call().body)
-    assert scope.finished == [(200, 0, "bad_request")]
+    list(scope.call().body)
+    assert [(status, reason) for status, _, reason in scope.finished] == [(400, "bad_request")]
     assert scope.failures == []
 
 
@@ -377,9 +395,8 @@ def test_scope_first_error_of_an_exchange_stays() -> None:
         return Body(ValueError("second"))
 
     scope = Scope(app)
-    with pytest.raises(ValueError, match="second"):
-        list(scope.call().body)
-    assert scope.finished == [(200, 0, "bad_response")]
+    list(scope.call().body)
+    assert [(status, reason) for status, _, reason in scope.finished] == [(500, "bad_response")]
 
 
 @pytest.mark.parametrize(
@@ -405,15 +422,32 @@ def test_scope_status_without_a_phrase_is_unknown() -> None:
     assert Scope(raising(Odd())).call().started[0][0] == "599 Unknown"
 
 
-def test_scope_exception_after_the_response_has_begun_is_the_servers() -> None:
+def test_scope_exception_after_the_response_has_begun_replaces_it_if_nothing_has_left() -> None:
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [])
         raise ValueError("late")
 
     scope = Scope(app)
+    assert [status for status, _ in scope.call().started] == ["200 OK", "500 Internal Server Error"]
+    assert [(status, reason) for status, _, reason in scope.finished] == [(500, "internal")]
+
+
+def test_scope_exception_after_something_has_left_is_the_servers() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])(b"begun")
+        raise ValueError("late")
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
+        if exc_info:
+            raise exc_info[1]
+        return lambda block: None
+
+    scope = Scope(app)
+    environ = make_environ()
+    del environ[ENVIRON_KEY]
     with pytest.raises(ValueError, match="late"):
-        scope.call()
-    assert scope.finished == [(200, 0, None)]
+        scope.app(environ, start_response)
+    assert scope.finished == [(200, 0, "internal")]
 
 
 class Lazy:

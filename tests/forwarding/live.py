@@ -43,7 +43,7 @@ def forwarding(
     """A gateway that forwards "/" (or what `route` says) to backends, each a ScriptedBackend or a URL."""
     urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
     config = {
-        "backends": [{"name": "backend", "endpoints": urls}],
+        "backends": [{"name": "backend", "endpoints": urls, "match_labels": ["found=nowhere"]}],
         "routes": [{"path_prefix": "/", "backend": "backend", **(route or {})}],
     }
     with running_gateway(config, {}, plugins or {}) as gateway, serving(gateway, **server) as served:
