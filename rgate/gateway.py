@@ -49,7 +49,7 @@ class Gateway:
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
-        self.upstreams = Upstreams()
+        self.upstreams = Upstreams(config.server.max_response_head_bytes, config.server.max_response_headers)
         self.siblings = Siblings()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}

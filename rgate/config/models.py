@@ -264,7 +264,7 @@ class TLSConfig(Model):
 
 
 class ServerConfig(Model):
-    """The client's side: where to listen, how much to accept, how long to wait."""
+    """The client's side: where to listen, how much to accept, how long to wait. And how much of a response head to take."""
 
     host: str = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65_535)] = 8080
@@ -280,6 +280,8 @@ class ServerConfig(Model):
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
+    max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
+    max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     tls: TLSConfig | None = None
 

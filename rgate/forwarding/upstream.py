@@ -40,10 +40,9 @@ from ..errors import (
 from ..model import Address, Timeouts
 from ..wire.response import ResponseHead, ResponseReader
 
-__all__ = ["BLOCK_BYTES", "MAX_HEAD_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
+__all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 
 BLOCK_BYTES: Final = 65_536
-MAX_HEAD_BYTES: Final = 65_536
 MAX_INTERIM_HEADS: Final = 16
 
 # A pooled connection rests at most this long: less than the keep-alive time of common servers (5 s), so that closing
@@ -51,8 +50,6 @@ MAX_INTERIM_HEADS: Final = 16
 MAX_IDLE_SECONDS: Final = 4.0
 UNCHECKED_IDLE_SECONDS: Final = 0.002
 MAX_IDLE_CONNECTIONS: Final = 256
-
-_responses = ResponseReader()  # one memory of header lines for all backends; it is bounded
 
 
 class StaleConnection(Exception):
@@ -63,6 +60,7 @@ class _Exchanging(HTTPConnection):
     """What both connection classes add to urllib3's: sending and receiving without http.client."""
 
     sock: socket.socket | ssl.SSLSocket
+    responses: ResponseReader
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
     aborted = False  # abort() was called
@@ -124,9 +122,10 @@ class _Exchanging(HTTPConnection):
         """The final response head (101 is one), and the bytes that came with it.
 
         Interim responses are swallowed: 100 is between us and the backend, 102 and 103 are hints. `go_on` is called after
-        one, as they may come while a request body is still on its way. Raises StaleConnection, UpstreamClosed,
-        ResponseTimeout, BadResponse.
+        one, as they may come while a request body is still on its way. A head that has begun must be whole in the time of
+        a single wait. Raises StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
         """
+        responses = self.responses
         try:
             block = self.sock.recv(BLOCK_BYTES)
         except (BlockingIOError, TimeoutError) as error:
@@ -136,17 +135,13 @@ class _Exchanging(HTTPConnection):
         if not block:
             raise (StaleConnection if self.used else UpstreamClosed)(self.broken or "closed before a response")
         for _ in range(MAX_INTERIM_HEADS):
-            while (end := block.find(b"\r\n\r\n")) < 0:
-                if len(block) > MAX_HEAD_BYTES:
-                    raise BadResponse("the response head is too large")
-                more = self.receive()
-                if not more:
-                    raise UpstreamClosed("closed within the response head")
-                block += more
-            if end > MAX_HEAD_BYTES:
+            end = block.find(b"\r\n\r\n")
+            if end < 0:
+                block, end = self._rest_of_head(block)
+            if end > responses.max_head_bytes:
                 raise BadResponse("the response head is too large")
             raw = block[:end]
-            head = _responses.known_heads.get(raw) or _responses.read(raw)
+            head = responses.known_heads.get(raw) or responses.read(raw)
             block = block[end + 4 :]
             if head.code >= 200 or head.code == 101:
                 self.used = True
@@ -158,6 +153,23 @@ class _Exchanging(HTTPConnection):
                 if not block:
                     raise UpstreamClosed("closed after an interim response")
         raise BadResponse("too many interim responses")
+
+    def _rest_of_head(self, block: bytes) -> tuple[bytes, int]:
+        """What has come when the head that begins with `block` is whole, and where it ends."""
+        until = monotonic() + self._wait_seconds
+        end = -1
+        while end < 0:
+            if len(block) > self.responses.max_head_bytes:
+                raise BadResponse("the response head is too large")
+            if monotonic() > until:
+                raise ResponseTimeout("the response head was not whole in time")
+            more = self.receive()
+            if not more:
+                raise UpstreamClosed("closed within the response head")
+            searched = max(len(block) - 3, 0)
+            block += more
+            end = block.find(b"\r\n\r\n", searched)
+        return block, end
 
     def abort(self) -> None:
         """End a connection that another thread may be blocked on, because the client has left. Never raises."""
@@ -178,6 +190,7 @@ class _RestingPool(HTTPConnectionPool):
     """A pool whose resting connections lie in a deque: taking and giving back is atomic and needs no lock."""
 
     ConnectionCls = UpstreamConnection
+    responses: ResponseReader
 
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
@@ -188,6 +201,7 @@ class _RestingPool(HTTPConnectionPool):
         """A new connection, open. Raises Unavailable faults."""
         connection = self._new_conn()
         assert isinstance(connection, _Exchanging)
+        connection.responses = self.responses
         connection.open(timeouts)
         return connection  # type: ignore[return-value]
 
@@ -250,9 +264,10 @@ class Upstream:
 
 
 class Upstreams:
-    """All pools of a gateway, by address, in one urllib3 PoolManager."""
+    """All pools of a gateway, by address, in one urllib3 PoolManager. Response heads over the limits are no responses."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_head_bytes: int = 65_536, max_headers: int = 500) -> None:
+        self._responses = ResponseReader(max_headers, max_head_bytes)  # one memory of header lines; it is bounded
         self._pools = urllib3.PoolManager(num_pools=100_000)
         self._pools.pool_classes_by_scheme = {"http": _RestingPool, "https": _RestingTLSPool}
         self._known: dict[Address, Upstream] = {}
@@ -263,6 +278,7 @@ class Upstreams:
         if upstream is None:
             pool = self._pools.connection_from_host(address.host, address.port, address.scheme)
             assert isinstance(pool, _RestingPool)
+            pool.responses = self._responses
             pool.retired = False  # the manager has kept it if the endpoint was here before
             upstream = self._known.setdefault(address, Upstream(address, pool))
         return upstream

@@ -40,6 +40,8 @@ class ResponseHead:
 class ResponseReader:
     """Reads response heads within limits. One for a gateway; shared by its threads.
 
+    `max_head_bytes` is the connection's to watch, since it must not even collect more.
+
     A small head that comes again byte for byte (a busy service gives the same one many times a second) is read only once.
     """
 
@@ -47,8 +49,9 @@ class ResponseReader:
     MAX_HEADS: Final = 1_024
     MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
 
-    def __init__(self, max_headers: int = 500) -> None:
+    def __init__(self, max_headers: int = 500, max_head_bytes: int = 65_536) -> None:
         self.max_headers = max_headers
+        self.max_head_bytes = max_head_bytes
         self.known_heads: dict[bytes, ResponseHead] = {}
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[int, str, int]] = {}
