@@ -112,7 +112,6 @@ FRAMINGS: dict[str, tuple[list[bytes], bool, list[tuple[str, str]], bytes]] = {
     "end of the connection, HTTP/1.0": (
         [b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\nhello"], True, [("Transfer-Encoding", "chunked")], b"hello",
     ),
-    "end of the connection, empty": ([b"HTTP/1.0 200 OK\r\n\r\n"], True, [("Content-Length", "0")], b""),
     "length and close": (
         [b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"], True, [("Content-Length", "5")], b"hello",
     ),
@@ -136,6 +135,12 @@ def test_response_body_reaches_a_client_of_http_10(
     response = answer(*blocks, request="GET / HTTP/1.0", close=close)
     assert (response.value("Transfer-Encoding"), response.body, response.complete) == (None, body, True)
     assert response.value("Connection") == "close"
+
+
+@pytest.mark.parametrize("request_", ["GET / HTTP/1.1", "GET / HTTP/1.0"])
+def test_response_without_a_body_that_ends_with_the_connection_is_passed_on(request_: str) -> None:
+    response = answer(b"HTTP/1.0 200 OK\r\n\r\n", request=request_, close=True)
+    assert (response.body, response.complete) == (b"", True)
 
 
 def test_response_chunked_that_looks_whole_too_early_is_passed_on_whole() -> None:
