@@ -90,6 +90,11 @@ class ScriptedConnection:
         block, self._unread = self._unread[:size_bytes], self._unread[size_bytes:]
         return block
 
+    def read_some(self) -> bytes:
+        """Whatever has come, at least one byte; b"" when the client has closed."""
+        block, self._unread = self._unread or self.sock.recv(65_536), b""
+        return block
+
     def send(self, data: bytes) -> None:
         """Send these bytes now."""
         self.sock.sendall(data)
