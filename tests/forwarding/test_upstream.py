@@ -1,0 +1,266 @@
+"""Connections and pools by themselves: error translation, timeouts, sending on a connection that breaks."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import urllib3.exceptions
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+
+from rgate import (
+    Address,
+    BadGateway,
+    BadResponse,
+    ConnectTimeout,
+    GatewayError,
+    Refused,
+    ResponseTimeout,
+    Timeouts,
+    Unreachable,
+    UpstreamClosed,
+)
+from rgate.forwarding import upstream
+from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, Upstreams, translate
+from rgate.testing import ScriptedBackend, http_response
+from rgate.wire.response import ResponseReader
+
+POOL: Any = None
+CONNECTION = HTTPConnection("example.com")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+TRANSLATIONS: dict[str, tuple[BaseException, type[GatewayError]]] = {
+    "name": (NameResolutionError("example.com", CONNECTION, socket.gaierror()), Unreachable),
+    "new connection": (NewConnectionError(CONNECTION, "no route"), Unreachable),
+    "new connection, refused": (caused(NewConnectionError(CONNECTION, "x"), ConnectionRefusedError()), Refused),
+    "new connection, no route": (caused(NewConnectionError(CONNECTION, "x"), OSError(113, "No route to host")), Unreachable),
+    "connect timeout": (ConnectTimeoutError(), ConnectTimeout),
+    "read timeout": (ReadTimeoutError(POOL, "/", "x"), ResponseTimeout),
+    "urllib3's TLS": (urllib3.exceptions.SSLError("x"), BadGateway),
+    "TLS": (ssl.SSLError("x"), BadGateway),
+    "certificate": (ssl.SSLCertVerificationError("x"), BadGateway),
+    "protocol": (urllib3.exceptions.ProtocolError("x"), UpstreamClosed),
+    "refused": (ConnectionRefusedError(), Refused),
+    "reset": (ConnectionResetError(), UpstreamClosed),
+    "broken pipe": (BrokenPipeError(), UpstreamClosed),
+    "timeout": (TimeoutError(), ConnectTimeout),
+    "no route": (OSError(113, "No route to host"), Unreachable),
+    "other of urllib3": (HTTPError("x"), BadGateway),
+    "anything else": (ValueError("x"), BadGateway),
+}
+
+
+@pytest.mark.parametrize(("error", "fault"), TRANSLATIONS.values(), ids=TRANSLATIONS)
+def test_translate_is_the_fault_that_the_client_gets(error: BaseException, fault: type[GatewayError]) -> None:
+    assert type(translate(error)) is fault
+
+
+def test_translate_has_a_row_for_every_exception_of_urllib3() -> None:
+    rows = tuple(kind for kinds, _ in upstream._TRANSLATION for kind in kinds)
+    every = [kind for _, kind in inspect.getmembers(urllib3.exceptions, inspect.isclass) if issubclass(kind, HTTPError)]
+    assert len(every) > 20
+    assert not [kind for kind in every if not issubclass(kind, rows)]
+
+
+def test_translate_looks_at_the_most_specific_first() -> None:
+    seen: list[type[BaseException]] = []
+    for kinds, _ in upstream._TRANSLATION:
+        for kind in kinds:
+            assert not [earlier for earlier in seen if issubclass(kind, earlier)], f"{kind} is never reached"
+            seen.append(kind)
+
+
+# One connection
+
+
+def opened(backend: ScriptedBackend, timeouts: Timeouts | None = None) -> UpstreamConnection:
+    at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+    connection = at.pool.fresh(timeouts or Timeouts())
+    connection.allow(10)
+    return connection
+
+
+class Broken:
+    """A socket that takes no more, and has these blocks to read."""
+
+    def __init__(self, *blocks: bytes | OSError) -> None:
+        self.blocks = list(blocks)
+
+    def sendall(self, block: bytes) -> None:
+        raise BrokenPipeError("Broken pipe")
+
+    def recv(self, most: int) -> bytes:
+        block = self.blocks.pop(0) if self.blocks else b""
+        if isinstance(block, OSError):
+            raise block
+        return block
+
+    def close(self) -> None:
+        pass
+
+
+def reading(*blocks: bytes | OSError) -> UpstreamConnection:
+    connection = UpstreamConnection("127.0.0.1", 1)
+    connection.sock = Broken(*blocks)  # type: ignore[assignment]
+    connection.responses = ResponseReader()
+    connection._wait_seconds = 10
+    return connection
+
+
+def broken(*blocks: bytes | OSError, used: bool = False) -> UpstreamConnection:
+    connection = reading(*blocks)
+    connection.used = used
+    connection.send_bytes(b"POST / HTTP/1.1\r\n\r\n")
+    return connection
+
+
+def test_send_that_breaks_after_an_answer_gives_the_answer() -> None:
+    connection = broken(http_response(b"no", "413 Content Too Large"))
+    head, body = connection.read_head()
+    assert (head.code, body) == (413, b"no")
+    assert connection.broken == "Broken pipe"
+
+
+@pytest.mark.parametrize("last", [b"", ConnectionResetError("reset")], ids=["end", "reset"])
+def test_send_that_breaks_without_an_answer_is_told_by_its_age(last: bytes | OSError) -> None:
+    with pytest.raises(UpstreamClosed):
+        broken(last).read_head()
+    with pytest.raises(StaleConnection):
+        broken(last, used=True).read_head()
+
+
+def test_connection_that_broke_is_not_taken_back() -> None:
+    pool = Upstreams().at(Address("http", "127.0.0.1", 1)).pool
+    pool.give_back(broken())
+    assert not pool.resting
+
+
+def test_read_head_within_an_interim_response_lets_the_upload_go_on() -> None:
+    gone_on: list[int] = []
+    blocks = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n", b"\r\n" + http_response(b"ok"))
+    connection = reading(*blocks)
+    head, body = connection.read_head(lambda: gone_on.append(len(gone_on)))
+    assert (head.code, body, gone_on) == (200, b"ok", [0])
+
+
+def test_read_head_that_ends_after_an_interim_response_is_closed() -> None:
+    connection = reading(b"HTTP/1.1 100 Continue\r\n\r\n")
+    with pytest.raises(UpstreamClosed):
+        connection.read_head()
+
+
+def test_allow_bounds_every_wait() -> None:
+    release = threading.Event()
+    with ScriptedBackend(lambda connection: release.wait(10)) as backend:
+        connection = opened(backend)
+        connection.allow(0.05)
+        with pytest.raises(ResponseTimeout):
+            connection.read_head()
+        with pytest.raises(ResponseTimeout):
+            connection.receive()
+        with pytest.raises(ResponseTimeout):
+            connection.send_bytes(b"x" * 50_000_000)
+        release.set()
+        connection.close()
+
+
+def test_abort_frees_a_thread_that_waits() -> None:
+    release = threading.Event()
+    raised: list[Exception] = []
+
+    def wait(connection: UpstreamConnection) -> None:
+        try:
+            connection.read_head()
+        except Exception as error:
+            raised.append(error)
+
+    with ScriptedBackend(lambda connection: release.wait(10)) as backend:
+        connection = opened(backend)
+        thread = threading.Thread(target=wait, args=(connection,))
+        thread.start()
+        connection.abort()
+        thread.join(10)
+        assert connection.aborted
+        assert [type(error) for error in raised] == [UpstreamClosed]
+        connection.close()
+        connection.abort()
+        release.set()
+
+
+def test_open_that_is_refused_says_so() -> None:
+    with ScriptedBackend() as backend:
+        port = backend.port
+    with pytest.raises(Refused):
+        Upstreams().at(Address("http", "127.0.0.1", port)).pool.fresh(Timeouts())
+
+
+# Pools
+
+
+def test_pool_bounds_what_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_IDLE_CONNECTIONS", 2)
+    with ScriptedBackend() as backend:
+        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        connections = [at.pool.fresh(Timeouts()) for _ in range(3)]
+        for connection in connections:
+            at.pool.give_back(connection)
+        assert list(at.pool.resting) == connections[:2]
+        at.pool.close()
+        assert not at.pool.resting
+
+
+def test_pool_gives_the_freshest_and_expires_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(upstream, "monotonic", lambda: now[0])
+    with ScriptedBackend() as backend:
+        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        old, new = at.pool.fresh(Timeouts()), at.pool.fresh(Timeouts())
+        at.pool.give_back(old)
+        now[0] += 3
+        at.pool.give_back(new)
+        now[0] += 2
+        at.pool.expire()
+        assert list(at.pool.resting) == [new], "four seconds are too long, two are not"
+        assert at.pool.take(Timeouts(), checked=True) is new
+        at.pool.expire()
+        new.close()
+
+
+def test_upstreams_are_one_for_each_address() -> None:
+    upstreams = Upstreams()
+    address = Address("http", "127.0.0.1", 1)
+    assert upstreams.at(address) is upstreams.at(Address("http", "127.0.0.1", 1))
+    assert upstreams.at(Address("https", "127.0.0.1", 1)).pool is not upstreams.at(address).pool
+    upstreams.close()
+    assert not upstreams._known
+
+
+def test_take_of_connections_that_are_all_bad_opens_a_new_one() -> None:
+    script: Callable[[Any], object] = lambda connection: connection.number < 3 or connection.wait_closed()  # noqa: E731
+    with ScriptedBackend(script) as backend:
+        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        for connection in [at.pool.fresh(Timeouts()) for _ in range(3)]:
+            assert connection.sock.recv(1) == b""
+            at.pool.give_back(connection)
+        fresh = at.pool.take(Timeouts(), checked=True)
+        assert not fresh.used
+        assert not at.pool.resting
+        fresh.close()
+
+
+def test_bad_response_is_no_stale_connection() -> None:
+    connection = reading(b"nonsense\r\n\r\n")
+    connection.used = True
+    with pytest.raises(BadResponse):
+        connection.read_head()
