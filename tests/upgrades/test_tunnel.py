@@ -285,8 +285,10 @@ def test_tunnels_are_idle_by_the_hundred_at_no_threads_cost() -> None:
                 clients[at].send(b"%d" % at)
                 assert connections[at].read(len(str(at))) == b"%d" % at
         finally:
-            for each in (*clients, *connections):
-                each.close()
+            for client in clients:
+                client.close()
+            for connection in connections:
+                connection.close()
             listener.close()
         eventually(lambda: not live.server.tunnels, "all are over")
 
