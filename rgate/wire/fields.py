@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import Final
 
 __all__ = [
@@ -43,7 +44,8 @@ _LINE = re.compile(
     rb"(" + _TOKEN + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
 
-_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+# Without the comma, although a reg-name may have one: where several Hosts are joined, it is one Host too many.
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # 1*DIGIT, and within 63 bit (RFC 9110 §8.6)
 
 # What a field means to the gateway. ORDINARY is false so that the common case is one truth test.
@@ -179,7 +181,12 @@ def removable(nominated: Iterable[str]) -> set[str]:
 def valid_host(value: str) -> bool:
     """Whether this is a host with an optional port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(value)
-    return match is not None and (match[1] is None or int(match[1]) <= 65_535)
+    if match is None or (match[2] is not None and int(match[2]) > 65_535):
+        return False
+    try:
+        return match[1] is None or bool(IPv6Address(match[1]))
+    except ValueError:
+        return False
 
 
 def forward_line(name: str, value: str) -> bytes:
