@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import RgateError
-from .serving.server import Server, listen_for_workers
+from .serving.server import Server, listen, listen_for_workers
 from .serving.supervisor import Supervisor
 from .version import VERSION
 
@@ -41,20 +41,29 @@ def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once
     code; raises CannotListen before anything has been started.
     """
     config = gateway.config.server
+    port = config.port
+    listeners: list[socket.socket] = []
+    redirecting: socket.socket | None = None  # one for all workers
     try:
-        listeners = listen_for_workers(config.host, config.port, config.processes)
+        listeners = listen_for_workers(config.host, port, config.processes)
+        if config.tls is not None and config.tls.redirect_port is not None:
+            port = config.tls.redirect_port
+            redirecting = listen(config.host, port)
     except OSError as error:
-        raise CannotListen(_why_not(error, config.host, config.port)) from error
+        for listener in listeners:
+            listener.close()
+        raise CannotListen(_why_not(error, config.host, port)) from error
     try:
         if len(listeners) == 1:
-            _serve(gateway, console, listeners[0], hints, at_once)
+            _serve(gateway, console, listeners[0], redirecting, hints, at_once)
             console.line("stopped")
             return 0
 
         def work(index: int, first_time: bool, listener: socket.socket, channel: socket.socket) -> int:
             telling = console if index == 0 else None
             try:
-                _serve(gateway, telling, listener, hints if first_time else None, at_once, (signal.SIGTERM,), channel)
+                shown = hints if first_time else None
+                _serve(gateway, telling, listener, redirecting, shown, at_once, (signal.SIGTERM,), channel)
             except RgateError as error:
                 _log.error("%s", error)
                 return 2
@@ -64,14 +73,16 @@ def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once
         console.line("stopped")
         return code
     finally:
-        for listener in listeners:
-            listener.close()
+        for opened in (*listeners, redirecting):
+            if opened is not None:
+                opened.close()
 
 
 def _serve(
     gateway: Gateway,
     console: Console | None,
     listener: socket.socket,
+    redirecting: socket.socket | None,
     hints: Sequence[str] | None,
     at_once: Callable[[], object],
     signals: Sequence[signal.Signals] = SIGNALS,
@@ -83,7 +94,7 @@ def _serve(
     the supervisor.
     """
     config = gateway.config.server
-    server = Server(gateway.app, config, listener)
+    server = Server(gateway.app, config, listener, gateway.tls, redirecting)
     telling = threading.Lock()
     begun = False
 
@@ -107,6 +118,8 @@ def _serve(
             with telling:  # so that no change is told before the table that it changes
                 if console and hints is not None:
                     console.line(start_line(gateway, server.url), "bold")
+                    if server.redirect_port is not None:
+                        console.line(f"and plain HTTP on port {server.redirect_port}, answered with where https is")
                     console.routes(gateway)
                     for hint in hints:
                         console.line(hint.replace("{url}", server.url))

@@ -18,6 +18,7 @@ from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .model import Backend, Route, Timeouts
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
 from .registry import Registry
+from .serving.tls import ServerTLS
 from .siblings import Siblings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Gateway:
     local_routes  exact path → WSGI app
     siblings      the other worker processes, to ask them for something
     chains        route name → names of the middleware it passes, outermost first
+    tls           what the server speaks TLS with; None without server.tls
     """
 
     def __init__(self, config: Config, registry: Registry) -> None:
@@ -49,6 +51,7 @@ class Gateway:
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
+        self.tls = ServerTLS(config.server.tls) if config.server.tls else None
         self.upstreams = Upstreams(config.server.max_response_head_bytes, config.server.max_response_headers)
         self.siblings = Siblings()
         self.local_routes: LocalRoutes = {}

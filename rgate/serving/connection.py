@@ -58,6 +58,7 @@ class Connection:
     __slots__ = (
         "_body",
         "_collected",
+        "_identify",
         "_lingering",
         "_pending",
         "_response",
@@ -65,7 +66,6 @@ class Connection:
         "_server",
         "_sock",
         "_template",
-        "_trusted",
         "_tunnel",
         "_wait_seconds",
         "collecting",
@@ -102,7 +102,8 @@ class Connection:
     def _come_from(self, address: str, port: int) -> None:
         """Take note of where the connection has come from."""
         address = plain_address(address)
-        self._trusted = address in self._server.trusted_proxies
+        trusted = self._server.trusted_proxies
+        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if address in trusted else None
         self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
 
     def fileno(self) -> int:
@@ -286,8 +287,8 @@ class Connection:
         server = self._server
         environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
-        if self._trusted:
-            server.trusted_proxies.identify(environ)
+        if self._identify is not None:
+            self._identify(environ)
         self.deadline = 0.0
         response = self._response
         response.unread = None if body is None else lambda: not body.complete

@@ -24,7 +24,9 @@ _NOWHERE = Target("/", "/", "/", "")
 
 def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
     """What is the same in every environ of a server."""
+    https = {"HTTPS": "on"} if scheme == "https" else {}
     return {
+        **https,
         "SERVER_NAME": server_name,
         "SERVER_PORT": str(port),
         "SERVER_SOFTWARE": f"rgate/{VERSION}",

@@ -29,6 +29,8 @@ from .connection import Connection
 from .crew import Crew
 from .environ import template
 from .response import HeadWriter
+from .secure import RedirectConnection, SecureConnection
+from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their c
 _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _RELEASED: Final = _WATCHED | select.EPOLLOUT
 _log = logging.getLogger("rgate.serving")
+
+_Door = tuple[socket.socket, type[Connection]]  # a listener, and what is made of connections to it
 
 
 def listen(host: str, port: int, shared: bool = False) -> socket.socket:
@@ -91,9 +95,21 @@ class Server(BaseWSGIServer):
     run() blocks the calling thread until stop() is called from another thread (not from a signal handler: run() may hold
     the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` says where it
     listens.
+
+    The sockets it makes itself when they are not given. `tls` is what new connections speak TLS with; with config.tls it
+    is made of that when it is not given (PemError), and may be exchanged for another at any time.
     """
 
-    def __init__(self, app: WSGIApplication, config: ServerConfig, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        config: ServerConfig,
+        listener: socket.socket | None = None,
+        tls: ServerTLS | None = None,
+        redirect_listener: socket.socket | None = None,
+    ) -> None:
+        self._doors: dict[int, _Door] = {}
+        self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
         own = listener is None
         listener = listener or listen(config.host, config.port)
         try:
@@ -109,7 +125,7 @@ class Server(BaseWSGIServer):
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
-        self.template: dict[str, Any] = template(name, port, "http", multiprocess=config.processes > 1)
+        self.template: dict[str, Any] = template(name, port, "https" if self.tls else "http", multiprocess=config.processes > 1)
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
         self._held: dict[Connection, float] = {}
@@ -119,14 +135,24 @@ class Server(BaseWSGIServer):
         self._epoll = select.epoll()
         self._crew = Crew(self._epoll, self._take, config.threads, config.threads + config.max_in_flight)
         self._accepting_again = 0.0
-        self._listener_fd = self.socket.fileno()
-        self.socket.setblocking(False)
+        self._open_door(self.socket, SecureConnection if self.tls else Connection)
+        self.redirect_port: int | None = None
+        if config.tls is not None and config.tls.redirect_port is not None:
+            redirecting = redirect_listener.dup() if redirect_listener else listen(config.host, config.tls.redirect_port)
+            self.redirect_port = redirecting.getsockname()[1]
+            self._open_door(redirecting, RedirectConnection)
 
     @property
     def url(self) -> str:
         """Where to reach the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"{self.template['wsgi.url_scheme']}://{host}:{self.port}"
+
+    @property
+    def public_port(self) -> int:
+        """The port that clients are to use."""
+        return (self.config.tls and self.config.tls.public_port) or self.port
 
     @property
     def threads(self) -> int:
@@ -135,7 +161,7 @@ class Server(BaseWSGIServer):
 
     def run(self) -> None:
         """Serve until stop()."""
-        self._epoll.register(self._listener_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._resume_accepting()
         self._crew.start()
         try:
             self._run_ticks()
@@ -149,6 +175,12 @@ class Server(BaseWSGIServer):
         """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again."""
         self._stop.set()
 
+    def server_close(self) -> None:
+        """Close the listening sockets."""
+        super().server_close()
+        for listener, _ in self._doors.values():
+            listener.close()
+
     def _take(self, fd: int, event: int) -> None:
         """Act on what epoll has told, in a worker thread."""
         connection = self._connections.get(fd)
@@ -158,8 +190,8 @@ class Server(BaseWSGIServer):
                 self._advance(connection)
             elif event & select.EPOLLRDHUP and (on_gone := connection.on_gone) is not None and connection.left:
                 on_gone()
-        elif fd == self._listener_fd:
-            self._accept()
+        elif (door := self._doors.get(fd)) is not None:
+            self._accept(*door)
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
@@ -204,10 +236,18 @@ class Server(BaseWSGIServer):
         self.slow_bodies.discard(connection)
         connection.close()
 
-    def _accept(self) -> None:
+    def wait_to_send(self, connection: Connection) -> None:
+        """Have advance() called when the socket takes more, too."""
+        self._epoll.modify(connection.fileno(), _RELEASED)
+
+    def _open_door(self, listener: socket.socket, kind: type[Connection]) -> None:
+        listener.setblocking(False)
+        self._doors[listener.fileno()] = (listener, kind)
+
+    def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
         for _ in range(16):
             try:
-                sock, peer = self.socket.accept()
+                sock, peer = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -219,7 +259,7 @@ class Server(BaseWSGIServer):
                 sock.setblocking(True)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
-                connection = Connection(self, sock, peer)
+                connection = kind(self, sock, peer)
                 self._connections[sock.fileno()] = connection
                 self._epoll.register(sock.fileno(), _WATCHED)
             except OSError:
@@ -228,8 +268,7 @@ class Server(BaseWSGIServer):
 
     def _pause_accepting(self, error: OSError) -> None:
         _log.error("cannot accept connections at present: %s", error.strerror)
-        with contextlib.suppress(OSError):  # another thread has done it
-            self._epoll.unregister(self.socket.fileno())
+        self._stop_accepting()
         self._accepting_again = monotonic() + ACCEPT_PAUSE_SECONDS
 
     def _run_ticks(self) -> None:
@@ -263,11 +302,16 @@ class Server(BaseWSGIServer):
                 except (OSError, ValueError):  # closed at this moment
                     self.slow_bodies.discard(connection)
 
+    def _stop_accepting(self) -> None:
+        for fd in self._doors:
+            with contextlib.suppress(OSError):  # another thread has done it
+                self._epoll.unregister(fd)
+
     def _resume_accepting(self) -> None:
         self._accepting_again = 0.0
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(self.socket.fileno())
-        self._epoll.register(self.socket.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._stop_accepting()
+        for fd in self._doors:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _expire_connections(self) -> None:
         """Give up waiting where a deadline has passed."""
@@ -277,9 +321,8 @@ class Server(BaseWSGIServer):
 
     def _drain(self) -> None:
         self.draining = True
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(self.socket.fileno())
-        self.socket.close()
+        self._stop_accepting()
+        self.server_close()
         until = monotonic() + self.config.drain_seconds
         pause = threading.Event()
         while self._connections and monotonic() < until:
@@ -302,7 +345,7 @@ class Server(BaseWSGIServer):
         for connection in list(self._connections.values()):
             if not connection.busy:  # else it is the thread's, which is stuck in the app
                 self._close(connection)
-        self.socket.close()
+        self.server_close()
         if all_ended:
             self._epoll.close()
 

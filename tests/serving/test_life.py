@@ -292,7 +292,8 @@ def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
                     raise OSError(errno.EMFILE, "Too many open files")
                 return self._listener.accept()
 
-        server.socket = Listener(server.socket)  # type: ignore[assignment]
+        ((fd, (listener, kind)),) = server._doors.items()
+        server._doors[fd] = Listener(listener), kind  # type: ignore[assignment]
         with RawClient(server.url) as client:
             client.send(get("/"))
             eventually(lambda: "cannot accept connections at present: Too many open files" in caplog.text)

@@ -1,0 +1,225 @@
+"""TLS on one socket: takes and gives what a plain socket would, without ever holding plain bytes back.
+
+OpenSSL works in memory here, and the socket is ours. That is what lets TLS connections share the epoll and the timeouts
+of plain ones: every receive() decrypts all that has come, so that when the socket has nothing to read, there is nothing to
+read; reading never writes, so nothing has to wait for the other direction; and waiting is the kernel's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final
+
+__all__ = ["PlainText", "TLSStream"]
+
+RECORD_BYTES: Final = 16_384  # the most that one record carries (RFC 8446 §5.1)
+HANDSHAKE_BYTES: Final = 262_144  # OpenSSL allows a ClientHello of 131,396 bytes and certificates of 102,400
+
+# So much may come without a byte of plaintext, which is nearly two records; more is a flood of messages that make us
+# work and say nothing (KeyUpdate, RFC 8446 §4.6.3; empty records, which OpenSSL itself counts).
+SILENT_BYTES: Final = 32_768
+
+
+# What a request line begins with; a ClientHello begins with 22, its record's type (RFC 8446 §5.1).
+_TEXT_START: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r\n")
+
+
+class PlainText(Exception):
+    """The client does not speak TLS but, it seems, plain HTTP. The argument is what it has sent."""
+
+
+class TLSStream:
+    """The server's end of a TLS connection on `sock`, which stays blocking or not as it is. One thread at a time.
+
+    It begins with the handshake: shake_hands() is called, whenever something has come, until it is true. Then recv(),
+    send(), sendall(), sendmsg(), shutdown() and close() are those of a socket. `was_full` says that as much has been taken
+    from the socket as was asked for, so there may be more. Raises OSError, of which ssl.SSLError is a kind.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_broken",
+        "_closing",
+        "_ended",
+        "_handshake_bytes",
+        "_incoming",
+        "_outgoing",
+        "_ready",
+        "_silent",
+        "_unsent",
+        "is_open",
+        "sock",
+        "tls",
+        "was_full",
+    )
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._handshake_bytes = 0
+        self._silent = 0
+        self._ready = b""  # came with the end of the handshake
+        self._unsent = b""  # records that the socket has not taken yet
+        self._accepted = 0  # how many plain bytes are in them
+        self._ended = self._closing = self._broken = False
+        self.is_open = False
+        self.was_full = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def setsockopt(self, *arguments: Any) -> None:
+        self.sock.setsockopt(*arguments)
+
+    def setblocking(self, blocking: bool) -> None:
+        self.sock.setblocking(blocking)
+
+    def shake_hands(self, size: int) -> bool:
+        """Go on with the handshake as far as it goes without waiting; true when it is done.
+
+        With `unsent` it must be called again when the socket takes more, too. Raises PlainText for plain HTTP,
+        ssl.SSLError when there will be no connection (say_goodbye() tells the client why) and OSError when the client is gone.
+        """
+        self.flush()
+        self.was_full = False
+        try:
+            block = self.sock.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        if not block:
+            raise ConnectionError("the client has left within the handshake")
+        if not self._handshake_bytes and block[0] in _TEXT_START:
+            raise PlainText(block)
+        self.was_full = len(block) == size
+        self._handshake_bytes += len(block)
+        if self._handshake_bytes > HANDSHAKE_BYTES:
+            raise ssl.SSLError("the handshake takes too many bytes")
+        self._incoming.write(block)
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self.flush()
+            return False
+        self.flush()
+        self.is_open = True
+        self._ready = self._decrypt(b"")
+        return True
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the socket has not taken all that should be out by now."""
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        """Send what is unsent, as far as the socket takes it."""
+        with contextlib.suppress(BlockingIOError):
+            self._flush()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """What has come: all of it, which may be more than `size`. b"" at the end, clean or not.
+
+        In HTTP/1.1 a request says how long it is, so a cut can be told from an end without close_notify.
+        """
+        if self._ready:
+            block, self._ready = self._ready, b""
+            return block
+        while True:
+            self.was_full = False
+            block = self.sock.recv(size, flags)
+            self.was_full = len(block) == size
+            if not block or self._closing:
+                return block  # when we have said goodbye, what still comes is only to be got rid of
+            block = self._decrypt(block)
+            if block or self._ended:
+                return block
+
+    def send(self, block: bytes) -> int:
+        """Send some of `block` without waiting. Raises BlockingIOError; then the same bytes must be given once more."""
+        if not self._accepted:
+            self._flush()
+            block = block[: 4 * RECORD_BYTES]
+            self._unsent, self._accepted = self._encrypt(block), len(block)
+        self._flush()
+        accepted, self._accepted = self._accepted, 0
+        return accepted
+
+    def sendall(self, block: bytes) -> None:
+        """Send all of it."""
+        records = self._unsent + self._encrypt(block)
+        self._unsent = b""
+        self._broken = True  # if this breaks off within a record, nothing that follows can be read
+        self.sock.sendall(records)
+        self._broken = False
+
+    def sendmsg(self, parts: Sequence[bytes]) -> int:
+        """Send all of the parts; how many bytes they were."""
+        block = b"".join(parts)
+        self.sendall(block)
+        return len(block)
+
+    def shutdown(self, how: int) -> None:
+        """End one direction or both; SHUT_WR alone says so to the client (close_notify), and is for the thread at work."""
+        if how == socket.SHUT_WR:
+            self.say_goodbye()
+        self.sock.shutdown(how)
+
+    def say_goodbye(self) -> None:
+        """Tell the client that this is the end, and not a cut; or after an error, what was wrong. Never waits or raises."""
+        if self._broken or self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self.tls.unwrap()
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _flush(self) -> None:
+        """Send without waiting. Raises BlockingIOError when something is left."""
+        if self._outgoing.pending:
+            self._unsent += self._outgoing.read()
+        while self._unsent:
+            self._unsent = self._unsent[self.sock.send(self._unsent, socket.MSG_DONTWAIT) :]
+
+    def _encrypt(self, block: bytes) -> bytes:
+        write, taken = self.tls.write, self._outgoing.read
+        if len(block) <= RECORD_BYTES:
+            if block:
+                write(block)
+            return taken()
+        # Record by record, so that OpenSSL's buffer, which never shrinks, stays small.
+        records = []
+        view = memoryview(block)
+        for at in range(0, len(block), RECORD_BYTES):
+            write(view[at : at + RECORD_BYTES])
+            records.append(taken())
+        return b"".join(records)
+
+    def _decrypt(self, block: bytes) -> bytes:
+        incoming, read = self._incoming, self.tls.read
+        plain: list[bytes] = []
+        for at in range(0, len(block) or 1, RECORD_BYTES):
+            incoming.write(block if len(block) <= RECORD_BYTES else block[at : at + RECORD_BYTES])
+            try:
+                while incoming.pending:
+                    part = read(RECORD_BYTES)
+                    if not part:
+                        self._ended = True
+                        return b"".join(plain)
+                    plain.append(part)
+            except ssl.SSLWantReadError:
+                pass
+        if plain:
+            self._silent = 0
+            return plain[0] if len(plain) == 1 else b"".join(plain)
+        self._silent += len(block)
+        if self._silent > SILENT_BYTES:
+            raise ssl.SSLError("too much has come without a byte in it")
+        return b""
