@@ -46,7 +46,7 @@ class Cores:
 
 @contextmanager
 def pinned(cores: Iterable[int]) -> Iterator[None]:
-    """What is started inside runs on these cores only. Not thread-safe."""
+    """What this thread starts inside runs on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ def draw(results: Results, folder: Path) -> bool:
     matplotlib.rcParams["svg.hashsalt"] = "rgate"  # the same figures give the same file
     from matplotlib import pyplot
 
-    names = [name for name in OVERVIEW if results.gateways(name)]
+    names = [name for name in OVERVIEW if _figures(results, name)]
     if not names:
         return False
     rows = -(-len(names) // COLUMNS)
-    most = max(len(results.gateways(name)) for name in names)
+    most = max(len(_figures(results, name)) for name in names)
     figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(13, rows * (0.9 + 0.27 * most)), squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         _bars(axis, results, name)
@@ -42,14 +44,17 @@ def draw(results: Results, folder: Path) -> bool:
     return True
 
 
-def _bars(axis: Any, results: Results, workload: str) -> None:
+def _figures(results: Results, workload: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     for gateway in results.gateways(workload):
-        try:
+        with contextlib.suppress(NotMeasured):
             figures[gateway] = results.figure(workload, gateway, "cpu_us")
-        except NotMeasured:
-            continue
-    longest = LONGEST * figures.get(RGATE, max(figures.values(), default=1.0))
+    return figures
+
+
+def _bars(axis: Any, results: Results, workload: str) -> None:
+    figures = _figures(results, workload)
+    longest = LONGEST * figures.get(RGATE, max(figures.values()))
     names, values = list(figures), list(figures.values())
     axis.barh(names, [min(value, longest) for value in values], color=["#c2410c" if n == RGATE else "#94a3b8" for n in names])
     for row, value in enumerate(values):
@@ -58,6 +63,6 @@ def _bars(axis: Any, results: Results, workload: str) -> None:
         )
     axis.set_xlim(0, longest * 1.16)
     axis.invert_yaxis()
-    axis.set_title(f"{workload}: {WORKLOADS[workload].what}", fontsize=8, loc="left")
+    axis.set_title(textwrap.fill(f"{workload}: {WORKLOADS[workload].what}", 58), fontsize=8, loc="left")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)

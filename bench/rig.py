@@ -6,9 +6,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Self
 
@@ -87,23 +89,42 @@ class Rig:
 
     def load(self, serving: Serving, path: str, connections: int, kind: str = "plain", body_bytes: int = 0) -> dict[str, float]:
         """A second of warm-up, then `seconds` of wrk: what it saw, and what the gateway's processes used meanwhile."""
-        url = serving.url(path)
-        wrk(url, connections, WARM_UP_SECONDS, [self.cores.load], kind, body_bytes)
-        return self.measured(serving, url, connections, [self.cores.load], kind, body_bytes)
+        wrk(serving.url(path), connections, WARM_UP_SECONDS, [self.cores.load], kind, body_bytes)
+        return self.measured(serving, path, connections, kind, body_bytes)
 
     def measured(
-        self, serving: Serving, url: str, connections: int, cores: Iterable[int], kind: str = "plain", body_bytes: int = 0
+        self, serving: Serving, path: str, connections: int, kind: str = "plain", body_bytes: int = 0
     ) -> dict[str, float]:
-        """The same without the warm-up, with the load on `cores`."""
+        """The same without the warm-up."""
         process = serving.process
         began, foreign, used = time.monotonic(), foreign_seconds(), process.cpu_seconds() if process else 0.0
-        seen = wrk(url, connections, self.seconds, cores, kind, body_bytes)
+        seen = wrk(serving.url(path), connections, self.seconds, [self.cores.load], kind, body_bytes)
         metrics = _of_figures(seen)
         if process:
             metrics["cpu_us"] = 1e6 * (process.cpu_seconds() - used) / max(seen.requests, 1)
             metrics["rss_mb"] = process.memory_mb()
         metrics["foreign_cores"] = max(0.0, (foreign_seconds() - foreign) / (time.monotonic() - began))
         return metrics
+
+    def together(self, servings: Sequence[Serving], connections: int) -> dict[str, float]:
+        """Two cores full of load: two times `connections`, shared out among gateways that have one worker or two in all.
+
+        CPU time and requests are of all of them.
+        """
+        processes = [serving.process for serving in servings if serving.process]
+        cores = self.cores.spare or self.cores.both
+        urls = [servings[number % len(servings)].url("") for number in range(2)]
+        began, foreign, used = time.monotonic(), foreign_seconds(), sum(process.cpu_seconds() for process in processes)
+        with ThreadPoolExecutor(len(urls)) as threads:
+            seen = list(threads.map(lambda url: wrk(url, connections, self.seconds, cores), urls))
+        requests = max(sum(figures.requests for figures in seen), 1)
+        return {
+            "cpu_us": 1e6 * (sum(process.cpu_seconds() for process in processes) - used) / requests,
+            "requests_per_second": sum(figures.requests / figures.seconds for figures in seen),
+            "errors": sum(figures.errors for figures in seen),
+            "timeouts": sum(figures.timeouts for figures in seen),
+            "foreign_cores": max(0.0, (foreign_seconds() - foreign) / (time.monotonic() - began)),
+        }
 
     @contextmanager
     def backends_on(self, cores: Iterable[int]) -> Iterator[None]:
@@ -117,18 +138,13 @@ class Rig:
             for process in self._backends.values():
                 process.pin([self.cores.load])
 
-    def spread(self, process: Process) -> set[int]:
-        """Pin the gateway's workers to the gateway's cores in turn; a process without children is its own worker.
-
-        Returns the cores that are theirs then.
-        """
-        first, *others = process.pids
-        cores = [self.cores.gateway, self.cores.load]
-        taken = set()
-        for number, pid in enumerate(others or [first]):
-            taken.add(cores[number % len(cores)])
-            pin(pid, [cores[number % len(cores)]])
-        return taken
+    def spread(self, processes: Sequence[Process]) -> None:
+        """Pin workers to the two cores in turn; a gateway without children is its own worker."""
+        cores = cycle((self.cores.gateway, self.cores.load))
+        for process in processes:
+            first, *others = process.pids
+            for pid in others or [first]:
+                pin(pid, [next(cores)])
 
     def _start_nginx(self) -> None:
         folder = self._folder()

@@ -95,7 +95,7 @@ def _statistics(results: Results) -> float:
 
 
 def _speed_up(results: Results) -> float:
-    """Two workers do in a second of both cores what one would need this many seconds for."""
+    """Two workers do in a second of both cores what one on a core like these needs so many seconds for."""
     return 2 * results.figure("workers", RGATE, "cpu_us") / results.figure("workers", "rgate-2-workers", "cpu_us")
 
 
@@ -140,7 +140,7 @@ TARGETS = (
     Target("256 in flight to a backend that takes 1 s: all answered", _of("slow-256", "all_answered_seconds"), 2.5, "s"),
     Target("256 in flight to a backend that takes 1 s: errors", _of("slow-256", "errors"), 0),
     Target("256 in flight, afterwards: more threads than before", _threads_left, 0),
-    Target("two workers on two cores, by CPU accounting", _speed_up, 1.8, "x one", True),
+    Target("two workers on two cores, against one on each, by CPU accounting", _speed_up, 1.8, "x one", True),
     Target("10,000 idle connections: more memory", _of("idle-10k", "more_mb"), 60, "MB"),
     Target("10,000 idle connections: more threads", _of("idle-10k", "more_threads"), 0),
     Target("10,000 idle connections: lost, and other requests that failed", _idle_bad, 0),
