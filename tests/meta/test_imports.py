@@ -18,7 +18,7 @@ LAYERS = (
     {"registry"},
     {"gateway"},
     {"rgate"},  # the public API
-    {"console", "demo", "foreground", "statistics", "testing"},
+    {"console", "demo", "foreground", "statistics", "testing", "wsgi"},
     {"cli"},
     {"__main__"},
 )

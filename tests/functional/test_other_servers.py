@@ -1,0 +1,222 @@
+"""The gateway under other WSGI servers: what can be had there is had."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from rgate import ConfigError
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_environ
+
+from ..raw_client import RawClient
+from ..waiting import passed
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_SECONDS = 30.0
+APP = "rgate.wsgi:app"
+SERVERS = {
+    "gunicorn": ["gunicorn", "--worker-class", "gthread", "--threads", "8", "--bind", "127.0.0.1:0", "--keep-alive", "5", APP],
+    "waitress": ["waitress", "--listen", "127.0.0.1:0", APP],
+}
+
+
+def echo(connection: ScriptedConnection) -> None:
+    while (request := connection.read_request()) is not None:
+        if request.line.startswith("GET /slow "):
+            connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+            passed(go_on)
+            connection.send(b"4\r\nlast\r\n0\r\n\r\n")
+        elif request.line.startswith("HEAD "):
+            connection.send(http_response(b"", headers=[("X-Method", "HEAD")]))
+        else:
+            connection.send(http_response(request.body, headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]))
+
+
+go_on = threading.Event()
+
+
+def write_config(path: Path, backend: ScriptedBackend) -> Path:
+    config = path / "config.yml"
+    config.write_text(
+        f"""
+        routes:
+          - {{path_prefix: /gone, backend: gone}}
+          - {{path_prefix: /, backend: echo}}
+        backends:
+          - {{name: echo, endpoints: ["{backend.url}"]}}
+          - {{name: gone, match_labels: [app=gone]}}
+        plugins:
+          disable: [docker_labels]
+          stats: {{database: "sqlite:///{path}/stats.db"}}
+        """
+    )
+    return config
+
+
+class Hosted:
+    """A gateway under another server, as a process of its own."""
+
+    def __init__(self, name: str, config: Path, backend: ScriptedBackend) -> None:
+        self.name = name
+        self.backend = backend
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *SERVERS[name]],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "RGATE_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
+        )
+        self.url = self._read_url()
+
+    def _read_url(self) -> str:
+        assert self.process.stderr is not None
+        fd, said, deadline = self.process.stderr.fileno(), b"", monotonic() + PATIENCE_SECONDS
+        while not (found := re.search(rb"http://127.0.0.1:\d+", said)):
+            assert select.select([fd], [], [], max(0, deadline - monotonic()))[0], f"{self.name} says only {said!r}"
+            block = os.read(fd, 65_536)
+            assert block, f"{self.name} has ended: {said.decode()}"
+            said += block
+        return found[0].decode()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM if self.name == "gunicorn" else signal.SIGINT)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def hosted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with ScriptedBackend(echo) as backend:
+        folder = tmp_path_factory.mktemp(request.param)
+        running = Hosted(request.param, write_config(folder, backend), backend)
+        try:
+            yield running
+        finally:
+            running.stop()
+        with sqlite3.connect(folder / "stats.db") as database:
+            (table,) = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name LIMIT 1").fetchone()
+            assert table, "the plugins' lifespan ended with the process, and has written what was counted"
+
+
+@pytest.fixture
+def client(hosted: Hosted) -> Iterator[RawClient]:
+    with RawClient(hosted.url) as connected:
+        yield connected
+
+
+def test_hosted_request_reaches_the_backend(hosted: Hosted, client: RawClient) -> None:
+    response = client.get("/a%2Fb/%7Ec?q=%31", "X-One: 1", "Connection: X-Two", "X-Two: 2", "Forwarded: for=evil", "Cookie: a=1")
+    assert response.status == 200
+    request = hosted.backend.requests[-1]
+    assert request.line == "GET /a%2Fb/%7Ec?q=%31 HTTP/1.1"
+    assert request.values("Host") == ["x"]
+    assert sorted(name for name, _ in request.headers) == [
+        "Cookie", "Host", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-One",
+    ]  # fmt: skip
+    assert re.fullmatch(r"1\.1 rgate \([0-9a-f]+\)", request.values("Via")[0])
+    assert request.values("X-Forwarded-For") == ["127.0.0.1"]
+
+
+def test_hosted_response_reaches_the_client(client: RawClient) -> None:
+    client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+    response = client.response()
+    assert (response.body, response.values("Set-Cookie")) == (b"hello", ["a=1", "b=2"])
+
+
+def test_hosted_body_of_many_bytes_goes_both_ways(client: RawClient) -> None:
+    body = bytes(range(256)) * 4_000
+    client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    assert client.response().body == body
+
+
+def test_hosted_chunked_body_goes_on(hosted: Hosted, client: RawClient) -> None:
+    client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+    body = client.response().body
+    assert body.removeprefix(b"5\r\n").removesuffix(b"\r\n0\r\n\r\n") == b"hello"
+
+
+def test_hosted_response_streams(hosted: Hosted, client: RawClient) -> None:
+    go_on.clear()
+    client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.until(b"first").endswith(b"first"), "the first block comes before the last is sent"
+    go_on.set()
+    assert b"last" in client.until(b"last")
+
+
+def test_hosted_head_has_no_body(client: RawClient) -> None:
+    response = client.get(method="HEAD")
+    assert (response.status, response.value("X-Method")) == (200, "HEAD")
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "reason"),
+    [("/gone", 503, "no_endpoint"), ("/a/%2e%2e/b", 400, "bad_request"), ("/%00", 400, "bad_request")],
+)
+def test_hosted_faults_have_the_common_shape(client: RawClient, target: str, status: int, reason: str) -> None:
+    response = client.get(target)
+    answer = json.loads(response.body)
+    assert (response.status, answer["status_code"], answer["reason"]) == (status, status, reason)
+
+
+def test_hosted_path_is_one_view_or_refused(hosted: Hosted, client: RawClient) -> None:
+    """Where the server shows plugins another path than the one that was sent, the request is refused."""
+    response = client.get("//gone")
+    assert response.status in (503, 400)
+
+
+def test_hosted_local_routes_answer(client: RawClient) -> None:
+    assert json.loads(client.get("/stats").body).keys() >= {"requests_count", "latency_ms"}
+
+
+# In this process
+
+
+@pytest.fixture
+def wsgi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., object]]:
+    with ScriptedBackend() as backend:
+        monkeypatch.setenv("RGATE_CONFIG", str(write_config(tmp_path, backend)))
+        import importlib
+
+        import rgate.wsgi
+
+        module = importlib.reload(rgate.wsgi)
+        yield module.app
+        module.app.close()  # type: ignore[attr-defined]
+
+
+def test_hosted_gateway_starts_with_the_first_request_and_ends_when_closed(wsgi: Callable[..., object]) -> None:
+    gateway = wsgi._gateway  # type: ignore[attr-defined]
+    assert not gateway.table._threads
+    statuses: list[str] = []
+
+    def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
+        statuses.append(status)
+        return lambda block: None
+
+    for _ in range(2):
+        environ = make_environ("/")
+        del environ["rgate.exchange"]
+        assert wsgi(environ, start_response) == [b"ok"]
+    assert gateway.table._threads
+    wsgi.close()  # type: ignore[attr-defined]
+    assert not gateway.table._threads
+    wsgi.close()  # type: ignore[attr-defined]
+    assert statuses == ["200 OK"] * 2
+
+
+def test_hosted_gateway_with_a_bad_config_says_so_when_it_is_loaded(tmp_path: Path) -> None:
+    from rgate.wsgi import HostedGateway
+
+    with pytest.raises(ConfigError, match="no such file"):
+        HostedGateway(str(tmp_path / "missing.yml"))
