@@ -13,7 +13,7 @@ What counts as a WebSocket handshake is GET in HTTP/1.1 without a body, with `Co
 one Sec-WebSocket-Key and one Sec-WebSocket-Version (§4.1). Any other request goes to the backend without the upgrade, as an
 ordinary one. So does the answer of a backend that does not switch protocols: the client's connection stays HTTP.
 
-The exchange is over with the 101, and counted and logged so; how a tunnel went is in the log of the gateway (level info).
+The exchange is over with the 101, and counted and logged so; how a tunnel went is in the log of the gateway (level debug).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 def _ended(exchange: Exchange, places: _Places) -> Callable[[Tunnel], None]:
     def ended(tunnel: Tunnel) -> None:
         places.give()
-        _log.info(
+        _log.debug(
             "%s: ended by %s after %.3f s, %d bytes received and %d sent",
             exchange.id, tunnel.ended_by, tunnel.seconds, tunnel.bytes_received, tunnel.bytes_sent,
         )  # fmt: skip

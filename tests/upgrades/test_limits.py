@@ -218,7 +218,7 @@ def test_statistics_have_the_exchange_while_the_tunnel_is_open(tmp_path: Path) -
 
 
 def test_end_of_a_tunnel_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "rgate.websocket")
+    caplog.set_level(logging.DEBUG, "rgate.websocket")
     with ScriptedBackend(switching(echo, b"welcome")) as backend, tunnelling(backend) as live:
         with open_tunnel(live) as client:
             client.send(b"hello")
