@@ -6,6 +6,8 @@ the back-pressure of either side reaches the other, in bounded memory.
 
 When one side sends its last byte, the other is told so after it has got that byte (a half-close), and may go on sending for
 as long as something comes. TLS has no half-close that Python's ssl can do: there, both directions end a moment later.
+
+A socket here is one of the socket module, an ssl.SSLSocket, or the server's own TLSStream, which is used like a plain one.
 """
 
 from __future__ import annotations
@@ -20,13 +22,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ..exchange import Tunnel
-    from .tls_stream import TLSStream
-
-    Socket: TypeAlias = socket.socket | ssl.SSLSocket | TLSStream
 
 __all__ = ["OpenTunnel", "Tunnels"]
 
@@ -66,7 +65,7 @@ class _Side:
 
     other: _Side
 
-    def __init__(self, name: str, sock: Socket, tunnel: OpenTunnel) -> None:
+    def __init__(self, name: str, sock: socket.socket, tunnel: OpenTunnel) -> None:
         self.name = name
         self.sock = sock
         self.tunnel = tunnel
@@ -125,12 +124,6 @@ class _Side:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
 
-    def say_goodbye(self) -> None:
-        """Tell a TLS peer that this is the end, and not a cut (RFC 8446 §6.1)."""
-        if not self.is_plain:
-            with contextlib.suppress(OSError, ValueError):
-                self.sock.unwrap() if isinstance(self.sock, ssl.SSLSocket) else self.sock.shutdown(socket.SHUT_WR)
-
 
 class OpenTunnel:
     """A client and a backend between which there is no more HTTP, as soon as `begin` has been called.
@@ -139,7 +132,9 @@ class OpenTunnel:
     it, and closes the backend's socket; `close_client`, which the server sets, closes the other.
     """
 
-    def __init__(self, tunnel: Tunnel, client: Socket, backend: Socket, for_client: bytes, done: Callable[[], object]) -> None:
+    def __init__(
+        self, tunnel: Tunnel, client: socket.socket, backend: socket.socket, for_client: bytes, done: Callable[[], object]
+    ) -> None:
         self.client = _Side("client", client, self)
         self.backend = _Side("backend", backend, self)
         self.client.other, self.backend.other = self.backend, self.client
@@ -209,9 +204,6 @@ class OpenTunnel:
         tunnel.seconds = monotonic() - self.opened
         tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
         tunnel.ended_by = by
-        for side in (self.client, self.backend):
-            if side.other.ended:
-                side.say_goodbye()
         for act in (self._done, self.close_client, lambda: tunnel.on_end(tunnel)):
             try:
                 act()
