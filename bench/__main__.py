@@ -1,7 +1,7 @@
 """Measure gateways side by side.
 
-    python -m bench                 everything: about two hours
-    python -m bench --targets       what rgate promises, and whether it holds: about half an hour
+    python -m bench                 everything: about an hour
+    python -m bench --targets       what rgate promises, and whether it holds: about twenty minutes
     python -m bench --gateways rgate,envoy,traefik --workloads json-32,json-256 --rounds 3 --seconds 4
     python -m bench --list
 
@@ -136,8 +136,9 @@ def _measure(plan: Plan, results: Results, options: argparse.Namespace) -> bool:
                 if time.monotonic() > until:
                     print(f"{workload} and what follows is left out: --minutes {options.minutes:g} are over", file=sys.stderr)
                     return False
-                results.begin(workload, WORKLOADS[workload].what, run)
-                complete &= _compare(rig, workload, plan[workload], results, options.rounds)
+                rounds = options.rounds * WORKLOADS[workload].times
+                results.begin(workload, WORKLOADS[workload].what, {**run, "rounds": rounds})
+                complete &= _compare(rig, workload, plan[workload], results, rounds)
                 print("\n" + "\n".join(report.workload_table(results, workload)) + "\n", flush=True)
                 _write(results, options.output)
     except (CannotStart, OSError) as error:

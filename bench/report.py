@@ -167,5 +167,5 @@ def _foreign(results: Results, workload: str) -> str:
 def _of_run(run: Mapping[str, object]) -> Iterable[str]:
     versions = run["versions"]
     assert isinstance(versions, Mapping)
-    yield f"{run['cpu']}, {run['cores']} cores, Linux {run['kernel']}, Python {run['python']}; rgate {run['rgate']}, "
+    yield f"{run['date']}: {run['cpu']}, {run['cores']} cores, Linux {run['kernel']}; rgate {run['rgate']}, Python {run['python']},"
     yield ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

@@ -34,6 +34,9 @@ def efficiency(results: Results) -> float:
 
 def scale(results: Results) -> Iterator[str]:
     """The section as Markdown."""
+    if WORKLOAD not in results.workloads:
+        yield "Nothing has been measured yet: `make bench`."
+        return
     own = efficiency(results)
     yield f"Taken: {CORES} cores a machine, used to {UTILISATION:.0%}; the CPU time per request of `{WORKLOAD}`, where heads"
     yield f"cannot be remembered; for rgate an efficiency of {own:.2f} (`workers`), for all others 1.00."

@@ -35,6 +35,7 @@ class Workload:
     only       the gateways that take part; empty for all that are chosen
     also       variants that take part beside those that are chosen, if rgate is among them
     without    gateways that cannot do this, and the reason
+    times      so many times the rounds, where the figures compared are nearly the same
     """
 
     name: str
@@ -44,6 +45,7 @@ class Workload:
     only: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     without: Mapping[str, str] | None = None
+    times: int = 1
 
     def gateways(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
         """Who takes part when the operator has chosen these."""
@@ -177,7 +179,7 @@ _HOLDS_ALL = {"flask": "it holds bodies in memory", "proxy.py": "it gathers them
 _ALL = (
     Workload("json-1", "200 bytes of JSON, 1 connection", _json(1, "plain"), also=("direct",)),
     Workload("json-32", "200 bytes of JSON, 32 connections", _json(32, "plain")),
-    Workload("json-256", "200 bytes of JSON, 256 connections", _json(256, "plain"), also=("traefik-pool",)),
+    Workload("json-256", "200 bytes of JSON, 256 connections", _json(256, "plain")),
     Workload("json-1000", "200 bytes of JSON, 1,000 connections", _json(1000, "plain")),
     *(
         Workload(f"heads-{count}", f"the same at {count:,}, one header line differs in every request", _json(count, "heads"))
@@ -209,9 +211,13 @@ _ALL = (
         ("all_answered_seconds", "errors", "threads_before", "threads_at_end", "threads_after", "shrink_seconds", "rss_mb"),
     ),
     Workload(
-        "middlewares", "small JSON with 0, 5 and 20 no-op middlewares", _json(32, "plain"), only=(RGATE, "rgate-5", "rgate-20")
+        "middlewares",
+        "small JSON with 0, 5 and 20 no-op middlewares",
+        _json(32, "plain"),
+        only=(RGATE, "rgate-5", "rgate-20"),
+        times=3,
     ),
-    Workload("statistics", "small JSON with and without statistics", _json(32, "plain"), only=(RGATE, "rgate-no-stats")),
+    Workload("statistics", "small JSON with and without statistics", _json(32, "plain"), only=(RGATE, "rgate-no-stats"), times=3),
     Workload(
         "envelope", "small JSON passed through, and put into the envelope", _json(32, "plain"), only=(RGATE, "rgate-envelope")
     ),
@@ -221,6 +227,7 @@ _ALL = (
         _workers,
         ("cpu_us", "requests_per_second", "errors", "timeouts"),
         only=(RGATE, "rgate-2-workers"),
+        times=3,
     ),
     Workload(
         "idle-10k",

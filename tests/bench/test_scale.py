@@ -26,6 +26,7 @@ def test_efficiency_is_what_one_worker_takes_of_what_two_take() -> None:
 
 def test_scale_tells_what_an_idle_connection_costs() -> None:
     results = measured()
+    results.begin("browser-32", "heads", {})
     results.begin("idle-10k", "idle", {})
     results.add("idle-10k", "rgate", {"more_mb": 20.0, "held": 10_000})
 
