@@ -129,8 +129,7 @@ class Forwarder:
             head += b"\r\n"
         repeatable = stream is None and method in IDEMPOTENT
         timeouts = self._timeouts
-        # What cannot be sent again must not go out on a connection that the backend has closed meanwhile.
-        connection = upstream.pool.take(timeouts, checked=not repeatable)
+        connection = upstream.pool.take(timeouts)
         while True:
             upload = None
             try:

@@ -98,8 +98,7 @@ def test_connection_is_not_used_again_after_a_streamed_response_that_says_so(hea
         assert client.response().body == b"clean"
 
 
-def test_connection_that_sends_unasked_while_it_rests_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.forwarding.upstream.UNCHECKED_IDLE_SECONDS", 0.0)
+def test_connection_that_sends_unasked_while_it_rests_is_given_up() -> None:
     unasked, sent = threading.Event(), threading.Event()
 
     def script(connection: ScriptedConnection) -> None:

@@ -232,7 +232,7 @@ def test_pool_gives_the_freshest_and_expires_the_oldest(monkeypatch: pytest.Monk
         now[0] += 2
         at.pool.expire()
         assert list(at.pool.resting) == [new], "four seconds are too long, two are not"
-        assert at.pool.take(Timeouts(), checked=True) is new
+        assert at.pool.take(Timeouts()) is new
         at.pool.expire()
         new.close()
 
@@ -253,7 +253,7 @@ def test_take_of_connections_that_are_all_bad_opens_a_new_one() -> None:
         for connection in [at.pool.fresh(Timeouts()) for _ in range(3)]:
             assert connection.sock.recv(1) == b""
             at.pool.give_back(connection)
-        fresh = at.pool.take(Timeouts(), checked=True)
+        fresh = at.pool.take(Timeouts())
         assert not fresh.used
         assert not at.pool.resting
         fresh.close()
