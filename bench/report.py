@@ -154,7 +154,7 @@ def _short(figure: float) -> str:
 
 
 def _how(run: Mapping[str, object]) -> str:
-    return f"{run['rounds']} rounds of {run['seconds']} s, {run['date']}, rgate {run['rgate']}."
+    return f"Rounds: {run['rounds']}, of {run['seconds']} s; {run['date']}, rgate {run['rgate']}."
 
 
 def _foreign(results: Results, workload: str) -> str:
@@ -167,5 +167,5 @@ def _foreign(results: Results, workload: str) -> str:
 def _of_run(run: Mapping[str, object]) -> Iterable[str]:
     versions = run["versions"]
     assert isinstance(versions, Mapping)
-    yield f"{run['date']}: {run['cpu']}, {run['cores']} cores, Linux {run['kernel']}; rgate {run['rgate']}, Python {run['python']},"
-    yield ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+    yield f"{run['date']}: {run['cpu']}, {run['cores']} cores, Linux {run['kernel']}, Python {run['python']}."
+    yield f"rgate {run['rgate']}, " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

@@ -13,6 +13,7 @@ __all__ = ["CORES", "LOADS", "UTILISATION", "machines", "scale"]
 CORES = 64
 UTILISATION = 0.6  # what is left is for peaks, and for the machines that are down
 MEMORY_GB = 128  # of a machine's, for idle connections
+KERNEL_KB = 4  # what a TCP socket, its file and its place in an epoll take of the kernel's memory, by the sizes in slabinfo
 OPEN_CONNECTIONS = 1_000_000_000
 WORKLOAD = "browser-32"
 LOADS = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -54,10 +55,9 @@ def scale(results: Results) -> Iterator[str]:
         more_mb, held = (results.figure("idle-10k", RGATE, metric) for metric in ("more_mb", "held"))
     except NotMeasured:
         return
-    each_kb = more_mb * 1024 / max(held, 1)
-    per_machine = MEMORY_GB * 1024 * 1024 / each_kb if each_kb > 0 else 0
-    if per_machine:
-        yield ""
-        count = math.ceil(OPEN_CONNECTIONS / per_machine)
-        yield f"An idle connection costs rgate {each_kb:.1f} kB ({more_mb:.0f} MB for {held:,.0f}), so {MEMORY_GB} GB hold"
-        yield f"{per_machine:,.0f} of them: a billion open connections take {count:,} machines, by rgate's own memory."
+    each_kb = max(more_mb, 0) * 1024 / max(held, 1)
+    per_machine = MEMORY_GB * 1024 * 1024 / (each_kb + KERNEL_KB)
+    count = math.ceil(OPEN_CONNECTIONS / per_machine)
+    yield ""
+    yield f"An idle connection costs rgate {each_kb:.1f} kB ({more_mb:.0f} MB for {held:,.0f}) and the kernel about {KERNEL_KB}, so"
+    yield f"{MEMORY_GB} GB hold {per_machine:,.0f}: a billion open connections take {count:,} machines."
