@@ -54,7 +54,7 @@ def _figures(results: Results, workload: str) -> dict[str, float]:
 
 def _bars(axis: Any, results: Results, workload: str) -> None:
     figures = _figures(results, workload)
-    longest = LONGEST * figures.get(RGATE, max(figures.values()))
+    longest = min(LONGEST * figures.get(RGATE, max(figures.values())), max(figures.values()))
     names, values = list(figures), list(figures.values())
     axis.barh(names, [min(value, longest) for value in values], color=["#c2410c" if n == RGATE else "#94a3b8" for n in names])
     for row, value in enumerate(values):

@@ -59,5 +59,5 @@ def scale(results: Results) -> Iterator[str]:
     per_machine = MEMORY_GB * 1024 * 1024 / (each_kb + KERNEL_KB)
     count = math.ceil(OPEN_CONNECTIONS / per_machine)
     yield ""
-    yield f"An idle connection costs rgate {each_kb:.1f} kB ({more_mb:.0f} MB for {held:,.0f}) and the kernel about {KERNEL_KB}, so"
-    yield f"{MEMORY_GB} GB hold {per_machine:,.0f}: a billion open connections take {count:,} machines."
+    yield f"An idle connection costs rgate {each_kb:.1f} kB ({more_mb:.0f} MB for {held:,.0f}) and the kernel about {KERNEL_KB},"
+    yield f"so {MEMORY_GB} GB hold {per_machine:,.0f}: a billion open connections take {count:,} machines."

@@ -21,6 +21,7 @@ IDLE_ASKED_AGAIN = 200
 BURST_REQUESTS = 256
 WORKER_CONNECTIONS = 32
 SETTLE_SECONDS = 0.5
+CALM_SECONDS = 3.0  # threads that a busy time has brought go again
 SHRINK_SECONDS = 20.0
 
 
@@ -111,6 +112,7 @@ def _idle(rig: Rig, gateway: Gateway) -> Metrics:
     with rig.serving(gateway) as serving:
         assert serving.process
         without = rig.load(serving, "", 32)
+        time.sleep(CALM_SECONDS)
         memory, threads = serving.process.memory_mb(), serving.process.threads()
         held = hold(serving.port, PREFIX, IDLE_CONNECTIONS, 30.0)
         try:
