@@ -380,19 +380,21 @@ def test_client_that_leaves_does_not_make_the_request_be_sent_again() -> None:
 
 def test_client_that_leaves_within_its_body_ends_the_upload_unfinished() -> None:
     received: list[bytes] = []
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
+        received.append(connection.read(len(b"5\r\nhello\r\n")))
+        begun.set()
         received.append(connection.read(1_000_000))
         ended.set()
 
     with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(CHUNKED_POST + b"5\r\nhello\r\n")
-        eventually(lambda: live.in_flight)
+        passed(begun)
         client.close()
         assert ended.wait(3)
-    assert received == [b"5\r\nhello\r\n"], "without a last chunk the backend knows that it was not all"
+    assert received == [b"5\r\nhello\r\n", b""], "without a last chunk the backend knows that it was not all"
 
 
 def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def https(backend: ScriptedBackend, host: str = "localhost") -> str:
 
 def test_tls_certificate_that_nobody_vouches_for_is_502() -> None:
     with ScriptedBackend(over_tls(answering)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
-        is_fault(client.get(), 502, "bad_gateway")
+        is_fault(client.get(), 502, "tls_failed")
         assert backend.requests == []
 
 
@@ -63,7 +63,7 @@ def test_tls_certificate_of_another_name_is_502(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest: known(host.replace("other.example", "127.0.0.1"), *rest))
     with ScriptedBackend(over_tls(answering)) as backend:
         with forwarding(https(backend, "other.example")) as live, RawClient(live.url) as client:
-            is_fault(client.get(), 502, "bad_gateway")
+            is_fault(client.get(), 502, "tls_failed")
         assert backend.requests == []
 
 
@@ -74,7 +74,7 @@ def test_tls_endpoint_that_speaks_plainly_is_502() -> None:
         connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with ScriptedBackend(script) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
-        is_fault(client.get(), 502, "bad_gateway")
+        is_fault(client.get(), 502, "tls_failed")
 
 
 @pytest.mark.usefixtures("trusted")
