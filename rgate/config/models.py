@@ -276,12 +276,17 @@ class ServerConfig(Model):
     max_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200
     max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
+    max_requests_per_connection: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = 10_000
+    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 10_000
+    max_connections_per_client: Annotated[Whole, Field(ge=1)] | None = None
+    max_slow_clients: Annotated[Whole, Field(ge=0, le=100_000)] = 1_024
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
     max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
+    proxy_protocol: bool = False
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     tls: TLSConfig | None = None
 

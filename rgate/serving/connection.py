@@ -52,6 +52,7 @@ class Connection:
     late       the deadline has passed
     streams    a small body has been so slow that its request may take a thread before it is whole
     on_gone    called by the server when the client leaves while a thread works for it
+    counted    the address that the admission has counted it for, or ""
     tunnelled  it has left HTTP, and belongs to the server's tunnels
     """
 
@@ -61,14 +62,15 @@ class Connection:
         "_identify",
         "_lingering",
         "_pending",
+        "_requests_left",
         "_response",
-        "_served",
         "_server",
         "_sock",
         "_template",
         "_tunnel",
         "_wait_seconds",
         "collecting",
+        "counted",
         "deadline",
         "events",
         "late",
@@ -87,9 +89,10 @@ class Connection:
         self._body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock.sendall, self._send_parts)
         self._lingering = False
-        self._served = 0
+        self._requests_left = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
         self.deadline = server.now + server.config.head_seconds
+        self.counted = ""
         self.late = False
         self.streams = False
         self.on_gone: Callable[[], None] | None = None
@@ -106,6 +109,12 @@ class Connection:
         self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if address in trusted else None
         self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
 
+    @property
+    def address(self) -> str:
+        """Where it comes from."""
+        address: str = self._template["REMOTE_ADDR"]
+        return address
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -118,6 +127,13 @@ class Connection:
     def idle(self) -> bool:
         """Whether nothing of a request has come since the last one."""
         return bool(self.deadline) and not self._pending and self.collecting is None and not self._lingering
+
+    @property
+    def idle_since(self) -> float:
+        """When an idle connection was last used, by the server's clock."""
+        config = self._server.config
+        unused = self._requests_left == config.max_requests_per_connection
+        return self.deadline - (config.head_seconds if unused else config.keep_alive_seconds)
 
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
@@ -292,7 +308,8 @@ class Connection:
         self.deadline = 0.0
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
-        response.run(server.app, environ, request.minor, request.keep_alive and not server.draining)
+        self._requests_left -= 1
+        response.run(server.app, environ, request.minor, request.keep_alive and self._requests_left > 0 and not server.draining)
         if response.keep_alive:
             return True
         # The client has not asked for the end, so it may be sending the next request already.
@@ -305,11 +322,24 @@ class Connection:
         body = RequestBody(
             self, first, request.content_length, config.max_body_bytes, config.body_seconds, request.expects_continue
         )
+        self._body = body
         keep_alive = self._serve(request, body, body)
+        self._body = None
         complete = body.drain()
         if not complete:
             self._lingering = True
         return keep_alive and complete, body.rest
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether a thread works on a request whose body has not come as a whole."""
+        body = self._body
+        return body is not None and not body.complete
+
+    def turn_away(self, error: GatewayError) -> bool:
+        """Read no request, but answer `error`. False: the connection must be closed at once."""
+        self._refuse(error)
+        return self._linger()
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Answer a request that could not be read, through the outer chain, and end the connection after it."""

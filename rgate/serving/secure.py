@@ -48,6 +48,10 @@ class SecureConnection(Connection):
             self.events |= select.EPOLLIN  # there may be more, and epoll tells of nothing twice
         return goes_on
 
+    def turn_away(self, error: GatewayError) -> bool:
+        """Without a handshake there is no answer."""
+        return self._stream.is_open and super().turn_away(error)
+
     def close(self) -> None:
         # A response that broke off must not look as if it had ended well.
         if self._stream.is_open and not self._response.cut:

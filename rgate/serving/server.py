@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
 
-from ..wire.client import TrustedProxies
+from ..errors import Overloaded
+from ..wire.client import TrustedProxies, plain_address
 from ..wire.request import RequestReader
+from .admission import TURNED_AWAY, Admission
+from .announced import announced
 from .connection import Connection
 from .crew import Crew
 from .environ import template
@@ -109,6 +112,7 @@ class Server(BaseWSGIServer):
         redirect_listener: socket.socket | None = None,
     ) -> None:
         self._doors: dict[int, _Door] = {}
+        self._announced: dict[type[Connection], type[Connection]] = {}
         self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
         own = listener is None
         listener = listener or listen(config.host, config.port)
@@ -123,6 +127,7 @@ class Server(BaseWSGIServer):
         self.ticks = 0
         self.draining = False
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
+        self.admission = Admission(config, self.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         self.template: dict[str, Any] = template(name, port, "https" if self.tls else "http", multiprocess=config.processes > 1)
@@ -234,6 +239,8 @@ class Server(BaseWSGIServer):
         self._connections.pop(connection.fileno(), None)
         self._held.pop(connection, None)
         self.slow_bodies.discard(connection)
+        if connection.counted:
+            self.admission.leave(connection.counted)
         connection.close()
 
     def wait_to_send(self, connection: Connection) -> None:
@@ -243,6 +250,7 @@ class Server(BaseWSGIServer):
     def _open_door(self, listener: socket.socket, kind: type[Connection]) -> None:
         listener.setblocking(False)
         self._doors[listener.fileno()] = (listener, kind)
+        self._announced[kind] = announced(kind)
 
     def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
         for _ in range(16):
@@ -259,12 +267,28 @@ class Server(BaseWSGIServer):
                 sock.setblocking(True)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
-                connection = kind(self, sock, peer)
-                self._connections[sock.fileno()] = connection
-                self._epoll.register(sock.fileno(), _WATCHED)
+                self._take_in(kind, sock, peer)
             except OSError:
                 self._connections.pop(sock.fileno(), None)
                 sock.close()
+
+    def _take_in(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
+        """Make a connection of a socket, or turn it away when there are too many."""
+        proxies = self.trusted_proxies
+        waits = self.config.proxy_protocol and (not proxies or plain_address(peer[0]) in proxies)
+        connection = (self._announced[kind] if waits else kind)(self, sock, peer)
+        self._connections[sock.fileno()] = connection
+        error = None
+        if not self.admission.has_room(self._connections.values(), connection, self.ticks):
+            error = Overloaded(f"more than {self.admission.most} connections")
+        elif not waits and not self.admission.enter(connection):
+            error = Overloaded(f"too many connections of {connection.address}")
+        if error is not None:
+            too_many = len(self._connections) > self.admission.most + TURNED_AWAY
+            if waits or too_many or not connection.turn_away(error):
+                self._close(connection)
+                return
+        self._epoll.register(sock.fileno(), _WATCHED)
 
     def _pause_accepting(self, error: OSError) -> None:
         _log.error("cannot accept connections at present: %s", error.strerror)

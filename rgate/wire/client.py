@@ -72,7 +72,7 @@ class TrustedProxies:
 
 def plain_address(address: str) -> str:
     """An address as people write it: one of IPv4 that came over an IPv6 socket (::ffff:192.0.2.1) in its own form."""
-    return address.removeprefix("::ffff:") if address.startswith("::ffff:") and "." in address else address
+    return str(_parse(address)) if address.startswith("::ffff:") else address
 
 
 def _parse(address: str) -> IPv4Address | IPv6Address:

@@ -1,0 +1,97 @@
+"""Who may connect: how many at one time, how many from one address."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import resource
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ..config.models import ServerConfig
+    from ..wire.client import TrustedProxies
+    from .connection import Connection
+
+__all__ = ["Admission"]
+
+# So many connections over the limit are answered 503 in a way that the client can read it, which takes up to 2 s each;
+# more are closed without an answer.
+TURNED_AWAY: Final = 256
+IDLE_AT_ONCE: Final = 64
+OTHER_FILES: Final = 512  # database, log, Docker, connections at rest, what plugins open
+_log = logging.getLogger("rgate.serving")
+
+
+class Admission:
+    """Counts connections. Its methods may be called by any thread.
+
+    `most` is config.max_connections, or what the system's limit of open files allows: every request in flight needs a
+    second file, the connection to the backend. The limit is raised as far as it may be.
+    """
+
+    def __init__(self, config: ServerConfig, trusted: TrustedProxies) -> None:
+        self._trusted = trusted
+        self._most_per_client = config.max_connections_per_client
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._room = 0
+        self._looked_at_tick = -1
+        in_flight = config.max_in_flight + config.max_slow_clients
+        files = _allow_files(config.max_connections + in_flight + OTHER_FILES)
+        self.most = min(config.max_connections, max(files - in_flight - OTHER_FILES, files // 2))
+        if self.most < config.max_connections:
+            wanted = config.max_connections
+            _log.warning("at most %d connections, not %d: the system allows %d open files", self.most, wanted, files)
+
+    def has_room(self, connections: Collection[Connection], newest: Connection, tick: int) -> bool:
+        """Whether `newest` may stay. When there are too many, those that have been idle the longest go for it."""
+        if len(connections) <= self.most:
+            return True
+        with self._lock:
+            if not self._room and self._looked_at_tick != tick:  # looking at all of them is dear
+                self._looked_at_tick = tick
+                idle = [it for it in list(connections) if it.idle and not it.late and it is not newest]
+                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=lambda it: it.idle_since):
+                    connection.expire()
+                    self._room += 1
+            if not self._room:
+                return False
+            self._room -= 1
+            return True
+
+    def enter(self, connection: Connection) -> bool:
+        """Count a connection for the address it comes from; false when that has too many. Trusted proxies may have any."""
+        most = self._most_per_client
+        address = connection.address
+        if most is None or address in self._trusted:
+            return True
+        with self._lock:
+            count = self._counts.get(address, 0)
+            if count >= most:
+                return False
+            self._counts[address] = count + 1
+        connection.counted = address
+        return True
+
+    def leave(self, address: str) -> None:
+        """A connection that was counted for this address is over."""
+        with self._lock:
+            count = self._counts.pop(address) - 1
+            if count:
+                self._counts[address] = count
+
+
+def _allow_files(wanted: int) -> int:
+    """Raise this process's limit of open files to `wanted` if possible; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return wanted if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError) as error:
+        _log.debug("cannot raise the limit of open files: %s", error)
+        return soft
+    return most
