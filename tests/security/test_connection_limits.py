@@ -10,6 +10,7 @@ import pytest
 
 from rgate.config.models import ServerConfig
 from rgate.serving.admission import OTHER_FILES, TURNED_AWAY, Admission
+from rgate.serving.connection import Connection
 from rgate.testing import ScriptedBackend, http_response
 from rgate.wire.client import TrustedProxies
 
@@ -20,6 +21,13 @@ from .live import Live, gateway_before
 
 V1 = b"PROXY TCP4 203.0.113.%d 192.0.2.1 5678 443\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def rested(live: Live, client: RawClient) -> Connection:
+    """The server's end of a connection, once it is idle: its client may have the response a moment before."""
+    connection = connection_of(live.server, client)
+    eventually(lambda: connection.idle, "the connection is idle")
+    return connection
 
 
 def wait_for_ticks(live: Live) -> None:
@@ -70,11 +78,12 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
             assert client.get("/").body == b"ok"
         monkeypatch.setattr("rgate.serving.admission.IDLE_AT_ONCE", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
-            connection_of(live.server, client).deadline -= ago
+            rested(live, client).deadline -= ago
         for longest in (1, 0, 2):
             wait_for_ticks(live)
             newer = stack.enter_context(RawClient(live.url))
             assert newer.get("/").body == b"ok"
+            rested(live, newer)
             assert clients[longest].is_closed(), "not the one that was idle the longest"
 
 
