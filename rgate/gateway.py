@@ -15,7 +15,7 @@ from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
-from .model import Backend, Route, Timeouts
+from .model import Backend, Route, Timeouts, UpstreamTLS
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
 from .registry import Registry
 from .serving.tls import ServerTLS
@@ -53,6 +53,9 @@ class Gateway:
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
         self.tls = ServerTLS(config.server.tls) if config.server.tls else None
         self.upstreams = Upstreams(config.server.max_response_head_bytes, config.server.max_response_headers)
+        for backend in self.backends.values():
+            if backend.tls != UpstreamTLS():
+                self.upstreams.prepare(backend.tls)
         self.siblings = Siblings()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
@@ -132,7 +135,8 @@ def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:
 
 def _backend(config: Any) -> Backend:
     labels = (label.partition("=") for label in config.match_labels)
-    return Backend(config.name, tuple((name, value) for name, _, value in labels), config.policy)
+    pairs = tuple((name, value) for name, _, value in labels)
+    return Backend(config.name, pairs, config.policy, UpstreamTLS(**dict(config.tls)))
 
 
 def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:

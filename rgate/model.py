@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .forwarding.upstream import Upstream
 
-__all__ = ["Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts"]
+__all__ = ["Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})
 
@@ -34,6 +34,22 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamTLS:
+    """How the https endpoints of a backend are spoken to; the values are files in PEM form, but for `server_name`.
+
+    `ca` stands in place of the system's authorities. `server_name` is what the certificate must be for, by default the
+    endpoint's host. `certificate`, with its `key` (by default in the same file), is what the gateway shows.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = field(default=None, repr=False)
+    server_name: str | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A named pool of endpoints, as the config describes it.
 
@@ -44,6 +60,7 @@ class Backend:
     name: str
     match_labels: tuple[tuple[str, str], ...] = ()
     policy: str = "random_of_two"
+    tls: UpstreamTLS = UpstreamTLS()
 
 
 @dataclass(frozen=True, slots=True)

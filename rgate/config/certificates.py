@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from ..errors import ConfigProblem
-from ..pem import PemError, load_authorities, load_pair, names_of
+from ..tls.pem import PemError, load_authorities, load_pair, names_of
 from .models import BackendConfig, CertificateConfig, Config, TLSConfig
 
 __all__ = ["check", "pairs"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -40,29 +39,31 @@ class Upload:
 
         Raises what reading raises, and ResponseTimeout.
         """
-        if isinstance(self._connection.sock, ssl.SSLSocket):
-            self._pump_blindly()
+        connection = self._connection
+        if connection.holds:
             return
         own = hasattr(self._stream, "buffered")
         poll = select.poll()
-        while not self.complete and not self._connection.broken:
+        while not self.complete and not connection.broken:
             if not self._outgoing:
                 if own and not self._stream.buffered:
-                    poll.register(self._connection.sock, select.POLLIN)
+                    poll.register(connection.sock, select.POLLIN)
                     poll.register(self._stream.fileno(), select.POLLIN)
                     ready = dict(poll.poll(self._stream.wait_seconds * 1000))
                     poll.unregister(self._stream.fileno())
-                    if self._connection.sock.fileno() in ready:
-                        return
+                    if connection.sock.fileno() in ready:
+                        if connection.has_come:
+                            return
+                        continue
                     if not ready:
                         raise RequestTimeout("nothing of the body came in time")
                 self._next_block()
                 continue
-            poll.register(self._connection.sock, select.POLLIN | select.POLLOUT)
+            poll.register(connection.sock, select.POLLIN | select.POLLOUT)
             events = poll.poll(self._timeout_seconds * 1000)
             if not events:
                 raise ResponseTimeout("the backend does not take the request body")
-            if events[0][1] & ~select.POLLOUT:
+            if events[0][1] & ~select.POLLOUT and connection.has_come:
                 return
             self._send()
 
@@ -87,15 +88,6 @@ class Upload:
             return
         self._outgoing = self._outgoing[sent:]
         self.complete = not self._outgoing and self._left == 0
-
-    def _pump_blindly(self) -> None:
-        # A TLS connection is readable for reasons of its own (session tickets), so an early answer shows only when
-        # sending fails.
-        while not self.complete and not self._connection.broken:
-            self._next_block()
-            self._connection.send_bytes(bytes(self._outgoing))
-            self._outgoing = memoryview(b"")
-            self.complete = self._left == 0
 
 
 class ResponseBody:

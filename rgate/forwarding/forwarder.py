@@ -41,6 +41,7 @@ class Forwarder:
     def __init__(self, upstreams: Upstreams, route: Route, edited: bool) -> None:
         self._upstreams = upstreams
         self._timeouts = route.timeouts
+        self._tls = route.backend.tls
         self._strip = route.path_prefix if route.strip_prefix else ""
         self._edited = edited
         self._forwarded_lines: dict[tuple[str, str, str], bytes] = {}
@@ -52,8 +53,8 @@ class Forwarder:
             raise InternalFault("nothing in the chain has set exchange.endpoint")
         load = endpoint.load
         upstream = load.upstream
-        if upstream is None:
-            upstream = load.upstream = self._upstreams.at(endpoint.address)
+        if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
+            upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
         head = self._head(environ, upstream)
         if exchange.tunnel is not None:
             head += f"Connection: Upgrade\r\nUpgrade: {exchange.tunnel.protocol}\r\n".encode("latin-1")

@@ -1,4 +1,4 @@
-"""Connections to backends: urllib3 pools, connects, speaks TLS and raises; the exchange on the wire is ours.
+"""Connections to backends: urllib3 pools, connects and raises; the exchange on the wire is ours, and so is TLS on it.
 
 Why not urllib3's own exchange: it is a browser's (it retries, redirects, decodes, adds headers), and through http.client
 one small keep-alive exchange costs 62 to 115 µs of CPU where a raw socket takes 20.
@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -34,11 +34,14 @@ from ..errors import (
     GatewayError,
     Refused,
     ResponseTimeout,
+    TLSFailed,
     Unreachable,
     UpstreamClosed,
 )
-from ..model import Address, Timeouts
+from ..model import Address, Timeouts, UpstreamTLS
+from ..tls.stream import TLSStream
 from ..wire.response import ResponseHead, ResponseReader
+from .tls import context_for
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 
@@ -58,13 +61,14 @@ class StaleConnection(Exception):
 class _Exchanging(HTTPConnection):
     """What both connection classes add to urllib3's: sending and receiving without http.client."""
 
-    sock: socket.socket | ssl.SSLSocket
+    sock: socket.socket
     responses: ResponseReader
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
     aborted = False  # abort() was called
     rested_since = 0.0
-    _tls = False
+    has_come = True  # whether it is an answer that makes the socket readable, when it is readable, and not only TLS at work
+    holds = False  # whether there is something to receive although the socket is not readable
     _wait_seconds = 0.0
     _poll: Callable[[int], list[tuple[int, int]]]
 
@@ -79,18 +83,13 @@ class _Exchanging(HTTPConnection):
         poll = select.poll()  # made once: it is asked before every request
         poll.register(self.sock, select.POLLIN)
         self._poll = poll.poll
-        self._tls = isinstance(self.sock, ssl.SSLSocket)
-        if not self._tls:
-            self.sock.settimeout(None)
+        self.sock.setblocking(True)
 
     def allow(self, seconds: float) -> None:
         """Let every single wait for the backend take at most this long."""
         if seconds == self._wait_seconds:
             return
         self._wait_seconds = seconds
-        if self._tls:
-            self.sock.settimeout(seconds)
-            return
         # The kernel's own timeouts: with Python's, every call would be a poll() first.
         whole = int(seconds)
         timeval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
@@ -184,7 +183,40 @@ class UpstreamConnection(_Exchanging):
 
 
 class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
-    """A TLS connection; certificates are verified by urllib3."""
+    """A TLS connection. urllib3's own way would make a socket of it that cannot be polled; only its options are used."""
+
+    _stream: TLSStream | None = None
+
+    def connect(self) -> None:
+        """Connect and shake hands, all within `timeout`. Raises what urllib3 does, and OSError."""
+        until = monotonic() + float(self.timeout or 0)
+        assert self.ssl_context is not None
+        self.sock = sock = self._new_conn()
+        sock.setblocking(True)
+        try:
+            stream = TLSStream(sock, self.ssl_context, (self.server_hostname or self.host).rstrip("."))
+        except ValueError as error:
+            raise ssl.SSLError(f"no name that a certificate could be for: {error}") from None
+        self.sock = cast(socket.socket, stream)
+        self._stream = stream
+        stream.connect(until)
+
+    def close(self) -> None:
+        """Close, and tell the backend, unless another thread has ended it already."""
+        if self._stream is not None and not self.aborted:
+            self._stream.say_goodbye()
+        super().close()
+
+    def is_quiet(self) -> bool:
+        return super().is_quiet() or not self.has_come
+
+    @property
+    def has_come(self) -> bool:  # type: ignore[override]
+        return self._stream is None or self._stream.has_come
+
+    @property
+    def holds(self) -> bool:  # type: ignore[override]
+        return self._stream is not None and self._stream.holds
 
 
 class _RestingPool(HTTPConnectionPool):
@@ -258,37 +290,48 @@ class _RestingTLSPool(_RestingPool, HTTPSConnectionPool):
 class Upstream:
     """One endpoint's pool, kept at hand with what is constant for it."""
 
-    __slots__ = ("address", "pool")
+    __slots__ = ("address", "pool", "tls")
 
-    def __init__(self, address: Address, pool: _RestingPool) -> None:
+    def __init__(self, address: Address, tls: UpstreamTLS, pool: _RestingPool) -> None:
         self.address = address
+        self.tls = tls
         self.pool = pool
 
 
 class Upstreams:
-    """All pools of a gateway, by address, in one urllib3 PoolManager. Response heads over the limits are no responses."""
+    """All pools of a gateway, in one urllib3 PoolManager. Response heads over the limits are no responses."""
 
     def __init__(self, max_head_bytes: int = 65_536, max_headers: int = 500) -> None:
         self._responses = ResponseReader(max_headers, max_head_bytes)  # one memory of header lines; it is bounded
         self._pools = urllib3.PoolManager(num_pools=100_000)
         self._pools.pool_classes_by_scheme = {"http": _RestingPool, "https": _RestingTLSPool}
-        self._known: dict[Address, Upstream] = {}
+        self._known: dict[tuple[Address, UpstreamTLS], Upstream] = {}
+        self._contexts: dict[UpstreamTLS, ssl.SSLContext] = {}
 
-    def at(self, address: Address) -> Upstream:
-        """The upstream of an address, made when it is first asked for. Thread-safe."""
-        upstream = self._known.get(address)
+    def prepare(self, tls: UpstreamTLS) -> None:
+        """Read the files that options of TLS name, so that what is wrong with them shows now. Raises PemError."""
+        if tls not in self._contexts:
+            self._contexts[tls] = context_for(tls)
+
+    def at(self, address: Address, tls: UpstreamTLS = UpstreamTLS()) -> Upstream:  # noqa: B008 - frozen
+        """The upstream of an address that is spoken to in this way, made when it is first asked for. Thread-safe."""
+        upstream = self._known.get((address, tls))
         if upstream is None:
-            pool = self._pools.connection_from_host(address.host, address.port, address.scheme)
+            options: dict[str, Any] = {}
+            if address.scheme == "https":
+                self.prepare(tls)
+                options = {"ssl_context": self._contexts[tls], "server_hostname": tls.server_name}
+            pool = self._pools.connection_from_host(address.host, address.port, address.scheme, options)
             assert isinstance(pool, _RestingPool)
             pool.responses = self._responses
             pool.retired = False  # the manager has kept it if the endpoint was here before
-            upstream = self._known.setdefault(address, Upstream(address, pool))
+            upstream = self._known.setdefault((address, tls), Upstream(address, tls, pool))
         return upstream
 
     def keep(self, addresses: frozenset[Address]) -> None:
         """Drop the pools of addresses that are no longer endpoints, and what has rested too long in the others."""
-        for address in [known for known in self._known if known not in addresses]:
-            upstream = self._known.pop(address, None)
+        for key in [known for known in self._known if known[0] not in addresses]:
+            upstream = self._known.pop(key, None)
             if upstream is not None and not any(other.pool is upstream.pool for other in list(self._known.values())):
                 upstream.pool.close()
         for upstream in list(self._known.values()):
@@ -316,7 +359,7 @@ _TRANSLATION: Final[tuple[tuple[tuple[type[BaseException], ...], type[GatewayErr
     ((NewConnectionError,), Unreachable),
     ((ConnectTimeoutError,), ConnectTimeout),
     ((ReadTimeoutError,), ResponseTimeout),
-    ((urllib3.exceptions.SSLError, ssl.SSLError), BadGateway),
+    ((urllib3.exceptions.SSLError, ssl.SSLError), TLSFailed),
     ((urllib3.exceptions.ProtocolError,), UpstreamClosed),
     ((ConnectionRefusedError,), Refused),
     ((ConnectionError,), UpstreamClosed),

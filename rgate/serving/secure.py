@@ -12,12 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ..errors import GatewayError, HTTPSOnly, NotTLS, RequestError
+from ..tls.stream import PlainText, TLSStream
 from ..wire.environ import FIELDS_KEY, REFUSED_KEY
 from ..wire.fields import Field, Fields
 from .client_certificate import HEADER, environ_of, header_value
 from .connection import RECEIVE_BYTES, Connection
 from .response import ResponseStream
-from .tls_stream import PlainText, TLSStream
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -6,7 +6,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from ..config.certificates import pairs
-from ..pem import load_authorities, load_pair, names_of
+from ..tls.pem import load_authorities, load_pair, names_of
 
 if TYPE_CHECKING:
     from ..config.models import CertificateConfig, TLSConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.pem import PemError, names_of
+from rgate.tls.pem import PemError, names_of
 
 from ..certificates import PASSWORD, authority
 from .configs import loaded, problems
@@ -53,62 +53,62 @@ def test_certificate_that_can_be_used_is_no_problem(options: dict[str, str]) -> 
     assert loaded(f"server:\n  tls:\n{lines}").server.tls is not None
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({"certificate": "/nowhere.pem"}, "config.yml:3: server.tls.certificate: /nowhere.pem: no such file"),
-        (
-            {"certificate": SHOP.certificate, "key": "/nowhere.key"},
-            "config.yml:4: server.tls.key: /nowhere.key: no such file",
-        ),
-        ({"certificate": "/"}, "config.yml:3: server.tls.certificate: / is a directory, not a file"),
-        (
-            {"certificate": SHOP.certificate},
-            f"config.yml:3: server.tls.certificate: {SHOP.certificate} holds no private key beside the certificate; "
-            "give its file under 'key'",
-        ),
-        (
-            {"certificate": SHOP.key, "key": SHOP.key},
-            f"config.yml:3: server.tls.certificate: {SHOP.key} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
-        ),
-        (
-            {"certificate": SHOP.certificate, "key": SHOP.certificate},
-            f"config.yml:4: server.tls.key: {SHOP.certificate} holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)",
-        ),
-        (
-            {"certificate": SHOP.certificate, "key": OTHER.key},
-            f"config.yml:4: server.tls.key: the private key in {OTHER.key} does not belong to the certificate in "
-            f"{SHOP.certificate}",
-        ),
-        (
-            {"certificate": SHOP.certificate, "key": SHOP.locked},
-            f"config.yml:4: server.tls.key: the private key in {SHOP.locked} is encrypted; give its password under "
-            "'key_password'",
-        ),
-        (
-            {"certificate": SHOP.certificate, "key": SHOP.locked, "key_password": "wrong one"},
-            f"config.yml:5: server.tls.key_password: does not open the private key in {SHOP.locked}",
-        ),
-        ({"key": SHOP.key, "certificates": f"[{{certificate: {SHOP.both}}}]"},
-         "config.yml:3: server.tls.key: means nothing without 'certificate' beside it"),
-        ({"redirect_port": "80"}, "config.yml:2: server.tls: needs a certificate"),
-        ({"certificate": SHOP.both, "public_port": "443"},
-         "config.yml:4: server.tls.public_port: means nothing without 'redirect_port'"),
-        ({"certificate": SHOP.both, "redirect_port": "8080"},
-         "config.yml:4: server.tls.redirect_port: 8080 is the port that TLS is spoken at; choose another, like 80"),
-        ({"certificate": SHOP.both, "certificates": f"[{{certificate: {SHOP.both}}}]"},
-         "config.yml:4: server.tls.certificates[0].certificate: never shown: server.tls.certificate is for shop.example, "
-         "*.shop.example already"),
-        ({"certificate": SHOP.both, "certificates": f"[{{certificate: {OTHER.both}, hosts: ['[::1]']}}]"},
-         "config.yml:4: server.tls.certificates[0].hosts[0]: '[::1]' is an address; TLS clients name only hosts, so the first "
-         "certificate serves it"),
-        ({"certificate": SHOP.both, "client_certificates": "{ca: /nowhere}"},
-         "config.yml:4: server.tls.client_certificates.ca: /nowhere: no such file"),
-        ({"certificate": SHOP.both, "client_certificates": f"{{ca: {SHOP.key}}}"},
-         f"config.yml:4: server.tls.client_certificates.ca: {SHOP.key} holds no certificate in PEM form "
-         "(-----BEGIN CERTIFICATE-----)"),
-    ],
-)  # fmt: skip
+PROBLEMS: list[tuple[dict[str, str], str]] = [
+    ({"certificate": "/nowhere.pem"}, "config.yml:3: server.tls.certificate: /nowhere.pem: no such file"),
+    (
+        {"certificate": SHOP.certificate, "key": "/nowhere.key"},
+        "config.yml:4: server.tls.key: /nowhere.key: no such file",
+    ),
+    ({"certificate": "/"}, "config.yml:3: server.tls.certificate: / is a directory, not a file"),
+    (
+        {"certificate": SHOP.certificate},
+        f"config.yml:3: server.tls.certificate: {SHOP.certificate} holds no private key beside the certificate; "
+        "give its file under 'key'",
+    ),
+    (
+        {"certificate": SHOP.key, "key": SHOP.key},
+        f"config.yml:3: server.tls.certificate: {SHOP.key} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
+    ),
+    (
+        {"certificate": SHOP.certificate, "key": SHOP.certificate},
+        f"config.yml:4: server.tls.key: {SHOP.certificate} holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)",
+    ),
+    (
+        {"certificate": SHOP.certificate, "key": OTHER.key},
+        f"config.yml:4: server.tls.key: the private key in {OTHER.key} does not belong to the certificate in "
+        f"{SHOP.certificate}",
+    ),
+    (
+        {"certificate": SHOP.certificate, "key": SHOP.locked},
+        f"config.yml:4: server.tls.key: the private key in {SHOP.locked} is encrypted; give its password under "
+        "'key_password'",
+    ),
+    (
+        {"certificate": SHOP.certificate, "key": SHOP.locked, "key_password": "wrong one"},
+        f"config.yml:5: server.tls.key_password: does not open the private key in {SHOP.locked}",
+    ),
+    ({"key": SHOP.key, "certificates": f"[{{certificate: {SHOP.both}}}]"},
+     "config.yml:3: server.tls.key: means nothing without 'certificate' beside it"),
+    ({"redirect_port": "80"}, "config.yml:2: server.tls: needs a certificate"),
+    ({"certificate": SHOP.both, "public_port": "443"},
+     "config.yml:4: server.tls.public_port: means nothing without 'redirect_port'"),
+    ({"certificate": SHOP.both, "redirect_port": "8080"},
+     "config.yml:4: server.tls.redirect_port: 8080 is the port that TLS is spoken at; choose another, like 80"),
+    ({"certificate": SHOP.both, "certificates": f"[{{certificate: {SHOP.both}}}]"},
+     "config.yml:4: server.tls.certificates[0].certificate: never shown: server.tls.certificate is for shop.example, "
+     "*.shop.example already"),
+    ({"certificate": SHOP.both, "certificates": f"[{{certificate: {OTHER.both}, hosts: ['[::1]']}}]"},
+     "config.yml:4: server.tls.certificates[0].hosts[0]: '[::1]' is an address; TLS clients name only hosts, so the first "
+     "certificate serves it"),
+    ({"certificate": SHOP.both, "client_certificates": "{ca: /nowhere}"},
+     "config.yml:4: server.tls.client_certificates.ca: /nowhere: no such file"),
+    ({"certificate": SHOP.both, "client_certificates": f"{{ca: {SHOP.key}}}"},
+     f"config.yml:4: server.tls.client_certificates.ca: {SHOP.key} holds no certificate in PEM form "
+     "(-----BEGIN CERTIFICATE-----)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "problem"), PROBLEMS, ids=[" ".join(options) for options, _ in PROBLEMS])
 def test_certificate_that_cannot_be_used_is_told_at_its_line(options: dict[str, str], problem: str) -> None:
     assert told(**options) == problem
 
@@ -127,7 +127,7 @@ def test_unreadable_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rgate.pem.open", refuse, raising=False)
+    monkeypatch.setattr("rgate.tls.pem.open", refuse, raising=False)
     assert told(certificate=SHOP.both).endswith(f"{SHOP.both} cannot be read: no permission")
 
 
@@ -171,6 +171,7 @@ BACKEND = "backends:\n  - name: ledger\n    endpoints: ['{}']\n    tls: {{{}}}\n
         ),
         ("server_name: '*.x'", "server_name: '*.x' is no host name; write the name alone, without scheme, port or wildcard"),
     ],
+    ids=["no authorities", "authorities for nothing", "key alone", "another's key", "wildcard"],
 )
 def test_backend_option_that_cannot_be_used_is_told(options: str, problem: str) -> None:
     assert problems(BACKEND.format("https://127.0.0.1:9", options)) == [f"config.yml:4: backends[0].tls.{problem}"]

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
-from .errors import RgateError
+from ..errors import RgateError
 
 __all__ = ["PemError", "load_authorities", "load_pair", "names_of"]
 

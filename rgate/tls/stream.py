@@ -1,20 +1,23 @@
-"""TLS on one socket: takes and gives what a plain socket would, without ever holding plain bytes back.
+"""TLS on one socket: takes and gives what a plain socket would.
 
-OpenSSL works in memory here, and the socket is ours. That is what lets TLS connections share the epoll and the timeouts
-of plain ones: every receive() decrypts all that has come, so that when the socket has nothing to read, there is nothing to
-read; reading never writes, so nothing has to wait for the other direction; and waiting is the kernel's business.
+OpenSSL works in memory here, and the socket is ours. That is what lets TLS connections share the epoll, the polls and the
+timeouts of plain ones: recv() decrypts all that has come, so that when the socket has nothing to read, there is nothing to
+read; reading never writes, so it never has to wait for that; and waiting is the kernel's business.
 """
 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 __all__ = ["PlainText", "TLSStream"]
 
+RECEIVE_BYTES: Final = 65_536
 RECORD_BYTES: Final = 16_384  # the most that one record carries (RFC 8446 §5.1)
 HANDSHAKE_BYTES: Final = 262_144  # OpenSSL allows a ClientHello of 131,396 bytes and certificates of 102,400
 
@@ -32,16 +35,18 @@ class PlainText(Exception):
 
 
 class TLSStream:
-    """The server's end of a TLS connection on `sock`, which stays blocking or not as it is. One thread at a time.
+    """One end of a TLS connection on `sock`: the client's, of a server called `server_name`, or the server's without one.
 
-    It begins with the handshake: shake_hands() is called, whenever something has come, until it is true. Then recv(),
-    send(), sendall(), sendmsg(), shutdown() and close() are those of a socket. `was_full` says that as much has been taken
-    from the socket as was asked for, so there may be more. Raises OSError, of which ssl.SSLError is a kind.
+    It begins with the handshake: shake_hands() is called, whenever something has come, until it is true; or connect().
+    Then recv(), send(), sendall(), sendmsg(), shutdown() and close() are those of a socket, which stays blocking or not as
+    it is. `was_full` says that as much has been taken from it as was asked for, so there may be more. One thread at a time,
+    but for shutdown() of more than the sending side. Raises OSError, of which ssl.SSLError is a kind.
     """
 
     __slots__ = (
         "_accepted",
         "_broken",
+        "_client",
         "_closing",
         "_ended",
         "_handshake_bytes",
@@ -56,14 +61,15 @@ class TLSStream:
         "was_full",
     )
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str | None = None) -> None:
         self.sock = sock
+        self._client = server_name is not None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, not self._client, server_name)
         self._handshake_bytes = 0
         self._silent = 0
-        self._ready = b""  # came with the end of the handshake
+        self._ready = b""  # decrypted already
         self._unsent = b""  # records that the socket has not taken yet
         self._accepted = 0  # how many plain bytes are in them
         self._ended = self._closing = self._broken = False
@@ -83,7 +89,7 @@ class TLSStream:
         """Go on with the handshake as far as it goes without waiting; true when it is done.
 
         With `unsent` it must be called again when the socket takes more, too. Raises PlainText for plain HTTP,
-        ssl.SSLError when there will be no connection (say_goodbye() tells the client why) and OSError when the client is gone.
+        ssl.SSLError when there will be no connection (say_goodbye() tells the other end why), OSError when that is gone.
         """
         self.flush()
         self.was_full = False
@@ -92,8 +98,8 @@ class TLSStream:
         except BlockingIOError:
             return False
         if not block:
-            raise ConnectionError("the client has left within the handshake")
-        if not self._handshake_bytes and block[0] in _TEXT_START:
+            raise ConnectionError("closed within the TLS handshake")
+        if not self._handshake_bytes and not self._client and block[0] in _TEXT_START:
             raise PlainText(block)
         self.was_full = len(block) == size
         self._handshake_bytes += len(block)
@@ -110,6 +116,34 @@ class TLSStream:
         self._ready = self._decrypt(b"")
         return True
 
+    def connect(self, until: float) -> None:
+        """The whole handshake of a client, by a time of the monotonic clock. Raises TimeoutError and what shake_hands() does."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        poll = select.poll()
+        while not self.shake_hands(RECEIVE_BYTES):
+            poll.register(self.sock, select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN)
+            if not poll.poll(max(0.0, until - monotonic()) * 1_000):
+                raise TimeoutError("the TLS handshake took too long")
+
+    @property
+    def has_come(self) -> bool:
+        """Whether recv() has something to give, or to raise, without waiting. That the socket is readable does not say so:
+        servers send session tickets, too."""
+        if not self._ready:
+            try:
+                self._ready = self.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+        return True
+
+    @property
+    def holds(self) -> bool:
+        """Whether something has been decrypted that recv() has not given yet. Never, but for has_come()."""
+        return bool(self._ready)
+
     @property
     def unsent(self) -> bool:
         """Whether the socket has not taken all that should be out by now."""
@@ -121,9 +155,10 @@ class TLSStream:
             self._flush()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """What has come: all of it, which may be more than `size`. b"" at the end, clean or not.
+        """What has come: all of it, which may be more than `size`. b"" at the end.
 
-        In HTTP/1.1 a request says how long it is, so a cut can be told from an end without close_notify.
+        A client raises ConnectionError when the end is none: a response may end with the connection (RFC 9112 §9.8). A
+        request never does, so a server need not tell a cut from an end.
         """
         if self._ready:
             block, self._ready = self._ready, b""
@@ -132,13 +167,17 @@ class TLSStream:
             self.was_full = False
             block = self.sock.recv(size, flags)
             self.was_full = len(block) == size
-            if not block or self._closing:
-                return block  # when we have said goodbye, what still comes is only to be got rid of
+            if not self.is_open:
+                return block  # there is no connection; what still comes is only to be got rid of
+            if not block:
+                if self._client and not self._ended:
+                    raise ConnectionError("cut off, without the end that TLS has for it")
+                return block
             block = self._decrypt(block)
             if block or self._ended:
                 return block
 
-    def send(self, block: bytes) -> int:
+    def send(self, block: bytes | memoryview, flags: int = 0) -> int:
         """Send some of `block` without waiting. Raises BlockingIOError; then the same bytes must be given once more."""
         if not self._accepted:
             self._flush()
@@ -151,7 +190,7 @@ class TLSStream:
     def sendall(self, block: bytes) -> None:
         """Send all of it."""
         records = self._unsent + self._encrypt(block)
-        self._unsent = b""
+        self._unsent, self._accepted = b"", 0
         self._broken = True  # if this breaks off within a record, nothing that follows can be read
         self.sock.sendall(records)
         self._broken = False
@@ -163,13 +202,13 @@ class TLSStream:
         return len(block)
 
     def shutdown(self, how: int) -> None:
-        """End one direction or both; SHUT_WR alone says so to the client (close_notify), and is for the thread at work."""
+        """End one direction or both. SHUT_WR alone says so to the other end, which may go on (RFC 8446 §6.1)."""
         if how == socket.SHUT_WR:
             self.say_goodbye()
         self.sock.shutdown(how)
 
     def say_goodbye(self) -> None:
-        """Tell the client that this is the end, and not a cut; or after an error, what was wrong. Never waits or raises."""
+        """Tell the other end that this is the end, and not a cut; or after an error, what was wrong. Never waits or raises."""
         if self._broken or self._closing:
             return
         self._closing = True
@@ -188,7 +227,7 @@ class TLSStream:
         while self._unsent:
             self._unsent = self._unsent[self.sock.send(self._unsent, socket.MSG_DONTWAIT) :]
 
-    def _encrypt(self, block: bytes) -> bytes:
+    def _encrypt(self, block: bytes | memoryview) -> bytes:
         write, taken = self.tls.write, self._outgoing.read
         if len(block) <= RECORD_BYTES:
             if block:
