@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -124,6 +125,9 @@ def _serve(
                     for hint in hints:
                         console.line(hint.replace("{url}", server.url))
                 begun = True
+            # What start-up has made stays; the collector need not go through all of it again while requests wait.
+            gc.collect()
+            gc.freeze()
             server.run()
     finally:
         server.server_close()
