@@ -44,8 +44,8 @@ class SecureConnection(Connection):
         if not self._stream.is_open and not self._lingering:
             return self._shake_hands()
         goes_on = super().advance()
-        if self._stream.was_full:
-            self.events |= select.EPOLLIN  # there may be more, and epoll tells of nothing twice
+        if self._stream.has_more:
+            self.events |= select.EPOLLIN
         return goes_on
 
     def turn_away(self, error: GatewayError) -> bool:
@@ -72,7 +72,7 @@ class SecureConnection(Connection):
             return False
         if stream.unsent:
             server.wait_to_send(self)
-        if stream.was_full:
+        if stream.has_more:
             self.events |= select.EPOLLIN
         if not done:
             return True

@@ -5,9 +5,7 @@ and a few objects, and no thread. Each direction holds at most one block: until 
 the back-pressure of either side reaches the other, in bounded memory.
 
 When one side sends its last byte, the other is told so after it has got that byte (a half-close), and may go on sending for
-as long as something comes. TLS has no half-close that Python's ssl can do: there, both directions end a moment later.
-
-A socket here is one of the socket module, an ssl.SSLSocket, or the server's own TLSStream, which is used like a plain one.
+as long as something comes. A socket here may be a TLSStream, which is used like a plain one.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import logging
 import os
 import select
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -34,7 +31,6 @@ EVENTS: Final = 256
 CHECK_SECONDS: Final = 1.0
 ENDING_CHECK_SECONDS: Final = 0.1
 HALF_CLOSED_SECONDS: Final = 10.0  # without a byte, when one side has ended
-TLS_HALF_CLOSED_SECONDS: Final = 0.5  # the same, when the other side cannot be told
 DEAF_SECONDS: Final = 0.5  # in all, when one side has closed and the other still sends
 STOP_SECONDS: Final = 2.0
 
@@ -56,12 +52,10 @@ class _Side:
     ended     nothing more comes from it
     told      it knows that nothing more goes to it
     deaf      it has ended and takes nothing any more: what is still meant for it is dropped
-    reads_on, writes_on    the event to wait for: TLS may have to write in order to read, and the other way round
     mask      the events that epoll is asked for; None: it does not watch this side
     """
 
-    __slots__ = ("deaf", "ended", "fd", "is_plain", "mask", "name", "other", "reads_on", "received", "sock", "told", "tunnel",
-                 "unsent", "writes_on")  # fmt: skip
+    __slots__ = ("deaf", "ended", "fd", "mask", "name", "other", "received", "sock", "told", "tunnel", "unsent")
 
     other: _Side
 
@@ -70,23 +64,16 @@ class _Side:
         self.sock = sock
         self.tunnel = tunnel
         self.fd = sock.fileno()
-        self.is_plain = type(sock) is socket.socket
         self.unsent = b""
         self.received = 0
         self.ended = self.told = self.deaf = False
-        self.reads_on = select.EPOLLIN
-        self.writes_on = select.EPOLLOUT
         self.mask: int | None = None
 
     def receive(self) -> bytes | None:
         """What has come; None: nothing yet; b"": the end. Raises _Lost."""
-        self.reads_on = select.EPOLLIN
         try:
             block = self.sock.recv(BLOCK_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
-        except ssl.SSLWantWriteError:
-            self.reads_on = select.EPOLLOUT
+        except BlockingIOError:
             return None
         except OSError as error:
             raise _Lost(self.name) from error
@@ -95,13 +82,9 @@ class _Side:
 
     def send(self) -> bool:
         """Send of `unsent` what it takes; true when that is all. Raises _Lost."""
-        self.writes_on = select.EPOLLOUT
         try:
             sent = len(self.unsent) if self.deaf else self.sock.send(self.unsent)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            return False
-        except ssl.SSLWantReadError:
-            self.writes_on = select.EPOLLIN
+        except BlockingIOError:
             return False
         except OSError as error:
             if not self.ended:
@@ -114,15 +97,14 @@ class _Side:
         return not self.unsent
 
     def has_more(self) -> bool:
-        """Whether the rest of a TLS record is in our memory already, of which epoll will not tell."""
-        return isinstance(self.sock, ssl.SSLSocket) and bool(self.sock.pending())
+        """Whether there may be more to receive of which epoll does not tell, as TLS has it."""
+        return bool(getattr(self.sock, "has_more", False))
 
     def tell_end(self) -> None:
         """Let it know that nothing more goes to it."""
         self.told = True
-        if self.is_plain:
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
 
 class OpenTunnel:
@@ -187,11 +169,8 @@ class OpenTunnel:
     def overdue(self, now: float) -> str:
         """What ends it now: a side, a limit, or "" for nothing."""
         idle_seconds = now - self.active
-        if self.ended_first:
-            plain = (self.backend if self.client.ended else self.client).is_plain
-            limit_seconds = HALF_CLOSED_SECONDS if plain else TLS_HALF_CLOSED_SECONDS
-            if idle_seconds > limit_seconds or (self.cut_at is not None and now > self.cut_at):
-                return self.ended_first
+        if self.ended_first and (idle_seconds > HALF_CLOSED_SECONDS or (self.cut_at is not None and now > self.cut_at)):
+            return self.ended_first
         if idle_seconds > self._tunnel.idle_seconds:
             return "idle_seconds"
         if self._tunnel.max_seconds is not None and now - self.opened > self._tunnel.max_seconds:
@@ -322,9 +301,9 @@ class Tunnels:
 
     def _watch(self, side: _Side, event: int) -> None:
         """Have epoll tell what this side waits for."""
-        mask = side.reads_on if not side.ended and not side.other.unsent else 0
+        mask = select.EPOLLIN if not side.ended and not side.other.unsent else 0
         if side.unsent:
-            mask |= side.writes_on
+            mask |= select.EPOLLOUT
         fd = side.fd
         if not mask and (event & select.EPOLLHUP or side.deaf):
             # It is told of, always and again, although there is nothing to do before the other side goes on.

@@ -39,8 +39,9 @@ class TLSStream:
 
     It begins with the handshake: shake_hands() is called, whenever something has come, until it is true; or connect().
     Then recv(), send(), sendall(), sendmsg(), shutdown() and close() are those of a socket, which stays blocking or not as
-    it is. `was_full` says that as much has been taken from it as was asked for, so there may be more. One thread at a time,
-    but for shutdown() of more than the sending side. Raises OSError, of which ssl.SSLError is a kind.
+    it is. After recv(), `has_more` says that there may be more of which no poll will tell: as much has been taken from the
+    socket as was asked for, or the end has come with the last bytes. One thread at a time, but for shutdown() of more than
+    the sending side. Raises OSError, of which ssl.SSLError is a kind.
     """
 
     __slots__ = (
@@ -55,10 +56,10 @@ class TLSStream:
         "_ready",
         "_silent",
         "_unsent",
+        "has_more",
         "is_open",
         "sock",
         "tls",
-        "was_full",
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str | None = None) -> None:
@@ -74,7 +75,7 @@ class TLSStream:
         self._accepted = 0  # how many plain bytes are in them
         self._ended = self._closing = self._broken = False
         self.is_open = False
-        self.was_full = False
+        self.has_more = False
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -92,7 +93,7 @@ class TLSStream:
         ssl.SSLError when there will be no connection (say_goodbye() tells the other end why), OSError when that is gone.
         """
         self.flush()
-        self.was_full = False
+        self.has_more = False
         try:
             block = self.sock.recv(size, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -101,7 +102,7 @@ class TLSStream:
             raise ConnectionError("closed within the TLS handshake")
         if not self._handshake_bytes and not self._client and block[0] in _TEXT_START:
             raise PlainText(block)
-        self.was_full = len(block) == size
+        self.has_more = len(block) == size
         self._handshake_bytes += len(block)
         if self._handshake_bytes > HANDSHAKE_BYTES:
             raise ssl.SSLError("the handshake takes too many bytes")
@@ -160,13 +161,14 @@ class TLSStream:
         A client raises ConnectionError when the end is none: a response may end with the connection (RFC 9112 §9.8). A
         request never does, so a server need not tell a cut from an end.
         """
-        if self._ready:
+        if self._ready or self._ended:
             block, self._ready = self._ready, b""
+            self.has_more = bool(block) and self._ended
             return block
         while True:
-            self.was_full = False
+            self.has_more = False
             block = self.sock.recv(size, flags)
-            self.was_full = len(block) == size
+            self.has_more = len(block) == size
             if not self.is_open:
                 return block  # there is no connection; what still comes is only to be got rid of
             if not block:
@@ -174,7 +176,10 @@ class TLSStream:
                     raise ConnectionError("cut off, without the end that TLS has for it")
                 return block
             block = self._decrypt(block)
-            if block or self._ended:
+            if self._ended:
+                self.has_more = bool(block)
+                return block
+            if block:
                 return block
 
     def send(self, block: bytes | memoryview, flags: int = 0) -> int:
