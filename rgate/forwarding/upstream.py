@@ -46,6 +46,7 @@ from .tls import context_for
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 
 BLOCK_BYTES: Final = 65_536
+UNSENT_BYTES: Final = 131_072  # so much of an upload waits in the kernel for a backend that reads slowly, not megabytes
 MAX_INTERIM_HEADS: Final = 16
 
 # A pooled connection rests at most this long: less than the keep-alive time of common servers (5 s), so that closing
@@ -83,6 +84,7 @@ class _Exchanging(HTTPConnection):
         poll = select.poll()  # made once: it is asked before every request
         poll.register(self.sock, select.POLLIN)
         self._poll = poll.poll
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self.sock.setblocking(True)
 
     def allow(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 __all__ = ["Crew"]
 
 SURPLUS_WAIT_SECONDS: Final = 1.0
+GROW_PAUSE_SECONDS: Final = 1.0  # after there was no thread to be had
 BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 _log = logging.getLogger("rgate.serving")
 
@@ -35,14 +36,19 @@ class Crew:
     """Calls `take(fd, event)` in one of its threads for everything that `epoll` tells.
 
     There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.
+    When there are as many, `held_up()` says how many more may come, because so many wait for something else.
     look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go.
     """
 
-    def __init__(self, epoll: select.epoll, take: Callable[[int, int], object], base: int, most: int) -> None:
+    def __init__(
+        self, epoll: select.epoll, take: Callable[[int, int], object], base: int, most: int, held_up: Callable[[], int]
+    ) -> None:
         self._epoll = epoll
         self._take = take
         self._base = base
         self._most = most
+        self._held_up = held_up
+        self._grows_again = 0.0
         self._workers: set[_Worker] = set()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._over = False
@@ -72,9 +78,12 @@ class Crew:
             turns += worker.turn
         present = len(self._workers)
         self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
-        if self._all_taken >= 2:
-            for _ in range(min(max(present // 2, 2), self._most - present)):
-                self._add(extra=True)
+        if self._all_taken >= 2 and now >= self._grows_again:
+            most = self._most + (self._held_up() if present >= self._most else 0)
+            for _ in range(min(max(present // 2, 2), most - present)):
+                if not self._add(extra=True):
+                    self._grows_again = now + GROW_PAUSE_SECONDS
+                    break
         self._surplus = min(present - self._base, waiting - max(2, present // 4)) if waiting else 0
         quiet = turns == self._turns and waiting > 0
         self._turns = turns
@@ -92,7 +101,7 @@ class Crew:
         os.close(self._wake)
         return True
 
-    def _add(self, extra: bool) -> None:
+    def _add(self, extra: bool) -> bool:
         worker = _Worker(self._work, extra)
         self._workers.add(worker)
         try:
@@ -100,6 +109,8 @@ class Crew:
         except RuntimeError as error:  # no more threads to be had
             self._workers.discard(worker)
             _log.error("cannot start another thread: %s", error)
+            return False
+        return True
 
     def _work(self, worker: _Worker) -> None:
         """A worker's life."""

@@ -33,6 +33,7 @@ from .crew import Crew
 from .environ import template
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
+from .slow_clients import SlowClients
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "listen", "listen_for_workers"]
 
+# So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
+# such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
+UNSENT_BYTES: Final = 131_072
 BACKLOG: Final = 4_096
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
@@ -138,7 +142,9 @@ class Server(BaseWSGIServer):
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
         self._epoll = select.epoll()
-        self._crew = Crew(self._epoll, self._take, config.threads, config.threads + config.max_in_flight)
+        self._slow_clients = SlowClients(config.max_slow_clients)
+        most = config.threads + config.max_in_flight
+        self._crew = Crew(self._epoll, self._take, config.threads, most, self._held_up)
         self._accepting_again = 0.0
         self._open_door(self.socket, SecureConnection if self.tls else Connection)
         self.redirect_port: int | None = None
@@ -266,6 +272,7 @@ class Server(BaseWSGIServer):
             try:
                 sock.setblocking(True)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
                 self._take_in(kind, sock, peer)
             except OSError:
@@ -312,6 +319,9 @@ class Server(BaseWSGIServer):
         self.now = monotonic()
         quiet = self._crew.look(self.now) and not self._held
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
+
+    def _held_up(self) -> int:
+        return self._slow_clients.count(self._connections.values())
 
     def _release_held(self) -> None:
         """Let small bodies that are slow in coming stream, but spend only a few threads on them."""

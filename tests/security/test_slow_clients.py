@@ -1,0 +1,95 @@
+"""Clients that are slow in every way, a thousand of each kind, leave all others unharmed (what slowhttptest -H, -B, -X does)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from rgate.serving.server import Server
+
+from ..raw_client import RawClient
+from ..serving.live import serving
+from ..waiting import eventually
+
+THOUSAND = 1_000
+LARGE = b"x" * 16_000_000  # more than the buffers of both sockets take
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Reads its body to the end, and answers /large with a large one, /medium with one that is less than a block."""
+    stream = environ["wsgi.input"]
+    while stream.read(65_536):
+        pass
+    body = {"/large": LARGE, "/medium": LARGE[:60_000]}.get(environ["PATH_INFO"], b"ok")
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+@contextmanager
+def slow(server: Server, count: int, request: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections that send this and then nothing more, and read nothing."""
+    parts = urlsplit(server.url)
+    with ExitStack() as stack:
+        sockets = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            sock.connect((parts.hostname, parts.port))
+            if request:
+                sock.sendall(request)
+            sockets.append(sock)
+        eventually(lambda: len(server._connections) >= count, "all are accepted", 30)
+        yield sockets
+
+
+KINDS: dict[str, bytes] = {
+    "idle": b"",
+    "slow heads": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n",
+    "slow small bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nhello",
+    "slow large bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhello",
+    "slow chunked bodies": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "slow readers": b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
+    "slow readers of many responses": b"GET /medium HTTP/1.1\r\nHost: x\r\n\r\n" * 50,
+}
+
+
+@pytest.mark.parametrize("request_", KINDS.values(), ids=KINDS)
+def test_slow_clients_by_the_thousand_leave_others_unharmed(request_: bytes) -> None:
+    with serving(app, threads=4, drain_seconds=0.1) as server, slow(server, THOUSAND, request_):
+        for _ in range(3):
+            began = monotonic()
+            with RawClient(server.url) as client:
+                assert client.get("/").body == b"ok"
+                client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+                assert client.response().body == b"ok"
+            assert monotonic() - began < 5, "others have to wait"
+
+
+@pytest.mark.parametrize("kind", ["slow large bodies", "slow readers"])
+def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 3}
+    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS[kind]):
+        with RawClient(server.url) as client:
+            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+        assert server.threads <= 1 + 1 + 3
+
+
+def test_slow_clients_are_not_cut_while_there_are_threads() -> None:
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 8}
+    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 8, KINDS["slow readers"]) as sockets:
+        with RawClient(server.url) as client:
+            assert client.get("/").body == b"ok"
+        for sock in sockets:
+            sock.settimeout(10)
+            size = 0
+            while size < len(LARGE):
+                block = sock.recv(262_144)
+                assert block, f"cut after {size} bytes"
+                size += len(block)
