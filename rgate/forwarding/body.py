@@ -76,7 +76,7 @@ class Upload:
             self._outgoing = memoryview(block)
             self._left -= len(block)
         else:
-            raise UpstreamClosed("the request body ended early")
+            raise RequestError("the request body ended early")
 
     def _send(self) -> None:
         try:
