@@ -293,7 +293,9 @@ class ServerConfig(Model):
     @property
     def processes(self) -> int:
         """The number of worker processes: `auto` is one for each core that this process may use."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+        if self.workers != "auto":
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class DockerConfig(Model):

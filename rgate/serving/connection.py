@@ -23,7 +23,9 @@ from ..wire.environ import CLIENT_KEY
 from ..wire.request import RequestHead
 from .body import RequestBody
 from .environ import NO_BODY, refused
+from .events import EPOLL, GONE, READABLE
 from .response import ResponseStream
+from .threads import is_gone
 from .tunnels import OpenTunnel
 
 if TYPE_CHECKING:
@@ -174,9 +176,11 @@ class Connection:
     @property
     def left(self) -> bool:
         """Whether the client has ended its side. Asked for anew: what epoll tells may be of an earlier socket of that number."""
+        if not EPOLL:
+            return is_gone(self.fileno())
         poll = select.poll()
         try:
-            poll.register(self._sock, select.POLLRDHUP)
+            poll.register(self._sock, GONE)
         except (OSError, ValueError):  # closed at this moment
             return True
         return bool(poll.poll(0))
@@ -190,7 +194,7 @@ class Connection:
         except OSError:
             return False
         if len(block) == RECEIVE_BYTES:
-            self.events |= select.EPOLLIN  # there may be more, and epoll tells of nothing twice
+            self.events |= READABLE  # there may be more, and epoll tells of nothing twice
         if self._lingering:
             return bool(block) and not self.late
         if not block:

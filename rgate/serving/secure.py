@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from ..wire.environ import FIELDS_KEY, REFUSED_KEY
 from ..wire.fields import Field, Fields
 from .client_certificate import HEADER, environ_of, header_value
 from .connection import RECEIVE_BYTES, Connection
+from .events import READABLE
 from .response import ResponseStream
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SecureConnection(Connection):
             return self._shake_hands()
         goes_on = super().advance()
         if self._stream.has_more:
-            self.events |= select.EPOLLIN
+            self.events |= READABLE
         return goes_on
 
     def turn_away(self, error: GatewayError) -> bool:
@@ -73,7 +73,7 @@ class SecureConnection(Connection):
         if stream.unsent:
             server.wait_to_send(self)
         if stream.has_more:
-            self.events |= select.EPOLLIN
+            self.events |= READABLE
         if not done:
             return True
         self.deadline = server.now + server.config.head_seconds

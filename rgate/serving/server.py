@@ -6,7 +6,8 @@ there is no queue, no hand-over between threads, no system call but the wait, an
 thread.
 
 A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main thread
-ticks, and the crew grows while all threads wait for backends, up to `max_in_flight`.
+ticks, and the crew grows while all threads wait for backends, up to `max_in_flight`. Where there is no epoll, every
+connection has a thread of its own.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from .announced import announced
 from .connection import Connection
 from .crew import Crew
 from .environ import template
+from .events import EDGE, EPOLL, EXCLUSIVE, GONE, READABLE, WRITABLE
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
+from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
 
@@ -55,8 +58,8 @@ ACCEPT_PAUSE_SECONDS: Final = 0.5
 EXPIRY_CHECK_SECONDS: Final = 1.0
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
-_WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_RELEASED: Final = _WATCHED | select.EPOLLOUT
+_WATCHED: Final = READABLE | GONE | EDGE
+_RELEASED: Final = _WATCHED | WRITABLE
 _log = logging.getLogger("rgate.serving")
 
 _Door = tuple[socket.socket, type[Connection]]  # a listener, and what is made of connections to it
@@ -134,6 +137,7 @@ class Server(BaseWSGIServer):
         self.admission = Admission(config, self.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
+        self.requests.upgrades = EPOLL  # tunnels need it
         self.template: dict[str, Any] = template(name, port, "https" if self.tls else "http", multiprocess=config.processes > 1)
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
@@ -141,10 +145,14 @@ class Server(BaseWSGIServer):
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
-        self._epoll = select.epoll()
         self._slow_clients = SlowClients(config.max_slow_clients)
-        most = config.threads + config.max_in_flight
-        self._crew = Crew(self._epoll, self._take, config.threads, most, self._held_up)
+        self._epoll: select.epoll | ThreadPerConnection
+        self._crew: Crew | ThreadPerConnection
+        if EPOLL:
+            self._epoll = epoll = select.epoll()
+            self._crew = Crew(epoll, self._take, config.threads, config.threads + config.max_in_flight, self._held_up)
+        else:
+            self._epoll = self._crew = ThreadPerConnection(self._take)
         self._accepting_again = 0.0
         self._open_door(self.socket, SecureConnection if self.tls else Connection)
         self.redirect_port: int | None = None
@@ -199,7 +207,7 @@ class Server(BaseWSGIServer):
             connection.events |= event
             if connection.turn.acquire(False):
                 self._advance(connection)
-            elif event & select.EPOLLRDHUP and (on_gone := connection.on_gone) is not None and connection.left:
+            elif event & GONE and (on_gone := connection.on_gone) is not None and connection.left:
                 on_gone()
         elif (door := self._doors.get(fd)) is not None:
             self._accept(*door)
@@ -210,8 +218,8 @@ class Server(BaseWSGIServer):
         while True:
             while connection.events or ended:
                 event, connection.events = connection.events, 0
-                ended = ended or bool(event & select.EPOLLRDHUP and connection.left)
-                if event & select.EPOLLOUT and connection in self.slow_bodies:
+                ended = ended or bool(event & GONE and connection.left)
+                if event & WRITABLE and connection in self.slow_bodies:
                     connection.streams = connection.collecting is not None
                     if not connection.streams:  # it has become whole at the same moment
                         self.slow_bodies.discard(connection)
@@ -245,6 +253,9 @@ class Server(BaseWSGIServer):
         self._connections.pop(connection.fileno(), None)
         self._held.pop(connection, None)
         self.slow_bodies.discard(connection)
+        if not EPOLL:  # an epoll forgets what is closed
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(connection.fileno())
         if connection.counted:
             self.admission.leave(connection.counted)
         connection.close()
@@ -345,7 +356,7 @@ class Server(BaseWSGIServer):
         self._accepting_again = 0.0
         self._stop_accepting()
         for fd in self._doors:
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._epoll.register(fd, READABLE | EXCLUSIVE)
 
     def _expire_connections(self) -> None:
         """Give up waiting where a deadline has passed."""

@@ -72,6 +72,7 @@ class RequestReader:
     `max_target_bytes` → 414, `max_headers` → 431, `max_body_bytes` (None: no limit) → 413 when a Content-Length is over
     it. The size of the head as a whole is the connection's to watch, since it must not even collect more.
 
+    Without `upgrades` nobody is told that the client has asked for one.
     A small head that comes again byte for byte (a client that polls, a service that calls another) is read only once.
     """
 
@@ -84,6 +85,7 @@ class RequestReader:
         self.max_target_bytes = max_target_bytes
         self.max_headers = max_headers
         self.max_body_bytes = max_body_bytes
+        self.upgrades = True
         self.known_heads: dict[bytes, RequestHead] = {}
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[str, Target, int]] = {}
@@ -160,7 +162,7 @@ class RequestReader:
         if self.max_body_bytes is not None and (request.content_length or 0) > self.max_body_bytes:
             raise BodyTooLarge(f"{request.content_length} bytes")
         if nominated is not None:
-            self._apply_connection(request, nominated, upgrade)
+            self._apply_connection(request, nominated, upgrade if self.upgrades else None)
         if expect is not None and request.minor:
             if expect.lower() != "100-continue":
                 raise ExpectationFailed(expect)

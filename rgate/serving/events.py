@@ -1,0 +1,19 @@
+"""What a socket may be waited for, by epoll's numbers, which the server uses where there is no epoll too.
+
+`EPOLL` says whether the system has it (Linux).
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Final
+
+__all__ = ["EDGE", "EPOLL", "EXCLUSIVE", "GONE", "READABLE", "WRITABLE"]
+
+EPOLL: Final = hasattr(select, "epoll")
+
+READABLE: Final = 0x001
+WRITABLE: Final = 0x004
+GONE: Final = 0x2000  # the other side has ended its half
+EXCLUSIVE: Final = 1 << 28  # of several epolls, wake one
+EDGE: Final = 1 << 31  # tell of changes, not of states
