@@ -8,7 +8,6 @@ once, so a connection that is idle or slow in sending its head holds no thread. 
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import socket
 import struct
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import GatewayError, HeadTooLarge, RequestError, RequestTimeout, TargetTooLong
+from ..errors import GatewayError, RequestError, RequestTimeout
 from ..wire.client import plain_address
 from ..wire.environ import CLIENT_KEY
 from ..wire.request import RequestHead
@@ -40,8 +39,6 @@ RECEIVE_BYTES: Final = 65_536
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
 LINGER_SECONDS: Final = 2.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
 class Connection:
@@ -89,7 +86,7 @@ class Connection:
         self.collecting: RequestHead | None = None
         self._collected: list[bytes] = []
         self._body: RequestBody | None = None
-        self._response = ResponseStream(server.heads, sock.sendall, self._send_parts)
+        self._response = ResponseStream(server.heads, sock)
         self._lingering = False
         self._requests_left = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
@@ -283,17 +280,7 @@ class Connection:
             self._pending = b""
             return True if self.deadline else self._rest()
         try:
-            if block[0] not in _TOKEN_START and block != b"\r":
-                raise RequestError("not HTTP")
-            line_end = block.find(b"\r\n")
-            if line_end < 0 and len(block) > server.config.max_target_bytes + 64:
-                raise TargetTooLong("the request line has no end")
-            if line_end >= 0 and line_end > judged - 2:
-                server.requests.check_line(block[:line_end])
-            if len(block) > server.config.max_head_bytes:
-                raise HeadTooLarge(f"more than {server.config.max_head_bytes} bytes")
-            if _LONE_LF.search(block, max(judged - 1, 0)):
-                raise RequestError("CR or LF alone in the head")
+            server.requests.check_incomplete(block, judged, server.config.max_head_bytes)
         except RequestError as error:
             self._refuse(error, block)
             return self._linger()
@@ -400,17 +387,3 @@ class Connection:
 
     def close(self) -> None:
         self._sock.close()
-
-    def _send_parts(self, parts: list[bytes]) -> None:
-        total = sum(map(len, parts))
-        if total <= 16_384:
-            self._sock.sendall(b"".join(parts))
-            return
-        sent = self._sock.sendmsg(parts)
-        while sent < total:
-            while parts and sent >= len(parts[0]):
-                total -= len(parts[0])
-                sent -= len(parts.pop(0))
-            parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
-            total -= sent
-            sent = self._sock.sendmsg(parts)

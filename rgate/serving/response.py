@@ -15,12 +15,15 @@ from ..wire.chunked import LAST_CHUNK, chunk_head
 from ..wire.fields import Field, forward_line
 
 if TYPE_CHECKING:
+    import socket
+
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 __all__ = ["HeadWriter", "ResponseStream"]
 
 SMALL_BYTES: Final = 65_536
+GATHERED_BYTES: Final = 16_384  # up to this, copying is cheaper than sending in parts
 _BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
 _ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED = range(5)
 _log = logging.getLogger("rgate.serving")
@@ -140,7 +143,7 @@ class HeadWriter:
 class ResponseStream:
     """Runs a WSGI app for one request after another on a connection, and sends what it answers.
 
-    `send` and `send_parts` send all they are given, or raise OSError. After run(), `keep_alive` says whether another
+    What it sends on the socket goes out whole, or OSError is raised. After run(), `keep_alive` says whether another
     request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole. With
     `protocol` set while the app runs, a 101 may be its answer; then `switched` says that the client has it.
     """
@@ -154,7 +157,7 @@ class ResponseStream:
         "_left",
         "_minor",
         "_send",
-        "_send_parts",
+        "_sock",
         "_status",
         "cut",
         "keep_alive",
@@ -163,10 +166,10 @@ class ResponseStream:
         "unread",
     )
 
-    def __init__(self, heads: HeadWriter, send: Callable[[bytes], object], send_parts: Callable[[list[bytes]], object]) -> None:
+    def __init__(self, heads: HeadWriter, sock: socket.socket) -> None:
         self._heads = heads
-        self._send = send
-        self._send_parts = send_parts
+        self._sock = sock
+        self._send = sock.sendall
         self._status: str | None = None
         self._headers: Iterable[tuple[str, str]] = ()
         self._head_sent = self._chunked = self.cut = self.keep_alive = self.switched = False
@@ -332,6 +335,20 @@ class ResponseStream:
         lines.append(b"\r\n")
         self._head_sent = True
         return b"".join(lines)
+
+    def _send_parts(self, parts: list[bytes]) -> None:
+        total = sum(map(len, parts))
+        if total <= GATHERED_BYTES:
+            self._send(b"".join(parts))
+            return
+        sent = self._sock.sendmsg(parts)
+        while sent < total:
+            while parts and sent >= len(parts[0]):
+                total -= len(parts[0])
+                sent -= len(parts.pop(0))
+            parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
+            total -= sent
+            sent = self._sock.sendmsg(parts)
 
     def _break_off(self) -> None:
         self.keep_alive = False

@@ -85,7 +85,7 @@ class SecureConnection(Connection):
 
     def _answer_plainly(self, block: bytes) -> bool:
         self._sock = self._stream.sock
-        self._response = ResponseStream(self._server.heads, self._sock.sendall, self._send_parts)
+        self._response = ResponseStream(self._server.heads, self._sock)
         self._template |= {"wsgi.url_scheme": "http"}
         self._refuse(NotTLS(), block)
         return self._linger()

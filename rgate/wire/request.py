@@ -25,6 +25,8 @@ from .target import Target, read_target
 
 __all__ = ["RequestHead", "RequestReader"]
 
+_LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 
 
@@ -172,6 +174,20 @@ class RequestReader:
                 self.known_heads.clear()
             self.known_heads[head] = request
         return request
+
+    def check_incomplete(self, head: bytes, judged: int, max_head_bytes: int) -> None:
+        """Judge a head that is not whole yet, but for its first `judged` bytes. Raises RequestError when it cannot become one."""
+        if head[0] not in _TOKEN_START and head != b"\r":
+            raise RequestError("not HTTP")
+        line_end = head.find(b"\r\n")
+        if line_end < 0 and len(head) > self.max_target_bytes + 64:
+            raise TargetTooLong("the request line has no end")
+        if line_end >= 0 and line_end > judged - 2:
+            self.check_line(head[:line_end])
+        if len(head) > max_head_bytes:
+            raise HeadTooLarge(f"more than {max_head_bytes} bytes")
+        if _LONE_LF.search(head, max(judged - 1, 0)):
+            raise RequestError("CR or LF alone in the head")
 
     def check_line(self, line: bytes) -> None:
         """Judge a request line whose headers have not come yet. Raises RequestError."""
