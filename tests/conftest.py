@@ -8,6 +8,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("rgate", deadline=None)  # how long an example takes says more about the machine than about rgate
+settings.load_profile("rgate")
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_connections_that_are_idle_hold_no_thread() -> None:
             client.send(b"GET / HTTP/1.1\r\nHo")
         with RawClient(server.url) as other:
             assert other.get().status == 200
-        assert server.threads == 2
+        assert server.threads <= 4, "two hundred idle connections need no threads of their own"
         for client in clients[100:200]:
             client.send(b"st: x\r\n\r\n")
             assert client.response().status == 200

@@ -99,7 +99,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
     assert heard.body == body
     assert parser.get_method().decode() == request.method
     assert parser.get_http_version() == f"1.{request.minor}"
-    assert heard.keep_alive is request.keep_alive
+    assert heard.keep_alive or not request.keep_alive, "we would wait for a request that nobody is going to send"
     (target,) = heard.targets
     assert target.decode().removeprefix("http://x") == request.target.raw
     reader = FieldReader()
@@ -148,4 +148,4 @@ def test_response_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: 
     assert heard.body == body
     assert parser.get_status_code() == response.code
     if delimited and b"HTTP/1.0" not in line:
-        assert heard.keep_alive is response.keep_alive
+        assert heard.keep_alive or not response.keep_alive
