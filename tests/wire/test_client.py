@@ -110,7 +110,13 @@ def test_identify_passes_on_what_only_a_proxy_may_say_and_changes_no_shared_list
 
 @pytest.mark.parametrize(
     ("address", "plain"),
-    [("::ffff:192.0.2.1", "192.0.2.1"), ("192.0.2.1", "192.0.2.1"), ("::1", "::1"), ("::ffff:cb00:7105", "203.0.113.5"), ("", "")],
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("::1", "::1"),
+        ("::ffff:cb00:7105", "203.0.113.5"),
+        ("", ""),
+    ],
 )
 def test_plain_address_is_as_people_write_it(address: str, plain: str) -> None:
     assert plain_address(address) == plain
