@@ -22,8 +22,10 @@ RECORD_BYTES: Final = 16_384  # the most that one record carries (RFC 8446 §5.1
 HANDSHAKE_BYTES: Final = 262_144  # OpenSSL allows a ClientHello of 131,396 bytes and certificates of 102,400
 
 # So much may come without a byte of plaintext, which is nearly two records; more is a flood of messages that make us
-# work and say nothing (KeyUpdate, RFC 8446 §4.6.3; empty records, which OpenSSL itself counts).
+# work and say nothing. And so many answers to KeyUpdate (RFC 8446 §4.6.3; OpenSSL has one for each) may wait for the next
+# write: about 150, where honest clients want one for every 24 million records.
 SILENT_BYTES: Final = 32_768
+ANSWERS_BYTES: Final = 4_096
 
 
 # What a request line begins with; a ClientHello begins with 22, its record's type (RFC 8446 §5.1).
@@ -114,7 +116,7 @@ class TLSStream:
             return False
         self.flush()
         self.is_open = True
-        self._ready = self._decrypt(b"")
+        self._ready, self._ended = self._decrypt(b"")
         return True
 
     def connect(self, until: float) -> None:
@@ -172,14 +174,12 @@ class TLSStream:
             if not self.is_open:
                 return block  # there is no connection; what still comes is only to be got rid of
             if not block:
-                if self._client and not self._ended:
+                if self._client:
                     raise ConnectionError("cut off, without the end that TLS has for it")
                 return block
-            block = self._decrypt(block)
-            if self._ended:
-                self.has_more = bool(block)
-                return block
-            if block:
+            block, self._ended = self._decrypt(block)
+            if block or self._ended:
+                self.has_more = self.has_more or (self._ended and bool(block))
                 return block
 
     def send(self, block: bytes | memoryview, flags: int = 0) -> int:
@@ -246,7 +246,8 @@ class TLSStream:
             records.append(taken())
         return b"".join(records)
 
-    def _decrypt(self, block: bytes) -> bytes:
+    def _decrypt(self, block: bytes) -> tuple[bytes, bool]:
+        """The plain bytes in it, and whether they are the last."""
         incoming, read = self._incoming, self.tls.read
         plain: list[bytes] = []
         for at in range(0, len(block) or 1, RECORD_BYTES):
@@ -255,15 +256,11 @@ class TLSStream:
                 while incoming.pending:
                     part = read(RECORD_BYTES)
                     if not part:
-                        self._ended = True
-                        return b"".join(plain)
+                        return b"".join(plain), True
                     plain.append(part)
             except ssl.SSLWantReadError:
                 pass
-        if plain:
-            self._silent = 0
-            return plain[0] if len(plain) == 1 else b"".join(plain)
-        self._silent += len(block)
-        if self._silent > SILENT_BYTES:
-            raise ssl.SSLError("too much has come without a byte in it")
-        return b""
+        self._silent = 0 if plain else self._silent + len(block)
+        if self._silent > SILENT_BYTES or self._outgoing.pending > ANSWERS_BYTES:
+            raise ssl.SSLError("a flood of TLS messages that say nothing")
+        return plain[0] if len(plain) == 1 else b"".join(plain), False

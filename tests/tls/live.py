@@ -1,0 +1,98 @@
+"""A client that speaks TLS, in the hands of the test."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..certificates import Pair, authority
+from ..raw_client import RawClient
+
+SHOP = authority().issue("shop.example", "*.shop.example", "localhost", "127.0.0.1")
+TLS: dict[str, Any] = {"tls": {"certificate": SHOP.certificate, "key": SHOP.key}}
+"""The server's options for the simplest TLS there is."""
+
+
+class SecureClient(RawClient):
+    """One TLS connection to a server. `was_cut` says that it ended without the end that TLS has for it."""
+
+    was_cut = False
+
+    def __init__(
+        self,
+        url: str,
+        name: str | None = "localhost",
+        *,
+        pair: Pair | None = None,
+        context: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
+        super().__init__(url)
+        context = context or authority().client_context(pair)
+        if name is None:
+            context.check_hostname = False
+        try:
+            self.tls = context.wrap_socket(self.sock, server_hostname=name, session=session, suppress_ragged_eofs=False)
+        except BaseException:
+            self.sock.close()
+            raise
+        self.sock: socket.socket = self.tls
+
+    def _more(self) -> bool:
+        try:
+            return super()._more()
+        except ssl.SSLEOFError:
+            self.was_cut = True
+            return False
+
+
+class MemoryClient:
+    """A TLS client whose every byte is the test's: `to_send` is what it wants to send, `take` what has come."""
+
+    def __init__(self, name: str | None = "localhost", context: ssl.SSLContext | None = None) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = context or authority().client_context()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
+        self.shake_hands()
+
+    def shake_hands(self) -> bool:
+        """Go on; true when the handshake is done on this side."""
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def take(self, block: bytes) -> None:
+        self.incoming.write(block)
+
+    def to_send(self) -> bytes:
+        return self.outgoing.read()
+
+    def shake_hands_over(self, sock: socket.socket) -> None:
+        """The rest of the handshake, over a socket."""
+        sock.sendall(self.to_send())
+        while not self.shake_hands():
+            sock.sendall(self.to_send())
+            block = sock.recv(65_536)
+            assert block, "the server has closed within the handshake"
+            self.take(block)
+        sock.sendall(self.to_send())
+
+    def read_over(self, sock: socket.socket) -> bytes:
+        """What the server says next."""
+        while True:
+            try:
+                return self.tls.read(65_536)
+            except ssl.SSLWantReadError:
+                block = sock.recv(65_536)
+                assert block, "the server has closed"
+                self.take(block)
+
+
+def address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    return parts.hostname, parts.port
