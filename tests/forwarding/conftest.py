@@ -1,0 +1,23 @@
+"""What the tests of forwarding share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rgate.testing import ScriptedBackend, http_response
+from rgate.wire.request import RequestReader
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ScriptedBackend]:
+    def script(connection: Any) -> None:
+        while (request := connection.read_request()) is not None:
+            connection.send(http_response(b"" if request.line.startswith("HEAD ") else b"ok"))
+
+    with ScriptedBackend(script) as running:
+        yield running
+        for request in running.requests:  # whatever a test has sent: what goes on is one strictly valid message
+            RequestReader().read(request.head.removesuffix(b"\r\n\r\n"))

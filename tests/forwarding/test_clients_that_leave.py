@@ -1,0 +1,129 @@
+"""Clients that leave end the work that is done for them (WIRE 41)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from rgate import Exchange, Gateway, Middleware, hookimpl
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
+
+from ..raw_client import RawClient
+from ..waiting import eventually, passed
+from .live import Forwarding, forwarding
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+SMALL_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def resting(live: Forwarding, count: int) -> None:
+    eventually(lambda: live.upstream_connections == count, f"{count} connections rest")
+
+
+def waits_for_the_end(ended: threading.Event, begin: bytes = b"") -> Callable[[ScriptedConnection], None]:
+    """A script that answers `begin` and then waits for the gateway to close the connection."""
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_request()
+        connection.send(begin)
+        if connection.wait_closed():
+            ended.set()
+
+    return script
+
+
+STREAMING = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200", STREAMING], ids=["no response", "half a head", "streaming"])
+@pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
+def test_client_that_leaves_ends_the_backends_work(begin: bytes, leave: Callable[[RawClient], None]) -> None:
+    ended = threading.Event()
+    with ScriptedBackend(waits_for_the_end(ended, begin)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        backend.wait_for_requests(1)
+        if begin == STREAMING:
+            client.until(b"hello")
+        leave(client)
+        assert ended.wait(3), "the connection to the backend was not closed within 3 seconds"
+        eventually(lambda: live.in_flight == 0)
+        assert live.upstream_connections == 0
+
+
+def test_client_that_leaves_does_not_make_the_request_be_sent_again() -> None:
+    ended = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            if len(backend.requests) > 1:
+                ended.set() if connection.wait_closed() else None
+                return
+            connection.send(http_response(b"ok"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"ok"
+        resting(live, 1)
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        backend.wait_for_requests(2)
+        client.close()
+        assert ended.wait(3)
+        eventually(lambda: live.in_flight == 0)
+        assert len(backend.connections) == 1, "an aborted connection is no stale one"
+
+
+def test_client_that_leaves_within_its_body_ends_the_upload_unfinished() -> None:
+    received: list[bytes] = []
+    begun, ended = threading.Event(), threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        received.append(connection.read(len(b"5\r\nhello\r\n")))
+        begun.set()
+        received.append(connection.read(1_000_000))
+        ended.set()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        passed(begun)
+        client.close()
+        assert ended.wait(3)
+    assert received == [b"5\r\nhello\r\n", b""], "without a last chunk the backend knows that it was not all"
+
+
+def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[str | None] = []
+
+    class Watching:
+        @hookimpl
+        def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+            def wrap(app: Any, options: object) -> Any:
+                def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+                    Exchange.of(environ).on_finish(lambda e: errors.append(e.error and e.error.reason))
+                    inner: Iterable[bytes] = app(environ, start_response)
+                    return inner
+
+                return call
+
+            return Middleware("watching", wrap, before="faults", edits_environ=False)
+
+    ended = threading.Event()
+    with (
+        ScriptedBackend(waits_for_the_end(ended, STREAMING)) as backend,
+        forwarding(backend, plugins={"watching": Watching()}) as live,
+        RawClient(live.url) as client,
+    ):
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.until(b"hello")
+        client.close()
+        assert ended.wait(3)
+        eventually(lambda: errors)
+    assert errors == ["bad_request"]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -1,0 +1,95 @@
+"""A backend may answer before it has the whole request, and take no more of it (WIRE 43)."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
+
+from ..raw_client import RawClient
+from ..waiting import eventually, passed
+from .live import Forwarding, forwarding
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+SMALL_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def resting(live: Forwarding, count: int) -> None:
+    eventually(lambda: live.upstream_connections == count, f"{count} connections rest")
+
+
+def test_early_answer_reaches_a_client_that_is_still_sending() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        assert connection.wait_closed() or True
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        response = client.response()
+        assert (response.status, response.body, response.value("Connection")) == (413, b"too large", "close")
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("backend_closes", [False, True], ids=["stays", "closes"])
+def test_early_answer_reaches_a_client_whose_upload_the_backend_does_not_take(backend_closes: bool) -> None:
+    """The backend answers and reads no more, so that what it has been sent fills every buffer on the way."""
+    done = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        if not backend_closes:
+            passed(done)
+
+    size = 30_000_000
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        try:
+            for _ in range(size // 100_000):
+                client.send(b"x" * 100_000)
+        except ConnectionError:
+            pass  # which is how a client notices that it may stop
+        response = client.response()
+        assert (response.status, response.body) == (413, b"too large")
+        done.set()
+        assert live.upstream_connections == 0, "half a request is still under way on that connection"
+
+
+def test_early_answer_to_a_small_body_that_the_backend_never_reads_is_passed_on() -> None:
+    answered = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"no", "403 Forbidden"))
+        passed(answered)
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000)
+        response = client.response()
+        assert (response.status, response.body) == (403, b"no")
+        answered.set()
+
+
+def test_early_answer_that_is_good_streams_both_ways() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(2):
+            connection.send(connection.read(8))
+        connection.send(connection.read(5))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"3\r\none\r\n")
+        client.until(b"one\r\n")
+        client.send(b"3\r\ntwo\r\n")
+        assert client.until(b"two\r\n") == b"3\r\ntwo\r\n"
+        client.send(b"0\r\n\r\n")
+        assert client.until(b"0\r\n\r\n") == b"0\r\n\r\n"

@@ -1,0 +1,217 @@
+"""Apps that fail, responses that cannot be sent or break off (WIRE 29, 42, 63; PEP 3333)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from rgate.exchange import ENVIRON_KEY, Exchange
+
+from ..raw_client import RawClient, RawResponse
+from ..waiting import passed
+from .live import serving
+
+Headers = list[tuple[str, str]]
+
+
+class Body:
+    """A body whose close() is counted."""
+
+    def __init__(self, *blocks: bytes | BaseException | Callable[[], bytes]) -> None:
+        self.blocks = iter(blocks)
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block = next(self.blocks)
+        if isinstance(block, BaseException):
+            raise block
+        return block() if callable(block) else block
+
+    def close(self) -> None:
+        assert not self.closed.is_set(), "closed twice"
+        self.closed.set()
+
+
+def answering(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response(status, [*headers])
+        return body
+
+    return app
+
+
+def responses(app: Callable[..., Iterable[bytes]], *requests: bytes) -> tuple[list[RawResponse], bool]:
+    """The responses to requests on one connection, and whether it stays open after them."""
+    with serving(app) as server, RawClient(server.url) as client:
+        found = []
+        for request in requests:
+            client.send(request)
+            found.append(client.response(request.partition(b" ")[0].decode()))
+        client.send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        try:
+            return found, client.rest().startswith(b"HTTP/1.1 ")
+        except OSError:
+            return found, False
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+HEAD = b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+GET_10 = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        ("200 OK", [("X", "a\r\nY: b")]),
+        ("200 OK", [("X", "a\nb")]),
+        ("200 OK", [("X", "\x00")]),
+        ("200 OK", [("X Y", "a")]),
+        ("200 OK", [("X", "\u20ac")]),
+        ("200 OK", [("X\r\nY", "a")]),
+        ("200 OK", [("Content-Length", "five")]),
+        ("200 OK", [("Content-Length", "-1")]),
+        ("200 OK", [("Content-Length", "1"), ("Content-Length", "1")]),
+        ("200 OK\r\nX: y", []),
+        ("200 O\x00K", []),
+        ("20 OK", []),
+        ("2000 OK", []),
+        ("abc OK", []),
+        ("100 Continue", []),
+        ("101 Switching Protocols", []),
+        ("600 X", []),
+        ("\u0662\u0660\u0660 OK", []),
+    ],
+)
+@pytest.mark.parametrize("body", [[b"x"], (b"x",)], ids=["whole", "blocks"])
+def test_response_that_cannot_be_sent_is_500(status: str, headers: Headers, body: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (response,), _ = responses(answering(body, *headers, status=status), GET)
+    assert response.line == "HTTP/1.1 500 Internal Server Error"
+    assert json.loads(response.body)["reason"] == "internal"
+    assert caplog.records[-1].levelname == "ERROR"
+
+
+def test_response_failure_names_the_exchange() -> None:
+    exchange = Exchange()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ[ENVIRON_KEY] = exchange
+        raise ValueError("a secret")
+
+    (response,), _ = responses(app, GET)
+    assert json.loads(response.body)["request_id"] == exchange.id
+    assert b"secret" not in response.body
+
+
+FAILURES: dict[str, Callable[..., Iterable[bytes]]] = {}
+
+
+def failing(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    FAILURES[app.__name__] = app
+    return app
+
+
+@failing
+def raises_at_once(environ: Any, start_response: Any) -> Iterable[bytes]:
+    raise ValueError
+
+
+@failing
+def raises_after_start_response(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "5")])
+    raise ValueError
+
+
+@failing
+def raises_at_the_first_block(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return Body(ValueError())
+
+
+@failing
+def never_calls_start_response(environ: Any, start_response: Any) -> Iterable[bytes]:
+    return [b"x"]
+
+
+@failing
+def never_calls_start_response_with_blocks(environ: Any, start_response: Any) -> Iterable[bytes]:
+    return Body(b"x")
+
+
+@failing
+def calls_start_response_twice(environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    start_response("200 OK", [])
+    return []
+
+
+@failing
+def returns_none(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", [])
+
+
+@pytest.mark.parametrize("app", FAILURES.values(), ids=FAILURES)
+def test_app_that_fails_before_its_head_is_500_and_the_connection_ends(app: Callable[..., Iterable[bytes]]) -> None:
+    for request in (GET, HEAD):
+        with serving(app) as server, RawClient(server.url) as client:
+            client.send(request)
+            response = client.response(request.partition(b" ")[0].decode())
+            assert (response.status, response.value("Connection"), response.complete) == (500, "close", True)
+            assert client.is_closed()
+
+
+def test_app_that_yields_text_is_cut_off_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(answering(("text",))) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
+        client.send(GET)
+        assert not client.rest().endswith(b"0\r\n\r\n")
+    assert "the response broke off" in caplog.text
+
+
+def test_app_that_fails_hurts_no_other_client() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/bad":
+            raise SystemError
+        start_response("200 OK", [])
+        return [b"good"]
+
+    with serving(app) as server, RawClient(server.url) as other:
+        assert other.get().body == b"good"
+        for _ in range(5):
+            with RawClient(server.url) as client:
+                assert client.get("/bad").status == 500
+            assert other.get().body == b"good"
+
+
+CUTS: dict[str, tuple[Any, Headers, bytes]] = {
+    "chunked": ((b"he", ValueError()), [], GET),
+    "known length": ((b"he", ValueError()), [("Content-Length", "5")], GET),
+    "known length, too short": ((b"he",), [("Content-Length", "5")], GET),
+    "until the end of the connection": ((b"he", ValueError()), [], GET_10),
+}
+
+
+@pytest.mark.parametrize(("blocks", "headers", "request_"), CUTS.values(), ids=CUTS)
+def test_response_that_breaks_off_never_looks_complete(blocks: Any, headers: Headers, request_: bytes) -> None:
+    body = Body(*blocks)
+    with serving(answering(body, *headers)) as server, RawClient(server.url) as client:
+        client.send(request_)
+        response = client.response()
+        assert not response.complete, "a client would take this for the whole response"
+        assert response.body in (b"he", b"")  # a reset may overtake it
+        assert client.is_closed()
+        passed(body.closed)
+
+
+def test_response_whole_block_too_short_breaks_off() -> None:
+    with serving(answering([b"he"], ("Content-Length", "5"))) as server, RawClient(server.url) as client:
+        assert not client.get().complete
