@@ -40,6 +40,9 @@ class SecureClient(RawClient):
             raise
         self.sock: socket.socket = self.tls
 
+    def __enter__(self) -> SecureClient:
+        return self
+
     def _more(self) -> bool:
         try:
             return super()._more()
