@@ -277,7 +277,7 @@ class ServerConfig(Model):
     max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200
     max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
     max_requests_per_connection: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = 10_000
-    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 10_000
+    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 16_384
     max_connections_per_client: Annotated[Whole, Field(ge=1)] | None = None
     max_slow_clients: Annotated[Whole, Field(ge=0, le=100_000)] = 1_024
     head_seconds: Seconds = 10.0

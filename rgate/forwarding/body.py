@@ -68,7 +68,7 @@ class Upload:
             self._send()
 
     def _next_block(self) -> None:
-        block = self._read(BLOCK_BYTES if self._left is None else min(BLOCK_BYTES, self._left))
+        block = self._read(LARGE_BLOCK_BYTES if self._left is None else min(LARGE_BLOCK_BYTES, self._left))
         if self._left is None:
             self._outgoing = memoryview(b"%b%b\r\n" % (chunk_head(len(block)), block) if block else LAST_CHUNK)
             self._left = None if block else 0

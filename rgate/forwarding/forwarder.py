@@ -99,7 +99,7 @@ class Forwarder:
             chunked = length is None
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
-            if reusable and len(block) == length:
+            if reusable and len(block) == length and not (client is not None and client.gone):
                 upstream.pool.give_back(connection)
             else:
                 connection.close()
@@ -277,7 +277,7 @@ def _done(
 ) -> None:
     if client is not None:
         client.on_gone = None
-    if reusable and whole:
+    if reusable and whole and not (client is not None and client.gone):
         upstream.pool.give_back(connection)
     else:
         connection.close()

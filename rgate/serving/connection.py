@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 RECEIVE_BYTES: Final = 65_536
+BODY_BYTES: Final = 262_144
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
 LINGER_SECONDS: Final = 2.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,6 +51,7 @@ class Connection:
     events     what epoll has told of it and nobody has acted on
     late       the deadline has passed
     streams    a small body has been so slow that its request may take a thread before it is whole
+    gone       the client has left while a thread worked for it
     on_gone    called by the server when the client leaves while a thread works for it
     counted    the address that the admission has counted it for, or ""
     tunnelled  it has left HTTP, and belongs to the server's tunnels
@@ -72,6 +74,7 @@ class Connection:
         "counted",
         "deadline",
         "events",
+        "gone",
         "late",
         "on_gone",
         "streams",
@@ -95,6 +98,7 @@ class Connection:
         self.late = False
         self.streams = False
         self.on_gone: Callable[[], None] | None = None
+        self.gone = False
         self._tunnel: OpenTunnel | None = None
         self.tunnelled = False
         self.events = 0
@@ -159,7 +163,7 @@ class Connection:
             timeval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         try:
-            return self._sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(BODY_BYTES)
         except BlockingIOError:
             raise TimeoutError from None
         except OSError:
@@ -379,11 +383,17 @@ class Connection:
 
     def cut(self) -> None:
         """End it although a thread may work for it. Called by the server at its very end."""
+        self.lose_client()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def lose_client(self) -> None:
+        """The client has left while a thread works for it: end what that thread waits for. Called from another thread."""
+        # Who takes `on_gone` away looks at `gone` afterwards, so what is ended here is in nobody else's hands yet.
+        self.gone = True
         on_gone = self.on_gone
         if on_gone is not None:
             on_gone()
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._sock.close()

@@ -51,6 +51,7 @@ __all__ = ["Server", "listen", "listen_for_workers"]
 # such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
 UNSENT_BYTES: Final = 131_072
 BACKLOG: Final = 4_096
+ACCEPT_AT_ONCE: Final = 256  # the listener's next turn comes after all connections that are ready
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
@@ -207,8 +208,8 @@ class Server(BaseWSGIServer):
             connection.events |= event
             if connection.turn.acquire(False):
                 self._advance(connection)
-            elif event & GONE and (on_gone := connection.on_gone) is not None and connection.left:
-                on_gone()
+            elif event & GONE and connection.left:
+                connection.lose_client()
         elif (door := self._doors.get(fd)) is not None:
             self._accept(*door)
 
@@ -270,7 +271,7 @@ class Server(BaseWSGIServer):
         self._announced[kind] = announced(kind)
 
     def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
-        for _ in range(16):
+        for _ in range(ACCEPT_AT_ONCE):
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:
