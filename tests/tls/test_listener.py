@@ -19,7 +19,7 @@ from rgate.errors import RequestTimeout
 from rgate.serving.server import Server
 from rgate.serving.tls import ServerTLS
 
-from ..certificates import Pair, authority
+from ..certificates import authority
 from ..raw_client import RawClient
 from ..serving.live import connection_of, echo, send_apart, serving
 from ..waiting import eventually
@@ -132,23 +132,21 @@ OLD = authority().issue("old.example", common_name="old.example")
 @pytest.mark.parametrize(
     ("asked", "shown"),
     [
-        ("shop.example", SHOP),
-        ("admin.example", ADMIN),
-        ("ADMIN.Example", ADMIN),
-        ("x.admin.example", ADMIN),
-        ("x.y.admin.example", SHOP),
-        ("old.example", SHOP),
-        ("new.example", OLD),
-        ("nobody.example", SHOP),
-        (None, SHOP),
+        ("shop.example", "shop.example"),
+        ("admin.example", "admin.example"),
+        ("ADMIN.Example", "admin.example"),
+        ("x.admin.example", "admin.example"),
+        ("x.y.admin.example", "shop.example"),
+        ("old.example", "shop.example"),
+        ("new.example", "old.example"),
+        ("nobody.example", "shop.example"),
+        (None, "shop.example"),
     ],
-    ids=str,
 )
-def test_certificate_is_the_one_for_the_host(asked: str | None, shown: Pair) -> None:
+def test_certificate_is_the_one_for_the_host(asked: str | None, shown: str) -> None:
     options = several({"certificate": ADMIN.both}, {"certificate": OLD.certificate, "key": OLD.key, "hosts": ["new.example"]})
-    expected = {SHOP: "shop.example", ADMIN: "admin.example", OLD: "old.example"}[shown]
     with serving(echo, **options) as server, SecureClient(server.url, asked, context=context(check_hostname=False)) as client:
-        assert expected in names(client)
+        assert shown in names(client)
         assert client.get().status == 200
 
 
