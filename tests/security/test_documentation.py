@@ -1,0 +1,95 @@
+"""docs/security.md says every limit as it is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from rgate.config import models
+from rgate.errors import GatewayError
+from rgate.forwarding import upstream
+from rgate.serving import connection, server, slow_clients
+from rgate.wire import client, proxy_protocol
+from rgate.wire.chunked import ChunkedReader
+
+from ..meta.source import ROOT
+
+PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+UNITS = {"bytes": "bytes", "seconds": "seconds", "headers": "headers", "requests_per_connection": "requests"}
+UNITS |= {
+    "connections": "connections",
+    "connections_per_client": "connections",
+    "in_flight": "threads",
+    "slow_clients": "threads",
+}
+
+
+def rows(heading: str, columns: int) -> list[list[str]]:
+    """The rows of the tables below a heading that have so many columns."""
+    match = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match is not None, f"docs/security.md has no heading {heading!r}"
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in match[1].splitlines() if line.startswith("|")]
+    return [line for line in lines if len(line) == columns and not line[0].startswith("---")][1:]
+
+
+def limits(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """The options of a model that limit something, with their defaults."""
+    return {
+        f"{prefix}{name}": field.default
+        for name, field in model.model_fields.items()
+        if name.startswith("max_") or name.endswith("_seconds")
+    }
+
+
+EXPECTED = {
+    **limits(models.ServerConfig),
+    **limits(models.RouteConfig, "routes[]."),
+    **limits(models.TimeoutsConfig, "routes[].timeouts."),
+}
+
+
+def test_page_has_every_limit_and_no_other() -> None:
+    assert {row[0].strip("`") for row in rows("Limits", 5)} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("row", rows("Limits", 5), ids=lambda row: row[0].strip("`"))
+def test_page_says_default_unit_and_answer_of_a_limit(row: list[str]) -> None:
+    key, default, unit, counts, over = row
+    name = key.strip("`")
+    assert default == ("" if EXPECTED[name] is None else f"{EXPECTED[name]:g}" if EXPECTED[name] < 1_000 else str(EXPECTED[name]))
+    suffix = next(suffix for suffix in sorted(UNITS, key=len, reverse=True) if name.endswith(suffix))
+    assert unit == UNITS[suffix]
+    assert counts and over
+    statuses = {error.status for error in subclasses(GatewayError)}
+    assert {int(status) for status in re.findall(r"\b[45]\d\d\b", over)} <= statuses
+
+
+def subclasses(kind: type[GatewayError]) -> set[type[GatewayError]]:
+    return {kind}.union(*(subclasses(below) for below in kind.__subclasses__()))
+
+
+FIXED = {
+    "a line of the chunked coding, with its extensions": ChunkedReader.MAX_LINE_BYTES,
+    "trailers of a message": ChunkedReader.MAX_TRAILER_BYTES,
+    "interim responses before a response": upstream.MAX_INTERIM_HEADS,
+    "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
+    "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
+    "what waits in the kernel to be sent, on each connection": server.UNSENT_BYTES,
+    "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
+    "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
+}
+
+
+def test_page_says_fixed_limits_as_they_are() -> None:
+    said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
+    assert said == FIXED
+    assert server.UNSENT_BYTES == upstream.UNSENT_BYTES
+    assert f"(at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
+
+
+def test_page_says_how_to_report_and_whom_to_trust() -> None:
+    for heading in ("Threat model", "What is trusted, and why", "Limits", "How to report"):
+        assert f"\n## {heading}\n" in PAGE
