@@ -28,7 +28,7 @@ class Authority:
     def issue(
         self, *names: str, common_name: str | None = None, organization: str | None = None, not_after: datetime | None = None
     ) -> Pair:
-        """A certificate for host names, addresses, URIs or e-mail addresses, and its key."""
+        """A certificate for host names, addresses or e-mail addresses, and its key."""
         leaf = self._ca.issue_cert(*names, common_name=common_name, organization_name=organization, not_after=not_after)
         pair = Pair(self._folder / f"{self._name}-{len(list(self._folder.iterdir()))}")
         pair.write(b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes())
