@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from wsgiref.types import WSGIApplication
 import pytest
 import yaml
 from werkzeug.serving import make_server
+from werkzeug.wsgi import get_input_stream
 
 from ..waiting import PATIENCE_SECONDS
 
@@ -69,8 +70,12 @@ def _listening(process: subprocess.Popen[str], log: Path) -> str:
 
 @contextmanager
 def wsgi_server(app: WSGIApplication) -> Iterator[str]:
-    """The URL of a WSGI app on a server of its own."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
+    """The URL of a WSGI app on a server of its own, with an end to its input."""
+
+    def limited(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        return app({**environ, "wsgi.input": get_input_stream(environ)}, start_response)
+
+    server = make_server("127.0.0.1", 0, limited, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -70,7 +70,7 @@ class Service:
         if path == "/app/events":
             start_response("200 OK", [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")])
             return self._events()
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        body = environ["wsgi.input"].read()
         if path == "/app/go-on":
             self.go_on.set()
         if path == "/app/complete":

@@ -1,0 +1,77 @@
+"""curl through the gateway, where its versions of HTTP and its ways to upload differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .live import gateway, program, run, wsgi_server
+
+
+def service(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """Says how much has come, and how."""
+    length = environ.get("CONTENT_LENGTH", "")
+    size = len(environ["wsgi.input"].read())
+    how = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']} {size} bytes, length {length or 'unknown'}\n"
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [how.encode()]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program("curl")
+    with wsgi_server(service) as backend, gateway(tmp_path_factory.mktemp("gateway"), {"/": backend}) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("files") / "large.bin"
+    file.write_bytes(bytes(range(256)) * 40_000)
+    return file
+
+
+def curl(*arguments: str) -> str:
+    return run("curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30", *arguments)
+
+
+@pytest.mark.parametrize("version", ["--http1.0", "--http1.1", "--http2", "--http0.9"])
+def test_get_by_every_version_that_curl_offers(url: str, version: str) -> None:
+    """--http2 asks for h2c by an upgrade, which it must do without."""
+    shown = curl(version, "--include", f"{url}/a%2Fb//c?x=%20")
+    assert shown.startswith("HTTP/1.1 200 OK\n"), shown
+    assert shown.endswith("GET /a%2Fb//c?x=%20 0 bytes, length unknown\n"), shown
+
+
+def test_upload_that_waits_for_100_continue(url: str, large: Path) -> None:
+    """The time-out is a minute, so that curl waits for the 100 and does not go on without it."""
+    shown = curl(
+        "--include", "--expect100-timeout", "60", "--header", "Expect: 100-continue", "--upload-file", str(large), f"{url}/put"
+    )
+    assert shown.startswith("HTTP/1.1 100 Continue\n\nHTTP/1.1 200 OK\n"), shown
+    assert shown.endswith("PUT /put 10240000 bytes, length 10240000\n"), shown
+
+
+def test_upload_by_post(url: str, large: Path) -> None:
+    assert curl("--data-binary", f"@{large}", f"{url}/post") == "POST /post 10240000 bytes, length 10240000\n"
+
+
+def test_upload_of_a_form(url: str, large: Path) -> None:
+    assert curl("--form", f"file=@{large}", f"{url}/form").startswith("POST /form 10240")
+
+
+def test_upload_of_unknown_length(url: str, large: Path) -> None:
+    shown = curl("--header", "Transfer-Encoding: chunked", "--upload-file", str(large), f"{url}/chunked")
+    assert shown == "PUT /chunked 10240000 bytes, length unknown\n"
+
+
+def test_upload_by_http_10(url: str, large: Path) -> None:
+    assert curl("--http1.0", "--upload-file", str(large), f"{url}/old") == "PUT /old 10240000 bytes, length 10240000\n"
+
+
+def test_connection_is_kept_for_several_requests(url: str) -> None:
+    shown = curl("--verbose", "--stderr", "-", f"{url}/1", f"{url}/2", f"{url}/3")
+    assert shown.count("Connected to") == 1 and shown.count("Re-using existing connection") == 2, shown
