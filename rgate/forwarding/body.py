@@ -58,6 +58,8 @@ class Upload:
                     if not ready:
                         raise RequestTimeout("nothing of the body came in time")
                 self._next_block()
+                if own:  # whether the backend has answered has just been looked at
+                    self._send()
                 continue
             poll.register(connection.sock, select.POLLIN | select.POLLOUT)
             events = poll.poll(self._timeout_seconds * 1000)
