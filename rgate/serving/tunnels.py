@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from ..tls.stream import TLSStream
+
 if TYPE_CHECKING:
     from ..exchange import Tunnel
 
@@ -59,7 +61,7 @@ class _Side:
 
     other: _Side
 
-    def __init__(self, name: str, sock: socket.socket, tunnel: OpenTunnel) -> None:
+    def __init__(self, name: str, sock: socket.socket | TLSStream, tunnel: OpenTunnel) -> None:
         self.name = name
         self.sock = sock
         self.tunnel = tunnel
@@ -96,10 +98,6 @@ class _Side:
         self.unsent = self.unsent[sent:]
         return not self.unsent
 
-    def has_more(self) -> bool:
-        """Whether there may be more to receive of which epoll does not tell, as TLS has it."""
-        return bool(getattr(self.sock, "has_more", False))
-
     def tell_end(self) -> None:
         """Let it know that nothing more goes to it."""
         self.told = True
@@ -115,7 +113,12 @@ class OpenTunnel:
     """
 
     def __init__(
-        self, tunnel: Tunnel, client: socket.socket, backend: socket.socket, for_client: bytes, done: Callable[[], object]
+        self,
+        tunnel: Tunnel,
+        client: socket.socket | TLSStream,
+        backend: socket.socket | TLSStream,
+        for_client: bytes,
+        done: Callable[[], object],
     ) -> None:
         self.client = _Side("client", client, self)
         self.backend = _Side("backend", backend, self)
@@ -158,7 +161,9 @@ class OpenTunnel:
                 self.ended_first = self.ended_first or source.name
                 continue
             target.unsent = block
-            if target.send() and not source.has_more():
+            # Of an end that came with the last bytes of TLS epoll will not tell. All else is for the next turn: a tunnel
+            # that moves much must not keep the others waiting.
+            if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.at_end):
                 return
 
     @property

@@ -148,6 +148,11 @@ class TLSStream:
         return bool(self._ready)
 
     @property
+    def at_end(self) -> bool:
+        """Whether the last byte that the other end sends has come, so that recv() waits for nothing any more."""
+        return self._ended
+
+    @property
     def unsent(self) -> bool:
         """Whether the socket has not taken all that should be out by now."""
         return bool(self._unsent)
@@ -258,6 +263,8 @@ class TLSStream:
                     if not part:
                         return b"".join(plain), True
                     plain.append(part)
+            except ssl.SSLZeroReturnError:  # the end, when we have said our own before
+                return b"".join(plain), True
             except ssl.SSLWantReadError:
                 pass
         self._silent = 0 if plain else self._silent + len(block)
