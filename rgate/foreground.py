@@ -188,6 +188,15 @@ def log_to_stderr(level: str) -> None:
     log.addFilter(lambda record: record.name != "rgate.discovery.changes")
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     logging.getLogger("rgate").setLevel(level.upper())
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
+        # The ssl module, about a client that has asked for a host by a name that is no text. Nobody wants a line for each.
+        _log.debug("a TLS client asked for %r", unraisable.object)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

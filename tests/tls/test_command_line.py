@@ -13,7 +13,7 @@ from rgate.testing import ScriptedBackend, http_response
 from ..certificates import authority
 from ..raw_client import RawClient
 from ..test_cli import Running, config, running
-from .live import SHOP, SecureClient
+from .live import SHOP, MemoryClient, SecureClient
 
 
 def tls(more: str = "", certificate: str = SHOP.both) -> str:
@@ -51,6 +51,20 @@ def test_port_for_redirects_that_is_taken_is_told(tmp_path: Path, capsys: pytest
         more = f"server:\n  tls: {{certificate: {SHOP.both}, redirect_port: {other.port}}}"
         assert main(["--port", "0", "--config", config(tmp_path, more=more)]) == 2
         assert f"cannot listen on 127.0.0.1 port {other.port}: the port is taken" in capsys.readouterr().err
+
+
+def test_client_that_asks_for_no_host_name_fills_no_log(tmp_path: Path) -> None:
+    other = authority().issue("admin.example")
+    more = f"server:\n  tls: {{certificate: {SHOP.both}, redirect_port: 0, certificates: [{{certificate: {other.both}}}]}}\n"
+    with running("--config", config(tmp_path, more=more), "--port", "0") as gateway:
+        secure, _ = urls(gateway)
+        for _ in range(3):
+            hello = MemoryClient("localhost").to_send().replace(b"localhost", b"local\xffost")
+            with RawClient(secure) as client:
+                client.send(hello)
+                assert client.rest().startswith(b"\x15\x03"), "no alert"
+        assert gateway.end(signal.SIGTERM) == 0
+        assert list(gateway.err.queue) in ([], [""])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
