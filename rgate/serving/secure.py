@@ -81,13 +81,12 @@ class SecureConnection(Connection):
         client = header_value(stream.tls)
         if client is not None:
             self._identify = partial(_vouch, Field(HEADER, client), self._identify)
-        return super().advance()
+        return self.advance()
 
     def _answer_plainly(self, block: bytes) -> bool:
         self._sock = self._stream.sock
         self._response = ResponseStream(self._server.heads, self._sock)
         self._template |= {"wsgi.url_scheme": "http"}
-        self._template.pop("HTTPS", None)
         self._refuse(NotTLS(), block)
         return self._linger()
 
