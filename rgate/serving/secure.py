@@ -87,6 +87,7 @@ class SecureConnection(Connection):
         self._sock = self._stream.sock
         self._response = ResponseStream(self._server.heads, self._sock)
         self._template |= {"wsgi.url_scheme": "http"}
+        self._template.pop("HTTPS", None)
         self._refuse(NotTLS(), block)
         return self._linger()
 
