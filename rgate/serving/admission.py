@@ -32,6 +32,7 @@ class Admission:
     """
 
     def __init__(self, config: ServerConfig, trusted: TrustedProxies) -> None:
+        self._config = config
         self._trusted = trusted
         self._most_per_client = config.max_connections_per_client
         self._counts: dict[str, int] = {}
@@ -53,13 +54,19 @@ class Admission:
             if not self._room and self._looked_at_tick != tick:  # looking at all of them is dear
                 self._looked_at_tick = tick
                 idle = [it for it in list(connections) if it.idle and not it.late and it is not newest]
-                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=lambda it: it.idle_since):
+                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=self._idle_since):
                     connection.expire()
                     self._room += 1
             if not self._room:
                 return False
             self._room -= 1
             return True
+
+    def _idle_since(self, connection: Connection) -> float:
+        """By the server's clock; for one that never brought a request, since it was made."""
+        config = self._config
+        unused = connection.remaining == config.max_requests_per_connection
+        return connection.deadline - (config.head_seconds if unused else config.keep_alive_seconds)
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection for the address it comes from; false when that has too many. Trusted proxies may have any."""

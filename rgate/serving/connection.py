@@ -8,9 +8,7 @@ once, so a connection that is idle or slow in sending its head holds no thread. 
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from io import BytesIO
@@ -22,9 +20,9 @@ from ..wire.environ import CLIENT_KEY
 from ..wire.request import RequestHead
 from .body import RequestBody
 from .environ import NO_BODY, refused
-from .events import EPOLL, GONE, READABLE
+from .events import READABLE
 from .response import ResponseStream
-from .threads import is_gone
+from .sockets import has_ended, reset_when_closed, set_timeout
 from .tunnels import OpenTunnel
 
 if TYPE_CHECKING:
@@ -38,6 +36,7 @@ __all__ = ["Connection"]
 RECEIVE_BYTES: Final = 65_536
 BODY_BYTES: Final = 262_144
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
+REQUESTS_AT_ONCE: Final = 16  # of one connection; if more have come, the others are served first
 LINGER_SECONDS: Final = 2.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -45,11 +44,15 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Connection:
     """One connection of a client.
 
+    address    where it comes from
+    body       what a thread reads of a request while it is still coming
     collecting the request whose small body is still coming; no thread is spent on it yet
     deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
     turn       held by the thread that works on the connection
     events     what epoll has told of it and nobody has acted on
     late       the deadline has passed
+    remaining  how many more requests it may bring
+    queued     more requests have come at once than one turn is for; the next turn comes when the server says so
     streams    a small body has been so slow that its request may take a thread before it is whole
     gone       the client has left while a thread worked for it
     on_gone    called by the server when the client leaves while a thread works for it
@@ -58,18 +61,19 @@ class Connection:
     """
 
     __slots__ = (
-        "_body",
         "_collected",
         "_identify",
         "_lingering",
         "_pending",
-        "_requests_left",
         "_response",
+        "_rest_of_requests",
         "_server",
         "_sock",
         "_template",
         "_tunnel",
         "_wait_seconds",
+        "address",
+        "body",
         "collecting",
         "counted",
         "deadline",
@@ -77,6 +81,8 @@ class Connection:
         "gone",
         "late",
         "on_gone",
+        "queued",
+        "remaining",
         "streams",
         "tunnelled",
         "turn",
@@ -86,12 +92,14 @@ class Connection:
         self._server = server
         self._sock = sock
         self._pending = b""
+        self._rest_of_requests = b""
+        self.queued = False
         self.collecting: RequestHead | None = None
         self._collected: list[bytes] = []
-        self._body: RequestBody | None = None
+        self.body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock)
         self._lingering = False
-        self._requests_left = server.config.max_requests_per_connection
+        self.remaining = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
         self.deadline = server.now + server.config.head_seconds
         self.counted = ""
@@ -107,16 +115,10 @@ class Connection:
 
     def _come_from(self, address: str, port: int) -> None:
         """Take note of where the connection has come from."""
-        address = plain_address(address)
+        self.address = address = plain_address(address)
         trusted = self._server.trusted_proxies
         self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if address in trusted else None
         self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
-
-    @property
-    def address(self) -> str:
-        """Where it comes from."""
-        address: str = self._template["REMOTE_ADDR"]
-        return address
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -129,14 +131,8 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Whether nothing of a request has come since the last one."""
-        return bool(self.deadline) and not self._pending and self.collecting is None and not self._lingering
-
-    @property
-    def idle_since(self) -> float:
-        """When an idle connection was last used, by the server's clock."""
-        config = self._server.config
-        unused = self._requests_left == config.max_requests_per_connection
-        return self.deadline - (config.head_seconds if unused else config.keep_alive_seconds)
+        waits = self._pending or self._rest_of_requests or self.collecting is not None or self._lingering
+        return bool(self.deadline) and not waits
 
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
@@ -159,9 +155,7 @@ class Connection:
         """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
         if seconds != self._wait_seconds:
             self._wait_seconds = seconds
-            whole = int(seconds)
-            timeval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
         try:
             return self._sock.recv(BODY_BYTES)
         except BlockingIOError:
@@ -177,17 +171,12 @@ class Connection:
     @property
     def left(self) -> bool:
         """Whether the client has ended its side. Asked for anew: what epoll tells may be of an earlier socket of that number."""
-        if not EPOLL:
-            return is_gone(self.fileno())
-        poll = select.poll()
-        try:
-            poll.register(self._sock, GONE)
-        except (OSError, ValueError):  # closed at this moment
-            return True
-        return bool(poll.poll(0))
+        return has_ended(self._sock)
 
     def advance(self) -> bool:
         """Go on with what has come. False: the connection is over and must be closed."""
+        if self._rest_of_requests:
+            return self.queued or self._take_turn()
         try:
             block = self._sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -213,9 +202,23 @@ class Connection:
             self._pending = b""
         return self._consume(block)
 
+    def _wait_for_turn(self, block: bytes) -> bool:
+        """Let all other connections that are ready come before the rest of many requests sent at once."""
+        self._rest_of_requests = block
+        self.queued = True
+        self.deadline = self._server.now + self._server.config.write_seconds
+        self._server.wait_to_send(self)  # also when the client does not read what it has asked for
+        return True
+
+    def _take_turn(self) -> bool:
+        block, self._rest_of_requests = self._rest_of_requests, b""
+        self.events |= READABLE  # what has come meanwhile is still to be read
+        return self._consume(block)
+
     def _consume(self, block: bytes) -> bool:
-        """Serve every whole request in `block`, and keep what is left."""
+        """Serve every whole request in `block`, some at once and some in another turn, and keep what is left."""
         server = self._server
+        served = 0
         known_heads = server.requests.known_heads
         while block:
             end = block.find(b"\r\n\r\n")
@@ -246,6 +249,10 @@ class Connection:
                 keep_alive, block = self._serve_stream(request, block)
             if not keep_alive:
                 return self._ends(block)
+            if block:
+                served += 1
+                if served == REQUESTS_AT_ONCE:
+                    return self._wait_for_turn(block)
         return self._rest()
 
     def _collect(self, block: bytes) -> bool:
@@ -303,8 +310,8 @@ class Connection:
         self.deadline = 0.0
         response = self._response
         response.unread = None if body is None else lambda: not body.complete
-        self._requests_left -= 1
-        response.run(server.app, environ, request.minor, request.keep_alive and self._requests_left > 0 and not server.draining)
+        self.remaining -= 1
+        response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
         if response.keep_alive:
             return True
         # The client has not asked for the end, so it may be sending the next request already.
@@ -317,19 +324,13 @@ class Connection:
         body = RequestBody(
             self, first, request.content_length, config.max_body_bytes, config.body_seconds, request.expects_continue
         )
-        self._body = body
+        self.body = body
         keep_alive = self._serve(request, body, body)
-        self._body = None
+        self.body = None
         complete = body.drain()
         if not complete:
             self._lingering = True
         return keep_alive and complete, body.rest
-
-    @property
-    def awaits_body(self) -> bool:
-        """Whether a thread works on a request whose body has not come as a whole."""
-        body = self._body
-        return body is not None and not body.complete
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""
@@ -357,7 +358,7 @@ class Connection:
         if self._response.cut:
             if self._response.ends_with_connection:
                 # Without a length only a reset tells the client that this is not the end (RFC 9112 §8).
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_when_closed(self._sock)
             return False
         return self._linger() if self._lingering else False
 

@@ -17,7 +17,6 @@ import errno
 import logging
 import select
 import socket
-import struct
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +35,7 @@ from .events import EDGE, EPOLL, EXCLUSIVE, GONE, READABLE, WRITABLE
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
+from .sockets import listen, listen_for_workers, set_timeout
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
@@ -50,7 +50,6 @@ __all__ = ["Server", "listen", "listen_for_workers"]
 # So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
 # such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
 UNSENT_BYTES: Final = 131_072
-BACKLOG: Final = 4_096
 ACCEPT_AT_ONCE: Final = 256  # the listener's next turn comes after all connections that are ready
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
@@ -64,40 +63,6 @@ _RELEASED: Final = _WATCHED | WRITABLE
 _log = logging.getLogger("rgate.serving")
 
 _Door = tuple[socket.socket, type[Connection]]  # a listener, and what is made of connections to it
-
-
-def listen(host: str, port: int, shared: bool = False) -> socket.socket:
-    """A listening socket; port 0 takes a free one. `shared` lets others of this user listen there too. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def listen_for_workers(host: str, port: int, count: int) -> list[socket.socket]:
-    """A listening socket for each of `count` worker processes, all on one port. Raises OSError when it is taken."""
-    first = listen(host, port)  # SO_REUSEPORT alone would not notice another gateway on this port
-    if count == 1:
-        return [first]
-    port = first.getsockname()[1]
-    first.close()
-    listeners: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            listeners.append(listen(host, port, shared=True))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
 
 
 class Server(BaseWSGIServer):
@@ -220,10 +185,9 @@ class Server(BaseWSGIServer):
             while connection.events or ended:
                 event, connection.events = connection.events, 0
                 ended = ended or bool(event & GONE and connection.left)
-                if event & WRITABLE and connection in self.slow_bodies:
-                    connection.streams = connection.collecting is not None
-                    if not connection.streams:  # it has become whole at the same moment
-                        self.slow_bodies.discard(connection)
+                if event & WRITABLE or ended:
+                    connection.queued = False
+                    self._release(connection)
                 try:
                     open_ = connection.advance()
                 except Exception:
@@ -238,6 +202,13 @@ class Server(BaseWSGIServer):
             connection.turn.release()
             if not self._again(connection):
                 return
+
+    def _release(self, connection: Connection) -> None:
+        """Let a small body stream that was held."""
+        if connection in self.slow_bodies:
+            connection.streams = connection.collecting is not None
+            if not connection.streams:  # it has become whole at the same moment
+                self.slow_bodies.discard(connection)
 
     @staticmethod
     def _again(connection: Connection) -> bool:
@@ -285,7 +256,7 @@ class Server(BaseWSGIServer):
                 sock.setblocking(True)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.config.write_seconds))
+                set_timeout(sock, socket.SO_SNDTIMEO, self.config.write_seconds)
                 self._take_in(kind, sock, peer)
             except OSError:
                 self._connections.pop(sock.fileno(), None)
@@ -394,7 +365,3 @@ class Server(BaseWSGIServer):
         self.server_close()
         if all_ended:
             self._epoll.close()
-
-
-def _timeval(seconds: float) -> bytes:
-    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))

@@ -58,7 +58,8 @@ def _held(connections: Collection[Connection]) -> list[Connection]:
     busy: dict[int, tuple[Connection, int]] = {}
     for connection in list(connections):
         if connection.busy and not connection.tunnelled:
-            wanted = select.POLLOUT | (select.POLLIN if connection.awaits_body else 0)
+            body = connection.body
+            wanted = select.POLLOUT | (0 if body is None or body.complete else select.POLLIN)
             try:
                 fd = connection.fileno()
                 poll.register(fd, wanted)

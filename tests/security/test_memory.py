@@ -235,7 +235,7 @@ def test_memory_for_a_thousand_slow_readers_of_a_large_response_is_bounded() -> 
                 await writer.drain()
 
     with ExitStack() as stack:
-        gateway = stack.enter_context(bounded(stack.enter_context(streaming(answer)), threads=4))
+        gateway = stack.enter_context(bounded(stack.enter_context(streaming(answer)), threads=4, write_seconds=600))
         stack.enter_context(connections(gateway.url, THOUSAND, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
         gateway.is_well()
         eventually(lambda: gateway.taken()[1] >= THOUSAND, "every slow reader has its thread", 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
@@ -11,11 +12,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from rgate.serving.connection import REQUESTS_AT_ONCE
 from rgate.serving.server import Server
 
 from ..raw_client import RawClient
-from ..serving.live import serving
-from ..waiting import eventually
+from ..serving.live import connection_of, serving
+from ..waiting import eventually, passed
 
 THOUSAND = 1_000
 LARGE = b"x" * 16_000_000  # more than the buffers of both sockets take
@@ -69,6 +71,41 @@ def test_slow_clients_by_the_thousand_leave_others_unharmed(request_: bytes) -> 
                 client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
                 assert client.response().body == b"ok"
             assert monotonic() - began < 5, "others have to wait"
+
+
+def test_many_requests_sent_at_once_do_not_hold_up_others() -> None:
+    """Some of one connection, then the others' turn: else whoever sends the most at once would be served first."""
+    order: list[str] = []
+    began, sent = threading.Event(), threading.Event()
+
+    def noting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        order.append(environ["PATH_INFO"])
+        began.set()
+        passed(sent)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    with serving(noting, threads=1, max_in_flight=1) as server, RawClient(server.url) as many, RawClient(server.url) as one:
+        many.send(b"GET /many HTTP/1.1\r\nHost: x\r\n\r\n" * 3_000)
+        passed(began)
+        connection_of(server, one)
+        one.send(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n")
+        sent.set()
+        assert one.response().body == b"ok"
+        for _ in range(3_000):
+            assert many.response().body == b"ok"
+        assert many.is_silent()
+        assert many.get("/after").body == b"ok"
+    assert order.index("/one") <= 3 * REQUESTS_AT_ONCE, "it came after all the others"
+    assert order.count("/many") == 3_000
+
+
+def test_many_requests_sent_at_once_and_then_the_end_are_all_answered() -> None:
+    with serving(app) as server, RawClient(server.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        client.half_close()
+        assert client.rest().count(b"HTTP/1.1 200 OK") == 100
+        eventually(lambda: not server._connections, "the connection is closed")
 
 
 @pytest.mark.parametrize("kind", ["slow large bodies", "slow readers"])

@@ -15,7 +15,7 @@ from .live import echo, serving
 
 @pytest.fixture(autouse=True)
 def without_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("server", "connection"):
+    for module in ("server", "sockets"):
         monkeypatch.setattr(f"rgate.serving.{module}.EPOLL", False)
 
 
