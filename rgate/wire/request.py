@@ -27,6 +27,8 @@ __all__ = ["RequestHead", "RequestReader"]
 
 _LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_HOPS = re.compile(r"[0-9]{1,9}")
+_ASTERISK = Target("*", "*", "*", "")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 
 
@@ -159,6 +161,8 @@ class RequestReader:
             raise RequestError("no Host")
         if request.target.host:
             self._take_host(request)
+        if request.method == "OPTIONS":
+            self._count_hop(request)
         if request.chunked and (request.content_length is not None or not request.minor):
             raise RequestError("Transfer-Encoding beside Content-Length, or in HTTP/1.0")
         if self.max_body_bytes is not None and (request.content_length or 0) > self.max_body_bytes:
@@ -227,6 +231,21 @@ class RequestReader:
         host = Field("Host", request.target.host)
         request.environ["HTTP_HOST"] = host.value
         request.fields[:] = [host, *(f for f in request.fields if f.meaning != fields.HOST)]
+
+    @staticmethod
+    def _count_hop(request: RequestHead) -> None:
+        """Max-Forwards says how many more gateways an OPTIONS may pass (RFC 9110 §7.6.2); with none left it asks about this one."""
+        field = next((f for f in request.fields if f.name == "max-forwards"), None)
+        if field is None or not _HOPS.fullmatch(field.value):
+            return
+        left = int(field.value)
+        if not left:
+            request.target = _ASTERISK
+            request.environ |= {"PATH_INFO": "*", "QUERY_STRING": "", TARGET_KEY: _ASTERISK}
+            return
+        counted = Field(field.pair[0], str(left - 1))
+        request.fields[:] = [counted if f is field else f for f in request.fields]
+        request.environ[field.key] = counted.value
 
     @staticmethod
     def _apply_connection(request: RequestHead, nominated: frozenset[str], upgrade: str | None) -> None:
