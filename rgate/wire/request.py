@@ -234,7 +234,7 @@ class RequestReader:
 
     @staticmethod
     def _count_hop(request: RequestHead) -> None:
-        """Max-Forwards says how many more gateways an OPTIONS may pass (RFC 9110 §7.6.2); with none left it asks about this one."""
+        """Max-Forwards: how many more gateways an OPTIONS may pass; with none left it asks about this one (RFC 9110 §7.6.2)."""
         field = next((f for f in request.fields if f.name == "max-forwards"), None)
         if field is None or not _HOPS.fullmatch(field.value):
             return
