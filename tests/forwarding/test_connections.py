@@ -96,6 +96,27 @@ def test_connection_is_not_used_again_after_a_streamed_response_that_says_so(hea
         assert client.response().body == b"clean"
 
 
+def test_connection_is_not_used_again_after_a_streamed_response_that_is_too_long() -> None:
+    streaming = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            if connection.number:
+                connection.send(http_response(b"clean"))
+                continue
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            passed(streaming)
+            connection.send(b"ok" + http_response(b"poison"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(GET)
+        client.until(b"\r\n\r\n")
+        streaming.set()
+        assert client.read(2) == b"ok"
+        assert client.get().body == b"clean"
+        assert len(backend.connections) == 2
+
+
 def test_connection_that_sends_unasked_while_it_rests_is_given_up() -> None:
     unasked, sent = threading.Event(), threading.Event()
 

@@ -78,6 +78,21 @@ def test_early_answer_to_a_small_body_that_the_backend_never_reads_is_passed_on(
         answered.set()
 
 
+@pytest.mark.parametrize("response", [http_response(), b"HTTP/1.1 204 No Content\r\n\r\n"], ids=["200", "204"])
+def test_early_answer_that_is_good_and_empty_is_passed_on(response: bytes) -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(response)
+        connection.wait_closed()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        answer = client.response()
+        assert (answer.status in (200, 204), answer.body, answer.value("Connection")) == (True, b"", "close")
+        assert client.is_closed()
+        assert live.upstream_connections == 0, "half a request is still under way on that connection"
+
+
 def test_early_answer_that_is_good_streams_both_ways() -> None:
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
