@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rgate.testing import ScriptedConnection
 
@@ -102,7 +102,6 @@ def _read_chunked(data: bytes) -> tuple[bytes | None, bytes]:
         data = data[size + 2 :]
 
 
-@dataclass
 class StrictBackend:
     """A script for ScriptedBackend: answers every whole request with `response`, and keeps what it got.
 
@@ -112,12 +111,13 @@ class StrictBackend:
     partial   beginnings of requests that never became whole
     """
 
-    response: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-    requests: list[Request] = field(default_factory=list)
-    received: bytearray = field(default_factory=bytearray)
-    invalid: list[str] = field(default_factory=list)
-    partial: list[bytes] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, response: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") -> None:
+        self.response = response
+        self.requests: list[Request] = []
+        self.received = bytearray()
+        self.invalid: list[str] = []
+        self.partial: list[bytes] = []
+        self._lock = threading.Lock()
 
     def __call__(self, connection: ScriptedConnection) -> None:
         """Serve one connection."""
