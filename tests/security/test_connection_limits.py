@@ -16,6 +16,7 @@ from rgate.wire.client import TrustedProxies
 
 from ..raw_client import RawClient
 from ..serving.live import connection_of
+from ..tls.live import TLS, SecureClient
 from ..waiting import eventually
 from .live import Live, gateway_before
 
@@ -168,3 +169,14 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
     assert Admission(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - OTHER_FILES
+
+
+def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: ScriptedBackend) -> None:
+    with gateway_before(backend, max_connections=1, **TLS) as live, ExitStack() as stack:
+        first = stack.enter_context(SecureClient(live.url))
+        first.send(b"GET / HTTP/1.1\r\n")
+        eventually(lambda: not connection_of(live.server, first).idle, "the server sees the request begin")
+        with RawClient(live.url) as over:
+            assert over.is_closed(), "without a handshake there is no answer"
+        first.send(b"Host: x\r\n\r\n")
+        assert first.response().body == b"ok"

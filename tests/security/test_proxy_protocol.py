@@ -12,6 +12,7 @@ from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
 from ..serving.live import send_apart
+from ..tls.live import TLS, MemoryClient
 from .live import Live, gateway_before
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -156,3 +157,18 @@ def test_client_that_leaves_within_its_header_is_forgotten(live: Live) -> None:
     with RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] + GET)
         assert raw.response().body == b"ok"
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "apart"])
+def test_header_before_a_tls_handshake_is_read(backend: ScriptedBackend, pause: bool) -> None:
+    with gateway_before(backend, proxy_protocol=True, **TLS) as live, RawClient(live.url) as raw:
+        client = MemoryClient()
+        header, hello = HEADERS["v2"][0], client.to_send()
+        raw.send(header, hello) if pause else raw.send(header + hello)
+        client.take(raw.sock.recv(65_536))
+        client.shake_hands_over(raw.sock)
+        client.tls.write(GET)
+        raw.send(client.to_send())
+        assert client.read_over(raw.sock).startswith(b"HTTP/1.1 200 OK\r\n")
+    (request,) = backend.requests
+    assert (request.values("X-Forwarded-For"), request.values("X-Forwarded-Proto")) == (["203.0.113.5"], ["https"])
