@@ -96,7 +96,8 @@ def _vouch(field: Field, before: Callable[[WSGIEnvironment], object] | None, env
     """Say who the client is, in a header that stands in environ and goes to the backend as if the client had sent it."""
     if before is not None:
         before(environ)
-    environ[FIELDS_KEY] = Fields([*environ[FIELDS_KEY], field])
+    sent: Fields = environ[FIELDS_KEY]
+    environ[FIELDS_KEY] = Fields([*sent, field], sent.claims)
     environ[field.key] = field.value
 
 

@@ -12,6 +12,8 @@ from rgate.testing import ScriptedBackend, http_response, make_environ
 from rgate.wire.environ import FIELDS_KEY, adopt, edited_fields
 
 from ..raw_client import RawClient
+from ..tls.live import SecureClient
+from ..tls.test_client_certificates import ALICE, asking
 from .live import gateway_before
 
 SAID = [
@@ -181,3 +183,14 @@ def test_claims_under_another_wsgi_server_go_no_further() -> None:
     assert environ[FIELDS_KEY].lines == b"Host: localhost\r\nA: 1\r\n"
     environ["HTTP_X_FORWARDED_EMAIL"] = "from-a-plugin"
     assert edited_fields(environ) == [b"Host: localhost\r\n", b"A: 1\r\n", b"X-Forwarded-Email: from-a-plugin\r\n"]
+
+
+def test_client_with_a_certificate_may_not_say_more_than_others(backend: ScriptedBackend) -> None:
+    """Not even through a chain that edits requests, where what a plugin says must be told from what the client has said."""
+    plugin = Seeing(lambda environ: environ.update(HTTP_X_EDITED="1"))
+    more = {"plugins": {"seeing": plugin}, **asking(True)}
+    with gateway_before(backend, **more) as live, SecureClient(live.url, pair=ALICE) as client:
+        assert client.get("/", *SAID, "X-Forwarded-Client-Cert: Subject=CN=Root").status == 200
+    told = way(backend)
+    assert told.keys() == {*(f"x-forwarded-{name}" for name in ("for", "proto", "host", "port", "client-cert"))}
+    assert "Root" not in told["x-forwarded-client-cert"][0]
