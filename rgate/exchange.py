@@ -128,7 +128,8 @@ class Tunnel:
 
     idle_seconds   ended when no byte has moved in either direction for so long
     max_seconds    ended after so long in all; None: no limit
-    on_end         called once with this tunnel, by the thread that relays, when one that has begun is over; it must not block
+    on_end         called once with this tunnel when one that has begun is over, before its ends can see that; by the thread
+                   that relays, so it must not block
 
     begun          the backend has switched protocols; written by the forwarder, the rest by the server
     seconds        how long it has lasted, once it is over

@@ -183,12 +183,12 @@ class OpenTunnel:
         return ""
 
     def end(self, by: str) -> None:
-        """Close both sides, and tell whoever wants to know. Never raises."""
+        """Tell whoever wants to know, and close both sides. Never raises."""
         tunnel = self._tunnel
         tunnel.seconds = monotonic() - self.opened
         tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
         tunnel.ended_by = by
-        for act in (self._done, self.close_client, lambda: tunnel.on_end(tunnel)):
+        for act in (lambda: tunnel.on_end(tunnel), self._done, self.close_client):
             try:
                 act()
             except Exception:
@@ -329,7 +329,7 @@ class Tunnels:
                 self._end(tunnel, by)
 
     def _end(self, tunnel: OpenTunnel, by: str) -> None:
+        tunnel.end(by)
+        self._ending.discard(tunnel)
         for side in (tunnel.client, tunnel.backend):
             self._sides.pop(side.fd, None)
-        self._ending.discard(tunnel)
-        tunnel.end(by)

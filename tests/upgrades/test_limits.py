@@ -33,6 +33,7 @@ def test_tunnel_over_the_cap_is_503_until_another_ends() -> None:
             response = ask(third)
             assert (response.status, response.value("Retry-After")) == (503, "1")
             assert json.loads(response.body)["reason"] == "overloaded"
+            eventually(lambda: len(live.server.tunnels) == 2, "both are relayed")
             first.close()
             eventually(lambda: len(live.server.tunnels) == 1, "the first one is over")
             assert switch(third).status == 101
