@@ -18,6 +18,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -188,7 +189,8 @@ class OpenTunnel:
         tunnel.seconds = monotonic() - self.opened
         tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
         tunnel.ended_by = by
-        for act in (lambda: tunnel.on_end(tunnel), self._done, self.close_client):
+        acts: tuple[Callable[[], object], ...] = (partial(tunnel.on_end, tunnel), self._done, self.close_client)
+        for act in acts:
             try:
                 act()
             except Exception:
@@ -265,11 +267,12 @@ class Tunnels:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         while self._new:
-            tunnel = self._new.popleft()
+            tunnel = self._new[0]
             for side in (tunnel.client, tunnel.backend):
                 self._sides[side.fd] = side
+            self._new.popleft()
             self._advance(tunnel.client, 0, now)
-            if not tunnel.is_over:
+            if tunnel.backend.fd in self._sides:  # else it is over already
                 self._advance(tunnel.backend, 0, now)
 
     def _advance(self, side: _Side, event: int, now: float) -> None:

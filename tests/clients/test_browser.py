@@ -20,6 +20,7 @@ from .live import gateway, run, wsgi_server
 pytest.importorskip("websockets", reason="needs the websockets library")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
 PAGE = b"""<!DOCTYPE html>
 <title>through the gateway</title>
@@ -102,7 +103,7 @@ def test_page_in_a_browser_has_its_socket_its_events_and_its_answers(tmp_path: P
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")
-    with serve(echo, "127.0.0.1", 0, subprotocols=["v1"]) as sockets, wsgi_server(Service()) as service:
+    with serve(echo, "127.0.0.1", 0, subprotocols=[Subprotocol("v1")]) as sockets, wsgi_server(Service()) as service:
         thread = threading.Thread(target=sockets.serve_forever)
         thread.start()
         chat = f"http://127.0.0.1:{sockets.socket.getsockname()[1]}"

@@ -173,6 +173,16 @@ def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
     assert [tunnel.ended_by for tunnel in told] == ["stop"]
 
 
+def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
+    told: list[Tunnel] = []
+    all_tunnels = tunnels.Tunnels()
+    opened = open_between(Tunnel("websocket", 10, on_end=told.append))  # neither end is connected
+    all_tunnels.add(opened)
+    eventually(lambda: told and not all_tunnels, "it is over")
+    all_tunnels.stop()
+    assert [tunnel.ended_by for tunnel in told] == ["client"]
+
+
 class Watching:
     """A plugin that keeps the exchanges, with what is so when they are finished."""
 
