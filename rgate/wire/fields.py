@@ -92,7 +92,10 @@ NEVER_NOMINATED: Final = frozenset(
 )
 # X-Forwarded-User, -Email, -Client-Cert, …: whatever a proxy in front says of the client, a client must not say itself.
 _CLAIMS = "x-forwarded-"
-_NEVER_REMEMBERED = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
+_NEVER_REMEMBERED = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
+    | {"sec-websocket-key", "sec-websocket-accept"}  # another one each time
+)
 
 
 class Field:
@@ -105,7 +108,7 @@ class Field:
     meaning  one of the constants above
     number   the value of a valid Content-Length, else None
     valid    for Host: whether it is one (RFC 9110 §7.2)
-    secret   it carries credentials, so it is never remembered
+    secret   it carries credentials, or what never comes again, so it is never remembered
     tokens   the lower-case tokens of Connection, else empty
     """
 
