@@ -1,0 +1,52 @@
+"""The chunked coding: one reading, in whatever pieces it comes, and the one of the grammar."""
+
+from __future__ import annotations
+
+import re
+
+from rgate.wire.chunked import ChunkedReader
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
+
+
+def one(data: bytes) -> None:
+    """Judge one input: its first byte says where it is cut, the rest is the coded body."""
+    if not data:
+        return
+    step, coded = data[0] or 1, data[1:]
+    whole = read([coded])
+    assert read([coded[at : at + step] for at in range(0, len(coded), step)]) == whole, "it depends on the pieces"
+    if whole is not None and len(coded) < ChunkedReader.MAX_LINE_BYTES:
+        payload, complete, rest = whole
+        assert by_the_grammar(coded) == ((payload, rest) if complete else None), "not the reading of the grammar"
+
+
+def read(blocks: list[bytes]) -> tuple[bytes, bool, bytes] | None:
+    """Payload, whether it is complete, what is left; None when it is refused."""
+    reader = ChunkedReader()
+    payload = b""
+    for number, block in enumerate(blocks):
+        try:
+            payload += reader.feed(block)
+        except ValueError:
+            return None
+        if reader.complete:
+            return payload, True, reader.rest + b"".join(blocks[number + 1 :])
+    return payload, False, b""
+
+
+def by_the_grammar(coded: bytes) -> tuple[bytes, bytes] | None:
+    """Payload and rest of a complete body (RFC 9112 §7.1), else None."""
+    payload, at = b"", 0
+    while match := _SIZE.match(coded, at):
+        at, size = match.end(), int(match[1], 16)
+        if not size:
+            while trailer := _TRAILER.match(coded, at):
+                at = trailer.end()
+            return (payload, coded[at + 2 :]) if coded[at : at + 2] == b"\r\n" else None
+        payload += coded[at : at + size]
+        at += size + 2
+        if coded[at - 2 : at] != b"\r\n":
+            return None
+    return None

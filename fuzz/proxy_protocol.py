@@ -1,0 +1,31 @@
+"""A PROXY header: refused or read the same whatever follows, and never before it is whole."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from rgate.wire.proxy_protocol import MAX_HEADER_BYTES, Announcement, read_announcement
+
+
+def one(data: bytes) -> None:
+    """Judge one input: the first bytes of a connection."""
+    read = attempt(data)
+    if isinstance(read, Announcement):
+        assert 0 < read.size <= min(len(data), MAX_HEADER_BYTES)
+        assert attempt(data[: read.size]) == attempt(data + b"GET / HTTP/1.1\r\n") == read
+        for end in range(read.size):
+            assert attempt(data[:end]) is None, f"decided after {end} bytes of {read.size}"
+        if read.address is not None:
+            assert str(ip_address(read.address)) == read.address and 0 <= read.port <= 65_535
+    elif read is ValueError:
+        assert attempt(data + b"\r\n\0") is ValueError, "more bytes make it good"
+    else:
+        assert len(data) < MAX_HEADER_BYTES, "a header without end"
+
+
+def attempt(data: bytes) -> Announcement | type[ValueError] | None:
+    """What is read, None when there is too little, ValueError when it is refused."""
+    try:
+        return read_announcement(data)
+    except ValueError:
+        return ValueError

@@ -1,0 +1,85 @@
+"""A request: whatever is accepted is sent on as one strictly valid request, and is read the same however it comes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rgate.errors import RequestError
+from rgate.wire.client import TrustedProxies
+from rgate.wire.environ import PEER_KEY
+from rgate.wire.request import RequestHead, RequestReader
+from tests.security import strict
+
+MAX_HEAD_BYTES: Final = 65_536
+_remembering = RequestReader()
+_proxies = TrustedProxies(["127.0.0.0/8", "10.0.0.0/8"])
+
+
+def one(data: bytes) -> None:
+    """Judge one input: the head of a request, up to its empty line."""
+    head = data.partition(b"\r\n\r\n")[0]
+    try:
+        request = RequestReader().read(head)
+    except RequestError as error:
+        assert 400 <= error.status < 600
+        _never_accepted(head)
+        return
+    _same_with_a_memory(head, request)
+    _accepted_in_pieces(head)
+    _valid_when_sent_on(request)
+    _known_to_a_trusted_proxy(request)
+
+
+def _never_accepted(head: bytes) -> None:
+    for _ in range(2):
+        try:
+            _remembering.read(head)
+        except RequestError:
+            continue
+        raise AssertionError("what was refused is accepted by a reader that has read other heads before")
+
+
+def _same_with_a_memory(head: bytes, request: RequestHead) -> None:
+    for _ in range(2):
+        other = _remembering.known_heads.get(head) or _remembering.read(head)
+        mine, theirs = (
+            (r.method, r.target, r.minor, r.content_length, r.chunked, r.keep_alive, r.expects_continue, r.fields.lines)
+            for r in (request, other)
+        )
+        assert mine == theirs, f"{mine} is read as {theirs} the next time"
+
+
+def _accepted_in_pieces(head: bytes) -> None:
+    """As long as the head is not whole it must not be refused, wherever it is cut."""
+    reader = RequestReader()
+    judged = 0
+    step = 1 + len(head) // 16
+    for end in range(step, len(head) + 1, step):
+        reader.check_incomplete(head[:end], judged, MAX_HEAD_BYTES)
+        judged = end
+    for ending in (b"\r", b"\r\n", b"\r\n\r"):
+        reader.check_incomplete(head + ending, judged, MAX_HEAD_BYTES)
+
+
+def _valid_when_sent_on(request: RequestHead) -> None:
+    lines = request.fields.lines
+    if "HTTP_HOST" not in request.environ:
+        lines += b"Host: backend\r\n"
+    framing = b"Transfer-Encoding: chunked\r\n" if request.chunked else b""
+    body = b"3\r\nabc\r\n0\r\n\r\n" if request.chunked else b""
+    if request.content_length is not None:
+        framing, body = b"Content-Length: %d\r\n" % request.content_length, b"x" * min(request.content_length, 1_000)
+    first = f"{request.method} {request.target.raw} HTTP/1.1\r\n".encode("latin-1")
+    sent = first + lines + framing + b"\r\n" + body
+    read, rest = strict.read(sent + b"GET ")
+    if request.content_length is None or request.content_length <= len(body):
+        assert read is not None and rest == b"GET ", f"{sent!r} ends elsewhere"
+        assert read.line == first.decode("latin-1").removesuffix("\r\n")
+
+
+def _known_to_a_trusted_proxy(request: RequestHead) -> None:
+    environ = {**request.environ, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "1", "wsgi.url_scheme": "http"}
+    _proxies.identify(environ)
+    assert environ[PEER_KEY] == "127.0.0.1"
+    assert environ["wsgi.url_scheme"] in ("http", "https")
+    assert environ["REMOTE_ADDR"] in TrustedProxies([environ["REMOTE_ADDR"]]), "the client is no address"
