@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from .condition import Condition
 from .config import Config
 from .discovery import EndpointTable
 from .errors import PluginError
@@ -42,6 +43,7 @@ class Gateway:
     siblings      the other worker processes, to ask them for something
     chains        route name → names of the middleware it passes, outermost first
     tls           what the server speaks TLS with; None without server.tls
+    condition     whether this process wants new traffic, and what an operator should know
     """
 
     def __init__(self, config: Config, registry: Registry) -> None:
@@ -57,6 +59,7 @@ class Gateway:
             if backend.tls != UpstreamTLS():
                 self.upstreams.prepare(backend.tls)
         self.siblings = Siblings()
+        self.condition = Condition()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.app: WSGIApplication

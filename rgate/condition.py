@@ -1,0 +1,24 @@
+"""How this process is doing, as far as it decides about traffic: one object for all gateways that a process has in its life."""
+
+from __future__ import annotations
+
+__all__ = ["Condition"]
+
+
+class Condition:
+    """What stands in the way of new traffic, and what an operator should know.
+
+    unready  by who says so, why this process should get no new requests ("stopping": "SIGTERM 3 s ago"); empty: it is ready
+    notices  by who says so, what an operator should know although it is ready ("config": "config.yml:12: …, so the …")
+
+    Both are only ever changed by single assignments and pops of keys, so any thread may write and read them.
+    """
+
+    def __init__(self) -> None:
+        self.unready: dict[str, str] = {}
+        self.notices: dict[str, str] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return not self.unready
