@@ -6,7 +6,8 @@ everything else they share is the listening port, the config and the database.
     worker ── ask "stats.flush" ──→ supervisor ──→ every other worker: runs its action, answers
     worker ←── done ───────────────────┘
 
-Messages are lines on a socket pair between the supervisor and each worker: `ask NUMBER TOPIC` and `done NUMBER`, both ways.
+Messages are lines on a socket pair between the supervisor and each worker: `ask NUMBER TOPIC [ARGUMENT]` and `done NUMBER`,
+both ways. The argument is percent-encoded, so that any text is one word.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from urllib.parse import quote, unquote
 
 __all__ = ["Siblings"]
 
@@ -24,24 +26,25 @@ _log = logging.getLogger("rgate.siblings")
 class Siblings:
     """What a plugin uses to reach the other worker processes. With one process there are none, and ask() returns at once.
 
-    `answer(topic, action)` says what this process does when a sibling asks for `topic`; `ask(topic)` has all siblings do
-    it and returns when they have, or after `timeout_seconds`. Thread-safe. Actions run in one thread and should be quick.
+    `answer(topic, action)` says what this process does when a sibling asks for `topic`; `ask(topic, argument)` has all
+    siblings do it and returns when they have, or after `timeout_seconds`. Thread-safe. Actions run in one thread and should
+    be quick.
     """
 
     def __init__(self) -> None:
-        self._actions: dict[str, Callable[[], object]] = {}
+        self._actions: dict[str, Callable[[str], object]] = {}
         self._channel: socket.socket | None = None
         self._waiting: dict[str, threading.Event] = {}
         self._number = 0
         self._lock = threading.Lock()
         self.on_lost: Callable[[], object] = lambda: None
 
-    def answer(self, topic: str, action: Callable[[], object]) -> None:
-        """Run `action` whenever a sibling asks for `topic` (a word)."""
+    def answer(self, topic: str, action: Callable[[str], object]) -> None:
+        """Run `action(argument)` whenever a sibling asks for `topic` (a word). The argument is "" unless it gives one."""
         self._actions[topic] = action
 
-    def ask(self, topic: str, timeout_seconds: float = 0.5) -> bool:
-        """Have every sibling run its action for `topic`. False when not all have answered in time."""
+    def ask(self, topic: str, argument: str = "", timeout_seconds: float = 0.5) -> bool:
+        """Have every sibling run its action for `topic` with `argument`, any text. False when not all have answered in time."""
         channel = self._channel
         if channel is None:
             return True
@@ -51,7 +54,7 @@ class Siblings:
             number = str(self._number)
             self._waiting[number] = done
         try:
-            self._send(f"ask {number} {topic}")
+            self._send(f"ask {number} {topic} {quote(argument, safe='')}".rstrip())
             return done.wait(timeout_seconds)
         finally:
             self._waiting.pop(number, None)
@@ -84,11 +87,11 @@ class Siblings:
             case ["done", number]:
                 if (done := self._waiting.get(number)) is not None:
                     done.set()
-            case ["ask", number, topic]:
+            case ["ask", number, topic, *argument]:
                 action = self._actions.get(topic)
                 try:
                     if action is not None:
-                        action()
+                        action(unquote("".join(argument)))
                 except Exception:
                     _log.exception("a sibling's request for %r failed", topic)
                 self._send(f"done {number}")

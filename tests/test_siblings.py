@@ -30,7 +30,7 @@ def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, 
     siblings = Siblings()
     siblings.connect(theirs)
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(siblings.ask("stats.flush", PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(siblings.ask("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
     asking.start()
     assert ours.recv(100) == b"ask 1 stats.flush\n"
     assert not answers
@@ -48,19 +48,34 @@ def test_ask_not_answered_in_time_says_so(channel: tuple[socket.socket, socket.s
 def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
     siblings = Siblings()
-    ran = threading.Event()
-    siblings.answer("stats.flush", ran.set)
+    asked: list[str] = []
+    siblings.answer("stats.flush", asked.append)
     siblings.connect(theirs)
     ours.sendall(b"ask 7 stats.flush\n")
     assert ours.recv(100) == b"done 7\n"
-    assert ran.is_set()
+    assert asked == [""]
+
+
+@pytest.mark.parametrize("argument", ["", "http://127.0.0.1:9000", "two words", "100 % ünïcode\n"])
+def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.socket, socket.socket], argument: str) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.connect(worker)
+    siblings.ask("drain", argument, timeout_seconds=0)
+    asked = supervisor.recv(1_000)
+    assert asked.startswith(b"ask 1 drain") and asked.count(b"\n") == 1
+    arrived: list[str] = []
+    siblings.answer("drain", arrived.append)
+    supervisor.sendall(asked)
+    assert supervisor.recv(100) == b"done 1\n"
+    assert arrived == [argument]
 
 
 @pytest.mark.parametrize("topic", ["unknown", "failing"])
 def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
     ours, theirs = channel
     siblings = Siblings()
-    siblings.answer("failing", lambda: 1 / 0)
+    siblings.answer("failing", lambda _: 1 / 0)
     siblings.connect(theirs)
     ours.sendall(f"ask 8 {topic}\n".encode())
     assert ours.recv(100) == b"done 8\n"

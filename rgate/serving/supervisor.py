@@ -172,17 +172,17 @@ class Supervisor:
         *lines, worker.unread = (worker.unread + block).split(b"\n")
         for line in lines:
             match line.decode("ascii", "replace").split():
-                case ["ask", number, topic]:
-                    self._ask_others(worker, number, topic)
+                case ["ask", number, *question]:
+                    self._ask_others(worker, number, " ".join(question))
                 case ["done", number]:
                     self._answered(number, worker.index)
 
-    def _ask_others(self, asker: _Worker, number: str, topic: str) -> None:
+    def _ask_others(self, asker: _Worker, number: str, asked: str) -> None:
         self._asked += 1
         own = str(self._asked)
         question = self._questions[own] = _Question(asker, number)
         for other in self._workers:
-            if other is not asker and other.channel is not None and self._send(other, f"ask {own} {topic}"):
+            if other is not asker and other.channel is not None and self._send(other, f"ask {own} {asked}"):
                 question.unanswered.add(other.index)
         self._answered(own, -1)
 

@@ -83,6 +83,6 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
-    gateway.siblings.answer(FLUSH, recorder.flush)
+    gateway.siblings.answer(FLUSH, lambda _: recorder.flush())
     recorder.flush_siblings = lambda: gateway.siblings.ask(FLUSH)
     return recorder.running()
