@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .condition import Condition
 from .config import Config
@@ -16,6 +16,7 @@ from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
+from .kept import Kept
 from .model import Backend, Route, Timeouts, UpstreamTLS
 from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
 from .registry import Registry
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "build"]
 
 UPKEEP_SECONDS: Final = 2.0
+
+_T = TypeVar("_T")
 
 
 class Gateway:
@@ -44,11 +47,14 @@ class Gateway:
     chains        route name → names of the middleware it passes, outermost first
     tls           what the server speaks TLS with; None without server.tls
     condition     whether this process wants new traffic, and what an operator should know
+
+    `before` is the gateway whose place it is to take when the config has changed; what that one has kept it may go on with.
     """
 
-    def __init__(self, config: Config, registry: Registry) -> None:
+    def __init__(self, config: Config, registry: Registry, before: Gateway | None = None) -> None:
         self.config = config
         self.registry = registry
+        self._kept: Kept = Kept(before._kept if before else None)
         self.backends: Mapping[str, Backend] = {b.name: b for b in map(_backend, config.backends)}
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
@@ -59,7 +65,7 @@ class Gateway:
             if backend.tls != UpstreamTLS():
                 self.upstreams.prepare(backend.tls)
         self.siblings = Siblings()
-        self.condition = Condition()
+        self.condition: Condition = before.condition if before else Condition()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.app: WSGIApplication
@@ -73,10 +79,22 @@ class Gateway:
         own = route.options.get(name) if route else None
         return own or self.config.plugins.get(name)
 
+    def keep(self, name: str, key: object, make: Callable[[], _T]) -> _T:
+        """An object that outlives a change of the config: what `make()` returns, or the one that is there already.
+
+        The gateway that is made of a changed config gets the same object as long as `key` is equal, usually the options it
+        was made for, so counters and open files go on. `name` begins with the plugin's; asked for again in the same gateway
+        it is the same object. Once no gateway keeps it, its close() is called if it has one. For hooks, in the thread that
+        calls them; `make` must start no thread, as worker processes may be forked after it. Raises ValueError when the name
+        is kept for another key.
+        """
+        return self._kept.get(name, key, make)
+
     @contextmanager
     def running(self) -> Iterator[Gateway]:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
         with ExitStack() as stack:
+            stack.callback(self._kept.close)
             for lifespan in self.registry.collect("rgate_lifespan", gateway=self):
                 stack.enter_context(lifespan)
             self.table.start()
@@ -96,12 +114,12 @@ class Gateway:
             self.upstreams.keep(frozenset(endpoint.address for pool in endpoints for endpoint in pool))
 
 
-def build(config: Config, registry: Registry) -> Gateway:
-    """Compose the gateway that `config` describes. Raises PluginError.
+def build(config: Config, registry: Registry, before: Gateway | None = None) -> Gateway:
+    """Compose the gateway that `config` describes, to take the place of `before` if there is one. Raises PluginError.
 
     client ⇄ ExchangeScope ─→ outer chain … routing ─→ RouteDispatch ─→ the route's own chain ─→ forwarder ⇄ endpoint
     """
-    gateway = Gateway(config, registry)
+    gateway = Gateway(config, registry, before)
     for routes in registry.collect("rgate_local_routes", gateway=gateway):
         for path in sorted(routes.keys() & gateway.local_routes.keys()):
             raise PluginError(f"two plugins answer the local route {path!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, hookimpl
+from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, build, hookimpl
 from rgate.model import Backend
 from rgate.testing import ScriptedBackend, answering, assert_fault, client, make_gateway, running_gateway
 
@@ -261,3 +261,34 @@ def test_options_are_the_routes_own_or_else_the_gateways() -> None:
     assert gateway.options("routing") is None
     assert gateway.options("normalize", gateway.routes[0]).max_body_bytes == 1_048_576
     assert gateway.options("normalize", gateway.routes[1]).max_body_bytes == 1
+
+
+def test_keep_goes_on_in_the_next_gateway_while_the_key_is_equal() -> None:
+    first = make_gateway()
+    kept = first.keep("counts", ("a", 1), list)
+    assert first.keep("counts", ("a", 1), list) is kept
+    assert build(first.config, first.registry, first).keep("counts", ("a", 1), list) is kept
+    assert build(first.config, first.registry, first).keep("counts", ("a", 2), list) is not kept
+
+
+def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:
+    happened: list[str] = []
+
+    class Kept:
+        def close(self) -> None:
+            happened.append("closed")
+
+    @contextmanager
+    def lifespan(gateway: Gateway) -> Iterator[None]:
+        gateway.keep("it", None, Kept)
+        yield
+        happened.append("left")
+
+    with running_gateway({}, {}, {"a": Plugin(lifespan=lifespan)}):
+        assert not happened
+    assert happened == ["left", "closed"]
+
+
+def test_condition_goes_along_to_the_next_gateway() -> None:
+    first = make_gateway()
+    assert build(first.config, first.registry, first).condition is first.condition

@@ -10,7 +10,7 @@ from .source import FILES, imports, module_of
 
 # Lowest first. A module may import what stands below it, and its own package; not its neighbours.
 LAYERS = (
-    {"condition", "errors", "model", "version", "plugins"},  # of plugins only BUILTIN, the names
+    {"condition", "errors", "kept", "model", "version", "plugins"},  # of plugins only BUILTIN, the names
     {"wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "forwarding", "serving"},
