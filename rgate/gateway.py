@@ -18,8 +18,9 @@ from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .kept import Kept
 from .model import Backend, Route, Timeouts, UpstreamTLS
-from .pipeline import ROUTING, ExchangeScope, RouteDispatch, compose, order, raise_refused
+from .pipeline import ROUTING, RouteDispatch, compose, order
 from .registry import Registry
+from .scope import ExchangeScope, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
 

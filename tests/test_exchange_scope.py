@@ -10,10 +10,7 @@ import pytest
 
 from rgate import BadResponse, Exchange, GatewayError, NoEndpoint, RequestError
 from rgate.exchange import ENVIRON_KEY
-from rgate.pipeline import (
-    ExchangeScope,
-    raise_refused,
-)
+from rgate.scope import ExchangeScope, raise_refused
 from rgate.testing import answering, make_environ
 from rgate.wire.environ import FIELDS_KEY, REFUSED_KEY, TARGET_KEY
 

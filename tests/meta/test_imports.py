@@ -13,7 +13,7 @@ LAYERS = (
     {"condition", "errors", "kept", "model", "version", "plugins"},  # of plugins only BUILTIN, the names
     {"wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
-    {"discovery", "pipeline", "forwarding", "serving"},
+    {"discovery", "pipeline", "scope", "forwarding", "serving"},
     {"installed", "use"},
     {"registry"},
     {"gateway"},

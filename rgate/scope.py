@@ -1,0 +1,180 @@
+"""ExchangeScope: the outermost app of a gateway, which gives every request its exchange and every failure an answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from .errors import GatewayError, InternalFault, RequestError
+from .exchange import ENVIRON_KEY, Exchange
+from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["ExchangeScope", "raise_refused"]
+
+
+def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The innermost app for requests that the server refused: raises what it found, or what it makes of the request."""
+    error: GatewayError | Callable[[WSGIEnvironment], GatewayError] = environ[REFUSED_KEY]
+    raise error if isinstance(error, GatewayError) else error(environ)
+
+
+def answer_asterisk(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """`OPTIONS *` asks about the gateway itself (RFC 9110 §9.3.7)."""
+    start_response("204 No Content", [])
+    return []
+
+
+class ExchangeScope:
+    """The outermost app: answers local routes, gives every other request its Exchange, and ends it in time.
+
+    `refused` is the outer chain around `raise_refused`. What still comes out of the chain as an exception before the
+    response has begun becomes a plain answer in the common shape.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        refused: WSGIApplication,
+        local_routes: Mapping[str, WSGIApplication],
+        on_failure: Callable[[Exchange, Exception], object],
+    ) -> None:
+        self._app = app
+        self._refused = refused
+        self._local_routes = {"*": answer_asterisk, **local_routes}
+        self._on_failure = on_failure
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        app = self._app
+        if TARGET_KEY not in environ:
+            try:
+                adopt(environ)
+            except ValueError as error:
+                environ[REFUSED_KEY] = RequestError(str(error))
+        if REFUSED_KEY in environ:
+            app = self._refused
+        elif environ["PATH_INFO"] in self._local_routes:
+            return self._local(environ, start_response)
+        environ[ENVIRON_KEY] = exchange = Exchange()
+        sent: list[tuple[str, str]] = []
+
+        def begin(status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None) -> Callable[[bytes], object]:
+            nonlocal sent
+            exchange.status = int(status[:3])
+            sent = headers
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        try:
+            body = app(environ, begin)
+        except Exception as error:
+            self._on_failure(exchange, error)
+            body = _last_resort(exchange, error, begin)
+        if type(body) is list:
+            for block in body:
+                exchange.bytes_sent += len(block)
+            exchange.finish()
+            return body
+        return _ExchangeBody(exchange, body, begin, lambda: sent, self._on_failure)
+
+    def _local(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """A local route: outside the chain, so that it is never forwarded and never counted."""
+        environ[ENVIRON_KEY] = exchange = Exchange()
+        try:
+            return self._local_routes[environ["PATH_INFO"]](environ, start_response)
+        except Exception as error:
+            self._on_failure(exchange, error)
+            return _last_resort(exchange, error, start_response)
+
+
+class _ExchangeBody:
+    """A response body that ends its exchange before its last byte goes out.
+
+    An app may call start_response as late as for its first block (PEP 3333): `headers()` is asked only after that, and
+    what is raised before it still becomes an answer.
+    """
+
+    __slots__ = ("_begin", "_blocks", "_body", "_exchange", "_headers", "_left", "_on_failure")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        body: Iterable[bytes],
+        begin: StartResponse,
+        headers: Callable[[], list[tuple[str, str]]],
+        on_failure: Callable[[Exchange, Exception], object],
+    ) -> None:
+        self._exchange = exchange
+        self._body = body
+        self._begin = begin
+        self._headers: Callable[[], list[tuple[str, str]]] | None = headers
+        self._on_failure = on_failure
+        self._blocks = iter(body)
+        self._left: int | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            block = next(self._blocks)
+        except StopIteration:
+            self._exchange.finish()
+            raise
+        except Exception as error:
+            block = self._broken(error)
+        if self._headers is not None:
+            self._left, self._headers = _content_length(self._headers()), None
+        self._exchange.bytes_sent += len(block)
+        if self._left is not None:
+            self._left -= len(block)
+            if self._left <= 0:
+                self._exchange.finish()
+        return block
+
+    def _broken(self, error: Exception) -> bytes:
+        """The answer in place of a body that breaks off, if nothing of the response has left yet."""
+        exchange = self._exchange
+        if not isinstance(error, RequestError):  # a client that leaves or sends nonsense is no news
+            self._on_failure(exchange, error)
+        answer = _last_resort(exchange, error, self._begin)
+        self._blocks = iter(())
+        return answer[0]
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._exchange.finish()
+
+
+def _content_length(headers: list[tuple[str, str]]) -> int | None:
+    value = next((value for name, value in headers if name.lower() == "content-length"), "")
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def _last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
+    """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape.
+
+    Called while `error` is handled. Ends the exchange and raises `error` when the response's head has left already, so that
+    the server cuts it.
+    """
+    fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+    exchange.error = exchange.error or fault
+    body = fault.json(exchange.id)
+    phrase = HTTPStatus(fault.status).phrase if fault.status in HTTPStatus._value2member_map_ else "Unknown"
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    begun = exchange.status
+    try:
+        start_response(f"{fault.status} {phrase}", headers, sys.exc_info() if begun else None)
+    except Exception:
+        exchange.status = begun
+        exchange.finish()
+        raise
+    return [body]
