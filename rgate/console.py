@@ -106,7 +106,8 @@ class Console:
 
 def _route_rows(route: Route, snapshot: Snapshot) -> Iterable[Sequence[str]]:
     backend = route.backend.name
-    found = [(endpoint.name, str(endpoint.address)) for endpoint in snapshot.endpoints[backend]]
+    asides = {aside.endpoint.key: f" ({aside})" for aside in snapshot.set_aside.get(backend, ())}
+    found = [(e.name, f"{e.address}{asides.get(e.key, '')}") for e in snapshot.found[backend]]
     found += [(instance.name, f"not usable: {instance.reason}") for instance in snapshot.unusable[backend]]
     first = (_match(route), backend)
     for name, address in found or [("none yet: answered with 503 until there is one", "")]:

@@ -142,7 +142,7 @@ def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
     """2 routes, 1 backend"""
     counts = {"route": len(gateway.routes), "backend": len(gateway.backends)}
     if with_endpoints:
-        counts["endpoint"] = sum(map(len, gateway.table.snapshot.endpoints.values()))
+        counts["endpoint"] = sum(map(len, gateway.table.snapshot.found.values()))
     return ", ".join(f"{count} {noun if count == 1 else noun + 's'}" for noun, count in counts.items())
 
 

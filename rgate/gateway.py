@@ -111,7 +111,7 @@ class Gateway:
     def _keep_upstreams(self, stop: threading.Event) -> None:
         """Close connections that rest for too long, and those to endpoints that are gone."""
         while not stop.wait(UPKEEP_SECONDS):
-            endpoints = self.table.snapshot.endpoints.values()
+            endpoints = self.table.snapshot.found.values()
             self.upstreams.keep(frozenset(endpoint.address for pool in endpoints for endpoint in pool))
 
 

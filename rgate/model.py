@@ -133,6 +133,11 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
     load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
 
+    @property
+    def key(self) -> tuple[str, Address]:
+        """What it is known by over all snapshots, whatever happens to its name and labels."""
+        return self.id, self.address
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:

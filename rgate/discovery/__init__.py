@@ -3,12 +3,13 @@
     source.list() → Instances ─ labels decide ─→ Endpoints by backend ─→ Snapshot: one reference, swapped
 
 snapshot.py  what a snapshot is and how one is joined from instances; pure
+asides.py    endpoints that are found, but not for new requests while somebody says so
 loop.py      lists one source over and over and keeps its watch alive
 table.py     EndpointTable: all of it, running
 """
 
 from .loop import Timing
-from .snapshot import Change, Snapshot, SourceState, why_not
+from .snapshot import Change, SetAside, Snapshot, SourceState, why_not
 from .table import EndpointTable
 
-__all__ = ["Change", "EndpointTable", "Snapshot", "SourceState", "Timing", "why_not"]
+__all__ = ["Change", "EndpointTable", "SetAside", "Snapshot", "SourceState", "Timing", "why_not"]

@@ -9,9 +9,10 @@ from typing import Literal
 
 from ..model import Address, Backend, Endpoint, EndpointLoad, Instance
 
-__all__ = ["Change", "Matcher", "Snapshot", "SourceState", "changes", "why_not"]
+__all__ = ["Change", "Matcher", "SetAside", "Snapshot", "SourceState", "changes", "why_not"]
 
 NAMES_SHOWN = 3
+NOTHING: Mapping[str, tuple[SetAside, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +33,43 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """An endpoint that gets no new requests, and why, by who says so: {"drain": "draining", "ejection": "ejected: …"}.
+
+    last_resort  it gets some all the same while its backend has no other
+    on_trial     it gets some all the same, as far as its `load.claim` lets them pass
+    """
+
+    endpoint: Endpoint
+    reasons: Mapping[str, str]
+    last_resort: bool = False
+    on_trial: bool = False
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Discovery at one moment, joined over all sources. A tuple of endpoints that has not changed is the same object as before.
 
-    endpoints  the endpoints of every backend, sorted by id; empty when there are none
+    endpoints  what new requests of every backend choose from, sorted by id; empty when there is nothing
     unusable   per backend the instances that belong to it but have no address, sorted by id, each with its reason
     sources    by name
+    found      every endpoint that has an address, those set aside included
+    set_aside  those of `found` that somebody has set aside
     """
 
     endpoints: Mapping[str, tuple[Endpoint, ...]]
     unusable: Mapping[str, tuple[Instance, ...]]
     sources: Mapping[str, SourceState]
+    found: Mapping[str, tuple[Endpoint, ...]]
+    set_aside: Mapping[str, tuple[SetAside, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line for the operator: an endpoint came ("+") or went ("-"), or instances cannot be used ("!") and why.
+    """One line for the operator: an endpoint came ("+") or went ("-"), or some cannot be used ("!") and why.
 
     Instances that cannot be used for the same reason share a line, so that a hundred stopped containers are one.
     """
@@ -59,7 +81,7 @@ class Change:
 
     def __str__(self) -> str:
         if self.sign != "!":
-            return f"backend {self.backend}: {self.sign} {self.names[0]} {self.detail}"
+            return f"backend {self.backend}: {self.sign} {self.names[0]} {self.detail}".rstrip()
         shown, rest = ", ".join(self.names[:NAMES_SHOWN]), len(self.names) - NAMES_SHOWN
         who = f"{shown} and {rest} more" if rest > 0 else shown
         return f"backend {self.backend}: {who} {'is' if len(self.names) == 1 else 'are'} not usable: {self.detail}"
@@ -96,8 +118,9 @@ class Matcher:
                 self._by_label.setdefault(backend.match_labels[0], []).append(backend)
 
     def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
-        """The snapshot of what `sources` say. Loads go along from `before` while id and address of an instance stay."""
-        loads = {(old.id, old.address): old.load for group in before.endpoints.values() for old in group}
+        """The snapshot of what `sources` say, with nothing set aside. Loads go along from `before` while id and address of an
+        instance stay."""
+        loads = {old.key: old.load for group in before.found.values() for old in group}
         endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         for instance in (instance for source in sources.values() for instance in source.instances):
@@ -107,11 +130,9 @@ class Matcher:
                     continue
                 load = loads.setdefault((instance.id, instance.address), EndpointLoad())
                 endpoints[name].append(Endpoint(instance.id, instance.name, name, instance.address, instance.labels, load))
-        return Snapshot(
-            MappingProxyType({name: _settled(group, before.endpoints[name]) for name, group in endpoints.items()}),
-            MappingProxyType({name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}),
-            sources,
-        )
+        found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
+        without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
+        return Snapshot(found, MappingProxyType(without_address), sources, found, NOTHING)
 
     def _backends(self, instance: Instance) -> set[str]:
         found = {
@@ -136,23 +157,32 @@ def _settled(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[E
 
 def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
     """What is new for `backend`, in a stable order: gone, come, not usable. A change of name alone is none."""
-    old = {(endpoint.id, endpoint.address): endpoint for endpoint in before.endpoints[backend]}
-    new = {(endpoint.id, endpoint.address): endpoint for endpoint in after.endpoints[backend]}
+    old_asides = {aside.endpoint.key for aside in before.set_aside.get(backend, ())}
+    asides = {aside.endpoint.key: str(aside) for aside in after.set_aside.get(backend, ())}
+    old = {endpoint.key: endpoint for endpoint in before.found[backend]}
+    new = {endpoint.key: endpoint for endpoint in after.found[backend]}
     reasons = {instance.id: _reason(instance) for instance in after.unusable[backend]}
     for key, endpoint in old.items():
-        if key not in new:
-            reason = f" ({reasons[endpoint.id]})" if endpoint.id in reasons else ""
-            yield Change("-", backend, (endpoint.name,), f"{endpoint.address}{reason}")
-    for key, endpoint in new.items():
-        if key not in old:
-            yield Change("+", backend, (endpoint.name,), str(endpoint.address))
-    told = {id for id, _ in old} | {i.id for i in before.unusable[backend] if _reason(i) == reasons.get(i.id)}
+        if key not in old_asides and (key not in new or key in asides):
+            yield Change("-", backend, (endpoint.name,), _where(endpoint, asides.get(key) or reasons.get(endpoint.id)))
     by_reason: dict[str, list[str]] = {}
+    for key, endpoint in new.items():
+        if key in asides:
+            if key not in old:
+                by_reason.setdefault(asides[key], []).append(endpoint.name)
+        elif key not in old or key in old_asides:
+            yield Change("+", backend, (endpoint.name,), _where(endpoint))
+    told = {id for id, _ in old} | {i.id for i in before.unusable[backend] if _reason(i) == reasons.get(i.id)}
     for instance in after.unusable[backend]:
         if instance.id not in told:
             by_reason.setdefault(reasons[instance.id], []).append(instance.name)
     for reason, names in by_reason.items():
         yield Change("!", backend, tuple(sorted(names)), reason)
+
+
+def _where(endpoint: Endpoint, why: str | None = None) -> str:
+    address = str(endpoint.address)
+    return " ".join([address] * (address != endpoint.name) + [f"({why})"] * bool(why))
 
 
 def _reason(instance: Instance) -> str:
