@@ -9,21 +9,24 @@ from typing import Any, Final
 
 from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
 from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
+from .pipe import SPLICE, Pipe
 from .upstream import BLOCK_BYTES, UpstreamConnection
 
 __all__ = ["ResponseBody", "Upload"]
 
 LARGE_BLOCK_BYTES: Final = 262_144
+SPLICE_FROM_BYTES: Final = 262_144  # a pipe costs some system calls of its own
 
 
 class Upload:
     """A request body that is not wholly at hand.
 
     `stream` is wsgi.input. When it is one of rgate's own server it has `fileno()` and `buffered`, and pump() waits for
-    the client and the backend at once, so that neither an early response nor a slow client holds up the other.
+    the client and the backend at once, so that neither an early response nor a slow client holds up the other. A large one
+    of known length between plain sockets goes through a pipe. close() it if it does not become `complete`.
     """
 
-    __slots__ = ("_connection", "_left", "_outgoing", "_read", "_stream", "_timeout_seconds", "complete")
+    __slots__ = ("_connection", "_left", "_outgoing", "_own", "_pipe", "_read", "_stream", "_timeout_seconds", "complete")
 
     def __init__(self, stream: Any, length: int | None, connection: UpstreamConnection, timeout_seconds: float) -> None:
         self._stream = stream
@@ -32,20 +35,42 @@ class Upload:
         self._connection = connection
         self._outgoing = memoryview(b"")
         self._timeout_seconds = timeout_seconds
+        self._own = hasattr(stream, "buffered")
+        self._pipe: Pipe | None = None
+        large = length is not None and length >= SPLICE_FROM_BYTES
+        if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
+            self._pipe = Pipe()
         self.complete = False
+
+    def close(self) -> None:
+        """Give up what has not been sent. May be called again."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
 
     def pump(self) -> None:
         """Move the body until it is complete, or the backend has begun to answer or takes no more of it.
 
         Raises what reading raises, and ResponseTimeout.
         """
+        if self._pipe is None:
+            self._pump()
+            return
+        sock = self._connection.sock
+        sock.setblocking(False)  # splice(2) knows no other way not to wait for a socket
+        try:
+            self._pump()
+        finally:
+            sock.setblocking(True)
+
+    def _pump(self) -> None:
         connection = self._connection
         if connection.holds:
             return
-        own = hasattr(self._stream, "buffered")
+        own, pipe = self._own, self._pipe
         poll = select.poll()
         while not self.complete and not connection.broken:
-            if not self._outgoing:
+            if not self._outgoing and not (pipe and pipe.holds):
                 if own and not self._stream.buffered:
                     poll.register(connection.sock, select.POLLIN)
                     poll.register(self._stream.fileno(), select.POLLIN)
@@ -70,6 +95,10 @@ class Upload:
             self._send()
 
     def _next_block(self) -> None:
+        if self._pipe is not None and not self._stream.buffered:
+            assert self._left is not None
+            self._left -= self._stream.move_to(self._pipe.take)
+            return
         block = self._read(LARGE_BLOCK_BYTES if self._left is None else min(LARGE_BLOCK_BYTES, self._left))
         if self._left is None:
             self._outgoing = memoryview(b"%b%b\r\n" % (chunk_head(len(block)), block) if block else LAST_CHUNK)
@@ -81,15 +110,21 @@ class Upload:
             raise RequestError("the request body ended early")
 
     def _send(self) -> None:
+        pipe, sent = self._pipe, 0
         try:
-            sent = self._connection.sock.send(self._outgoing, socket.MSG_DONTWAIT)
+            if pipe is not None and pipe.holds:
+                pipe.give(self._connection.sock.fileno())
+            else:
+                sent = self._connection.sock.send(self._outgoing, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:
             self._connection.broken = str(error)
             return
         self._outgoing = self._outgoing[sent:]
-        self.complete = not self._outgoing and self._left == 0
+        self.complete = not self._outgoing and self._left == 0 and not (pipe and pipe.holds)
+        if self.complete:
+            self.close()
 
 
 class ResponseBody:
@@ -173,6 +208,8 @@ class ResponseBody:
         done, self._done = self._done, None
         if done is not None:
             done(whole and (self._upload is None or self._upload.complete))
+            if self._upload is not None:
+                self._upload.close()
 
     def close(self) -> None:
         """Give the connection up when the body was not read to its end."""

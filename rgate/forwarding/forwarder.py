@@ -89,6 +89,7 @@ class Forwarder:
                 upload = None
             elif response.code >= 300:
                 # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
+                upload.close()
                 upload, reusable = None, False
         length = response.length
         chunked = response.chunked
@@ -147,6 +148,8 @@ class Forwarder:
                 break
             except (StaleConnection, UpstreamClosed) as error:
                 connection.close()
+                if upload is not None:
+                    upload.close()
                 if connection.aborted:
                     raise RequestError("the client has left before the response") from error
                 if isinstance(error, UpstreamClosed) or not repeatable:
@@ -154,6 +157,8 @@ class Forwarder:
                 connection = upstream.pool.fresh(timeouts)
             except BaseException:
                 connection.close()
+                if upload is not None:
+                    upload.close()
                 raise
             finally:
                 if client is not None:

@@ -52,6 +52,28 @@ class RequestBody(io.RawIOBase):
             self._go_on()
         return bool(self._ready or self._first or self.complete)
 
+    @property
+    def plain(self) -> bool:
+        """Whether move_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
+        return self._chunks is None and self._connection.plain
+
+    def move_to(self, take: Callable[[int, int], int]) -> int:
+        """Have `take(fd, most)` take what has come of the body, without waiting; how many bytes. Only while nothing is
+        buffered. What `take` raises as BlockingIOError is 0."""
+        assert self._left is not None
+        try:
+            moved = take(self.fileno(), self._left)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            moved = 0
+        if not moved:
+            self._failed = True
+            raise RequestError("the client left within the request body")
+        self._left -= moved
+        self.complete = not self._left
+        return moved
+
     def readable(self) -> bool:
         return True
 

@@ -87,6 +87,7 @@ class Connection:
         "tunnelled",
         "turn",
     )
+    plain = True  # what comes on the socket is HTTP itself
 
     def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
         self._server = server
@@ -327,10 +328,9 @@ class Connection:
         self.body = body
         keep_alive = self._serve(request, body, body)
         self.body = None
-        complete = body.drain()
-        if not complete:
-            self._lingering = True
-        return keep_alive and complete, body.rest
+        if not body.drain():
+            self._lingering, keep_alive = True, False
+        return keep_alive, body.rest
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""

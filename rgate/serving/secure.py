@@ -33,6 +33,7 @@ class SecureConnection(Connection):
     """A connection that begins with a TLS handshake, which holds no thread either, and has `head_seconds`."""
 
     __slots__ = ("_stream",)
+    plain = False
 
     def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
         assert server.tls is not None
