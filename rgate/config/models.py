@@ -10,10 +10,12 @@ import re
 from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticKnownError
 
 from ..wire.target import read_target
+from .shown import shown
+from .tree import Path
 
 __all__ = [
     "BackendConfig",
@@ -347,3 +349,9 @@ class Config(Model):
     disabled: frozenset[str] = Field(default=frozenset(), init=False)
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None
+    _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
+
+    def shown(self) -> dict[str, Any]:
+        """The config in force, defaults included, as plain values that may be shown: what stands under a key that is called
+        like a secret is hidden, a password in a URL too, and a value out of the environment is the text in the file."""
+        return shown(self, self._sources)
