@@ -6,12 +6,14 @@ among Instances, which is what a discovery source lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
     from .exchange import Exchange
     from .forwarding.upstream import Upstream
 
@@ -108,13 +110,25 @@ class EndpointLoad:
 
     `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
     `upstream` is the forwarder's own: the connections to this endpoint.
+
+    The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
+    on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
+    on_response  called with the exchange and the status of every response whose head has come
+    claim        asked with the environ of a request that could go to this endpoint, whether it must: its trial
+    share        how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
+
+    After a change of `claim` or `share` somebody has to call EndpointTable.reshared().
     """
 
-    __slots__ = ("running", "upstream")
+    __slots__ = ("claim", "on_fault", "on_response", "running", "share", "upstream")
 
     def __init__(self) -> None:
         self.running: set[Exchange] = set()
         self.upstream: Upstream | None = None
+        self.on_fault: Callable[[Exchange, BaseException], object] | None = None
+        self.on_response: Callable[[Exchange, int], object] | None = None
+        self.claim: Callable[[WSGIEnvironment], bool] | None = None
+        self.share = 1.0
 
     @property
     def in_flight(self) -> int:

@@ -131,7 +131,8 @@ class ResponseBody:
     """A response body as a WSGI iterable: each block as it comes, checked against its framing.
 
     Raises Truncated when the backend ends, stalls or errs before the body is complete, so that the client's connection
-    is cut and no partial body looks whole. `done(whole)` is called once, at the end or in close().
+    is cut and no partial body looks whole. `done(whole, fault)` is called once, at the end or in close(); `fault` is what
+    the backend has done wrong, if it is that what ends the body.
     """
 
     __slots__ = ("_chunks", "_connection", "_done", "_first", "_left", "_upload")
@@ -143,11 +144,11 @@ class ResponseBody:
         first: bytes,
         connection: UpstreamConnection,
         upload: Upload | None,
-        done: Callable[[bool], None],
+        done: Callable[[bool, Truncated | None], None],
     ) -> None:
         self._connection = connection
         self._upload = upload
-        self._done: Callable[[bool], None] | None = done
+        self._done: Callable[[bool, Truncated | None], None] | None = done
         self._first = first
         self._left = length
         self._chunks = ChunkedReader() if chunked else None
@@ -161,10 +162,12 @@ class ResponseBody:
         try:
             block = self._next()
         except (GatewayError, ValueError) as error:
-            self._end(False)
+            truncated = Truncated(str(error))
+            clients_own = self._connection.aborted or isinstance(error, RequestError)
+            self._end(False, None if clients_own else truncated)
             if self._connection.aborted:
                 raise RequestError("the client has left") from error
-            raise Truncated(str(error)) from error
+            raise truncated from error
         if not block:
             raise StopIteration
         return block
@@ -204,10 +207,10 @@ class ResponseBody:
             if payload:
                 return payload
 
-    def _end(self, whole: bool) -> None:
+    def _end(self, whole: bool, fault: Truncated | None = None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(whole and (self._upload is None or self._upload.complete))
+            done(whole and (self._upload is None or self._upload.complete), fault)
             if self._upload is not None:
                 self._upload.close()
 

@@ -11,7 +11,7 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import BadResponse, InternalFault, RequestError, UpstreamClosed
+from ..errors import BadResponse, InternalFault, RequestError, Truncated, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target
@@ -63,8 +63,10 @@ class Forwarder:
         running.add(exchange)
         try:
             return self._attempt(environ, start_response, exchange, endpoint, upstream, head)
-        except BaseException:
+        except BaseException as error:
             running.discard(exchange)
+            if load.on_fault is not None:
+                load.on_fault(exchange, error)
             raise
 
     def _attempt(
@@ -79,6 +81,8 @@ class Forwarder:
         client = environ.get(CLIENT_KEY)
         method = environ["REQUEST_METHOD"]
         connection, response, block, upload = self._exchange(environ, client, method, upstream, head)
+        if endpoint.load.on_response is not None:
+            endpoint.load.on_response(exchange, response.code)
         if response.code < 200:
             _switch(client, exchange, endpoint, connection, response, block)
             start_response(response.status, response.headers.copy())
@@ -279,6 +283,7 @@ def _done(
     client: Any,
     reusable: bool,
     whole: bool,
+    fault: Truncated | None,
 ) -> None:
     if client is not None:
         client.on_gone = None
@@ -287,3 +292,5 @@ def _done(
     else:
         connection.close()
     endpoint.load.running.discard(exchange)
+    if fault is not None and endpoint.load.on_fault is not None:
+        endpoint.load.on_fault(exchange, fault)
