@@ -1,22 +1,35 @@
-# rgate itself:
+# rgate itself; deploy/compose.yml runs it.
 #   docker build -t rgate .
-#   docker run -p 8080:8080 -v "$PWD/config.yml:/etc/rgate/config.yml:ro" -v /var/run/docker.sock:/var/run/docker.sock \
-#       --group-add "$(stat -c %g /var/run/docker.sock)" rgate
+#   docker run --read-only -p 8080:8080 -v "$PWD:/etc/rgate:ro" -v rgate-statistics:/var/lib/rgate \
+#       -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" rgate
 # Containers that share a network with it are reached there, without published ports.
 ARG BASE_IMAGE=python:3.13-slim
+# What it is built in: the same Python with pip or ensurepip. Nothing of it but /opt/rgate is in the image.
+ARG BUILD_IMAGE=${BASE_IMAGE}
 
-FROM ${BASE_IMAGE} AS build
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pyproject.toml ./
+# What rgate depends on changes seldom, so it is a layer of its own.
+RUN python3 -m venv /opt/rgate \
+    && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >needed \
+    && /opt/rgate/bin/pip install --no-cache-dir --requirement needed
+COPY setup.py README.md LICENSE ./
 COPY rgate rgate
-RUN python3 -m venv /opt/rgate && /opt/rgate/bin/pip install --no-cache-dir .
+RUN /opt/rgate/bin/pip install --no-cache-dir --no-deps . && /opt/rgate/bin/pip uninstall --quiet --yes pip setuptools
 
 FROM ${BASE_IMAGE}
+RUN groupadd --gid 10001 rgate \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/rgate --shell /usr/sbin/nologin rgate \
+    && install --directory --owner=rgate --group=rgate /var/lib/rgate
 COPY --from=build /opt/rgate /opt/rgate
-RUN useradd --system --create-home --home-dir /var/lib/rgate rgate
-USER rgate
-# The statistics database lies here: mount a volume to keep it.
+# By number: Kubernetes' runAsNonRoot does not look into /etc/passwd.
+USER 10001:10001
+# The only place that is written to: the statistics database.
+VOLUME /var/lib/rgate
 WORKDIR /var/lib/rgate
 EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/opt/rgate/bin/rgate", "healthcheck", "--config", "/etc/rgate/config.yml"]
 ENTRYPOINT ["/opt/rgate/bin/rgate"]
 CMD ["--host", "0.0.0.0", "--port", "8080", "--config", "/etc/rgate/config.yml"]

@@ -18,7 +18,8 @@ import pytest
 from docker.client import DockerClient
 from docker.models.containers import Container
 
-from .engine import Backends, EngineUnavailable, build_backend_image, connect, find_base_image
+from .engine import Backends, EngineUnavailable, connect, find_base_image
+from .images import build_gateway_image, build_haproxy_image, build_orders_image, build_stage_image
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 
@@ -54,7 +55,25 @@ def base_image(engine: DockerClient) -> str:
 @pytest.fixture(scope="session")
 def backend_image(engine: DockerClient, base_image: str) -> str:
     """The name of an image of the orders backend."""
-    return build_backend_image(engine, base_image)
+    return build_orders_image(engine, base_image)
+
+
+@pytest.fixture(scope="session")
+def gateway_image(engine: DockerClient, base_image: str) -> str:
+    """The name of an image of rgate, made of the project's Dockerfile."""
+    return build_gateway_image(engine, base_image)
+
+
+@pytest.fixture(scope="session")
+def build_image(engine: DockerClient, base_image: str) -> str:
+    """The name of an image that the Dockerfile can build in without a network."""
+    return build_stage_image(engine, base_image)
+
+
+@pytest.fixture(scope="session")
+def haproxy_image(engine: DockerClient, base_image: str) -> str:
+    """The name of an image with haproxy."""
+    return build_haproxy_image(engine, base_image)
 
 
 @pytest.fixture

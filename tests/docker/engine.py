@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import itertools
 import os
@@ -11,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -20,7 +18,6 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.networks import Network
 
-ORDERS = Path(__file__).parents[2] / "backends" / "orders"
 PORT = 8000  # the one that the orders image exposes
 IMAGES_WITH_PYTHON = ("rgate-base:1", "python:3.13-slim")  # what `.ci/engine base-image` makes; what the Dockerfiles name
 MS = 1_000_000  # Docker counts in nanoseconds
@@ -59,19 +56,6 @@ def find_base_image(client: DockerClient) -> str:
     except DockerException as error:
         raise EngineUnavailable(f"no image with Python; as root `.ci/engine base-image` makes one ({error})") from error
     return names[-1]
-
-
-def build_backend_image(client: DockerClient, base_image: str) -> str:
-    """The name of an image of backends/orders, built only when its files or the base image have changed."""
-    content = hashlib.sha256(str(client.images.get(base_image).id).encode())
-    for file in (ORDERS / "Dockerfile", ORDERS / "app.py"):
-        content.update(file.read_bytes())
-    tag = f"rgate-test-orders:{content.hexdigest()[:12]}"
-    try:
-        client.images.get(tag)
-    except ImageNotFound:
-        client.images.build(path=str(ORDERS), buildargs={"BASE_IMAGE": base_image}, tag=tag, rm=True)
-    return tag
 
 
 class Backends:

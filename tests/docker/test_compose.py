@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +14,7 @@ import yaml
 from docker.client import DockerClient
 from docker.models.containers import Container
 
+from .compose import Compose
 from .engine import answers, published_address, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -25,21 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def compose_containers(engine: DockerClient, base_image: str, namespace: str) -> Iterator[list[Container]]:
     """The running containers of the compose file, started as a project of this test's own."""
-    command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
-    command += ["--project-name", namespace]
-
-    def compose(*arguments: str) -> None:
-        done = subprocess.run(
-            [*command, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "BASE_IMAGE": base_image},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{' '.join([*command, *arguments])} failed:\n{done.stdout}"
-
+    compose = Compose(ROOT / "docker-compose.yml", namespace, BASE_IMAGE=base_image)
     try:
         compose("up", "--build", "--detach")
         yield engine.containers.list(filters={"label": f"com.docker.compose.project={namespace}"})
