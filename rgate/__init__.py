@@ -19,6 +19,7 @@ from .errors import (
     InternalFault,
     LengthRequired,
     Loop,
+    MethodNotAllowed,
     NoEndpoint,
     NoRoute,
     NotImplementedByGateway,
@@ -40,14 +41,25 @@ from .errors import (
 )
 from .exchange import Exchange, Tunnel
 from .gateway import Gateway, build
-from .hookspecs import ConfigSection, DiscoverySource, LocalRoutes, Middleware, SelectionPolicy, WatchingSource, hookimpl
+from .hookspecs import (
+    ConfigSection,
+    DiscoverySource,
+    LocalRoute,
+    LocalRoutes,
+    Middleware,
+    SelectionPolicy,
+    WatchingSource,
+    hookimpl,
+)
 from .model import Address, Backend, Endpoint, Instance, Route, Timeouts
 from .pipeline import STANDARD_ORDER, wrap_body
 from .version import VERSION as __version__
+from .wire.client import AllowedClients
 
 __all__ = [
     "STANDARD_ORDER",
     "Address",
+    "AllowedClients",
     "Backend",
     "BadGateway",
     "BadResponse",
@@ -69,8 +81,10 @@ __all__ = [
     "Instance",
     "InternalFault",
     "LengthRequired",
+    "LocalRoute",
     "LocalRoutes",
     "Loop",
+    "MethodNotAllowed",
     "Middleware",
     "NoEndpoint",
     "NoRoute",

@@ -8,6 +8,7 @@
         ├── RequestError            the client's fault                          400
         │   ├── NotTLS              plain HTTP where TLS is spoken
         │   ├── HTTPSOnly           plain HTTP; its answer says where TLS is    308
+        │   ├── MethodNotAllowed    a method that a local route does not answer     405
         │   ├── RequestTimeout      head or body came too slowly                408
         │   ├── LengthRequired      a body without a length                     411
         │   ├── BodyTooLarge        body over the limit                         413
@@ -58,6 +59,7 @@ __all__ = [
     "InternalFault",
     "LengthRequired",
     "Loop",
+    "MethodNotAllowed",
     "NoEndpoint",
     "NoRoute",
     "NotImplementedByGateway",
@@ -179,6 +181,14 @@ class HTTPSOnly(RequestError):
     def __init__(self, location: str) -> None:
         super().__init__(location)
         self.location = location
+
+
+class MethodNotAllowed(RequestError):
+    """A local route has been asked in a way that it does not answer; the answer's Allow says which it does."""
+
+    status = 405
+    reason = "method_not_allowed"
+    message = "This method is not answered here."
 
 
 class RequestTimeout(RequestError):

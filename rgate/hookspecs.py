@@ -18,7 +18,7 @@ import pluggy
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
     from .config import Config
     from .errors import ConfigProblem, GatewayError
@@ -30,6 +30,7 @@ __all__ = [
     "NAMESPACE",
     "ConfigSection",
     "DiscoverySource",
+    "LocalRoute",
     "LocalRoutes",
     "Middleware",
     "SelectionPolicy",
@@ -44,7 +45,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _hookspec = pluggy.HookspecMarker(NAMESPACE)
 _hookimpl = pluggy.HookimplMarker(NAMESPACE)
 
-LocalRoutes: TypeAlias = "dict[str, WSGIApplication]"
+LocalRoutes: TypeAlias = "dict[str, WSGIApplication | LocalRoute]"
 
 
 def hookimpl(function: _F) -> _F:
@@ -88,6 +89,18 @@ class Middleware:
     before: str | None = None
     after: str | None = None
     edits_environ: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRoute:
+    """A local route that is not for everybody.
+
+    `app` answers the requests that `admits(environ)` is true for (rgate.AllowedClients is made for that). Any other goes on
+    through the chain as if there were no such local route, so it neither learns of it nor loses a route of its own.
+    """
+
+    app: WSGIApplication
+    admits: Callable[[WSGIEnvironment], bool]
 
 
 class DiscoverySource(Protocol):
@@ -148,7 +161,8 @@ class HookSpecs:
 
     @_hookspec
     def rgate_local_routes(self, gateway: Gateway) -> LocalRoutes | None:
-        """Exact paths that the gateway answers itself. They are never forwarded and never counted."""
+        """Exact paths that the gateway answers itself, to everybody or as a LocalRoute says. They are never forwarded and
+        never counted."""
 
     @_hookspec
     def rgate_lifespan(self, gateway: Gateway) -> AbstractContextManager[object] | None:

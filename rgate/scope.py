@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .errors import GatewayError, InternalFault, RequestError
 from .exchange import ENVIRON_KEY, Exchange
+from .hookspecs import LocalRoute
 from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
 
 if TYPE_CHECKING:
@@ -30,23 +31,31 @@ def answer_asterisk(environ: WSGIEnvironment, start_response: StartResponse) -> 
     return []
 
 
+def admit(environ: WSGIEnvironment) -> bool:
+    """A local route for everybody."""
+    return True
+
+
 class ExchangeScope:
     """The outermost app: answers local routes, gives every other request its Exchange, and ends it in time.
 
-    `refused` is the outer chain around `raise_refused`. What still comes out of the chain as an exception before the
-    response has begun becomes a plain answer in the common shape.
+    A local route that does not admit a request is none for it. `refused` is the outer chain around `raise_refused`. What
+    still comes out of the chain as an exception before the response has begun becomes a plain answer in the common shape.
     """
 
     def __init__(
         self,
         app: WSGIApplication,
         refused: WSGIApplication,
-        local_routes: Mapping[str, WSGIApplication],
+        local_routes: Mapping[str, WSGIApplication | LocalRoute],
         on_failure: Callable[[Exchange, Exception], object],
     ) -> None:
         self._app = app
         self._refused = refused
-        self._local_routes = {"*": answer_asterisk, **local_routes}
+        self._local_routes = {
+            path: local if isinstance(local, LocalRoute) else LocalRoute(local, admit)
+            for path, local in {"*": answer_asterisk, **local_routes}.items()
+        }
         self._on_failure = on_failure
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -58,8 +67,8 @@ class ExchangeScope:
                 environ[REFUSED_KEY] = RequestError(str(error))
         if REFUSED_KEY in environ:
             app = self._refused
-        elif environ["PATH_INFO"] in self._local_routes:
-            return self._local(environ, start_response)
+        elif (local := self._local_routes.get(environ["PATH_INFO"])) is not None and self._admits(local, environ):
+            return self._local(local.app, environ, start_response)
         environ[ENVIRON_KEY] = exchange = Exchange()
         sent: list[tuple[str, str]] = []
 
@@ -81,11 +90,18 @@ class ExchangeScope:
             return body
         return _ExchangeBody(exchange, body, begin, lambda: sent, self._on_failure)
 
-    def _local(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _admits(self, local: LocalRoute, environ: WSGIEnvironment) -> bool:
+        try:
+            return local.admits(environ)
+        except Exception as error:
+            self._on_failure(Exchange(), error)
+            return False
+
+    def _local(self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A local route: outside the chain, so that it is never forwarded and never counted."""
         environ[ENVIRON_KEY] = exchange = Exchange()
         try:
-            return self._local_routes[environ["PATH_INFO"]](environ, start_response)
+            return app(environ, start_response)
         except Exception as error:
             self._on_failure(exchange, error)
             return _last_resort(exchange, error, start_response)

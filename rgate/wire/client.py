@@ -17,8 +17,9 @@ from .fields import CLAIM, Fields
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["TrustedProxies", "plain_address"]
+__all__ = ["AllowedClients", "TrustedProxies", "plain_address"]
 
+_FORWARDING: Final = frozenset({"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_TRUE_CLIENT_IP"})
 MAX_HOPS: Final = 64  # more trusted proxies in a row than any request passes
 
 
@@ -68,6 +69,27 @@ class TrustedProxies:
         believed = [field for field in sent.claims if field.meaning == CLAIM]
         if believed:
             environ[FIELDS_KEY] = Fields([*sent, *believed])
+
+
+class AllowedClients:
+    """Whether a request may come in, by where it comes from: `AllowedClients(["127.0.0.0/8", "::1"])(environ)`.
+
+    The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR. A request that has been forwarded, as
+    its headers say, comes in only when a trusted proxy sent it and named the client, because otherwise everybody behind a
+    proxy on this machine would come from loopback. For the same reason loopback never counts as the client of a forwarded
+    request: it is the loopback of another. Raises ValueError for what is no network.
+    """
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = TrustedProxies(networks)
+
+    def __call__(self, environ: WSGIEnvironment) -> bool:
+        client: str = environ.get("REMOTE_ADDR", "")
+        if client not in self._networks:
+            return False
+        if not any(key in _FORWARDING or key.startswith("HTTP_X_FORWARDED_") for key in environ):
+            return True
+        return environ.get(PEER_KEY, client) != client and not _parse(client).is_loopback
 
 
 def plain_address(address: str) -> str:

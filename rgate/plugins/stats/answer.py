@@ -8,22 +8,14 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from rgate import Exchange, GatewayError, RequestError
+from rgate import Exchange, GatewayError, MethodNotAllowed, RequestError
 
 from .query import Query, QueryError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["MethodNotAllowed", "answering"]
-
-
-class MethodNotAllowed(RequestError):
-    """Statistics can be read and nothing else."""
-
-    status = 405
-    reason = "method_not_allowed"
-    message = "Only GET and HEAD are answered here."
+__all__ = ["answering"]
 
 
 def answering(report: Callable[[Query], dict[str, Any]], wall: Callable[[], float] = time.time) -> WSGIApplication:
