@@ -142,7 +142,7 @@ def test_build_local_routes_of_plugins_are_answered() -> None:
     with running_gateway({}, {}, {"mine": Plugin(local_routes={"/mine": answering(b"local")})}) as gateway:
         assert client(gateway).get("/mine").data == b"local"
         assert_fault(client(gateway).get("/mine/x"), 404, "no_route")
-        assert gateway.local_routes.keys() == {"/mine"}
+        assert "/mine" in gateway.local_routes
 
 
 def test_build_two_plugins_with_one_local_route_are_refused() -> None:

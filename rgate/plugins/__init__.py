@@ -11,4 +11,5 @@ BUILTIN = (
     "stats",
     "access_log",
     "websocket",
+    "admin",
 )

@@ -262,7 +262,7 @@ plugins: {normalize: {format: envelope, max_body_bytes: 5000}}
     ("plugins", "message"),
     [
         ("{normalise: false}", ".normalise: no active plugin is named 'normalise'; did you mean 'normalize'?"),
-        ("{zzz: false}", ".zzz: no active plugin is named 'zzz'; active are access_log, docker_labels, faults, "),
+        ("{zzz: false}", ".zzz: no active plugin is named 'zzz'; active are access_log, "),
         ("{normalize: true}", ".normalize: expected options (key: value), or false to turn it off, found true"),
         ("{normalize: {format: 5}}", ".normalize.format: expected 'passthrough' or 'envelope', found 5"),
         ("{selection: {a: 1}}", ".selection: the plugin 'selection' takes no options of a route, only those under the top-level"),

@@ -1,0 +1,46 @@
+"""`/-/routes`, `/-/plugins` and `/-/config`: how the gateway is composed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rgate import Gateway
+
+__all__ = ["config", "plugins", "routes"]
+
+
+def routes(gateway: Gateway) -> dict[str, Any]:
+    """Every route in config order, with the middleware that its requests pass, outermost first."""
+    return {
+        "routes": [
+            {
+                "name": route.name,
+                "path_prefix": route.path_prefix or "/",
+                "hosts": route.hosts,
+                "methods": route.methods,
+                "headers": [name for name, _ in route.headers],
+                "strip_prefix": route.strip_prefix,
+                "max_body_bytes": route.max_body_bytes,
+                "timeouts": asdict(route.timeouts),
+                "backend": route.backend.name,
+                "chain": [*gateway.chains[route.name], "forwarder"],
+            }
+            for route in gateway.routes
+        ]
+    }
+
+
+def plugins(gateway: Gateway) -> dict[str, Any]:
+    """Every plugin that is installed, active or not, and its place in the chain of every route that it is in (from 1)."""
+    places: dict[str, dict[str, int]] = {}
+    for route, chain in gateway.chains.items():
+        for place, name in enumerate(chain, 1):
+            places.setdefault(name, {})[route] = place
+    return {"plugins": [{**asdict(record), "places": places.get(record.name, {})} for record in gateway.registry.records()]}
+
+
+def config(gateway: Gateway) -> dict[str, Any]:
+    """The config in force, defaults included, without secrets."""
+    return {"config": gateway.config.shown()}

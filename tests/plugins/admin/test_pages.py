@@ -1,0 +1,174 @@
+"""admin: what is shown under /-/, and to whom."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import Client, TestResponse
+
+from rgate import ConfigError, Gateway
+from rgate.plugins.admin import PAGES
+from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
+
+ALL = ("/-/live", "/-/ready", *PAGES)
+ROUTE_THERE = {"routes": [{"path_prefix": "/-", "backend": "orders"}]}
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with running_gateway({}, {"orders": [answering(b"a"), answering(b"b")], "empty": ()}) as running:
+        yield running
+
+
+@pytest.fixture
+def local(gateway: Gateway) -> Client:
+    return client(gateway)
+
+
+def asked(gateway: Gateway, path: str, address: str, **headers: str) -> TestResponse:
+    return client(gateway).get(path, environ_base={"REMOTE_ADDR": address}, headers=headers)
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_asked_for_locally_is_json_that_is_not_to_be_kept(local: Client, path: str) -> None:
+    response = local.get(path)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.json["process"] == os.getpid()
+    assert response.data.startswith(b'{\n  "') and response.data.endswith(b"}\n"), "not made for reading with curl"
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_asked_for_by_head_has_no_body(local: Client, path: str) -> None:
+    response = local.head(path)
+    assert (response.status_code, response.data) == (200, b"")
+    assert response.content_length
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_asked_for_by_another_method_says_which_are_allowed(local: Client, path: str) -> None:
+    response = local.delete(path)
+    assert_fault(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -> None:
+    """Not told from a path that was never there."""
+    there, nowhere = asked(gateway, path, "192.0.2.7"), asked(gateway, "/nowhere", "192.0.2.7")
+    assert_fault(there, 404, "no_route")
+    assert set(there.headers.keys()) == set(nowhere.headers.keys())
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_asked_for_from_elsewhere_is_the_routes(path: str) -> None:
+    with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
+        assert asked(gateway, path, "192.0.2.7").data == b"the backend's"
+        assert b"the backend's" not in asked(gateway, path, "127.0.0.1").data
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=127.0.0.1"}, {"X-Real-Ip": "::1"}, {"Via": "1.1 nginx"}],
+    ids=lambda headers: next(iter(headers)),
+)
+def test_page_asked_for_through_a_proxy_on_this_machine_is_nothing(gateway: Gateway, headers: dict[str, str]) -> None:
+    assert_fault(asked(gateway, "/-/config", "127.0.0.1", **headers), 404, "no_route")
+
+
+def test_page_asked_for_by_an_allowed_network_is_answered() -> None:
+    gateway = make_gateway({"plugins": {"admin": {"allow": ["10.1.0.0/16"]}}})
+    assert asked(gateway, "/-/routes", "10.1.2.3").status_code == 200
+    assert_fault(asked(gateway, "/-/routes", "127.0.0.1"), 404, "no_route")
+
+
+def test_probes_that_are_public_are_answered_without_reasons_to_others() -> None:
+    gateway = make_gateway({"plugins": {"admin": {"probes": "public"}}})
+    gateway.condition.unready["stopping"] = "SIGTERM 3 s ago"
+    assert asked(gateway, "/-/live", "192.0.2.7").json == {"live": True}
+    ready = asked(gateway, "/-/ready", "192.0.2.7")
+    assert (ready.status_code, ready.json) == (503, {"ready": False})
+    assert asked(gateway, "/-/ready", "127.0.0.1").json["reasons"]["stopping"] == "SIGTERM 3 s ago"
+    assert_fault(asked(gateway, "/-/backends", "192.0.2.7"), 404, "no_route")
+
+
+def test_allow_that_is_no_network_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"plugins\.admin\.allow.*write a network like 10\.0\.0\.0/8"):
+        make_gateway({"plugins": {"admin": {"allow": ["localhost"]}}})
+
+
+def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
+    gateway = make_gateway({}, {"orders": answering()})
+    response = client(gateway).get("/-/ready")
+    assert (response.status_code, response.json["ready"]) == (503, False)
+    assert response.json["reasons"] == {"testing": "no list yet: listing"}
+    assert client(gateway).get("/-/live").status_code == 200
+
+
+def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, local: Client) -> None:
+    assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "notices": {}}
+    gateway.condition.notices["config"] = "config.yml:12: refused, so the one before is in force"
+    assert local.get("/-/ready").json["notices"] == gateway.condition.notices
+    gateway.condition.unready["stopping"] = "SIGTERM"
+    response = local.get("/-/ready")
+    assert (response.status_code, response.json["reasons"]) == (503, {"stopping": "SIGTERM"})
+
+
+def test_routes_shows_the_chain_of_each(local: Client) -> None:
+    (orders, empty) = local.get("/-/routes").json["routes"]
+    assert (orders["name"], orders["path_prefix"], orders["backend"]) == ("/orders", "/orders", "orders")
+    assert {"routing", "selection"} < set(orders["chain"]) and orders["chain"][-1] == "forwarder"
+    assert empty["timeouts"] == {"connect_seconds": 2.0, "response_seconds": 30.0}
+
+
+def test_backends_shows_endpoints_and_sources(gateway: Gateway, local: Client) -> None:
+    gateway.table.snapshot.endpoints["orders"][1].load.running.add(object())  # type: ignore[arg-type]
+    shown = local.get("/-/backends").json
+    (orders, empty) = shown["backends"]
+    assert [(endpoint["name"], endpoint["in_flight"]) for endpoint in orders["endpoints"]] == [("orders-1", 0), ("orders-2", 1)]
+    assert empty["endpoints"] == []
+    (source,) = shown["sources"]
+    assert (source["name"], source["instances"], source["error"]) == ("testing", 2, None)
+    assert source["age_seconds"] >= 0
+
+
+def test_plugins_shows_versions_hooks_and_places(local: Client) -> None:
+    shown: dict[str, Any] = {plugin["name"]: plugin for plugin in local.get("/-/plugins").json["plugins"]}
+    assert shown["admin"]["distribution"] == "rgate" and shown["admin"]["version"]
+    assert "rgate_local_routes" in shown["admin"]["hooks"]
+    places = shown["selection"]["places"]
+    chain = local.get("/-/routes").json["routes"][0]["chain"]
+    assert chain[places["/orders"] - 1] == "selection"
+
+
+def test_config_is_shown_without_secrets() -> None:
+    config = {
+        "server": {"port": "${PORT}"},
+        "default_response": {"body": "${GREETING:-hello}"},
+        "routes": [{"path_prefix": "/", "backend": "orders", "headers": {"Authorization": "Bearer c2VjcmV0"}}],
+        "backends": [{"name": "orders", "match_labels": ["a=b"], "tls": {"verify": False}}],
+        "plugins": {"disable": ["websocket"]},
+    }
+    gateway = make_gateway(config, environ={"PORT": "8123"})
+    response = client(gateway).get("/-/config")
+    shown = response.json["config"]
+    assert b"c2VjcmV0" not in response.data and b"8123" not in response.data
+    assert shown["backends"][0]["tls"]["verify"] is False
+    assert shown["routes"][0]["headers"] == {"Authorization": "***"}
+    assert shown["default_response"]["body"] == "${GREETING:-hello}"
+    assert shown["server"]["port"] == "${PORT}"
+    assert shown["server"]["threads"] == 8, "what the file leaves out is in force too"
+    assert shown["plugins"]["disable"] == ["websocket"]
+    assert "disabled" not in shown
+
+
+def test_config_is_shown_without_the_password_of_a_url() -> None:
+    url = "postgresql://rgate:opensesame@db.internal/rgate"
+    gateway = make_gateway({"plugins": {"stats": {"database": url}}})
+    response = client(gateway).get("/-/config")
+    assert b"opensesame" not in response.data
+    assert response.json["config"]["plugins"]["stats"]["database"] == "postgresql://***@db.internal/rgate"
