@@ -40,6 +40,7 @@ says nothing about the inside; `detail` goes to the log only.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -78,6 +79,7 @@ __all__ = [
     "Unreachable",
     "UpstreamClosed",
     "VersionNotSupported",
+    "ends_process",
 ]
 
 
@@ -352,3 +354,11 @@ class Loop(GatewayError):
 
 class InternalFault(GatewayError):
     """A plugin, or rgate itself, raised something unexpected."""
+
+
+def ends_process(error: BaseException) -> bool:
+    """Whether `error` is meant for the process, as signals are that arrive in the main thread.
+
+    Elsewhere SystemExit and its like come from somebody's code, and cost a request like any other exception.
+    """
+    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()

@@ -13,7 +13,9 @@ import os
 import secrets
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from .errors import ends_process
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -28,6 +30,16 @@ ENVIRON_KEY = "rgate.exchange"
 FinishCallback: TypeAlias = "Callable[[Exchange], None]"
 
 _log = logging.getLogger("rgate.exchange")
+
+
+class _Body(Protocol):
+    def close(self) -> None: ...
+
+
+def _log_failure(exchange: Exchange, error: BaseException) -> None:
+    _log.error("%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error)
+
+
 _numbers = itertools.count(1)
 _prefix = secrets.token_hex(4)
 
@@ -55,6 +67,8 @@ class Exchange:
     status      status code on the wire, 0 before the response begins; written by ExchangeScope
     bytes_sent  body bytes handed to the server; written by ExchangeScope
     finished    monotonic seconds, 0.0 while running; written by ExchangeScope
+    streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
+                latest, whatever has become of it in the chain
     """
 
     # Defaults stand on the class: an exchange is made for every request, and most set few of them.
@@ -67,6 +81,7 @@ class Exchange:
     error: GatewayError | None = None
     status = 0
     bytes_sent = 0
+    streaming: _Body | None = None
     _notes: dict[str, Any] | None = None
 
     def __init__(self) -> None:
@@ -105,16 +120,21 @@ class Exchange:
         """
         self._callbacks.append(callback)
 
-    def finish(self) -> None:
-        """End the exchange; only the first call counts. ExchangeScope calls it; plugins never do."""
+    def finish(self, on_failure: Callable[[Exchange, BaseException], object] = _log_failure) -> None:
+        """End the exchange; only the first call counts. ExchangeScope calls it; plugins never do.
+
+        `on_failure` is told of what a callback raises.
+        """
         if self.finished:
             return
         self.finished = monotonic()
         for callback in self._callbacks:
             try:
                 callback(self)
-            except Exception:
-                _log.exception("%s: on_finish callback %r failed", self.id, callback)
+            except BaseException as error:
+                if ends_process(error):
+                    raise
+                on_failure(self, error)
 
 
 class Tunnel:

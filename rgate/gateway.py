@@ -96,8 +96,7 @@ class Gateway:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
         with ExitStack() as stack:
             stack.callback(self._kept.close)
-            for lifespan in self.registry.collect("rgate_lifespan", gateway=self):
-                stack.enter_context(lifespan)
+            stack.enter_context(self.registry.lifespan(self))
             self.table.start()
             stack.callback(self.table.stop)
             stop = threading.Event()

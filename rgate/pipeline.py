@@ -79,7 +79,7 @@ def compose(app: WSGIApplication, middlewares: Sequence[Middleware], options: Ca
             wrapped = middleware.wrap(app, options(middleware.name))
         except RgateError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {middleware.name!r}: wrap() raised {type(error).__name__}: {error}") from error
         call = wrapped if inspect.isroutine(wrapped) else getattr(wrapped, "__call__", None)  # noqa: B004 - the method itself
         if call is None:

@@ -10,16 +10,19 @@ import importlib
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 from pydantic import BaseModel
 
 from .config.wording import did_you_mean, listed
-from .errors import ConfigProblem, GatewayError, PluginError
+from .errors import ConfigProblem, GatewayError, PluginError, RgateError
+from .failures import culprit
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
 from .installed import Installed, PluginRecord, builtin_record
 from .pipeline import ROUTING, STANDARD_ORDER
@@ -29,6 +32,7 @@ from .use import check_used, middleware
 if TYPE_CHECKING:
     from .config import Config
     from .exchange import Exchange
+    from .gateway import Gateway
 
 __all__ = ["PluginRecord", "Registry"]
 
@@ -128,6 +132,19 @@ class Registry:
         """
         return [value for name in self._active for value in self._ask(name, hook_name, kwargs)]
 
+    @contextmanager
+    def lifespan(self, gateway: Gateway) -> Iterator[None]:
+        """The lifespans of all plugins: entered in order of registration, left in reverse.
+
+        Raises PluginError, naming the plugin, for what one raises at its beginning; what one raises at its end is logged, and
+        the others end all the same.
+        """
+        with ExitStack() as stack:
+            for name, plugin in self._active.items():
+                for value in self._ask(name, "rgate_lifespan", {"gateway": gateway}):
+                    stack.enter_context(_named(plugin.record, value))
+            yield
+
     def check(self, config: Config) -> Iterator[ConfigProblem]:
         """What the plugins, and the chain they make, have against a config that is valid otherwise."""
         yield from check_used(config.use, self.names)
@@ -153,16 +170,24 @@ class Registry:
         found = [active[inactive.index(record)] if record in inactive else record for record in known]
         return found + [record for record in active if record not in found]
 
-    def report_failure(self, exchange: Exchange, error: Exception) -> None:
+    def report_failure(self, exchange: Exchange, error: BaseException, hook: str = "") -> None:
         """Log an exception that came out of the chain, with the request's id and the plugin whose code raised it.
 
-        A fault (GatewayError) arrives here only where no `faults` plugin answers it, and needs no traceback.
+        `hook` is what has brought that code, where it is known. A fault (GatewayError) arrives here only where no `faults`
+        plugin answers it, and needs no traceback.
         """
         if isinstance(error, GatewayError):
             _log.warning("%s: %s", exchange.id, error)
             return
-        name = self._culprit(error.__traceback__)
-        _log.error("%s: %s failed: %r", exchange.id, f"plugin {name!r}" if name else "the gateway", error, exc_info=error)
+        owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
+        found = culprit(error.__traceback__, owners)
+        who = f"plugin {self.described(found.plugin)} failed in {hook or found.hook}" if found else "the gateway failed"
+        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error)
+
+    def described(self, name: str) -> str:
+        """A plugin's name with its distribution and version; that of an entry of `use` with what it says so."""
+        plugin = self._active.get(name)
+        return f"{name!r} (use)" if plugin is None else str(plugin.record)
 
     def _add(self, plugin: object, record: PluginRecord) -> None:
         name = record.name
@@ -235,7 +260,7 @@ class Registry:
                 values = []
             elif isinstance(value, Iterable) and not valid(value):
                 values = list(value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"plugin {plugin.record}: {hook_name} raised {type(error).__name__}: {error}"
             raise PluginError(message) from error
         for value in values:
@@ -291,20 +316,22 @@ class Registry:
                 elif name in outside and not (name in self._sections and self._sections[name].per_route):
                     yield ConfigProblem(place, f"{name!r} runs before the route is known, and so is the same for every route")
 
-    def _culprit(self, traceback: TracebackType | None) -> str:
-        """The plugin in whose code the innermost frame is that belongs to a plugin or to rgate; "" when that is rgate."""
-        modules = []
-        while traceback is not None:
-            modules.append(str(traceback.tb_frame.f_globals.get("__name__", "")))
-            traceback = traceback.tb_next
-        owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
-        for module in reversed(modules):
-            owned = [prefix for prefix in owners if f"{module}.".startswith(f"{prefix}.")]
-            if owned:
-                return owners[max(owned, key=len)]
-            if f"{module}.".startswith("rgate."):
-                return ""
-        return ""
+
+@contextmanager
+def _named(record: PluginRecord, lifespan: AbstractContextManager[object]) -> Iterator[None]:
+    try:
+        lifespan.__enter__()
+    except RgateError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"plugin {record}: its lifespan cannot begin: {type(error).__name__}: {error}") from error
+    try:
+        yield
+    finally:
+        try:
+            lifespan.__exit__(*sys.exc_info())
+        except (Exception, SystemExit) as error:
+            _log.exception("plugin %s failed at the end of its lifespan: %r", record, error)
 
 
 def _import_builtin(name: str) -> ModuleType:

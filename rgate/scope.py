@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from .errors import GatewayError, InternalFault, RequestError
+from .errors import GatewayError, InternalFault, PluginError, RequestError, ends_process
 from .exchange import ENVIRON_KEY, Exchange
 from .hookspecs import LocalRoute
 from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["ExchangeScope", "raise_refused"]
+__all__ = ["ExchangeScope", "OnFailure", "raise_refused"]
+
+
+class OnFailure(Protocol):
+    """Is told that somebody's code has failed; `hook` is what has brought that code."""
+
+    def __call__(self, exchange: Exchange, error: BaseException, hook: str = ...) -> object: ...
 
 
 def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -37,10 +44,12 @@ def admit(environ: WSGIEnvironment) -> bool:
 
 
 class ExchangeScope:
-    """The outermost app: answers local routes, gives every other request its Exchange, and ends it in time.
+    """The outermost app: gives every request its Exchange, answers local routes, and ends the exchange in time.
 
     A local route that does not admit a request is none for it. `refused` is the outer chain around `raise_refused`. What
     still comes out of the chain as an exception before the response has begun becomes a plain answer in the common shape.
+    `on_failure` is told of everything unexpected, with the hook that has brought the code where it cannot be seen otherwise.
+    A response that still streams from the backend is closed at the end, whatever the chain has done with it.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class ExchangeScope:
         app: WSGIApplication,
         refused: WSGIApplication,
         local_routes: Mapping[str, WSGIApplication | LocalRoute],
-        on_failure: Callable[[Exchange, Exception], object],
+        on_failure: OnFailure,
     ) -> None:
         self._app = app
         self._refused = refused
@@ -57,9 +66,11 @@ class ExchangeScope:
             for path, local in {"*": answer_asterisk, **local_routes}.items()
         }
         self._on_failure = on_failure
+        self._on_local_failure = partial(on_failure, hook="rgate_local_routes")
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         app = self._app
+        on_failure = self._on_failure
         if TARGET_KEY not in environ:
             try:
                 adopt(environ)
@@ -68,7 +79,8 @@ class ExchangeScope:
         if REFUSED_KEY in environ:
             app = self._refused
         elif (local := self._local_routes.get(environ["PATH_INFO"])) is not None and self._admits(local, environ):
-            return self._local(local.app, environ, start_response)
+            app = local.app  # outside the chain: never forwarded and never counted
+            on_failure = self._on_local_failure
         environ[ENVIRON_KEY] = exchange = Exchange()
         sent: list[tuple[str, str]] = []
 
@@ -80,31 +92,30 @@ class ExchangeScope:
 
         try:
             body = app(environ, begin)
-        except Exception as error:
-            self._on_failure(exchange, error)
-            body = _last_resort(exchange, error, begin)
-        if type(body) is list:
+            if type(body) is not list:
+                return _ExchangeBody(exchange, body, begin, lambda: sent, on_failure)
             for block in body:
                 exchange.bytes_sent += len(block)
-            exchange.finish()
-            return body
-        return _ExchangeBody(exchange, body, begin, lambda: sent, self._on_failure)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            on_failure(exchange, error)
+            body = _last_resort(exchange, error, begin)
+            exchange.bytes_sent = len(body[0])
+        if exchange.streaming is not None:
+            _close(exchange, exchange.streaming, on_failure)
+            exchange.streaming = None
+        exchange.finish(on_failure)
+        return body
 
     def _admits(self, local: LocalRoute, environ: WSGIEnvironment) -> bool:
         try:
             return local.admits(environ)
-        except Exception as error:
-            self._on_failure(Exchange(), error)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            self._on_local_failure(Exchange(), error)
             return False
-
-    def _local(self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """A local route: outside the chain, so that it is never forwarded and never counted."""
-        environ[ENVIRON_KEY] = exchange = Exchange()
-        try:
-            return app(environ, start_response)
-        except Exception as error:
-            self._on_failure(exchange, error)
-            return _last_resort(exchange, error, start_response)
 
 
 class _ExchangeBody:
@@ -122,8 +133,10 @@ class _ExchangeBody:
         body: Iterable[bytes],
         begin: StartResponse,
         headers: Callable[[], list[tuple[str, str]]],
-        on_failure: Callable[[Exchange, Exception], object],
+        on_failure: OnFailure,
     ) -> None:
+        if body is None:
+            raise PluginError("something in the chain has returned None instead of a response body")
         self._exchange = exchange
         self._body = body
         self._begin = begin
@@ -138,22 +151,26 @@ class _ExchangeBody:
     def __next__(self) -> bytes:
         try:
             block = next(self._blocks)
+            size = len(block)
         except StopIteration:
-            self._exchange.finish()
+            self._exchange.finish(self._on_failure)
             raise
-        except Exception as error:
+        except BaseException as error:
             block = self._broken(error)
+            size = len(block)
         if self._headers is not None:
             self._left, self._headers = _content_length(self._headers()), None
-        self._exchange.bytes_sent += len(block)
+        self._exchange.bytes_sent += size
         if self._left is not None:
-            self._left -= len(block)
+            self._left -= size
             if self._left <= 0:
-                self._exchange.finish()
+                self._exchange.finish(self._on_failure)
         return block
 
-    def _broken(self, error: Exception) -> bytes:
+    def _broken(self, error: BaseException) -> bytes:
         """The answer in place of a body that breaks off, if nothing of the response has left yet."""
+        if ends_process(error):
+            raise error
         exchange = self._exchange
         if not isinstance(error, RequestError):  # a client that leaves or sends nonsense is no news
             self._on_failure(exchange, error)
@@ -162,12 +179,26 @@ class _ExchangeBody:
         return answer[0]
 
     def close(self) -> None:
+        exchange = self._exchange
         try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
+            _close(exchange, self._body, self._on_failure)
+            if exchange.streaming is not None:
+                _close(exchange, exchange.streaming, self._on_failure)
+                exchange.streaming = None
         finally:
-            self._exchange.finish()
+            exchange.finish(self._on_failure)
+
+
+def _close(exchange: Exchange, body: object, on_failure: OnFailure) -> None:
+    """Close a body that may have a close(). What that raises is told; by then the response is over."""
+    try:
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+    except BaseException as error:
+        if ends_process(error):
+            raise
+        on_failure(exchange, error)
 
 
 def _content_length(headers: list[tuple[str, str]]) -> int | None:
@@ -175,7 +206,7 @@ def _content_length(headers: list[tuple[str, str]]) -> int | None:
     return int(value) if value.isascii() and value.isdigit() else None
 
 
-def _last_resort(exchange: Exchange, error: Exception, start_response: StartResponse) -> list[bytes]:
+def _last_resort(exchange: Exchange, error: BaseException, start_response: StartResponse) -> list[bytes]:
     """The answer when nothing in the chain made one: the fault's own status, else 500, in the common shape.
 
     Called while `error` is handled. Ends the exchange and raises `error` when the response's head has left already, so that
@@ -189,7 +220,7 @@ def _last_resort(exchange: Exchange, error: Exception, start_response: StartResp
     begun = exchange.status
     try:
         start_response(f"{fault.status} {phrase}", headers, sys.exc_info() if begun else None)
-    except Exception:
+    except BaseException:
         exchange.status = begun
         exchange.finish()
         raise

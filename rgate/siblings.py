@@ -92,7 +92,7 @@ class Siblings:
                 try:
                     if action is not None:
                         action(unquote("".join(argument)))
-                except Exception:
+                except BaseException:
                     _log.exception("a sibling's request for %r failed", topic)
                 self._send(f"done {number}")
             case _:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -43,7 +45,8 @@ class Scope:
     def __init__(self, app: App, **local_routes: App) -> None:
         self.exchanges: list[Exchange] = []
         self.finished: list[tuple[int, int, str | None]] = []
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
+        self.hooks: list[str] = []
 
         def watched(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             exchange = Exchange.of(environ)
@@ -52,7 +55,11 @@ class Scope:
             return app(environ, start_response)
 
         routes = {f"/{name}": route for name, route in local_routes.items()}
-        self.app = ExchangeScope(watched, raise_refused, routes, lambda exchange, error: self.failures.append(error))
+        self.app = ExchangeScope(watched, raise_refused, routes, self.fail)
+
+    def fail(self, exchange: Exchange, error: BaseException, hook: str = "") -> None:
+        self.failures.append(error)
+        self.hooks.append(hook)
 
     def call(self, target: str = "/", **environ: Any) -> Called:
         made = make_environ(target)
@@ -131,9 +138,82 @@ def test_scope_body_whose_close_raises_finishes() -> None:
             raise OSError("close")
 
     scope = Scope(answering(Bad(b"hello")))
-    with pytest.raises(OSError, match="close"):
-        scope.call().body.close()  # type: ignore[attr-defined]
+    scope.call().body.close()  # type: ignore[attr-defined]
     assert len(scope.finished) == 1
+    assert [str(error) for error in scope.failures] == ["close"]
+
+
+class Leaking:
+    """A middleware that gets a streaming response from the backend and forgets to close it."""
+
+    def __init__(self, answer: Iterable[bytes] | Exception) -> None:
+        self.answer = answer
+        self.streaming = Body(b"hello")
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        Exchange.of(environ).streaming = self.streaming
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        start_response("200 OK", [])
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [[b"own"], ValueError("broken"), iter([b"own"]), Body(ValueError("midway"))])
+def test_scope_response_that_the_chain_has_left_open_is_closed(answer: Iterable[bytes] | Exception) -> None:
+    leaking = Leaking(answer)
+    body = Scope(leaking).call().body
+    list(body)
+    getattr(body, "close", lambda: None)()
+    assert leaking.streaming.closed == 1
+
+
+def in_thread(call: Callable[[], object]) -> Any:
+    """What `call` returns in a thread that is not the main one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(call).result()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError(), RecursionError()])
+def test_scope_exception_that_would_end_a_thread_costs_one_request(error: Any) -> None:
+    scope = Scope(raising(error))
+    called = in_thread(scope.call)
+    assert json.loads(called.body[0])["reason"] == "internal"
+    assert scope.failures == [error]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_scope_body_with_an_exception_that_would_end_a_thread_breaks_off(error: Any) -> None:
+    scope = Scope(answering(Body(error)))
+    assert json.loads(b"".join(in_thread(lambda: list(scope.call().body))))["reason"] == "internal"
+
+
+def test_scope_signal_in_the_main_thread_passes() -> None:
+    with pytest.raises(SystemExit):
+        Scope(raising(SystemExit(3))).call()  # type: ignore[arg-type]
+
+
+def test_scope_finish_callback_that_ends_its_thread_is_told_and_stops_nothing() -> None:
+    called: list[str] = []
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        exchange = Exchange.of(environ)
+        exchange.on_finish(lambda e: sys.exit("no"))
+        exchange.on_finish(lambda e: called.append("second"))
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    scope = Scope(app)
+    assert in_thread(scope.call).body == [b"ok"]
+    assert called == ["second"]
+    assert [type(error) for error in scope.failures] == [SystemExit]
+
+
+@pytest.mark.parametrize("answer", [None, [None], 5])
+def test_scope_answer_that_is_no_body_is_a_fault(answer: Any) -> None:
+    scope = Scope(lambda environ, start_response: start_response("200 OK", []) and answer)
+    body = scope.call().body
+    assert json.loads(b"".join(body))["reason"] == "internal"
+    assert len(scope.failures) == len(scope.finished) == 1
 
 
 @pytest.mark.parametrize("length", ["five", "", "\u0665"])
@@ -294,6 +374,13 @@ def test_scope_local_route_that_fails_becomes_an_answer() -> None:
     called = scope.call("/stats")
     assert called.started[0][0] == "500 Internal Server Error"
     assert [type(error) for error in scope.failures] == [ZeroDivisionError]
+    assert scope.hooks == ["rgate_local_routes"]
+
+
+def test_scope_local_route_that_breaks_off_is_told() -> None:
+    scope = Scope(answering(b"chain"), stats=answering(Body(b"", ZeroDivisionError())))
+    assert json.loads(b"".join(scope.call("/stats").body))["reason"] == "internal"
+    assert scope.hooks == ["rgate_local_routes"]
 
 
 def test_scope_options_asterisk_is_answered_by_the_gateway() -> None:

@@ -227,10 +227,33 @@ def test_running_that_fails_half_way_leaves_what_it_has_entered() -> None:
         raise OSError("no")
         yield
 
-    with pytest.raises(OSError, match="no"), running_gateway({}, {}, {"a": Plugin(lifespan=good), "b": Plugin(lifespan=bad)}):
+    with (
+        pytest.raises(PluginError, match="plugin 'b': its lifespan cannot begin: OSError: no"),
+        running_gateway({}, {}, {"a": Plugin(lifespan=good), "b": Plugin(lifespan=bad)}),
+    ):
         pass
     assert left == ["good"]
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-upstreams"]
+
+
+def test_running_ends_every_lifespan_and_names_the_plugin_whose_end_fails(caplog: pytest.LogCaptureFixture) -> None:
+    left: list[str] = []
+
+    @contextmanager
+    def good(gateway: Gateway) -> Iterator[None]:
+        yield
+        left.append("good")
+
+    @contextmanager
+    def bad(gateway: Gateway) -> Iterator[None]:
+        yield
+        raise OSError("no")
+
+    with running_gateway({}, {}, {"a": Plugin(lifespan=good), "b": Plugin(lifespan=bad)}):
+        pass
+    assert left == ["good"]
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert record.getMessage() == "plugin 'b' failed at the end of its lifespan: OSError('no')"
 
 
 def test_running_closes_connections_that_rest_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

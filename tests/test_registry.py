@@ -503,7 +503,7 @@ def test_report_failure_names_the_plugin_whose_code_raised(install: Install, cap
     module = sys.modules["acme_raising"]
     level, message = failure(registry, module.fail, caplog)
     assert level == "ERROR"
-    assert message.startswith("plugin 'acme' failed: JSONDecodeError(")
+    assert message.startswith("plugin 'acme' (acme-gate 2.1) failed in rgate_middlewares: JSONDecodeError(")
     assert caplog.records[0].exc_info is not None, "the traceback is missing"
 
 
@@ -521,7 +521,9 @@ def test_report_failure_names_the_use_entry_whose_code_raised(install: Install, 
     install("shop", "1", {}, shop_wsgi=RAISING)
     registry = Registry()
     registry.used(load_text("use: [{app: 'shop_wsgi:call', name: shopping}]", registry, {}))
-    assert failure(registry, sys.modules["shop_wsgi"].fail, caplog)[1].startswith("plugin 'shopping' failed:")
+    assert failure(registry, sys.modules["shop_wsgi"].fail, caplog)[1].startswith(
+        "plugin 'shopping' (use) failed in rgate_middlewares:"
+    )
 
 
 def test_report_failure_of_a_fault_has_no_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import RgateError
+from ..errors import RgateError, ends_process
 
 if TYPE_CHECKING:
     from ..hookspecs import DiscoverySource
@@ -58,7 +58,7 @@ class SourceLoop:
         self,
         source: DiscoverySource,
         accept: Callable[[str, tuple[Instance, ...]], None],
-        reject: Callable[[str, Exception], None],
+        reject: Callable[[str, BaseException], None],
         timing: Timing,
         clock: Callable[[], float],
         wait: Wait,
@@ -92,7 +92,9 @@ class SourceLoop:
                 if stop is None or not stop.is_set():
                     self._accept(self.source.name, instances)
                 self._lists_well = True
-            except Exception as error:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 self._lists_well = False
                 if stop is None or not stop.is_set():
                     self._reject(self.source.name, error)
@@ -133,20 +135,22 @@ class SourceLoop:
             self._wait(stop, self._timing.retry_after(failures, random.random()))
             self.changed()
 
-    def _watch_once(self, stop: threading.Event) -> Exception | None:
+    def _watch_once(self, stop: threading.Event) -> BaseException | None:
         try:
             self.source.watch(self.changed, stop)  # type: ignore[attr-defined]  # asked for in threads()
-        except Exception as error:
+        except BaseException as error:
+            if ends_process(error):
+                raise
             return error
         return None
 
 
-def unexpected(error: Exception) -> bool:
+def unexpected(error: BaseException) -> bool:
     """Whether this is a defect, of which a traceback is wanted, and no failure that a source can do nothing about."""
     return not isinstance(error, RgateError | OSError)
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """What to tell the operator about an error."""
     text = str(error) or type(error).__name__
     return f"{type(error).__name__}: {text}" if unexpected(error) else text

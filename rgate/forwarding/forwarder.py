@@ -115,6 +115,9 @@ class Forwarder:
             client.on_gone = connection.abort
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
         body = ResponseBody(length, chunked, block, connection, upload, done)
+        if exchange.streaming is not None:
+            exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
+        exchange.streaming = body
         try:
             start_response(response.status, response.headers.copy())
             if client is not None and not block and connection.is_quiet():

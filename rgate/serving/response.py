@@ -197,7 +197,7 @@ class ResponseStream:
         except OSError as error:
             self._break_off()
             _log.debug("the client is gone: %s", error)
-        except Exception:
+        except BaseException:  # somebody's SystemExit, too
             self._break_off()
             # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
             exchange: Exchange | None = environ.get(ENVIRON_KEY)
@@ -209,7 +209,7 @@ class ResponseStream:
         if close is not None:
             try:
                 close()
-            except Exception:
+            except BaseException:
                 self._break_off()
                 _log.exception("closing the response failed")
 

@@ -190,7 +190,7 @@ class Server(BaseWSGIServer):
                     self._release(connection)
                 try:
                     open_ = connection.advance()
-                except Exception:
+                except BaseException:  # a plugin's SystemExit, too: it must not end the thread
                     _log.exception("a connection failed")
                     open_ = False
                 if not open_:

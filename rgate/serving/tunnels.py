@@ -193,7 +193,7 @@ class OpenTunnel:
         for act in acts:
             try:
                 act()
-            except Exception:
+            except BaseException:  # a plugin's SystemExit, too: it must not end the thread of all tunnels
                 _log.exception("ending a tunnel failed")
 
 

@@ -38,13 +38,19 @@ def forwarding(
     *backends: ScriptedBackend | str,
     route: Mapping[str, Any] | None = None,
     plugins: Mapping[str, object] | None = None,
+    policy: str = "random_of_two",
+    options: Mapping[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[Forwarding]:
-    """A gateway that forwards "/" (or what `route` says) to backends, each a ScriptedBackend or a URL."""
+    """A gateway that forwards "/" (or what `route` says) to backends, each a ScriptedBackend or a URL.
+
+    `plugins` are active by these names, `options` is what the config says of plugins.
+    """
     urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
     config = {
-        "backends": [{"name": "backend", "endpoints": urls, "match_labels": ["found=nowhere"]}],
+        "backends": [{"name": "backend", "endpoints": urls, "match_labels": ["found=nowhere"], "policy": policy}],
         "routes": [{"path_prefix": "/", "backend": "backend", **(route or {})}],
+        "plugins": options or {},
     }
     with running_gateway(config, {}, plugins or {}) as gateway, serving(gateway, **server) as served:
         yield Forwarding(gateway, served)

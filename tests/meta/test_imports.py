@@ -14,7 +14,7 @@ LAYERS = (
     {"wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},
-    {"installed", "use"},
+    {"failures", "installed", "use"},
     {"registry"},
     {"gateway"},
     {"rgate"},  # the public API
