@@ -8,9 +8,12 @@ from typing import Final
 __all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head"]
 
 LAST_CHUNK = b"0\r\n\r\n"
-# chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are allowed by the grammar, ignored, never passed on.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+# chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are ignored and never passed on, but must be some.
+_SIZE_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,15}")
+_EXTENSIONS = re.compile(rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+)++")
+_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
 _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
 
@@ -20,19 +23,23 @@ class ChunkedReader:
 
     After each `feed`, `complete` says whether the last chunk and the trailers (dropped: RFC 9110 §6.5.1) have been
     seen, and `rest` holds the bytes after the body. ValueError means that the coding is broken: the connection is of no
-    further use. A size line is at most 4 KiB, all trailers together 16 KiB.
+    further use. A size line is at most 4 KiB, all trailers together 16 KiB, and so is what the size lines of a body have
+    more than their payload: each may be 16 bytes, or as long as its chunk.
     """
 
     MAX_LINE_BYTES: Final = 4_096
     MAX_TRAILER_BYTES: Final = 16_384
+    MAX_EXCESS_BYTES: Final = 16_384
+    USUAL_LINE_BYTES: Final = 16
 
-    __slots__ = ("_left", "_pending", "_state", "_trailer_bytes", "complete", "rest")
+    __slots__ = ("_excess_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete", "rest")
 
     def __init__(self) -> None:
         self._state = _SIZE
         self._left = 0
         self._pending = b""
         self._trailer_bytes = 0
+        self._excess_bytes = 0
         self.complete = False
         self.rest = b""
 
@@ -75,10 +82,12 @@ class ChunkedReader:
 
     def _read_line(self, line: bytes) -> None:
         if self._state == _SIZE:
-            match = _SIZE_LINE.fullmatch(line)
+            match = _SIZE_DIGITS.match(line)
             if match is None:
                 raise ValueError("malformed chunk size")
-            self._left = int(match[1], 16)
+            self._left = int(match[0], 16)
+            if match.end() < len(line):
+                self._read_extensions(line, match.end())
             self._state = _PAYLOAD if self._left else _TRAILERS
         elif line:
             self._trailer_bytes += len(line)
@@ -87,6 +96,14 @@ class ChunkedReader:
         else:
             self._state = _COMPLETE
             self.complete = True
+
+    def _read_extensions(self, line: bytes, start: int) -> None:
+        if not _EXTENSIONS.fullmatch(line, start):
+            raise ValueError("malformed chunk size")
+        if len(line) > self.USUAL_LINE_BYTES:
+            self._excess_bytes = max(0, self._excess_bytes + len(line) - self._left)
+            if self._excess_bytes > self.MAX_EXCESS_BYTES:
+                raise ValueError("more chunk extensions than payload")
 
 
 def chunk_head(size: int) -> bytes:

@@ -37,6 +37,7 @@ __all__ = [
     "adopt",
     "edited_fields",
     "edited_target",
+    "sent_host",
 ]
 
 TARGET_KEY: Final = "rgate.target"
@@ -102,6 +103,12 @@ def edited_fields(environ: WSGIEnvironment) -> list[bytes]:
             if changed is not None:
                 lines.append(forward_line(changed.pair[0], changed.value))
     return lines
+
+
+def sent_host(environ: WSGIEnvironment) -> str:
+    """The Host that the client has sent, whatever middleware has made of it; "" when it has sent none."""
+    sent: Fields = environ[FIELDS_KEY]
+    return next((field.value for field in sent if field.meaning == fields.HOST), "")
 
 
 def _field(item: tuple[str, object]) -> Field | None:

@@ -75,23 +75,33 @@ _MEANING: Final = {
     "te": HOP_BY_HOP,
     "trailer": HOP_BY_HOP,
     "http2-settings": HOP_BY_HOP,
+    "proxy": HOP_BY_HOP,  # no such header is registered, and CGI makes HTTP_PROXY of it (CVE-2016-5385)
     "forwarded": FORWARDED,
     "x-forwarded-for": FORWARDED,
     "x-forwarded-proto": FORWARDED,
     "x-forwarded-host": FORWARDED,
     "x-forwarded-port": FORWARDED,
     "x-forwarded-prefix": FORWARDED,
-    "x-real-ip": CLAIM,
     "via": VIA,
     "cookie": COOKIE,
 }
+# X-Forwarded-User, -Email, -Client-Cert, …: whatever a proxy in front says of the client, a client must not say itself.
+_CLAIMS = "x-forwarded-"
+# Under other names too: the client's address, and the URL that it is said to have asked for. The latter lets a backend serve
+# another path than the one that was routed.
+_OTHER_CLAIMS: Final = frozenset(
+    {"x-forwarded", "x-original-forwarded-for", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip", "true-client-ip"}
+    | {"cf-connecting-ip", "cf-connecting-ipv6", "fastly-client-ip", "x-azure-clientip", "x-envoy-external-address"}
+    | {"x-remote-ip", "x-remote-addr", "x-originating-ip", "x-proxyuser-ip"}
+    | {"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-script-name"}
+    | {"x-scheme", "x-url-scheme", "front-end-https"}
+)
 # Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
 NEVER_NOMINATED: Final = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "close", "keep-alive"}
-    | {"forwarded", "via", "x-real-ip"}
+    | {"forwarded", "via"}
+    | _OTHER_CLAIMS
 )
-# X-Forwarded-User, -Email, -Client-Cert, …: whatever a proxy in front says of the client, a client must not say itself.
-_CLAIMS = "x-forwarded-"
 _NEVER_REMEMBERED = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
     | {"sec-websocket-key", "sec-websocket-accept"}  # another one each time
@@ -119,7 +129,7 @@ class Field:
         self.value = value
         self.name = name.lower()
         self.meaning = UNDERSCORE if "_" in name else _MEANING.get(self.name, ORDINARY)
-        if not self.meaning and self.name.startswith(_CLAIMS):
+        if not self.meaning and (self.name.startswith(_CLAIMS) or self.name in _OTHER_CLAIMS):
             self.meaning = CLAIM
         upper = name.upper().replace("-", "_")
         self.key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper

@@ -29,7 +29,8 @@ _LONE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _HOPS = re.compile(r"[0-9]{1,9}")
 _ASTERISK = Target("*", "*", "*", "")
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}) ([!-~]+) HTTP/([0-9])\.([0-9])")
 
 
 class RequestHead:
@@ -107,7 +108,7 @@ class RequestReader:
         hosts = 0
         rememberable = len(head) <= self.MAX_HEAD_BYTES
         nominated: frozenset[str] | None = None
-        expect = upgrade = None
+        expect = upgrade = codings = None
         del lines[0]
         for line in lines:
             field = known.get(line)
@@ -126,14 +127,13 @@ class RequestReader:
                 elif meaning == fields.CONTENT_LENGTH:
                     if request.content_length is not None or field.number is None:
                         raise RequestError("not exactly one valid Content-Length")
+                    if field.value[0] == "0" != field.value:  # allowed by the grammar, and octal to some
+                        raise RequestError("Content-Length with zeros in front")
                     request.content_length = field.number
                     environ["CONTENT_LENGTH"] = field.value
                     continue
                 elif meaning == fields.TRANSFER_ENCODING:
-                    if request.chunked or field.value.lower() != "chunked":
-                        raise NotImplementedByGateway("Transfer-Encoding other than one chunked")
-                    request.chunked = True
-                    environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+                    codings = field.value if codings is None else f"{codings}, {field.value}"
                     continue
                 elif meaning == fields.CONNECTION:
                     nominated = field.tokens if nominated is None else nominated | field.tokens
@@ -148,6 +148,8 @@ class RequestReader:
                     continue
             key = field.key
             if key in environ:
+                if key == "CONTENT_TYPE":  # what the body is must not depend on who reads (RFC 9110 §5.3)
+                    raise RequestError("more than one Content-Type")
                 separator = "; " if meaning == fields.COOKIE else ", "
                 environ[key] = f"{environ[key]}{separator}{field.value}"
             else:
@@ -163,8 +165,8 @@ class RequestReader:
             self._take_host(request)
         if request.method == "OPTIONS":
             self._count_hop(request)
-        if request.chunked and (request.content_length is not None or not request.minor):
-            raise RequestError("Transfer-Encoding beside Content-Length, or in HTTP/1.0")
+        if codings is not None:
+            self._apply_codings(request, codings)
         if self.max_body_bytes is not None and (request.content_length or 0) > self.max_body_bytes:
             raise BodyTooLarge(f"{request.content_length} bytes")
         if nominated is not None:
@@ -185,6 +187,8 @@ class RequestReader:
             raise RequestError("not HTTP")
         line_end = head.find(b"\r\n")
         if line_end < 0 and len(head) > self.max_target_bytes + 64:
+            if b" " not in head[: self.max_target_bytes]:
+                raise RequestError("the method has no end")
             raise TargetTooLong("the request line has no end")
         if line_end >= 0 and line_end > judged - 2:
             self.check_line(head[:line_end])
@@ -201,7 +205,7 @@ class RequestReader:
     def _read_line(self, line: bytes) -> tuple[str, Target, int]:
         match = _REQUEST_LINE.fullmatch(line)
         if match is None:
-            if len(line) > self.max_target_bytes:
+            if len(line) > self.max_target_bytes and b" " in line[: self.max_target_bytes]:
                 raise TargetTooLong(f"{len(line)} bytes")
             raise RequestError("malformed request line")
         if match[3] != b"1":
@@ -224,6 +228,20 @@ class RequestReader:
                 self._known_lines.clear()
             self._known_lines[bytes(line)] = read
         return read
+
+    @staticmethod
+    def _apply_codings(request: RequestHead, codings: str) -> None:
+        """The only coding there is: one chunked. What does not end in it has no length (400; RFC 9112 §6.3); what is below
+        it nobody has to understand (501; §6.1)."""
+        if request.content_length is not None or not request.minor:
+            raise RequestError("Transfer-Encoding beside Content-Length, or in HTTP/1.0")
+        *others, last = (coding.strip(" \t").lower() for coding in codings.split(","))
+        if last != "chunked" or "chunked" in others or not all(map(_TOKEN.fullmatch, others)):
+            raise RequestError("Transfer-Encoding that does not end in one chunked")
+        if others:
+            raise NotImplementedByGateway(f"Transfer-Encoding {', '.join(others)}")
+        request.chunked = True
+        request.environ["HTTP_TRANSFER_ENCODING"] = "chunked"
 
     @staticmethod
     def _take_host(request: RequestHead) -> None:

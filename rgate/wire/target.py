@@ -15,10 +15,23 @@ __all__ = ["Target", "read_target", "target_from_environ_path"]
 # Visible ASCII without "#" (a fragment never travels) and, in the path, without "\" (some servers read it as "/").
 _ORIGIN = re.compile(r"(/[!-\"$->@-\[\]-~]*)(?:\?([!-\"$-~]*))?")
 _ABSOLUTE = re.compile(r"(?i:https?)://([^/?#@\\]+)([/?].*)?", re.DOTALL)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+# NUL also in the two bytes that Java has for it.
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00|%[cC]0%80")
+
+
+def _overlong(character: str) -> str:
+    """An ASCII character in UTF-8 of more bytes than it needs, escaped: no UTF-8 (RFC 3629 §3), but decoders have read it."""
+    high, low = 0xC0 | ord(character) >> 6, 0x80 | ord(character) & 0x3F
+    middle = 0x80 | ord(character) >> 6
+    return f"%{high:x}%{low:x}|%e0%{middle:x}%{low:x}|%f0%80%{middle:x}%{low:x}"
+
+
 # A dot segment in any spelling: between "/", "%2F", "\" or "%5C", with or without ";parameters", or before a "?" or "#"
-# that shows only when a backend decodes first and cuts then.
-_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:$|/|;|%2f|%5c|%3b|%3f|%23)", re.IGNORECASE)
+# that shows only when a backend decodes first and cuts then. The overlong spellings count as what they stand for, and
+# are no more refused elsewhere than that is: the same bytes are common letters in EUC-JP, GBK and EUC-KR.
+_DOT = rf"(?:\.|%2e|{_overlong('.')})"
+_SLASH = rf"(?:/|%2f|%5c|{_overlong('/')}|{_overlong(chr(92))})"
+_DOT_SEGMENT = re.compile(rf"{_SLASH}{_DOT}{{1,2}}(?:$|;|%3b|%3f|%23|{_SLASH})", re.IGNORECASE)
 _UNRESERVED_ESCAPE = re.compile(r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])")
 _SLASHES = re.compile(r"//+")
 

@@ -33,6 +33,7 @@ VALID = {
     "extension is ignored": (b"5;name=value\r\nhello\r\n0;x\r\n\r\n", b"hello"),
     "quoted extension": (b'5;n="a;b"\r\nhello\r\n0\r\n\r\n', b"hello"),
     "space before an extension": (b"5 ; n\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "extension with everything": (b'5 ; a = b;c="\\"; \xe9" ;d\r\nhello\r\n0\r\n\r\n', b"hello"),
     "trailers are dropped": (b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n\r\n", b"hello"),
     "trailer without a value": (b"0\r\nX:\r\n\r\n", b""),
 }
@@ -61,6 +62,13 @@ BROKEN = {
     "bare LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
     "bare CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
     "NUL in an extension": b"5;a\x00b\r\nhello\r\n0\r\n\r\n",
+    "semicolon and nothing": b"5;\r\nhello\r\n0\r\n\r\n",
+    "extension without a name": b"5;=b\r\nhello\r\n0\r\n\r\n",
+    "extension whose name is no token": b"5;a[=b\r\nhello\r\n0\r\n\r\n",
+    "extension without a value": b"5;a=\r\nhello\r\n0\r\n\r\n",
+    "extension whose quote does not end": b'5;a="b\r\nhello\r\n0\r\n\r\n',
+    "space at the end of an extension": b"5;a \r\nhello\r\n0\r\n\r\n",
+    "more extensions than payload": b"1;%s\r\nx\r\n" % (b"a" * 998) * 17,
     "no CRLF after the payload": b"5\r\nhelloX0\r\n\r\n",
     "only CR after the payload": b"5\r\nhello\rX0\r\n\r\n",
     "only LF after the payload": b"5\r\nhello\n0\r\n\r\n",
@@ -82,6 +90,16 @@ BROKEN = {
 def test_chunked_anything_else_is_an_error(coded: bytes, step: int | None) -> None:
     with pytest.raises(ValueError, match=r"chunk|trailers"):
         read(coded, step)
+
+
+def test_chunked_extensions_no_longer_than_the_payload_may_be_any_number() -> None:
+    chunk = b"400;signature=%s\r\n%s\r\n" % (b"a" * 64, b"x" * 1_024)
+    assert read(chunk * 1_000 + LAST_CHUNK) == (b"x" * 1_024_000, b"")
+
+
+def test_chunked_extension_is_read_in_one_pass() -> None:
+    with pytest.raises(ValueError, match="malformed"):  # quickly: were spaces given back one by one, it would take for ever
+        read(b"5" + b" ;a" * 1_000 + b" " * 1_000 + b"\r\n")
 
 
 @pytest.mark.parametrize("cut", range(len(b"5\r\nhello\r\n0\r\n\r\n")))
