@@ -105,6 +105,30 @@ def test_prefix_that_the_route_takes_away_is_told(backend: ScriptedBackend) -> N
     assert way(backend)["x-forwarded-prefix"] == ["/shop/api"]
 
 
+OTHER_CLAIMS = [
+    *("X-Client-IP", "Client-IP", "True-Client-IP", "X-Cluster-Client-IP", "CF-Connecting-IP", "Fastly-Client-IP"),
+    *("X-Azure-ClientIP", "X-Envoy-External-Address", "X-Original-Forwarded-For", "X-Forwarded", "X-Remote-Addr"),
+    *("X-Original-URL", "X-Rewrite-URL", "X-Original-Host", "X-Script-Name", "X-Forwarded-Server", "X-Forwarded-Path"),
+    *("X-Scheme", "X-Url-Scheme", "Front-End-Https"),
+]
+
+
+@pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
+@pytest.mark.parametrize("name", OTHER_CLAIMS)
+def test_claim_under_another_name_is_only_a_trusted_proxys(backend: ScriptedBackend, name: str, trusted: list[str]) -> None:
+    """Symfony's CVE-2018-14773 and its kin: X-Original-URL leads a backend to another path than the gateway has routed."""
+    with gateway_before(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+        assert client.get("/", f"{name}: /admin", f"Connection: {name}").status == 200
+    assert backend.requests[-1].values(name) == (["/admin"] if trusted else [])
+
+
+def test_header_proxy_goes_no_further(backend: ScriptedBackend) -> None:
+    """CVE-2016-5385 (httpoxy): CGI makes HTTP_PROXY of it, which clients there believe."""
+    with gateway_before(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+        assert client.get("/", "Proxy: http://evil.example").status == 200
+    assert backend.requests[-1].values("Proxy") == []
+
+
 @pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-host", "X-Forwarded-User", "Forwarded", "X-Real-IP"])
 @pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
 def test_connection_cannot_take_away_what_is_said_of_the_way(backend: ScriptedBackend, name: str, trusted: list[str]) -> None:
