@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["VIA", "believed_lines", "forwarded_lines"]
 
 _INSTANCE: Final = secrets.token_hex(4)
-VIA: Final = f"1.1 rgate ({_INSTANCE})"  # the comment tells this gateway from others of its kind (RFC 9110 §7.6.3)
-_LOOPS: Final = ("1.1 rgate", VIA)
+_NAME: Final = f"rgate ({_INSTANCE})"  # the comment tells this gateway from others of its kind (RFC 9110 §7.6.3)
+VIA: Final = f"1.1 {_NAME}"
+_LOOPS: Final = ("1.1 rgate", "1.0 rgate", VIA, f"1.0 {_NAME}")
 
 
-def forwarded_lines(before: str, via: str, prefix: str, peer: str, scheme: str, host: str) -> bytes:
+def forwarded_lines(before: str, via: str, prefix: str, peer: str, scheme: str, host: str, protocol: str = "HTTP/1.1") -> bytes:
     """The header lines for a request of a peer that is not trusted. `before` is its X-Forwarded-For, `via` its Via, `prefix`
-    what the route takes away from the path. Raises Loop, and ValueError for what no header may be."""
+    what the route takes away from the path, `protocol` the request's. Raises Loop, and ValueError for what no header may be.
+    """
     return b"".join(
         [
             *_line("X-Forwarded-For", _appended(before, peer)),
@@ -33,17 +35,17 @@ def forwarded_lines(before: str, via: str, prefix: str, peer: str, scheme: str, 
             *_line("X-Forwarded-Host", host),
             *_line("X-Forwarded-Port", _port(host, scheme)),
             *_line("X-Forwarded-Prefix", prefix),
-            _via_line(via),
+            _via_line(via, protocol),
         ]
     )
 
 
-def believed_lines(environ: WSGIEnvironment, prefix: str) -> bytes:
+def believed_lines(environ: WSGIEnvironment, prefix: str, host: str) -> bytes:
     """The same for a request of a trusted proxy, with what it says. Raises the same."""
     peer: str = environ[PEER_KEY]
     said = environ.get
     scheme = said("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
-    host = said("HTTP_X_FORWARDED_HOST") or said("HTTP_HOST", "")
+    host = said("HTTP_X_FORWARDED_HOST") or host
     forwarded = said("HTTP_FORWARDED")
     return b"".join(
         [
@@ -53,7 +55,7 @@ def believed_lines(environ: WSGIEnvironment, prefix: str) -> bytes:
             *_line("X-Forwarded-Port", said("HTTP_X_FORWARDED_PORT") or _port(host, scheme)),
             *_line("X-Forwarded-Prefix", said("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + prefix),
             *_line("Forwarded", f"{forwarded}, for={_node(peer)}" if forwarded else ""),
-            _via_line(said("HTTP_VIA", "")),
+            _via_line(said("HTTP_VIA", ""), environ["SERVER_PROTOCOL"]),
         ]
     )
 
@@ -77,7 +79,7 @@ def _port(host: str, scheme: str) -> str:
     return (port or ("443" if scheme == "https" else "80")) if host else ""
 
 
-def _via_line(via: str) -> bytes:
+def _via_line(via: str, protocol: str) -> bytes:
     if any(entry.strip() in _LOOPS for entry in via.split(",")):
         raise Loop(via)
-    return forward_line("Via", _appended(via, VIA))
+    return forward_line("Via", _appended(via, f"{'1.0' if protocol == 'HTTP/1.0' else '1.1'} {_NAME}"))

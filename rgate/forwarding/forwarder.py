@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import BadResponse, InternalFault, RequestError, Truncated, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
-from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target
+from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
 from ..wire.fields import forward_line
 from .body import ResponseBody, Upload
 from .forwarded import believed_lines, forwarded_lines
@@ -44,7 +44,7 @@ class Forwarder:
         self._tls = route.backend.tls
         self._strip = route.path_prefix if route.strip_prefix else ""
         self._edited = edited
-        self._forwarded_lines: dict[tuple[str, str, str], bytes] = {}
+        self._forwarded_lines: dict[tuple[str, str, str, str], bytes] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange: Exchange = environ[ENVIRON_KEY]
@@ -185,21 +185,24 @@ class Forwarder:
     def _forwarded(self, environ: WSGIEnvironment, address: Address) -> bytes:
         """What goes to the backend about the way the request has come, and its Host when it has none."""
         get = environ.get
-        host = get("HTTP_HOST", "")
+        own = host = get("HTTP_HOST", "")
+        if self._edited:
+            host = sent_host(environ)
         if PEER_KEY in environ:
-            lines = believed_lines(environ, self._strip)
+            lines = believed_lines(environ, self._strip, host)
         else:
-            key = (get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host)
+            key = (get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host, environ["SERVER_PROTOCOL"])
             if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
                 known = self._forwarded_lines.get(key)
                 if known is None:
                     if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
                         self._forwarded_lines.clear()
                     known = self._forwarded_lines[key] = forwarded_lines("", "", self._strip, *key)
-                return known
-            lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get("HTTP_VIA", ""), self._strip, *key)
+                lines = known
+            else:
+                lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get("HTTP_VIA", ""), self._strip, *key)
         # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
-        return lines if host else lines + forward_line("Host", address.authority)
+        return lines if own else lines + forward_line("Host", address.authority)
 
 
 def _edited(environ: WSGIEnvironment) -> tuple[Target, bytes]:

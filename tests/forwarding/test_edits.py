@@ -89,10 +89,12 @@ def test_edit_of_host_goes_to_the_backend_and_a_removed_one_is_made_up_for(backe
         with RawClient(live.url) as client:
             client.get()
         assert backend.requests[-1].values("Host") == ["new.example"]
+        assert backend.requests[-1].values("X-Forwarded-Host") == ["x"], "it is what the client has sent"
     with forwarding(backend, plugins={"editing": Editing(lambda e: e.pop("HTTP_HOST"))}) as live:
         with RawClient(live.url) as client:
             client.get()
         assert backend.requests[-1].values("Host") == [f"127.0.0.1:{backend.port}"]
+        assert backend.requests[-1].values("X-Forwarded-Host") == ["x"]
 
 
 def test_edit_of_the_body_reaches_the_backend(backend: ScriptedBackend) -> None:
