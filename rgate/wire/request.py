@@ -30,7 +30,8 @@ _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZab
 _HOPS = re.compile(r"[0-9]{1,9}")
 _ASTERISK = Target("*", "*", "*", "")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}) ([!-~]+) HTTP/([0-9])\.([0-9])")
+MAX_METHOD_BYTES: Final = 64  # the longest that is registered has 17
+_REQUEST_LINE = re.compile(rb"([!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}) ([!-~]+) HTTP/([0-9])\.([0-9])" % MAX_METHOD_BYTES)
 
 
 class RequestHead:

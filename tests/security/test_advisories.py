@@ -165,6 +165,8 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "CVE-2018-12116 Node: target above ASCII": get(target=b"/\xc4\x8d\xc4\x8a"),
     "method that is no token": get(method=b"GE(T"),
     "method in brackets": get(method=b"<GET>"),
+    "method of 65 bytes": get(method=b"M" * 65),
+    "method of 100,000 bytes": get(method=b"M" * 100_000),
     "empty method": b" / HTTP/1.1\r\nHost: x\r\n\r\n",
     "no method": b"/ HTTP/1.1\r\nHost: x\r\n\r\n",
     # The target

@@ -12,7 +12,7 @@ from rgate.config import models
 from rgate.errors import GatewayError
 from rgate.forwarding import upstream
 from rgate.serving import connection, server, slow_clients
-from rgate.wire import client, proxy_protocol
+from rgate.wire import client, proxy_protocol, request
 from rgate.wire.chunked import ChunkedReader
 
 from ..meta.source import ROOT
@@ -72,7 +72,9 @@ def subclasses(kind: type[GatewayError]) -> set[type[GatewayError]]:
 
 
 FIXED = {
+    "a method": request.MAX_METHOD_BYTES,
     "a line of the chunked coding, with its extensions": ChunkedReader.MAX_LINE_BYTES,
+    "what chunk extensions are longer than their chunks, in a body": ChunkedReader.MAX_EXCESS_BYTES,
     "trailers of a message": ChunkedReader.MAX_TRAILER_BYTES,
     "interim responses before a response": upstream.MAX_INTERIM_HEADS,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
