@@ -51,13 +51,14 @@ from .hookspecs import (
     WatchingSource,
     hookimpl,
 )
-from .model import Address, Backend, Endpoint, Instance, Route, Timeouts
+from .model import WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
 from .pipeline import STANDARD_ORDER, wrap_body
 from .version import VERSION as __version__
 from .wire.client import AllowedClients
 
 __all__ = [
     "STANDARD_ORDER",
+    "WEIGHT_LABEL",
     "Address",
     "AllowedClients",
     "Backend",

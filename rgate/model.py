@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .forwarding.upstream import Upstream
 
-__all__ = ["Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
+__all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
+
+WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})
 
@@ -138,7 +140,10 @@ class EndpointLoad:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies."""
+    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies.
+
+    `weight` is its share of requests beside others, from its label `rgate.weight`; with 0 it gets only what sticks to it.
+    """
 
     id: str
     name: str
@@ -146,6 +151,7 @@ class Endpoint:
     address: Address
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
     load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
+    weight: int = field(default=1, hash=False, compare=False)
 
     @property
     def key(self) -> tuple[str, Address]:

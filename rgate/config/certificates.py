@@ -73,7 +73,7 @@ def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
     tls = backend.tls
     if not tls.model_fields_set:
         return
-    if backend.endpoints and not backend.match_labels and not any(url.startswith("https://") for url in backend.endpoints):
+    if backend.endpoints and not backend.match_labels and not any(fixed.url.startswith("https://") for fixed in backend.fixed):
         yield ConfigProblem(path, "means nothing: no endpoint of this backend begins with https://")
     if tls.ca is not None:
         yield from _authorities(tls.ca, path)

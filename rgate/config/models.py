@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
-from pydantic_core import PydanticKnownError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from ..wire.target import read_target
+from .backends import BackendConfig, BackendTLSConfig, EndpointConfig
+from .fields import (
+    CertificateHost,
+    HostName,
+    MediaType,
+    Method,
+    Model,
+    Name,
+    Network,
+    Number,
+    PathPrefix,
+    RequestHeaders,
+    Seconds,
+    Whole,
+    one_or_more,
+)
 from .shown import shown
 from .tree import Path
 
@@ -25,6 +38,7 @@ __all__ = [
     "Config",
     "DefaultResponseConfig",
     "DockerConfig",
+    "EndpointConfig",
     "Model",
     "PluginsConfig",
     "RouteConfig",
@@ -33,141 +47,6 @@ __all__ = [
     "TimeoutsConfig",
     "UseConfig",
 ]
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
-_FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
-_HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*")
-
-
-def _no_bool(kind: Literal["int_type", "float_type"]) -> BeforeValidator:
-    """Python's bool is an int, so `port: yes` would be port 1."""
-
-    def refuse(value: object) -> object:
-        if isinstance(value, bool):
-            raise PydanticKnownError(kind)
-        return value
-
-    return BeforeValidator(refuse)
-
-
-def _name(text: str) -> str:
-    if not text or text != text.strip() or not text.isprintable() or len(text) > 200:
-        raise ValueError("a name is 1 to 200 printable characters, with no space at either end")
-    return text
-
-
-def _path_prefix(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError(f"must begin with '/'; found {text!r}")
-    for sign, meaning in (("?", "a query"), ("#", "a fragment")):
-        if sign in text:
-            raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
-    try:
-        canonical = read_target("GET", text).route
-    except ValueError as error:
-        why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
-        raise ValueError(f"no request can have this path: {why}") from None
-    if canonical != text:
-        raise ValueError(f"must be in canonical form, which is {canonical!r}")
-    return text
-
-
-def _one_or_more(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _host(text: str) -> str:
-    host = text.lower()
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            return f"[{IPv6Address(host[1:-1])}]"
-        except ValueError:
-            raise ValueError(f"{text!r} is no IPv6 address") from None
-    if not host.isascii():
-        raise ValueError(f"{text!r} must be written as it is sent, in its xn-- form")
-    if not _HOST_NAME.fullmatch(host):
-        raise ValueError(f"{text!r} is no host name; write the name alone, without scheme, port or wildcard")
-    return host
-
-
-def _method(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
-        raise ValueError(f"{text!r} is no HTTP method")
-    return text.upper()
-
-
-def _headers(headers: dict[str, str]) -> dict[str, str]:
-    seen: dict[str, str] = {}
-    for name, value in headers.items():
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name")
-        if "_" in name:
-            raise ValueError(f"{name!r} never matches: headers whose name has an underscore are dropped")
-        if not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"the value of {name!r} never matches: it is empty, or has a space at an end or a control character")
-        if name.lower() in seen:
-            raise ValueError(f"{seen[name.lower()]!r} and {name!r} are the same header")
-        seen[name.lower()] = name
-    return headers
-
-
-def _label(text: str) -> str:
-    name, equals, _ = text.partition("=")
-    if not equals or not name or re.search(r"\s", name):
-        raise ValueError(f"{text!r} is no label; write name=value, without spaces around the '='")
-    return text
-
-
-def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    seen: dict[str, str] = {}
-    for label in labels:
-        name = label.partition("=")[0]
-        if seen.setdefault(name, label) != label:
-            raise ValueError(f"no container has both {seen[name]!r} and {label!r}")
-    return labels
-
-
-def _certificate_host(text: str) -> str:
-    """A host as TLS names it: no address, but `*.` in front stands for one label."""
-    host = _host(text.removeprefix("*."))
-    if host.startswith("["):
-        raise ValueError(f"{text!r} is an address; TLS clients name only hosts, so the first certificate serves it")
-    return f"*.{host}" if text.startswith("*.") else host
-
-
-def _server_name(text: str) -> str:
-    return _host(f"[{text}]" if ":" in text and not text.startswith("[") else text).strip("[]")
-
-
-def _network(text: str) -> str:
-    try:
-        return str(ip_network(text))
-    except ValueError:
-        pass
-    try:
-        wider = ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(f"{text!r} is no network; write one like 10.0.0.0/8, or an address like 192.0.2.1") from None
-    raise ValueError(f"{text!r} has bits beyond the prefix; write {wider} or a longer prefix")
-
-
-def _media_type(text: str) -> str:
-    if not _MEDIA_TYPE.fullmatch(text):
-        raise ValueError(f"{text!r} is no media type; write one like 'text/html; charset=utf-8'")
-    return text
-
-
-Whole = Annotated[int, _no_bool("int_type")]
-Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
-Name = Annotated[str, AfterValidator(_name)]
-HostName = Annotated[str, AfterValidator(_host)]
-
-
-class Model(BaseModel):
-    """Base of every config model: immutable, and strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
 
 
 class TimeoutsConfig(Model):
@@ -185,41 +64,16 @@ class RouteConfig(Model):
     this route once the config is loaded, or False for "off".
     """
 
-    path_prefix: Annotated[str, AfterValidator(_path_prefix)]
+    path_prefix: PathPrefix
     backend: str
     name: Name | None = None
-    hosts: Annotated[tuple[HostName, ...], BeforeValidator(_one_or_more)] = Field(default=(), alias="host")
-    methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ()
-    headers: Annotated[dict[str, str], AfterValidator(_headers)] = {}
+    hosts: Annotated[tuple[HostName, ...], BeforeValidator(one_or_more)] = Field(default=(), alias="host")
+    methods: tuple[Method, ...] = ()
+    headers: RequestHeaders = Field(default={})
     strip_prefix: bool = False
     max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
-    plugins: dict[str, Any] = {}
-
-
-class BackendTLSConfig(Model):
-    """`tls` of a backend: how its https endpoints are spoken to. The values are files in PEM form, but for `server_name`.
-
-    `ca` replaces the system's authorities; `certificate` and `key` are the gateway's own, for backends that ask for one;
-    `server_name` is what the backend's certificate must be for, by default the endpoint's host.
-    """
-
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-    key_password: str | None = None
-    server_name: Annotated[str, AfterValidator(_server_name)] | None = None
-    verify: bool = True
-
-
-class BackendConfig(Model):
-    """One entry of `backends`: containers picked by label, or fixed addresses, or both."""
-
-    name: Name
-    match_labels: Annotated[tuple[Annotated[str, AfterValidator(_label)], ...], AfterValidator(_labels)] = ()
-    endpoints: tuple[str, ...] = ()
-    policy: str = "random_of_two"
-    tls: BackendTLSConfig = BackendTLSConfig()
+    plugins: dict[str, Any] = Field(default={})
 
 
 class DefaultResponseConfig(Model):
@@ -227,7 +81,7 @@ class DefaultResponseConfig(Model):
 
     body: str = "No route matches."
     status_code: Annotated[Whole, Field(ge=200, le=599)] = 404
-    content_type: Annotated[str, AfterValidator(_media_type)] | None = None
+    content_type: MediaType | None = None
 
 
 class CertificateConfig(Model):
@@ -239,7 +93,7 @@ class CertificateConfig(Model):
     certificate: str
     key: str | None = None
     key_password: str | None = None
-    hosts: tuple[Annotated[str, AfterValidator(_certificate_host)], ...] = ()
+    hosts: tuple[CertificateHost, ...] = ()
 
 
 class ClientCertificatesConfig(Model):
@@ -273,7 +127,7 @@ class ServerConfig(Model):
     workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
-    drain_seconds: Annotated[float, _no_bool("float_type"), Field(ge=0, le=3_600)] = 10.0
+    drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 10.0
     max_target_bytes: Annotated[Whole, Field(ge=8_000, le=65_536)] = 16_384
     max_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200
@@ -289,7 +143,7 @@ class ServerConfig(Model):
     max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
     proxy_protocol: bool = False
-    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     tls: TLSConfig | None = None
 
     @property
@@ -317,7 +171,7 @@ class UseConfig(Model):
     name: Name | None = None
     before: str | None = None
     after: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
     @property
     def default_name(self) -> str:
@@ -345,7 +199,7 @@ class Config(Model):
     default_response: DefaultResponseConfig = DefaultResponseConfig()
     server: ServerConfig = ServerConfig()
     docker: DockerConfig = DockerConfig()
-    plugins: dict[str, Any] = {}
+    plugins: dict[str, Any] = Field(default={})
     disabled: frozenset[str] = Field(default=frozenset(), init=False)
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from ..model import Address, Backend, Endpoint, EndpointLoad, Instance
+from ..model import WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
 
 __all__ = ["Change", "Matcher", "SetAside", "Snapshot", "SourceState", "changes", "why_not"]
 
 NAMES_SHOWN = 3
+MAX_WEIGHT = 1_000
 NOTHING: Mapping[str, tuple[SetAside, ...]] = MappingProxyType({})
 
 
@@ -124,12 +126,18 @@ class Matcher:
         endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         for instance in (instance for source in sources.values() for instance in source.instances):
-            for name in self._backends(instance):
-                if instance.address is None:
+            names, weight, address = self._backends(instance), 1, instance.address
+            if names and address and WEIGHT_LABEL in instance.labels:
+                try:
+                    weight = _weight(instance.labels[WEIGHT_LABEL].strip())
+                except ValueError as error:
+                    instance, address = replace(instance, address=None, reason=str(error)), None
+            for name in names:
+                if address is None:
                     unusable[name].append(instance)
                     continue
-                load = loads.setdefault((instance.id, instance.address), EndpointLoad())
-                endpoints[name].append(Endpoint(instance.id, instance.name, name, instance.address, instance.labels, load))
+                load = loads.setdefault((instance.id, address), EndpointLoad())
+                endpoints[name].append(Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight))
         found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
         without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
         return Snapshot(found, MappingProxyType(without_address), sources, found, NOTHING)
@@ -144,6 +152,14 @@ class Matcher:
         if instance.backend in self._names:
             found.add(instance.backend)
         return found
+
+
+def _weight(text: str) -> int:
+    if not text:  # an empty label is what `rgate.weight=${WEIGHT}` leaves when WEIGHT is not set
+        return 1
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > MAX_WEIGHT:
+        raise ValueError(f"label {WEIGHT_LABEL}={text!r} is no whole number from 0 to {MAX_WEIGHT}")
+    return int(text)
 
 
 def _settled(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:

@@ -2,7 +2,7 @@
 
     backends:
       - name: legacy
-        endpoints: ["http://127.0.0.1:9000", "https://[2001:db8::7]/v2"]
+        endpoints: ["http://127.0.0.1:9000", "https://[2001:db8::7]/v2", {url: "http://127.0.0.1:9001", weight: 3}]
 
 An address is http or https, a host name or IP address (IPv6 in brackets), a port (default 80 or 443), and maybe a path,
 which goes in front of every forwarded one. Whether somebody listens there is found out by the requests.
@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 from urllib.parse import urlsplit
 
-from rgate import Address, Config, ConfigProblem, DiscoverySource, Instance, hookimpl
+from rgate import WEIGHT_LABEL, Address, Config, ConfigProblem, DiscoverySource, Instance, hookimpl
 
 __all__ = ["FixedEndpoints", "parse_address", "rgate_check_config", "rgate_discovery_sources"]
 
@@ -31,8 +31,11 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
     """Addresses that are none, and those that a backend has twice."""
     for index, backend in enumerate(config.backends):
         first: dict[Address, int] = {}
-        for place, url in enumerate(backend.endpoints):
-            path = ("backends", index, "endpoints", place)
+        for place, (entry, fixed) in enumerate(zip(backend.endpoints, backend.fixed, strict=True)):
+            path: tuple[str | int, ...] = ("backends", index, "endpoints", place)
+            if entry is fixed:
+                path = (*path, "url")
+            url = fixed.url
             try:
                 address = parse_address(url)
             except ValueError as error:
@@ -90,9 +93,10 @@ def parse_address(url: str) -> Address:
 
 def _instances(config: Config) -> Iterator[Instance]:
     for backend in config.backends:
-        for url in backend.endpoints:
-            address = parse_address(url)
-            yield Instance(id=str(address), name=str(address), address=address, backend=backend.name)
+        for fixed in backend.fixed:
+            address = parse_address(fixed.url)
+            labels = {WEIGHT_LABEL: str(fixed.weight)} if fixed.weight != 1 else {}
+            yield Instance(str(address), str(address), labels, address, backend=backend.name)
 
 
 def _is_host(host: str, *, bracketed: bool) -> bool:

@@ -24,6 +24,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "routes": models.RouteConfig,
     "routes[].timeouts": models.TimeoutsConfig,
     "backends": models.BackendConfig,
+    "backends[].endpoints[]": models.EndpointConfig,
     "backends[].tls": models.BackendTLSConfig,
     "default_response": models.DefaultResponseConfig,
     "server": models.ServerConfig,

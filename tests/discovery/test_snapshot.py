@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate import Address, Backend, Endpoint, Exchange, Instance, PluginError, RgateError
+from rgate import WEIGHT_LABEL, Address, Backend, Endpoint, Exchange, Instance, PluginError, RgateError
 from rgate.discovery import Change, EndpointTable, why_not
 
 from .sources import FIXED, PAYMENT, Listing, found, ids, payment, table
@@ -73,6 +73,21 @@ class TestMatching:
         assert [(i.id, i.reason) for i in joined.snapshot.unusable["payment"]] == [("a", "paused")]
         assert joined.snapshot.unusable["orders"] == ()
         assert [i.id for i in joined.snapshot.sources["l"].instances] == ["a", "z"]
+
+    @pytest.mark.parametrize(("label", "weight"), [("3", 3), (" 0 ", 0), ("1000", 1000), ("", 1), (None, 1)])
+    def test_weight_is_what_the_label_says(self, label: str | None, weight: int) -> None:
+        instance = payment("a") if label is None else payment("a", **{WEIGHT_LABEL: label})
+        joined = table(Listing("l", instance))
+        joined.refresh()
+        assert [endpoint.weight for endpoint in joined.snapshot.endpoints["payment"]] == [weight]
+
+    @pytest.mark.parametrize("label", ["1001", "-1", "1.5", "heavy", "\u0663", "9" * 5000])
+    def test_weight_that_is_none_makes_the_instance_unusable(self, label: str) -> None:
+        joined = table(Listing("l", payment("a", **{WEIGHT_LABEL: label})))
+        joined.refresh()
+        (unusable,) = joined.snapshot.unusable["payment"]
+        assert joined.snapshot.endpoints["payment"] == ()
+        assert unusable.reason == f"label rgate.weight={label!r} is no whole number from 0 to 1000"
 
     @given(
         st.dictionaries(st.text(), st.text(), max_size=6),

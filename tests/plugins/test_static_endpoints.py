@@ -134,3 +134,32 @@ def test_any_text_is_an_address_or_a_problem(url: str) -> None:
         assert parse_address(str(address)) == address, "what is shown must mean the same"
         assert str(address).isascii()
         assert str(address).isprintable()
+
+
+def test_endpoint_with_a_weight_has_it_in_the_table() -> None:
+    read = Config.model_validate(
+        {
+            "backends": [
+                {"name": "legacy", "endpoints": ["http://a", {"url": "http://b", "weight": 3}, {"url": "http://c", "weight": 0}]}
+            ]
+        }
+    )
+    source = rgate_discovery_sources(read)
+    assert source is not None
+    table = EndpointTable([Backend("legacy")], [source])
+    table.refresh()
+    assert {e.name: e.weight for e in table.snapshot.endpoints["legacy"]} == {
+        "http://a:80": 1,
+        "http://b:80": 3,
+        "http://c:80": 0,
+    }
+
+
+def test_address_that_is_none_is_found_in_either_form() -> None:
+    read = Config.model_validate(
+        {"backends": [{"name": "x", "endpoints": ["http://a", {"url": "nonsense"}, {"url": "http://a"}]}]}
+    )
+    assert [str(problem).split(":")[0] for problem in rgate_check_config(read)] == [
+        "backends[0].endpoints[1].url",
+        "backends[0].endpoints[2].url",
+    ]

@@ -1,0 +1,48 @@
+"""The shape of `backends`: where endpoints are, how one is chosen, and how they are spoken to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .fields import Labels, Model, Name, ServerName, Whole
+
+__all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig"]
+
+
+class BackendTLSConfig(Model):
+    """`tls` of a backend: how its https endpoints are spoken to. The values are files in PEM form, but for `server_name`.
+
+    `ca` replaces the system's authorities; `certificate` and `key` are the gateway's own, for backends that ask for one;
+    `server_name` is what the backend's certificate must be for, by default the endpoint's host.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = None
+    server_name: ServerName | None = None
+    verify: bool = True
+
+
+class EndpointConfig(Model):
+    """One of `endpoints`, when it is more than a URL. `weight` is its share of requests beside others; 0: none of its own."""
+
+    url: str
+    weight: Annotated[Whole, Field(ge=0, le=1_000)] = 1
+
+
+class BackendConfig(Model):
+    """One entry of `backends`: containers picked by label, or fixed addresses, or both."""
+
+    name: Name
+    match_labels: Labels = ()
+    endpoints: tuple[str | EndpointConfig, ...] = ()
+    policy: str = "random_of_two"
+    tls: BackendTLSConfig = BackendTLSConfig()
+
+    @property
+    def fixed(self) -> tuple[EndpointConfig, ...]:
+        """The entries of `endpoints`, a plain URL as one with the default weight."""
+        return tuple(EndpointConfig(url=entry) if isinstance(entry, str) else entry for entry in self.endpoints)

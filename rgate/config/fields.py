@@ -1,0 +1,175 @@
+"""What the values of the config may be: the kinds of fields that the models share, each with its words for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_network
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
+
+from ..wire.target import read_target
+
+__all__ = [
+    "CertificateHost",
+    "HostName",
+    "Labels",
+    "MediaType",
+    "Method",
+    "Model",
+    "Name",
+    "Network",
+    "Number",
+    "PathPrefix",
+    "RequestHeaders",
+    "Seconds",
+    "ServerName",
+    "Whole",
+    "one_or_more",
+]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
+_HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*")
+
+
+def _no_bool(kind: Literal["int_type", "float_type"]) -> BeforeValidator:
+    """Python's bool is an int, so `port: yes` would be port 1."""
+
+    def refuse(value: object) -> object:
+        if isinstance(value, bool):
+            raise PydanticKnownError(kind)
+        return value
+
+    return BeforeValidator(refuse)
+
+
+def _name(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable() or len(text) > 200:
+        raise ValueError("a name is 1 to 200 printable characters, with no space at either end")
+    return text
+
+
+def _path_prefix(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"must begin with '/'; found {text!r}")
+    for sign, meaning in (("?", "a query"), ("#", "a fragment")):
+        if sign in text:
+            raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
+    try:
+        canonical = read_target("GET", text).route
+    except ValueError as error:
+        why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
+        raise ValueError(f"no request can have this path: {why}") from None
+    if canonical != text:
+        raise ValueError(f"must be in canonical form, which is {canonical!r}")
+    return text
+
+
+def one_or_more(value: object) -> object:
+    """For a field that is a list, but may be written as a single text."""
+    return [value] if isinstance(value, str) else value
+
+
+def _host(text: str) -> str:
+    host = text.lower()
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return f"[{IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise ValueError(f"{text!r} is no IPv6 address") from None
+    if not host.isascii():
+        raise ValueError(f"{text!r} must be written as it is sent, in its xn-- form")
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{text!r} is no host name; write the name alone, without scheme, port or wildcard")
+    return host
+
+
+def _method(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"{text!r} is no HTTP method")
+    return text.upper()
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    seen: dict[str, str] = {}
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+        if "_" in name:
+            raise ValueError(f"{name!r} never matches: headers whose name has an underscore are dropped")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name!r} never matches: it is empty, or has a space at an end or a control character")
+        if name.lower() in seen:
+            raise ValueError(f"{seen[name.lower()]!r} and {name!r} are the same header")
+        seen[name.lower()] = name
+    return headers
+
+
+def _label(text: str) -> str:
+    name, equals, _ = text.partition("=")
+    if not equals or not name or re.search(r"\s", name):
+        raise ValueError(f"{text!r} is no label; write name=value, without spaces around the '='")
+    return text
+
+
+def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for label in labels:
+        name = label.partition("=")[0]
+        if seen.setdefault(name, label) != label:
+            raise ValueError(f"no container has both {seen[name]!r} and {label!r}")
+    return labels
+
+
+def _certificate_host(text: str) -> str:
+    """A host as TLS names it: no address, but `*.` in front stands for one label."""
+    host = _host(text.removeprefix("*."))
+    if host.startswith("["):
+        raise ValueError(f"{text!r} is an address; TLS clients name only hosts, so the first certificate serves it")
+    return f"*.{host}" if text.startswith("*.") else host
+
+
+def _server_name(text: str) -> str:
+    return _host(f"[{text}]" if ":" in text and not text.startswith("[") else text).strip("[]")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        pass
+    try:
+        wider = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network; write one like 10.0.0.0/8, or an address like 192.0.2.1") from None
+    raise ValueError(f"{text!r} has bits beyond the prefix; write {wider} or a longer prefix")
+
+
+def _media_type(text: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise ValueError(f"{text!r} is no media type; write one like 'text/html; charset=utf-8'")
+    return text
+
+
+Whole = Annotated[int, _no_bool("int_type")]
+Number = Annotated[float, _no_bool("float_type")]
+Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
+Name = Annotated[str, AfterValidator(_name)]
+HostName = Annotated[str, AfterValidator(_host)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
+Method = Annotated[str, AfterValidator(_method)]
+RequestHeaders = Annotated[dict[str, str], AfterValidator(_headers)]
+Labels = Annotated[tuple[Annotated[str, AfterValidator(_label)], ...], AfterValidator(_labels)]
+CertificateHost = Annotated[str, AfterValidator(_certificate_host)]
+ServerName = Annotated[str, AfterValidator(_server_name)]
+Network = Annotated[str, AfterValidator(_network)]
+MediaType = Annotated[str, AfterValidator(_media_type)]
+
+
+class Model(BaseModel):
+    """Base of every config model: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
