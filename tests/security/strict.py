@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rgate.testing import ScriptedConnection
@@ -53,7 +54,9 @@ def read(data: bytes) -> tuple[Request | None, bytes]:
             raise Invalid(f"header line {line!r}")
         fields.append((match[1], match[2]))
     names = [name.lower() for name, _ in fields]
-    if named := _HOP_BY_HOP & set(names):
+    upgrade = [(name.lower(), value) for name, value in fields if name.lower() in (b"connection", b"upgrade")]
+    allowed = {b"connection", b"upgrade"} if upgrade == [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")] else set()
+    if named := _HOP_BY_HOP & set(names) - allowed:
         raise Invalid(f"headers of another hop: {named}")
     hosts = [value for name, value in fields if name.lower() == b"host"]
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
@@ -103,7 +106,7 @@ def _read_chunked(data: bytes) -> tuple[bytes | None, bytes]:
 
 
 class StrictBackend:
-    """A script for ScriptedBackend: answers every whole request with `response`, and keeps what it got.
+    """A script for ScriptedBackend: answers whole requests with `response`, or what that makes of them, and keeps what it got.
 
     requests  the whole ones, of all connections
     received  all bytes that came
@@ -111,7 +114,7 @@ class StrictBackend:
     partial   beginnings of requests that never became whole
     """
 
-    def __init__(self, response: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") -> None:
+    def __init__(self, response: bytes | Callable[[Request], bytes] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") -> None:
         self.response = response
         self.requests: list[Request] = []
         self.received = bytearray()
@@ -133,7 +136,8 @@ class StrictBackend:
                         break
                     with self._lock:
                         self.requests.append(request)
-                    connection.send(self.response)
+                    response = self.response
+                    connection.send(response if isinstance(response, bytes) else response(request))
         except Invalid as error:
             with self._lock:
                 self.invalid.append(str(error))
