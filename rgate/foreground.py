@@ -114,8 +114,7 @@ def _serve(
     try:
         with until_signalled(stop, at_once, signals), gateway.running():
             if channel is not None:
-                gateway.siblings.on_lost = server.stop
-                gateway.siblings.connect(channel)
+                gateway.siblings.connect(channel, on_lost=server.stop)
             with telling:  # so that no change is told before the table that it changes
                 if console and hints is not None:
                     console.line(start_line(gateway, server.url), "bold")

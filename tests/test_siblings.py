@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rgate.siblings import Siblings
+from rgate.siblings import Siblings, as_word
 
 PATIENCE_SECONDS = 10
 
@@ -85,8 +85,59 @@ def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -
     ours, theirs = channel
     siblings = Siblings()
     lost = threading.Event()
-    siblings.on_lost = lost.set
-    siblings.connect(theirs)
+    siblings.connect(theirs, on_lost=lost.set)
     ours.shutdown(socket.SHUT_RDWR)
     assert lost.wait(PATIENCE_SECONDS)
     assert siblings.ask("stats.flush", timeout_seconds=0)
+
+
+def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    stopped = threading.Event()
+    siblings.connect(worker, on_told={"stop": stopped.set})
+    siblings.tell("up")
+    assert supervisor.recv(100) == b"up\n"
+    supervisor.sendall(b"stop\n")
+    assert stopped.wait(PATIENCE_SECONDS)
+
+
+def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.connect(worker)
+    answers: list[str | None] = []
+    asking = threading.Thread(target=lambda: answers.append(siblings.reload(PATIENCE_SECONDS)))
+    asking.start()
+    assert supervisor.recv(100) == b"reload 1\n"
+    supervisor.sendall(b"done 1 " + as_word("config.yml:3: port: no number\nand more").encode() + b"\n")
+    asking.join(PATIENCE_SECONDS)
+    assert answers == ["config.yml:3: port: no number\nand more"]
+
+
+def test_reload_not_answered_in_time_is_not_known(channel: tuple[socket.socket, socket.socket]) -> None:
+    siblings = Siblings()
+    siblings.connect(channel[1])
+    assert siblings.reload(timeout_seconds=0.01) is None
+
+
+def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.answer("reload", lambda argument: f"no: {argument}")
+    siblings.connect(worker)
+    supervisor.sendall(b"ask 3 reload all%20of%20it\n")
+    assert supervisor.recv(100) == b"done 3 no%3A%20all%20of%20it\n"
+
+
+def test_actions_are_those_of_the_gateway_that_has_taken_over(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    before = Siblings()
+    before.answer("who", lambda _: "before")
+    before.connect(worker)
+    after = Siblings(before)
+    after.answer("who", lambda _: "after")
+    for answer in (b"before", b"after"):
+        supervisor.sendall(b"ask 1 who\n")
+        assert supervisor.recv(100) == b"done 1 " + answer + b"\n"
+        after.take_over()

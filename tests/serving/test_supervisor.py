@@ -21,9 +21,8 @@ def say(line):
 def main(index, first_time, listener, channel):
     siblings = Siblings()
     ended = threading.Event()
-    siblings.on_lost = ended.set
     siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
-    siblings.connect(channel)
+    siblings.connect(channel, on_lost=ended.set)
     if index == 2:  # the others are there already
         while not siblings.ask("note", "all of it: 100 %", timeout_seconds=20):
             pass
