@@ -71,6 +71,10 @@ class SourceLoop:
         self._listing = threading.Lock()
         self._lists_well = False
 
+    def tell(self, accept: Callable[[str, tuple[Instance, ...]], None], reject: Callable[[str, Exception], None]) -> None:
+        """Give lists and failures to these from now on."""
+        self._accept, self._reject = accept, reject
+
     def changed(self) -> None:
         """There may be something new. From any thread; never blocks."""
         self._changed.set()

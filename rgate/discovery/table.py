@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from types import MappingProxyType
@@ -31,6 +31,9 @@ class EndpointTable:
     A source that fails keeps its last good list, for as long as it takes. Every source has a thread of its own, and one
     more when it can watch, so a slow one holds up no other. `clock` and `wait` are there for tests. Raises PluginError
     when two sources have one name.
+
+    `before` is the table whose place it is to take, by take_over(): it begins with the lists of the sources of the same name,
+    and with what is set aside. A source that equals (==) its forerunner is not begun anew; that one goes on.
     """
 
     def __init__(
@@ -41,48 +44,98 @@ class EndpointTable:
         timing: Timing = STANDARD,
         clock: Callable[[], float] = monotonic,
         wait: Wait = threading.Event.wait,
+        before: EndpointTable | None = None,
     ) -> None:
         backends = tuple(backends)
         self._backends = tuple(backend.name for backend in backends)
         self._matcher = Matcher(backends)
         self._timing, self._clock, self._wait = timing, clock, wait
-        self._publishing = threading.Lock()
-        self._asides = Asides()
+        self._publishing: threading.Lock = before._publishing if before else threading.Lock()
+        self._asides: Asides = before._asides if before else Asides()
         self._callbacks: list[Callable[[Sequence[Change]], object]] = []
         self._swap_callbacks: list[Callable[[Snapshot], object]] = []
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._before = before
+        self._next: EndpointTable | None = None
+        self._threads: dict[str, tuple[threading.Event, list[threading.Thread]]] = {}
         self._loops: dict[str, SourceLoop] = {}
+        self._shared: set[str] = set()
         for source in sources:
             if source.name in self._loops:
                 raise PluginError(f"two discovery sources are named {source.name!r}")
-            self._loops[source.name] = SourceLoop(source, self._accept, self._reject, timing, clock, wait)
+            forerunner = before._loops.get(source.name) if before else None
+            if forerunner is not None and forerunner.source == source:
+                self._shared.add(source.name)
+                self._loops[source.name] = forerunner
+            else:
+                self._loops[source.name] = SourceLoop(source, self._accept, self._reject, timing, clock, wait)
         nothing: Mapping[str, tuple[()]] = MappingProxyType({name: () for name in self._backends})
-        states = MappingProxyType({name: SourceState(name) for name in self._loops})
-        self.snapshot = Snapshot(nothing, nothing, states, nothing, NOTHING)
+        self.snapshot = Snapshot(nothing, nothing, MappingProxyType({}), nothing, NOTHING)
+        with self._publishing:
+            self.snapshot = self._joined_with(before.snapshot if before else self.snapshot, self._loops.keys())
 
     def start(self) -> None:
         """Begin discovery; returns when every source has been tried once, at the latest after two seconds.
 
         Never fails: a source that cannot be reached is logged and tried again for ever.
         """
-        self._stop = threading.Event()
-        self._threads = [thread for loop in self._loops.values() for thread in loop.threads(self._stop)]
-        for thread in self._threads:
-            thread.start()
+        for name, loop in self._loops.items():
+            if self._before is None or name not in self._shared:
+                self._begin(name, loop)
         deadline = self._clock() + self._timing.start_patience
         for loop in self._loops.values():
             self._wait(loop.tried, max(0.0, deadline - self._clock()))
 
+    def _begin(self, name: str, loop: SourceLoop) -> None:
+        stop = threading.Event()
+        threads = loop.threads(stop)
+        self._threads[name] = (stop, threads)
+        for thread in threads:
+            thread.start()
+
     def stop(self) -> None:
         """End discovery; the last snapshot stays. Threads that are inside their source's own I/O are waited for one second."""
-        self._stop.set()
-        for loop in self._loops.values():
-            loop.changed()
+        for name, (stop, _) in self._threads.items():
+            stop.set()
+            self._loops[name].changed()
         deadline = monotonic() + 1.0
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - monotonic()))
+        for _, threads in self._threads.values():
+            for thread in threads:
+                thread.join(max(0.0, deadline - monotonic()))
         self._threads.clear()
+
+    def take_over(self, before: EndpointTable) -> None:
+        """Be the table in force: what goes on of `before` tells this one from now on. `before` keeps its snapshot.
+
+        Until then this one tells nobody of changes; now it tells of what is another way than in `before`.
+        """
+        with self._publishing:
+            before._next, self._before = self, None
+            for name in self._shared:
+                self._loops[name].tell(self._accept, self._reject)
+                if name in before._threads:
+                    self._threads[name] = before._threads.pop(name)
+            self._swap(self._joined_with(before.snapshot, self._shared), self._as_here(before.snapshot))
+
+    def _joined_with(self, before: Snapshot, sources: Collection[str]) -> Snapshot:
+        """The snapshot with the lists of `sources` as they are in `before`, and the loads that it has."""
+        states = {
+            name: before.sources.get(name) or SourceState(name) if name in sources else self.snapshot.sources[name]
+            for name in self._loops
+        }
+        before = self._as_here(before)
+        both = {name: (*self.snapshot.found.get(name, ()), *endpoints) for name, endpoints in before.found.items()}
+        joined = self._matcher.join(MappingProxyType(states), replace(self.snapshot, found=both))
+        return self._asides.applied(joined, self.snapshot)
+
+    def _as_here(self, before: Snapshot) -> Snapshot:
+        """A snapshot of another table, with nothing where it has not all the backends of this one."""
+        nothing: Mapping[str, tuple[()]] = dict.fromkeys(self._backends, ())
+        return replace(
+            before,
+            endpoints={**nothing, **before.endpoints},
+            unusable={**nothing, **before.unusable},
+            found={**nothing, **before.found},
+        )
 
     def refresh(self) -> None:
         """List every source now, in the calling thread. One that fails says so in `snapshot.sources`."""
@@ -128,27 +181,43 @@ class EndpointTable:
 
     def _accept(self, name: str, instances: tuple[Instance, ...]) -> None:
         with self._publishing:
-            before = self.snapshot.sources[name]
-            listed = tuple(sorted(instances, key=lambda instance: instance.id))
-            self._publish(replace(before, instances=listed, listed=self._clock(), error=None), before)
-            if before.error:
-                _log.info("%s: answers %s", name, "now" if before.listed is None else "again")
+            self._in_charge_of(name)._listed(name, instances)
 
     def _reject(self, name: str, error: BaseException) -> None:
         with self._publishing:
-            before, now = self.snapshot.sources[name], self._clock()
-            self._publish(replace(before, error=described(error), failed=now), before)
-            if before.error:
-                _log.debug("%s: still cannot be listed: %s", name, described(error))
-                return
-            age = "no list yet" if before.listed is None else f"keeping the list of {now - before.listed:.0f} s ago"
-            _log.warning("%s: %s (%s, trying again)", name, described(error), age, exc_info=unexpected(error))
+            self._in_charge_of(name)._not_listed(name, error)
+
+    def _in_charge_of(self, name: str) -> EndpointTable:
+        """The newest table that goes on with this source: a list may have been under way while this one was replaced."""
+        table = self
+        while table._next is not None and name in table._next._shared:
+            table = table._next
+        return table
+
+    def _listed(self, name: str, instances: tuple[Instance, ...]) -> None:
+        before = self.snapshot.sources[name]
+        listed = tuple(sorted(instances, key=lambda instance: instance.id))
+        self._publish(replace(before, instances=listed, listed=self._clock(), error=None), before)
+        if before.error:
+            _log.info("%s: answers %s", name, "now" if before.listed is None else "again")
+
+    def _not_listed(self, name: str, error: Exception) -> None:
+        before, now = self.snapshot.sources[name], self._clock()
+        self._publish(replace(before, error=described(error), failed=now), before)
+        if before.error:
+            _log.debug("%s: still cannot be listed: %s", name, described(error))
+            return
+        age = "no list yet" if before.listed is None else f"keeping the list of {now - before.listed:.0f} s ago"
+        _log.warning("%s: %s (%s, trying again)", name, described(error), age, exc_info=unexpected(error))
 
     def _say(self, endpoint: Endpoint, by: str, aside: Aside | None) -> None:
         with self._publishing:
-            if self._asides.say(endpoint, by, aside):
-                found = self.snapshot.found
-                self._swap(replace(self.snapshot, endpoints=found, set_aside=NOTHING))
+            if not self._asides.say(endpoint, by, aside):
+                return
+            table = self
+            while table._next is not None:  # who speaks of requests in flight may still know this one only
+                table = table._next
+            table._swap(replace(table.snapshot, endpoints=table.snapshot.found, set_aside=NOTHING))
 
     def _publish(self, state: SourceState, replaced: SourceState) -> None:
         before = self.snapshot
@@ -160,10 +229,11 @@ class EndpointTable:
             self._asides.keep({instance.id for source in sources.values() for instance in source.instances})
         self._swap(self._matcher.join(sources, before))
 
-    def _swap(self, joined: Snapshot) -> None:
-        before = self.snapshot
+    def _swap(self, joined: Snapshot, before: Snapshot | None = None) -> None:
+        before = before or self.snapshot
         self.snapshot = after = self._asides.applied(joined, before)
-        found = [change for backend in self._backends for change in changes(backend, before, after)]
+        told = self._backends if self._before is None else ()  # else it is not in force
+        found = [change for backend in told for change in changes(backend, before, after)]
         for change in found:
             _changes_log.log(logging.WARNING if change.sign == "!" else logging.INFO, "%s", change)
         _call(self._swap_callbacks, after)
