@@ -82,6 +82,9 @@ class Upload:
                         continue
                     if not ready:
                         raise RequestTimeout("nothing of the body came in time")
+                    if pipe is None:
+                        self._stream.take_in()
+                        continue
                 self._next_block()
                 if own:  # whether the backend has answered has just been looked at
                     self._send()

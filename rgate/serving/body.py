@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import BodyTooLarge, RequestError, RequestTimeout
@@ -28,7 +30,6 @@ class RequestBody(io.RawIOBase):
         self, connection: Connection, first: bytes, length: int | None, limit: int | None, wait_seconds: float, interim: bool
     ) -> None:
         self._connection = connection
-        self._receive: Callable[[int], bytes] = connection.receive
         self._first = first
         self._left = length
         self._chunks = None if length is not None else ChunkedReader()
@@ -47,10 +48,17 @@ class RequestBody(io.RawIOBase):
 
     @property
     def buffered(self) -> bool:
-        """Whether read1() has something to give without waiting for the client."""
+        """Whether read1() has something to give without waiting for the client. Raises what that does."""
         if self._interim:
             self._go_on()
-        return bool(self._ready or self._first or self.complete)
+        if self._first and not self._ready:
+            self._advance()  # what has come may be no more than the beginning of a chunk's size
+        return bool(self._ready or self.complete)
+
+    def take_in(self) -> None:
+        """Read what has come by now, for read1() to give. Raises what that does."""
+        with suppress(TimeoutError):
+            self._advance(socket.MSG_DONTWAIT)
 
     @property
     def plain(self) -> bool:
@@ -146,21 +154,26 @@ class RequestBody(io.RawIOBase):
 
     def _fill(self) -> None:
         """Make `_ready` non-empty, or the body complete."""
-        if self._failed:
-            raise RequestError("the request body cannot be read any further")
         if self._interim:
             self._go_on()
         try:
             while not self._ready and not self.complete:
-                block, self._first = self._first, b""
+                self._advance()
+        except TimeoutError as error:
+            self._failed = True
+            raise RequestTimeout("nothing of the body came in time") from error
+
+    def _advance(self, flags: int = 0) -> None:
+        """Go on by one block. Raises TimeoutError when there is none."""
+        if self._failed:
+            raise RequestError("the request body cannot be read any further")
+        try:
+            block, self._first = self._first, b""
+            if not block:
+                block = self._connection.receive(self.wait_seconds, flags)
                 if not block:
-                    try:
-                        block = self._receive(self.wait_seconds)  # type: ignore[arg-type]
-                    except TimeoutError as error:
-                        raise RequestTimeout("nothing of the body came in time") from error
-                    if not block:
-                        raise RequestError("the client left within the request body")
-                self._take(block)
+                    raise RequestError("the client left within the request body")
+            self._take(block)
         except RequestError:
             self._failed = True
             raise

@@ -152,13 +152,13 @@ class Connection:
         self._response.protocol = tunnel.protocol
         self._response.keep_alive = False
 
-    def receive(self, seconds: float) -> bytes:
+    def receive(self, seconds: float, flags: int = 0) -> bytes:
         """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
         if seconds != self._wait_seconds:
             self._wait_seconds = seconds
             set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
         try:
-            return self._sock.recv(BODY_BYTES)
+            return self._sock.recv(BODY_BYTES, flags)
         except BlockingIOError:
             raise TimeoutError from None
         except OSError:

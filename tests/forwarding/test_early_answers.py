@@ -38,6 +38,26 @@ def test_early_answer_reaches_a_client_that_is_still_sending() -> None:
         assert client.is_closed()
 
 
+@pytest.mark.parametrize("stalled", [b"5\r\nhello\r\n1", b"5\r\nhello\r", b"1;a", b"0\r\nX-Su"])
+def test_early_answer_reaches_a_client_that_has_stalled_within_the_coding(stalled: bytes) -> None:
+    """Half a chunk's size is not yet a byte of the body: whoever reads on for that reads past the answer."""
+    seen, answer = threading.Event(), threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        seen.set()
+        passed(answer)
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        connection.wait_closed()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(CHUNKED_POST, stalled)
+        passed(seen)
+        answer.set()
+        response = client.response()
+        assert (response.status, response.body) == (413, b"too large")
+
+
 @pytest.mark.parametrize("backend_closes", [False, True], ids=["stays", "closes"])
 def test_early_answer_reaches_a_client_whose_upload_the_backend_does_not_take(backend_closes: bool) -> None:
     """The backend answers and reads no more, so that what it has been sent fills every buffer on the way."""

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
         400,
     ),
     "two lengths": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", 400),
-    "unknown coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    "unknown coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "space before the colon": (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
     "folded line": (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n", 400),
