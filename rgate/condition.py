@@ -11,12 +11,16 @@ class Condition:
     unready  by who says so, why this process should get no new requests ("stopping": "SIGTERM 3 s ago"); empty: it is ready
     notices  by who says so, what an operator should know although it is ready ("config": "config.yml:12: …, so the …")
 
-    Both are only ever changed by single assignments and pops of keys, so any thread may write and read them.
+    calm     whether no more requests than `server.threads` can be waiting for backends just now, so that nobody need count
+             them; written by the server, and False under any other
+
+    All are only ever changed by single assignments and pops of keys, so any thread may write and read them.
     """
 
     def __init__(self) -> None:
         self.unready: dict[str, str] = {}
         self.notices: dict[str, str] = {}
+        self.calm = False
 
     @property
     def ready(self) -> bool:

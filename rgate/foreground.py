@@ -95,7 +95,7 @@ def _serve(
     the supervisor.
     """
     config = gateway.config.server
-    server = Server(gateway.app, config, listener, gateway.tls, redirecting)
+    server = Server(gateway.app, config, listener, gateway.tls, redirecting, gateway.condition)
     telling = threading.Lock()
     begun = False
 

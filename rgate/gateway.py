@@ -56,7 +56,7 @@ class Gateway:
         self.config = config
         self.registry = registry
         self._kept: Kept = Kept(before._kept if before else None)
-        self.backends: Mapping[str, Backend] = {b.name: b for b in map(_backend, config.backends)}
+        self.backends: Mapping[str, Backend] = _backends(config)
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
@@ -154,10 +154,18 @@ def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:
                 raise PluginError(f"route {route.name!r}: {name!r} runs before the route is known, so it cannot differ by route")
 
 
-def _backend(config: Any) -> Backend:
+def _backends(config: Config) -> dict[str, Backend]:
+    """By name. One that says nothing of max_in_flight may have 80 % of what the process may, so that no other is without."""
+    most = config.server.max_in_flight
+    share = most if len(config.backends) == 1 else max(1, most * 4 // 5)
+    return {entry.name: _backend(entry, share) for entry in config.backends}
+
+
+def _backend(config: Any, most: int) -> Backend:
     labels = (label.partition("=") for label in config.match_labels)
     pairs = tuple((name, value) for name, _, value in labels)
-    return Backend(config.name, pairs, config.policy, UpstreamTLS(**dict(config.tls)))
+    tls = UpstreamTLS(**dict(config.tls))
+    return Backend(config.name, pairs, config.policy, tls, max_in_flight=config.max_in_flight or most)
 
 
 def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:

@@ -58,13 +58,14 @@ class Backend:
     """A named pool of endpoints, as the config describes it.
 
     An instance belongs to the backend when it carries every one of `match_labels` (name, value), or when its source
-    says so by name (fixed endpoints).
+    says so by name (fixed endpoints). `max_in_flight` is how many requests may wait for it at one time, in each process.
     """
 
     name: str
     match_labels: tuple[tuple[str, str], ...] = ()
     policy: str = "random_of_two"
     tls: UpstreamTLS = UpstreamTLS()
+    max_in_flight: int = 256
 
 
 @dataclass(frozen=True, slots=True)

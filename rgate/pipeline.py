@@ -27,6 +27,7 @@ STANDARD_ORDER = (  # outermost first
     "normalize",  # last word on every response, faults included
     "faults",  # everything inside may raise GatewayError
     "routing",  # inside this the route is known and the chain is the route's own
+    "bulkhead",  # refuses what would wait with too many others for one backend
     "retry",  # re-enters what is inside with the failed endpoint taken from the candidates
     "selection",  # picks one candidate: exchange.endpoint
 )  # then the forwarder, which is no plugin

@@ -129,7 +129,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     assert main(["plugins", "--config", path]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^docker_labels .* no +not known until it is active$", shown, re.MULTILINE), shown
-    chain = "stats → normalize → faults → routing → retry → selection → websocket → forwarder"
+    chain = "stats → normalize → faults → routing → bulkhead → retry → selection → websocket → forwarder"
     assert re.search(rf"^/orders +{chain}$", shown, re.MULTILINE), shown
     assert main(["plugins", "--config", path, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -38,8 +38,8 @@ backends:
 
 def test_gateway_has_the_nouns_of_its_config() -> None:
     gateway = make_gateway(CONFIG)
-    orders = Backend("orders", (("app_name", "orders"), ("note", "a=b"), ("empty", "")), "round_robin")
-    assert gateway.backends == {"orders": orders, "legacy": Backend("legacy")}
+    orders = Backend("orders", (("app_name", "orders"), ("note", "a=b"), ("empty", "")), "round_robin", max_in_flight=204)
+    assert gateway.backends == {"orders": orders, "legacy": Backend("legacy", max_in_flight=204)}
     route, other = gateway.routes
     assert (route.name, route.path_prefix, route.backend) == ("orders", "/api/orders", orders)
     assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), (("x-version", "2"),))

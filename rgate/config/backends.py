@@ -40,6 +40,7 @@ class BackendConfig(Model):
     match_labels: Labels = ()
     endpoints: tuple[str | EndpointConfig, ...] = ()
     policy: str = "random_of_two"
+    max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
     tls: BackendTLSConfig = BackendTLSConfig()
 
     @property

@@ -4,6 +4,7 @@ BUILTIN = (
     "docker_labels",
     "static_endpoints",
     "routing",
+    "bulkhead",
     "retry",
     "selection",
     "faults",

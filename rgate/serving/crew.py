@@ -37,7 +37,8 @@ class Crew:
 
     There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.
     When there are as many, `held_up()` says how many more may come, because so many wait for something else.
-    look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go.
+    look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go. While
+    there are no more than `base`, it is `calm`; it ceases to be so one look before the first one comes.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Crew:
         self._most = most
         self._held_up = held_up
         self._grows_again = 0.0
+        self.calm = True
         self._workers: set[_Worker] = set()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._over = False
@@ -78,6 +80,7 @@ class Crew:
             turns += worker.turn
         present = len(self._workers)
         self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
+        self.calm = present <= self._base and not self._all_taken
         if self._all_taken >= 2 and now >= self._grows_again:
             most = self._most + (self._held_up() if present >= self._most else 0)
             for _ in range(min(max(present // 2, 2), most - present)):

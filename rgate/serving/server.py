@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
 
+from ..condition import Condition
 from ..errors import Overloaded
 from ..wire.client import TrustedProxies, plain_address
 from ..wire.request import RequestReader
@@ -73,7 +74,8 @@ class Server(BaseWSGIServer):
     listens.
 
     The sockets it makes itself when they are not given. `tls` is what new connections speak TLS with; with config.tls it
-    is made of that when it is not given (PemError), and may be exchanged for another at any time.
+    is made of that when it is not given (PemError), and may be exchanged for another at any time. `condition` is told
+    whether it is calm.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Server(BaseWSGIServer):
         listener: socket.socket | None = None,
         tls: ServerTLS | None = None,
         redirect_listener: socket.socket | None = None,
+        condition: Condition | None = None,
     ) -> None:
         self._doors: dict[int, _Door] = {}
         self._announced: dict[type[Connection], type[Connection]] = {}
@@ -100,6 +103,7 @@ class Server(BaseWSGIServer):
         self.ticks = 0
         self.draining = False
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
+        self.condition = condition or Condition()
         self.admission = Admission(config, self.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
@@ -116,7 +120,9 @@ class Server(BaseWSGIServer):
         self._crew: Crew | ThreadPerConnection
         if EPOLL:
             self._epoll = epoll = select.epoll()
-            self._crew = Crew(epoll, self._take, config.threads, config.threads + config.max_in_flight, self._held_up)
+            # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
+            most = 2 * config.threads + config.max_in_flight
+            self._crew = Crew(epoll, self._take, config.threads, most, self._held_up)
         else:
             self._epoll = self._crew = ThreadPerConnection(self._take)
         self._accepting_again = 0.0
@@ -301,6 +307,7 @@ class Server(BaseWSGIServer):
         self.ticks += 1
         self.now = monotonic()
         quiet = self._crew.look(self.now) and not self._held
+        self.condition.calm = self._crew.calm
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
 
     def _held_up(self) -> int:

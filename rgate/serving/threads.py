@@ -39,6 +39,7 @@ class ThreadPerConnection:
         self._running = False
         self._over = False
         self._checked = 0.0
+        self.calm = False
 
     def __len__(self) -> int:
         return len(self._threads)

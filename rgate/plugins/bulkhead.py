@@ -1,0 +1,155 @@
+"""bulkhead: a backend that hangs takes down its own routes and nothing else.
+
+    server: {max_in_flight: 256}     # default: requests that wait for backends at one time, in each worker process
+    backends:
+      - name: reports
+        match_labels: [app_name=reports]
+        max_in_flight: 20            # default: 80 % of the server's, all of it for the only backend
+
+A request over either limit is answered at once, 503 `overloaded` with Retry-After. Each request that waits holds a thread,
+so there is always one left to say so, to answer `/stats` and `/-/ready`, and to serve the other backends.
+
+In flight is a request while it waits for its backend: until the head of the response has come, and then for each further
+block. While it waits for its own client, who sends or reads slowly, it does not count; those have a limit of their own
+(`server.max_slow_clients`). Whether a body is slow in coming is only looked at when the limit is reached.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, hookimpl
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["Compartment"]
+
+LOOK_SECONDS: Final = 0.05
+TELL_SECONDS: Final = 10.0
+_log = logging.getLogger("rgate.plugins.bulkhead")
+
+
+@hookimpl
+def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
+    most = config.server.max_in_flight
+    for index, backend in enumerate(config.backends):
+        if backend.max_in_flight is not None and backend.max_in_flight > most:
+            message = f"is more than server.max_in_flight, which is {most} for all backends together; raise that too"
+            yield ConfigProblem(("backends", index, "max_in_flight"), message)
+
+
+@hookimpl
+def rgate_middlewares(gateway: Gateway) -> Middleware:
+    most = gateway.config.server.max_in_flight
+    whole = gateway.keep("bulkhead", most, lambda: Compartment(f"all {len(gateway.backends)} backends", most))
+    own = {backend.name: _of(gateway, backend) for backend in gateway.backends.values()}
+    # While the server is calm no more requests wait than it has base threads, so only lower limits can be reached.
+    lowest = min((backend.max_in_flight for backend in gateway.backends.values()), default=most)
+    always = lowest < gateway.config.server.threads
+
+    condition = gateway.condition
+
+    def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
+        def look(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if condition.calm and not always:
+                return app(environ, start_response)
+            exchange = Exchange.of(environ)
+            assert exchange.route is not None
+            compartment = own[exchange.route.backend.name]
+            waiting, all_waiting = compartment.waiting, whole.waiting
+            if len(waiting) >= compartment.most:
+                compartment.check()
+            if len(all_waiting) >= whole.most:
+                whole.check()
+            waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
+            try:
+                body = app(environ, start_response)
+            finally:
+                del waiting[exchange], all_waiting[exchange]
+            return body if type(body) is list else _Body(body, exchange, (waiting, all_waiting))
+
+        return look
+
+    return Middleware("bulkhead", wrap, edits_environ=False)
+
+
+def _of(gateway: Gateway, backend: Backend) -> Compartment:
+    most = backend.max_in_flight
+    return gateway.keep(f"bulkhead.{backend.name}", most, lambda: Compartment(f"backend {backend.name!r}", most))
+
+
+class Compartment:
+    """What waits for one backend, or for all of them: at most `most` exchanges at one time.
+
+    `waiting` has the exchanges, each with its wsgi.input. Setting and popping a key are atomic, so there is no lock and
+    nothing drifts; threads that come at the same moment may bring it over the limit by their number.
+    """
+
+    __slots__ = ("_held", "_looked", "_name", "_seen", "_told", "most", "waiting")
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self.most = most
+        self.waiting: dict[Exchange, Any] = {}
+        self._held = self._seen = 0
+        self._looked = self._told = float("-inf")
+
+    def check(self) -> None:
+        """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached."""
+        now, count = monotonic(), len(self.waiting)
+        if now - self._looked >= LOOK_SECONDS or count > self._seen:
+            self._looked, self._seen = now, count
+            self._held = _held_by_clients(list(self.waiting.values()))
+        if count - self._held < self.most:
+            return
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            _log.warning("%s: %d requests in flight, which is max_in_flight; more are answered 503", self._name, self.most)
+        raise Overloaded(f"{self._name}: {self.most} requests in flight")
+
+
+class _Body:
+    """A response body that counts as waiting for the backend while its next block is asked for."""
+
+    __slots__ = ("_blocks", "_exchange", "_where", "close")
+
+    def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+        self._blocks = iter(body)
+        self._exchange = exchange
+        self._where = where
+        self.close = getattr(body, "close", _nothing)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        for waiting in self._where:
+            waiting[self._exchange] = None
+        try:
+            return next(self._blocks)
+        finally:
+            for waiting in self._where:
+                del waiting[self._exchange]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _held_by_clients(streams: Iterable[Any]) -> int:
+    """How many of these request bodies wait for more of their clients. Those of rgate's own server can say."""
+    poll = select.poll()
+    count = 0
+    for stream in streams:
+        if not getattr(stream, "complete", True):
+            try:
+                poll.register(stream.fileno(), select.POLLIN)
+                count += 1
+            except (OSError, ValueError):  # closed at this moment
+                continue
+    return count - len(poll.poll(0))
