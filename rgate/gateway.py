@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .condition import Condition
 from .config import Config
+from .config.files import contents
 from .discovery import EndpointTable
 from .errors import PluginError
 from .forwarding.body_limit import BodyLimit
@@ -20,6 +20,7 @@ from .kept import Kept
 from .model import Backend, Route, Timeouts, UpstreamTLS
 from .pipeline import ROUTING, RouteDispatch, compose, order
 from .registry import Registry
+from .running import Running
 from .scope import ExchangeScope, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["Gateway", "build"]
-
-UPKEEP_SECONDS: Final = 2.0
 
 _T = TypeVar("_T")
 
@@ -56,16 +55,23 @@ class Gateway:
         self.config = config
         self.registry = registry
         self._kept: Kept = Kept(before._kept if before else None)
-        self.backends: Mapping[str, Backend] = _backends(config)
+        known = before.backends if before else {}
+        # What is equal to one of before is that one, so that the forwarder knows it at a glance.
+        self.backends: Mapping[str, Backend] = {
+            name: known[name] if known.get(name) == backend else backend for name, backend in _backends(config).items()
+        }
         self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
-        self.table = EndpointTable(self.backends.values(), registry.collect("rgate_discovery_sources", config=config))
-        self.tls = ServerTLS(config.server.tls) if config.server.tls else None
-        self.upstreams = Upstreams(config.server.max_response_head_bytes, config.server.max_response_headers)
+        sources = registry.collect("rgate_discovery_sources", config=config)
+        self.table: EndpointTable = EndpointTable(self.backends.values(), sources, before=before.table if before else None)
+        tls = config.server.tls
+        self.tls = self.keep("rgate.tls", (tls, contents(tls.files)), lambda: ServerTLS(tls)) if tls is not None else None
+        limits = (config.server.max_response_head_bytes, config.server.max_response_headers)
+        self.upstreams: Upstreams = before.upstreams if before else Upstreams(*limits)
         for backend in self.backends.values():
             if backend.tls != UpstreamTLS():
                 self.upstreams.prepare(backend.tls)
-        self.siblings = Siblings()
+        self.siblings: Siblings = Siblings(before.siblings if before else None)
         self.condition: Condition = before.condition if before else Condition()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
@@ -94,24 +100,32 @@ class Gateway:
     @contextmanager
     def running(self) -> Iterator[Gateway]:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
-        with ExitStack() as stack:
-            stack.callback(self._kept.close)
-            stack.enter_context(self.registry.lifespan(self))
-            self.table.start()
-            stack.callback(self.table.stop)
-            stop = threading.Event()
-            upkeep = threading.Thread(target=self._keep_upstreams, args=(stop,), name="rgate-upstreams", daemon=True)
-            upkeep.start()
-            stack.callback(self.upstreams.close)
-            stack.callback(upkeep.join)
-            stack.callback(stop.set)
+        running = Running(self)
+        try:
             yield self
+        finally:
+            running.end()
 
-    def _keep_upstreams(self, stop: threading.Event) -> None:
-        """Close connections that rest for too long, and those to endpoints that are gone."""
-        while not stop.wait(UPKEEP_SECONDS):
-            endpoints = self.table.snapshot.found.values()
-            self.upstreams.keep(frozenset(endpoint.address for pool in endpoints for endpoint in pool))
+    def take_over(self, before: Gateway) -> None:
+        """Be the gateway in force in place of `before`. The core's own."""
+        self.table.take_over(before.table)
+        self.siblings.take_over()
+        self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
+        self._kept.settle()
+
+    def tidy(self) -> None:
+        """Close connections that rest for too long, and those to endpoints that are gone. The core's own."""
+        found = self.table.snapshot.found
+        self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
+
+    def close(self, beside: Gateway | None = None) -> None:
+        """Close what has been kept, and every connection, but for what is in use `beside` as well. The core's own."""
+        if beside is None:
+            self._kept.close()
+            self.upstreams.close()
+        else:
+            self._kept.close(beside._kept)
+            self.upstreams.forget(but={backend.tls for backend in beside.backends.values()})
 
 
 def build(config: Config, registry: Registry, before: Gateway | None = None) -> Gateway:
@@ -120,6 +134,16 @@ def build(config: Config, registry: Registry, before: Gateway | None = None) -> 
     client ⇄ ExchangeScope ─→ outer chain … routing ─→ RouteDispatch ─→ the route's own chain ─→ forwarder ⇄ endpoint
     """
     gateway = Gateway(config, registry, before)
+    try:
+        _compose(gateway)
+    except BaseException:
+        gateway.close(before)
+        raise
+    return gateway
+
+
+def _compose(gateway: Gateway) -> None:
+    config, registry = gateway.config, gateway.registry
     for routes in registry.collect("rgate_local_routes", gateway=gateway):
         for path in sorted(routes.keys() & gateway.local_routes.keys()):
             raise PluginError(f"two plugins answer the local route {path!r}")
@@ -141,7 +165,6 @@ def build(config: Config, registry: Registry, before: Gateway | None = None) -> 
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
     gateway.app = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
-    return gateway
 
 
 def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:
@@ -164,7 +187,8 @@ def _backends(config: Config) -> dict[str, Backend]:
 def _backend(config: Any, most: int) -> Backend:
     labels = (label.partition("=") for label in config.match_labels)
     pairs = tuple((name, value) for name, _, value in labels)
-    tls = UpstreamTLS(**dict(config.tls))
+    files = config.tls.files
+    tls = UpstreamTLS(**dict(config.tls), contents=contents(files) if files else "")
     return Backend(config.name, pairs, config.policy, tls, max_in_flight=config.max_in_flight or most)
 
 

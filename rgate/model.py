@@ -42,7 +42,8 @@ class UpstreamTLS:
     """How the https endpoints of a backend are spoken to; the values are files in PEM form, but for `server_name`.
 
     `ca` stands in place of the system's authorities. `server_name` is what the certificate must be for, by default the
-    endpoint's host. `certificate`, with its `key` (by default in the same file), is what the gateway shows.
+    endpoint's host. `certificate`, with its `key` (by default in the same file), is what the gateway shows. `contents` stands
+    for what is in the files, so that with others in the same place it is not equal.
     """
 
     ca: str | None = None
@@ -51,6 +52,7 @@ class UpstreamTLS:
     key_password: str | None = field(default=None, repr=False)
     server_name: str | None = None
     verify: bool = True
+    contents: str = ""
 
 
 @dataclass(frozen=True, slots=True)

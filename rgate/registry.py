@@ -10,9 +10,7 @@ import importlib
 import inspect
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,10 +19,11 @@ import pluggy
 from pydantic import BaseModel
 
 from .config.wording import did_you_mean, listed
-from .errors import ConfigProblem, GatewayError, PluginError, RgateError
+from .errors import ConfigProblem, GatewayError, PluginError
 from .failures import culprit
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
 from .installed import Installed, PluginRecord, builtin_record
+from .lifespan import Lifespan
 from .pipeline import ROUTING, STANDARD_ORDER
 from .plugins import BUILTIN
 from .use import check_used, middleware
@@ -132,18 +131,11 @@ class Registry:
         """
         return [value for name in self._active for value in self._ask(name, hook_name, kwargs)]
 
-    @contextmanager
-    def lifespan(self, gateway: Gateway) -> Iterator[None]:
-        """The lifespans of all plugins: entered in order of registration, left in reverse.
-
-        Raises PluginError, naming the plugin, for what one raises at its beginning; what one raises at its end is logged, and
-        the others end all the same.
-        """
-        with ExitStack() as stack:
-            for name, plugin in self._active.items():
-                for value in self._ask(name, "rgate_lifespan", {"gateway": gateway}):
-                    stack.enter_context(_named(plugin.record, value))
-            yield
+    def lifespans(self, gateway: Gateway) -> Iterator[Lifespan]:
+        """The lifespans of all plugins, in order of registration; each is asked for when those before it have begun."""
+        for name, plugin in self._active.items():
+            for context in self._ask(name, "rgate_lifespan", {"gateway": gateway}):
+                yield Lifespan(plugin.record, context)
 
     def check(self, config: Config) -> Iterator[ConfigProblem]:
         """What the plugins, and the chain they make, have against a config that is valid otherwise."""
@@ -315,23 +307,6 @@ class Registry:
                     yield ConfigProblem(place, f"{name!r} has no part in the chain, so a route cannot say anything about it")
                 elif name in outside and not (name in self._sections and self._sections[name].per_route):
                     yield ConfigProblem(place, f"{name!r} runs before the route is known, and so is the same for every route")
-
-
-@contextmanager
-def _named(record: PluginRecord, lifespan: AbstractContextManager[object]) -> Iterator[None]:
-    try:
-        lifespan.__enter__()
-    except RgateError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"plugin {record}: its lifespan cannot begin: {type(error).__name__}: {error}") from error
-    try:
-        yield
-    finally:
-        try:
-            lifespan.__exit__(*sys.exc_info())
-        except (Exception, SystemExit) as error:
-            _log.exception("plugin %s failed at the end of its lifespan: %r", record, error)
 
 
 def _import_builtin(name: str) -> ModuleType:

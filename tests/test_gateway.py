@@ -257,7 +257,7 @@ def test_running_ends_every_lifespan_and_names_the_plugin_whose_end_fails(caplog
 
 
 def test_running_closes_connections_that_rest_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.gateway.UPKEEP_SECONDS", 0.01)
+    monkeypatch.setattr("rgate.running.UPKEEP_SECONDS", 0.01)
     monkeypatch.setattr("rgate.forwarding.upstream.MAX_IDLE_SECONDS", 0.05)
     with ScriptedBackend() as backend:
         config = {

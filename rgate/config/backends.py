@@ -25,6 +25,11 @@ class BackendTLSConfig(Model):
     server_name: ServerName | None = None
     verify: bool = True
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is named here."""
+        return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
+
 
 class EndpointConfig(Model):
     """One of `endpoints`, when it is more than a URL. `weight` is its share of requests beside others; 0: none of its own."""

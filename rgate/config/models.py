@@ -118,6 +118,13 @@ class TLSConfig(Model):
     redirect_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = None
     public_port: Annotated[Whole, Field(ge=1, le=65_535)] | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is named here and in what stands below."""
+        pairs = [file for entry in (self, *self.certificates) for file in (entry.certificate, entry.key)]
+        clients = self.client_certificates
+        return tuple(file for file in (*pairs, clients.ca if clients is not None else None) if file is not None)
+
 
 class ServerConfig(Model):
     """The client's side: where to listen, how much to accept, how long to wait. And how much of a response head to take."""
@@ -204,6 +211,12 @@ class Config(Model):
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None
     _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The certificates, keys and authorities that are named anywhere."""
+        listener = self.server.tls.files if self.server.tls is not None else ()
+        return tuple(dict.fromkeys([*listener, *(file for backend in self.backends for file in backend.tls.files)]))
 
     def shown(self) -> dict[str, Any]:
         """The config in force, defaults included, as plain values that may be shown: what stands under a key that is called

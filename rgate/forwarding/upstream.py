@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any, Final, cast
 
@@ -310,10 +310,19 @@ class Upstreams:
         self._known: dict[tuple[Address, UpstreamTLS], Upstream] = {}
         self._contexts: dict[UpstreamTLS, ssl.SSLContext] = {}
 
+    def limit(self, max_head_bytes: int, max_headers: int) -> None:
+        """Have other limits from now on, on the connections that there are as well."""
+        self._responses.limit(max_headers, max_head_bytes)
+
     def prepare(self, tls: UpstreamTLS) -> None:
         """Read the files that options of TLS name, so that what is wrong with them shows now. Raises PemError."""
         if tls not in self._contexts:
             self._contexts[tls] = context_for(tls)
+
+    def forget(self, but: Collection[UpstreamTLS]) -> None:
+        """Forget what prepare() has read, `but` for these."""
+        for tls in [tls for tls in self._contexts if tls not in but]:
+            self._contexts.pop(tls, None)
 
     def at(self, address: Address, tls: UpstreamTLS = UpstreamTLS()) -> Upstream:  # noqa: B008 - frozen
         """The upstream of an address that is spoken to in this way, made when it is first asked for. Thread-safe."""
@@ -330,9 +339,10 @@ class Upstreams:
             upstream = self._known.setdefault((address, tls), Upstream(address, tls, pool))
         return upstream
 
-    def keep(self, addresses: frozenset[Address]) -> None:
-        """Drop the pools of addresses that are no longer endpoints, and what has rested too long in the others."""
-        for key in [known for known in self._known if known[0] not in addresses]:
+    def keep(self, wanted: Collection[tuple[Address, UpstreamTLS]]) -> None:
+        """Drop the pools of addresses that are no longer endpoints or are spoken to in another way, and what has rested too
+        long in the others."""
+        for key in [known for known in self._known if known not in wanted]:
             upstream = self._known.pop(key, None)
             if upstream is not None and not any(other.pool is upstream.pool for other in list(self._known.values())):
                 upstream.pool.close()
@@ -341,7 +351,7 @@ class Upstreams:
 
     def close(self) -> None:
         """Close every resting connection."""
-        self.keep(frozenset())
+        self.keep(())
         self._pools.clear()
 
 

@@ -32,13 +32,17 @@ class Admission:
     """
 
     def __init__(self, config: ServerConfig, trusted: TrustedProxies) -> None:
-        self._config = config
-        self._trusted = trusted
-        self._most_per_client = config.max_connections_per_client
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
         self._room = 0
         self._looked_at_tick = -1
+        self.change(config, trusted)
+
+    def change(self, config: ServerConfig, trusted: TrustedProxies) -> None:
+        """Count by these limits from now on. Connections that have not been counted so far stay so."""
+        self._config = config
+        self._trusted = trusted
+        self._most_per_client = config.max_connections_per_client
         in_flight = config.max_in_flight + config.max_slow_clients
         files = _allow_files(config.max_connections + in_flight + OTHER_FILES)
         self.most = min(config.max_connections, max(files - in_flight - OTHER_FILES, files // 2))

@@ -38,7 +38,8 @@ class Crew:
     There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.
     When there are as many, `held_up()` says how many more may come, because so many wait for something else.
     look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go. While
-    there are no more than `base`, it is `calm`; it ceases to be so one look before the first one comes.
+    there are no more than `base`, it is `calm`; it ceases to be so one look before the first one comes. `most` may be
+    changed at any time.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Crew:
         self._epoll = epoll
         self._take = take
         self._base = base
-        self._most = most
+        self.most = most
         self._held_up = held_up
         self._grows_again = 0.0
         self.calm = True
@@ -82,7 +83,7 @@ class Crew:
         self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
         self.calm = present <= self._base and not self._all_taken
         if self._all_taken >= 2 and now >= self._grows_again:
-            most = self._most + (self._held_up() if present >= self._most else 0)
+            most = self.most + (self._held_up() if present >= self.most else 0)
             for _ in range(min(max(present // 2, 2), most - present)):
                 if not self._add(extra=True):
                     self._grows_again = now + GROW_PAUSE_SECONDS

@@ -18,6 +18,7 @@ import logging
 import select
 import socket
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,7 @@ from .sockets import listen, listen_for_workers, set_timeout
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
+from .underway import Underway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -106,8 +108,7 @@ class Server(BaseWSGIServer):
         self.condition = condition or Condition()
         self.admission = Admission(config, self.trusted_proxies)
         self.heads = HeadWriter()
-        self.requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
-        self.requests.upgrades = EPOLL  # tunnels need it
+        self.requests = self._requests(config)
         self.template: dict[str, Any] = template(name, port, "https" if self.tls else "http", multiprocess=config.processes > 1)
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
@@ -132,6 +133,11 @@ class Server(BaseWSGIServer):
             redirecting = redirect_listener.dup() if redirect_listener else listen(config.host, config.tls.redirect_port)
             self.redirect_port = redirecting.getsockname()[1]
             self._open_door(redirecting, RedirectConnection)
+
+    def _requests(self, config: ServerConfig) -> RequestReader:
+        requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
+        requests.upgrades = EPOLL  # tunnels need it
+        return requests
 
     @property
     def url(self) -> str:
@@ -161,6 +167,23 @@ class Server(BaseWSGIServer):
             self._end()
 
     serve_forever = run  # type: ignore[assignment]
+
+    def take_up(self, app: WSGIApplication, config: ServerConfig, tls: ServerTLS | None) -> Callable[[], bool]:
+        """Serve requests with this from now on. What is returned tells whether all requests are over that had begun before.
+
+        Listeners, threads and connections stay, so `host`, `port`, `workers`, `threads` and whether there is TLS do not
+        change. Limits and timeouts are those of `config` when they are looked at next. From any thread.
+        """
+        self.trusted_proxies = TrustedProxies(config.trusted_proxies)
+        self.admission.change(config, self.trusted_proxies)
+        self.requests = self._requests(config)
+        self._slow_clients = SlowClients(config.max_slow_clients)
+        if isinstance(self._crew, Crew):
+            self._crew.most = config.threads + config.max_in_flight
+        self.tls, self.config = tls, config
+        self.app = app
+        # Whoever has taken the app of before has made the connection busy first.
+        return Underway(self._connections.values()).is_over
 
     def stop(self) -> None:
         """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again."""

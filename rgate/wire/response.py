@@ -56,6 +56,12 @@ class ResponseReader:
         self._reader = FieldReader()
         self._known_lines: dict[bytes, tuple[int, str, int]] = {}
 
+    def limit(self, max_headers: int, max_head_bytes: int) -> None:
+        """Have other limits from now on."""
+        if (max_headers, max_head_bytes) != (self.max_headers, self.max_head_bytes):
+            self.max_headers, self.max_head_bytes = max_headers, max_head_bytes
+            self.known_heads.clear()  # they are within the limits of before
+
     def read(self, head: bytes) -> ResponseHead:
         """The response in `head`, which ends before its empty line. Raises BadResponse. Callers look into `known_heads` first."""
         lines = head.split(b"\r\n")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rgate.model import UpstreamTLS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient
@@ -152,7 +153,7 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
     with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get().body == b"ok"
         resting(live, 1)
-        live.gateway.upstreams.keep(frozenset())
+        live.gateway.upstreams.keep(())
         eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
         endpoint.load.upstream = None  # as a new endpoint of that address has it
@@ -167,7 +168,7 @@ def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
             assert client.get().body == b"ok"
         assert len(backend.connections) == 1
         first, _ = live.gateway.table.snapshot.endpoints["backend"]
-        live.gateway.upstreams.keep(frozenset({first.address}))
+        live.gateway.upstreams.keep({(first.address, UpstreamTLS())})
         for _ in range(10):
             assert client.get().body == b"ok"
         assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"

@@ -14,8 +14,8 @@ LAYERS = (
     {"wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},
-    {"failures", "installed", "use"},
-    {"registry"},
+    {"failures", "installed", "lifespan", "use"},
+    {"registry", "running"},
     {"gateway"},
     {"rgate"},  # the public API
     {"console", "demo", "foreground", "statistics", "testing", "wsgi"},
