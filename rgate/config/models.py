@@ -121,9 +121,9 @@ class TLSConfig(Model):
     @property
     def files(self) -> tuple[str, ...]:
         """Every file that is named here and in what stands below."""
-        pairs = [file for entry in (self, *self.certificates) for file in (entry.certificate, entry.key)]
-        clients = self.client_certificates
-        return tuple(file for file in (*pairs, clients.ca if clients is not None else None) if file is not None)
+        files = [self.certificate, self.key, *(file for pair in self.certificates for file in (pair.certificate, pair.key))]
+        files += [self.client_certificates.ca] if self.client_certificates is not None else []
+        return tuple(file for file in files if file is not None)
 
 
 class ServerConfig(Model):

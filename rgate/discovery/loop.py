@@ -71,7 +71,7 @@ class SourceLoop:
         self._listing = threading.Lock()
         self._lists_well = False
 
-    def tell(self, accept: Callable[[str, tuple[Instance, ...]], None], reject: Callable[[str, Exception], None]) -> None:
+    def tell(self, accept: Callable[[str, tuple[Instance, ...]], None], reject: Callable[[str, BaseException], None]) -> None:
         """Give lists and failures to these from now on."""
         self._accept, self._reject = accept, reject
 

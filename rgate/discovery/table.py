@@ -201,7 +201,7 @@ class EndpointTable:
         if before.error:
             _log.info("%s: answers %s", name, "now" if before.listed is None else "again")
 
-    def _not_listed(self, name: str, error: Exception) -> None:
+    def _not_listed(self, name: str, error: BaseException) -> None:
         before, now = self.snapshot.sources[name], self._clock()
         self._publish(replace(before, error=described(error), failed=now), before)
         if before.error:
