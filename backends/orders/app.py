@@ -15,8 +15,10 @@ import json
 import os
 import signal
 import socket
-import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -24,13 +26,21 @@ from urllib.parse import parse_qs, urlsplit
 SERVICE_NAME = "orders"
 INSTANCE = os.environ.get("INSTANCE") or socket.gethostname()
 DELAY_LIMIT_MS = 30_000
+QUIET_SECONDS = 0.3
+STOP_LIMIT_SECONDS = 8.0  # `docker stop` waits 10
 
 
 class Orders(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body leave in one write: two small ones would wait for each other's ACK
+    server: Server
 
     def answer(self) -> None:
+        with self.server.answering():
+            self.reply()
+            self.wfile.flush()
+
+    def reply(self) -> None:
         self.skip_body()
         time.sleep(self.asked_delay_ms() / 1000)
         reply = {
@@ -44,6 +54,8 @@ class Orders(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.server.stopping:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -72,7 +84,37 @@ class Orders(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    """Told to stop, it serves on until whoever sends requests has noticed, so that none of them is lost."""
+
     request_queue_size = 128  # the default of 5 makes a burst of new connections wait a second
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, Orders)
+        self.stopping = False
+        self.lock = threading.Lock()
+        self.in_flight = 0
+        self.requests = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        with self.lock:
+            self.in_flight += 1
+            self.requests += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def finish(self) -> None:
+        """End once no request has come for QUIET_SECONDS and all are answered, after STOP_LIMIT_SECONDS at the latest."""
+        self.stopping = True
+        limit = time.monotonic() + STOP_LIMIT_SECONDS
+        seen = -1
+        while (seen != self.requests or self.in_flight) and time.monotonic() < limit:
+            seen = self.requests
+            time.sleep(QUIET_SECONDS)
+        self.shutdown()
 
 
 def main() -> None:
@@ -80,12 +122,14 @@ def main() -> None:
     options.add_argument("--host", default=os.environ.get("HOST", "127.0.0.1"))
     options.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8000")))
     chosen = options.parse_args()
-    # As PID 1 of a container a process without this would not be ended by SIGTERM, and `docker stop` take 10 s.
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: sys.exit(0))
-    with Server((chosen.host, chosen.port), Orders) as server:
+    # Waited for, not handled: as PID 1 of a container a process that does neither is not ended by SIGTERM.
+    endings = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, endings)
+    with Server((chosen.host, chosen.port)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"{SERVICE_NAME} ({INSTANCE}) listens on http://{chosen.host}:{server.server_port}", flush=True)
-        server.serve_forever()
+        signal.sigwait(endings)
+        server.finish()
 
 
 if __name__ == "__main__":

@@ -93,3 +93,16 @@ def test_signal_ends_the_backend_with_code_0_even_with_a_connection_open(backend
     backend.ask("GET", "/")
     backend.process.send_signal(how)
     assert backend.process.wait(timeout=5) == 0
+
+
+def test_signal_lets_requests_be_answered_that_come_before_others_have_noticed(orders: Running) -> None:
+    assert orders.ask("GET", "/")[0] == 200
+    orders.process.send_signal(signal.SIGTERM)
+    told: list[str | None] = []
+    while "close" not in told:  # http.client connects anew after an answer that closes
+        orders.connection.request("POST", "/?delay_ms=20", body=b"x")
+        response = orders.connection.getresponse()
+        assert (response.status, json.loads(response.read())["method"]) == (200, "POST")
+        told.append(response.getheader("Connection"))
+    assert orders.ask("GET", "/?delay_ms=400")[0] == 200, "in flight when nothing has come for a while"
+    assert orders.process.wait(timeout=5) == 0
