@@ -13,6 +13,7 @@ Labels that a container may carry to say how it is reached:
     source.py    lists and watches           engine.py     the talk; the only module that knows docker-py
     mapping.py   container → instance        container.py  what the engine says of a container
     events.py    what events mean            own.py        the container that rgate itself runs in
+    arrivals.py  whose port is not open yet
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from rgate import Instance, RgateError
 
+from .arrivals import Arrivals
 from .container import Container
 from .events import Event, is_stop, stop_signal, stop_timeout_seconds
 from .mapping import Vantage, to_instance
@@ -61,6 +62,7 @@ class DockerSource:
     A container that is told to stop is out at once, before it closes its port. Should it run on, it is back two seconds
     after its stop timeout (`docker stop --time` is not known here). Engines tell of many events before their own list
     has them, or before a network is attached; so after the last event it is listed four times more, within 1.5 seconds.
+    One that has just started is in as soon as its port is open.
     """
 
     name = "docker_labels"
@@ -72,21 +74,25 @@ class DockerSource:
         network: str = "",
         own_id: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._connect = connect
         self._label_names = tuple(sorted(set(label_names)))
         self._network = network
         self._find_own_id = own_id
         self._clock = clock
+        self._arrivals = arrivals or Arrivals(clock)
         # The listing thread's
         self._engine: Talk | None = None
         self._own_id = ""
+        self._running: frozenset[str] | None = None
         # Written by the listing thread, replaced as a whole; read by the watching thread
         self._known: frozenset[str] = frozenset()
         # Written by the watching thread; read by the listing thread
         self._stopping: dict[str, float] = {}
         # The watching thread's
         self._last_event_ns = 0
+        self._new_from_ns = 0
 
     def list(self) -> Iterable[Instance]:
         try:
@@ -107,11 +113,21 @@ class DockerSource:
         others = {id: containers.get(id) or self._inspect(engine, id) for id in shared}
         vantage = Vantage(engine.machine, self._own_networks(engine), self._network)
         self._known = frozenset({*containers, *others, self._own_id})
-        return [
+        self._note_running(containers.values())
+        return self._arrivals.hold(
             to_instance(self._as_stopping(container), vantage, others.get(container.sharing))
             for container in containers.values()
             if not _about_to_start(container)
-        ]
+        )
+
+    def _note_running(self, containers: Iterable[Container]) -> None:
+        before, running = self._running, {container.id: container for container in containers if container.running}
+        self._running = frozenset(running)
+        if before is None:
+            return  # they run since nobody knows when
+        for id in running.keys() - before:
+            if running[id].health != "healthy":
+                self._arrivals.started(id)
 
     def _as_stopping(self, container: Container) -> Container:
         stopping = container.running and self._stopping.get(container.id, 0.0) > self._clock()
@@ -128,14 +144,17 @@ class DockerSource:
 
     def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
         resumed_ns = self._last_event_ns
+        self._new_from_ns = resumed_ns or time.time_ns()
         engine = self._connect()
         try:
             # At first from a second ago, as an engine may answer before it listens. What comes twice does no harm.
             events = engine.events(_timestamp(resumed_ns + 1 if resumed_ns else time.time_ns() - 10**9))
             try:
+                self._arrivals.look()
                 changed()
                 self._follow(engine, _arriving(events), resumed_ns, changed, stop)
             finally:
+                self._arrivals.close()
                 events.close()
         finally:
             engine.close()
@@ -152,9 +171,10 @@ class DockerSource:
             while echoes and echoes[0] <= now:
                 back.append("")
                 echoes.popleft()
-            if back:
+            if self._arrivals.look() or back:
                 changed()
             pause = min([now + _TICK_SECONDS, *echoes, *self._stopping.values()]) - now
+            pause = max(0.0, min(pause, self._arrivals.look_in_seconds()))
             try:
                 record = arrived.get(timeout=pause)
             except Empty:
@@ -179,6 +199,8 @@ class DockerSource:
             return self._note_kill(event, engine, changed)
         if event.action in _STARTED:
             self._stopping.pop(event.container, None)
+            if event.action == "start" and not 0 < event.time_ns < self._new_from_ns:  # else it may have served for long
+                self._arrivals.started(event.container)
         elif event.action in _ENDED:  # which the engine's list may not know yet
             self._stopping[event.container] = self._clock() + _STOP_MARGIN_SECONDS
         changed()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rgate import Instance, RgateError
+from rgate.plugins.docker_labels.arrivals import NOT_OPEN, Arrivals
 from rgate.plugins.docker_labels.source import DockerSource
 
 DEADLINE_SECONDS = 10.0
@@ -181,7 +182,12 @@ class Watch:
     def __init__(self, script: Script, *labels: str) -> None:
         self.now = 1_000.0
         self.script = script
-        self.source = DockerSource(script.connect, labels or ("app",), clock=lambda: self.now)
+        self.ports_open = True
+
+        def clock() -> float:
+            return self.now
+
+        self.source = DockerSource(script.connect, labels or ("app",), clock=clock, arrivals=Arrivals(clock, lambda _: self))
         self.stop = threading.Event()
         self.notices = 0
         self.error: Exception | None = None
@@ -200,6 +206,10 @@ class Watch:
         with self._noticed:
             self.notices += 1
             self._noticed.notify_all()
+
+    def stands(self) -> bool:
+        """What becomes of a connection to a container that has just started."""
+        return self.ports_open
 
     def start(self) -> None:
         self._thread.start()
@@ -355,12 +365,12 @@ class TestStopping:
         assert watch.reason == "stopped or stopping"
 
     @pytest.mark.parametrize("action", ["start", "restart"])
-    def test_container_that_starts_again_is_back_at_once(self, watch: Watch, action: str) -> None:
+    def test_container_that_starts_again_is_no_longer_stopping(self, watch: Watch, action: str) -> None:
         watch.tell(event("kill", signal="15"))
         watch.tell(event("die"))
         assert watch.reason == "stopped or stopping"
         watch.tell(event(action))
-        assert watch.reason is None
+        assert watch.reason != "stopped or stopping"
 
     def test_container_that_has_died_is_out_though_the_engine_still_lists_it(self, watch: Watch) -> None:
         watch.tell(event("die"))
@@ -375,4 +385,51 @@ class TestStopping:
         for told in (event("kill", signal="15", time_ns=5_000), None):
             watch.script.events_queue.put(told)
         watch.source.watch(lambda: None, threading.Event())
+        assert watch.reason is None
+
+
+class TestStarting:
+    def test_container_that_has_started_is_in_once_its_port_is_open(self, watch: Watch) -> None:
+        watch.ports_open = False
+        watch.tell(event("start"))
+        assert watch.reason == NOT_OPEN
+        watch.after(1.5, 1)  # the echoes
+        assert watch.reason == NOT_OPEN
+        watch.after(0.2, 0)
+        watch.ports_open = True
+        watch.after(0.2, 1)
+        assert watch.reason is None
+
+    def test_container_whose_port_never_opens_counts_after_ten_seconds_like_any_other(self, watch: Watch) -> None:
+        watch.ports_open = False
+        watch.tell(event("start"))
+        watch.after(1.5, 1)
+        assert watch.reason == NOT_OPEN
+        watch.after(8.4, 0)
+        assert watch.reason == NOT_OPEN
+        watch.after(0.2, 1)
+        assert watch.reason is None
+
+    def test_container_that_was_not_running_in_the_list_before_counts_as_started_without_an_event(self, watch: Watch) -> None:
+        watch.script.listed = {"app": [record("a", state="exited")]}
+        assert watch.reason == "stopped or stopping"
+        watch.script.listed = {"app": [record("a")]}
+        assert watch.reason == NOT_OPEN
+
+    def test_container_that_its_healthcheck_finds_healthy_is_not_tried(self, watch: Watch) -> None:
+        watch.script.listed = {"app": []}
+        watch.source.list()
+        watch.script.listed = {"app": [record("a", Status="Up 2 seconds (healthy)")]}
+        assert watch.reason is None
+
+    def test_start_of_the_past_does_not_hold_back_what_serves(self, watch: Watch) -> None:
+        watch.tell(event("start", time_ns=time.time_ns() - 10**9))
+        assert watch.reason is None
+
+    def test_nobody_is_held_back_while_nobody_watches(self, watch: Watch) -> None:
+        watch.ports_open = False
+        watch.tell(event("start"))
+        assert watch.reason == NOT_OPEN
+        watch.script.events_queue.put(None)
+        watch.join()
         assert watch.reason is None
