@@ -4,6 +4,7 @@ What is exported here is the public API; everything else may change. The built-i
 """
 
 from .config import Config
+from .discovery import SetAside, Snapshot
 from .errors import (
     BadGateway,
     BadResponse,
@@ -49,6 +50,7 @@ from .hookspecs import (
     Middleware,
     SelectionPolicy,
     WatchingSource,
+    WeighingPolicy,
     hookimpl,
 )
 from .model import WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
@@ -100,6 +102,8 @@ __all__ = [
     "RgateError",
     "Route",
     "SelectionPolicy",
+    "SetAside",
+    "Snapshot",
     "TLSFailed",
     "TargetTooLong",
     "Timeouts",
@@ -110,6 +114,7 @@ __all__ = [
     "UpstreamClosed",
     "VersionNotSupported",
     "WatchingSource",
+    "WeighingPolicy",
     "__version__",
     "build",
     "hookimpl",

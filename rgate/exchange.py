@@ -59,6 +59,7 @@ class Exchange:
     started     monotonic seconds, set at creation by ExchangeScope
     route       the route that matched, or None; written by `routing` or an earlier router
     candidates  endpoints still eligible; set by RouteDispatch from the snapshot, only narrowed after that
+    affinity    what the same endpoint is wanted for (a client, a session), or ""; written by `selection`
     endpoint    the endpoint chosen; written by `selection`
     attempts    how often an endpoint was tried; written by the forwarder
     tunnel      what the exchange becomes if the backend switches protocols, or None; written by the middleware that lets
@@ -75,6 +76,7 @@ class Exchange:
     finished = 0.0
     route: Route | None = None
     candidates: tuple[Endpoint, ...] = ()
+    affinity = ""
     endpoint: Endpoint | None = None
     attempts = 0
     tunnel: Tunnel | None = None

@@ -35,6 +35,7 @@ __all__ = [
     "Middleware",
     "SelectionPolicy",
     "WatchingSource",
+    "WeighingPolicy",
     "hookimpl",
 ]
 
@@ -133,6 +134,15 @@ class SelectionPolicy(Protocol):
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         """One of `candidates`, which is never empty. Called from many threads at once; must be quick."""
+        ...
+
+
+class WeighingPolicy(SelectionPolicy, Protocol):
+    """A selection policy that also chooses by weight. Without this the weights of endpoints count for nothing, except 0."""
+
+    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+        """One of `candidates`, at least two; asked in place of pick() while they differ in what they are to get: each its
+        part of the sum of `weights`, which are above 0."""
         ...
 
 

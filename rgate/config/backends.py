@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .fields import Labels, Model, Name, ServerName, Whole
 
-__all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig"]
+__all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "StickyConfig"]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _hash_by(text: str) -> str:
+    kind, colon, name = text.partition(":")
+    if text != "client" and not (kind in ("header", "cookie") and colon and _TOKEN.fullmatch(name)):
+        raise ValueError(f"{text!r} is neither client, header:NAME nor cookie:NAME")
+    return text
+
+
+def _cookie_name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"{text!r} is no name of a cookie")
+    return text
 
 
 class BackendTLSConfig(Model):
@@ -38,6 +54,18 @@ class EndpointConfig(Model):
     weight: Annotated[Whole, Field(ge=0, le=1_000)] = 1
 
 
+class StickyConfig(Model):
+    """`sticky` of a backend: a client stays with its endpoint by a cookie.
+
+    `secret` is what the cookie's values are made with, the same for all gateways that are to understand each other's;
+    without one each start makes its own. `max_age_seconds` is None for a cookie that ends with the browser's session.
+    """
+
+    cookie: Annotated[str, AfterValidator(_cookie_name)]
+    secret: Annotated[str, Field(min_length=16, max_length=1_000)] | None = None
+    max_age_seconds: Annotated[Whole, Field(ge=1, le=31_536_000)] | None = None
+
+
 class BackendConfig(Model):
     """One entry of `backends`: containers picked by label, or fixed addresses, or both."""
 
@@ -45,6 +73,8 @@ class BackendConfig(Model):
     match_labels: Labels = ()
     endpoints: tuple[str | EndpointConfig, ...] = ()
     policy: str = "random_of_two"
+    hash_by: Annotated[str, AfterValidator(_hash_by)] = "client"
+    sticky: StickyConfig | None = None
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
     tls: BackendTLSConfig = BackendTLSConfig()
 

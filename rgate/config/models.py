@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from .backends import BackendConfig, BackendTLSConfig, EndpointConfig
+from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, StickyConfig
 from .fields import (
     CertificateHost,
     HostName,
@@ -43,6 +43,7 @@ __all__ = [
     "PluginsConfig",
     "RouteConfig",
     "ServerConfig",
+    "StickyConfig",
     "TLSConfig",
     "TimeoutsConfig",
     "UseConfig",

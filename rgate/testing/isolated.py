@@ -34,10 +34,16 @@ def answering(
 
 
 def make_endpoint(
-    name: str = "orders-1", *, backend: str = "orders", host: str = "127.0.0.1", port: int = 9, in_flight: int = 0
+    name: str = "orders-1",
+    *,
+    backend: str = "orders",
+    host: str = "127.0.0.1",
+    port: int = 9,
+    in_flight: int = 0,
+    weight: int = 1,
 ) -> Endpoint:
     """An endpoint that nothing listens at (port 9 is discard), with so many requests running on it."""
-    endpoint = Endpoint(name, name, backend, Address("http", host, port))
+    endpoint = Endpoint(name, name, backend, Address("http", host, port), weight=weight)
     endpoint.load.running.update(Exchange() for _ in range(in_flight))
     return endpoint
 

@@ -25,6 +25,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "routes[].timeouts": models.TimeoutsConfig,
     "backends": models.BackendConfig,
     "backends[].endpoints[]": models.EndpointConfig,
+    "backends[].sticky": models.StickyConfig,
     "backends[].tls": models.BackendTLSConfig,
     "default_response": models.DefaultResponseConfig,
     "server": models.ServerConfig,

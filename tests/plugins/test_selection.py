@@ -10,7 +10,7 @@ import pytest
 
 from rgate import Endpoint, Exchange, NoEndpoint, hookimpl
 from rgate.plugins import selection
-from rgate.plugins.selection import Random, RandomOfTwo, RoundRobin
+from rgate.plugins.selection import Hash, LeastInFlight, Random, RandomOfTwo, RoundRobin
 from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange, make_gateway, running_gateway
 
 THREE = tuple(make_endpoint(f"orders-{number}") for number in (1, 2, 3))
@@ -21,12 +21,12 @@ def picks(policy: object, candidates: tuple[Endpoint, ...], count: int) -> Count
     return Counter(policy.pick(candidates, exchange).name for _ in range(count))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("policy", [RandomOfTwo(), Random(), RoundRobin()], ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", [RandomOfTwo(), LeastInFlight(), Random(), RoundRobin(), Hash()], ids=lambda p: p.name)
 def test_pick_one_candidate_is_picked(policy: object) -> None:
     assert picks(policy, THREE[:1], 5) == {"orders-1": 5}
 
 
-@pytest.mark.parametrize("policy", [RandomOfTwo(), Random(), RoundRobin()], ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", [RandomOfTwo(), LeastInFlight(), Random(), RoundRobin()], ids=lambda p: p.name)
 def test_pick_idle_candidates_share_evenly(policy: object) -> None:
     counts = picks(policy, THREE, 3_000)
     # 1,000 ± 26 each: ± 200 is more than seven standard deviations.
@@ -42,6 +42,13 @@ def test_random_of_two_the_busiest_of_all_is_never_picked() -> None:
 
 def test_random_of_two_the_busier_of_two_is_never_picked() -> None:
     assert picks(RandomOfTwo(), (make_endpoint("a", in_flight=1), make_endpoint("b")), 200) == {"b": 200}
+
+
+def test_least_in_flight_is_picked_and_ties_are_broken_by_chance() -> None:
+    candidates = (make_endpoint("a", in_flight=1), make_endpoint("b", in_flight=2), make_endpoint("c", in_flight=1))
+    counts = picks(LeastInFlight(), candidates, 1_000)
+    assert counts["b"] == 0
+    assert 350 < counts["a"] < 650
 
 
 def test_round_robin_takes_turns_in_order() -> None:
