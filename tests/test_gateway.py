@@ -45,7 +45,7 @@ def test_gateway_has_the_nouns_of_its_config() -> None:
     assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), (("x-version", "2"),))
     assert (route.strip_prefix, route.timeouts) == (True, Timeouts(1, 5))
     assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(2, 30))
-    assert gateway.policies.keys() == {"random_of_two", "random", "round_robin"}
+    assert gateway.policies.keys() == {"random_of_two", "least_in_flight", "random", "round_robin", "hash"}
 
 
 def test_gateway_that_is_made_has_found_nothing_and_answers() -> None:
