@@ -186,6 +186,29 @@ def test_early_answer_reaches_a_client_that_has_not_sent_its_body() -> None:
         assert (response.status, response.body) == (413, b"too large")
 
 
+@pytest.mark.parametrize("ending", ["goodbye", "close", "reset"])
+@pytest.mark.parametrize("size", [60_000, 3_000_000])
+def test_early_answer_of_a_backend_that_closes_then_is_passed_on(ending: str, size: int) -> None:
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        connection.send(http_response(b"too large", "413 Content Too Large"))
+        if ending == "goodbye":
+            connection.sock.setblocking(False)
+            with suppress(OSError):
+                connection.sock.unwrap()  # type: ignore[attr-defined]
+        if ending == "reset":
+            connection.reset()
+
+    with SecureBackend(HERE, script) as backend, forwarding((backend.url, OWN_CA)) as client:
+        client.send(b"POST /0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        sending = threading.Thread(target=send_until_it_fails, args=(client.sock, b"x" * size))
+        sending.start()
+        response = client.response()
+        assert (response.status, response.body) == (413, b"too large")
+        client.sock.shutdown(socket.SHUT_RDWR)
+        sending.join()
+
+
 def test_early_answer_comes_although_the_backend_takes_nothing() -> None:
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
