@@ -48,12 +48,12 @@ class _Announced(Connection):
             block = raw.recv(MAX_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             announcement = read_announcement(block) if block else None
         except BlockingIOError:
-            return True
+            return not self.leaving
         except (OSError, ValueError) as error:
             _log.debug("%s: %s", self.address, error)
             return False
         if announcement is None:
-            return bool(block) and not self.late
+            return bool(block) and not self.late and not self.leaving
         raw.recv(announcement.size)
         self._raw = None
         if announcement.address is not None:

@@ -38,6 +38,7 @@ BODY_BYTES: Final = 262_144
 SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
 REQUESTS_AT_ONCE: Final = 16  # of one connection; if more have come, the others are served first
 LINGER_SECONDS: Final = 2.0
+LEAVING_SECONDS: Final = 1.0  # what a client sends before it knows of our end has come by then
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -51,6 +52,7 @@ class Connection:
     turn       held by the thread that works on the connection
     events     what epoll has told of it and nobody has acted on
     late       the deadline has passed
+    leaving    it has been idle for long, and ends unless a request comes at this moment
     remaining  how many more requests it may bring
     queued     more requests have come at once than one turn is for; the next turn comes when the server says so
     streams    a small body has been so slow that its request may take a thread before it is whole
@@ -61,32 +63,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_collected",
-        "_identify",
-        "_lingering",
-        "_pending",
-        "_response",
-        "_rest_of_requests",
-        "_server",
-        "_sock",
-        "_template",
-        "_tunnel",
-        "_wait_seconds",
-        "address",
-        "body",
-        "collecting",
-        "counted",
-        "deadline",
-        "events",
-        "gone",
-        "late",
-        "on_gone",
-        "queued",
-        "remaining",
-        "streams",
-        "tunnelled",
-        "turn",
-    )
+        "_collected", "_identify", "_lingering", "_pending", "_response", "_rest_of_requests", "_server", "_sock",
+        "_template", "_tunnel", "_wait_seconds", "address", "body", "collecting", "counted", "deadline", "events",
+        "gone", "late", "leaving", "on_gone", "queued", "remaining", "streams", "tunnelled", "turn",
+    )  # fmt: skip
     plain = True  # what comes on the socket is HTTP itself
 
     def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -104,7 +84,7 @@ class Connection:
         self._wait_seconds = 0.0
         self.deadline = server.now + server.config.head_seconds
         self.counted = ""
-        self.late = False
+        self.late = self.leaving = False
         self.streams = False
         self.on_gone: Callable[[], None] | None = None
         self.gone = False
@@ -181,6 +161,8 @@ class Connection:
         try:
             block = self._sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
+            if self.leaving and self.idle:
+                return self._leave()
             return self._collect(b"") if self.streams else True
         except OSError:
             return False
@@ -371,6 +353,20 @@ class Connection:
             return False
         self.deadline = self._server.now + LINGER_SECONDS
         return True
+
+    def _leave(self) -> bool:
+        """End an idle connection: our half first. A request that is on its way meets an end, not a reset, and is read to no
+        effect, so a client knows that it was not served (RFC 9112 §9.3.1, §9.6)."""
+        self._lingering = self._linger()
+        self.deadline = self._server.now + LEAVING_SECONDS
+        return self._lingering
+
+    def retire(self) -> None:
+        """It has been idle for long enough: have advance() called, which will end it, or serve what has come. Called by the
+        server."""
+        self.leaving = True
+        with contextlib.suppress(OSError, ValueError):  # closed at this moment
+            self._server.wait_to_send(self)
 
     def expire(self) -> None:
         """The deadline has passed: have advance() called, which will see the end of the stream. Called by the server."""

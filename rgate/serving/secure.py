@@ -76,7 +76,7 @@ class SecureConnection(Connection):
         if stream.has_more:
             self.events |= READABLE
         if not done:
-            return True
+            return not self.leaving
         self.deadline = server.now + server.config.head_seconds
         self._template |= environ_of(stream.tls)
         client = header_value(stream.tls)

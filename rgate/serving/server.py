@@ -364,7 +364,7 @@ class Server(BaseWSGIServer):
         """Give up waiting where a deadline has passed."""
         for connection in list(self._connections.values()):
             if not connection.busy and connection.deadline < self.now and not connection.late:
-                connection.expire()
+                (connection.retire if connection.idle else connection.expire)()
 
     def _drain(self) -> None:
         self.draining = True
@@ -378,7 +378,9 @@ class Server(BaseWSGIServer):
             for connection in list(self._connections.values()):
                 if connection.busy:
                     connection.end_after_response()
-                elif not connection.late and (connection.idle or connection.deadline < self.now):
+                elif connection.idle:
+                    connection.retire()
+                elif not connection.late and connection.deadline < self.now:
                     connection.expire()
             pause.wait(BUSY_TICK_SECONDS)
         if self._connections:

@@ -81,6 +81,7 @@ FIXED = {
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
     "what waits in the kernel to be sent, on each connection": server.UNSENT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
+    "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
 }
 

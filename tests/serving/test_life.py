@@ -60,6 +60,39 @@ def test_deadline_idle_connection_is_closed_without_a_word() -> None:
 
 
 @pytest.mark.usefixtures("quick_checks")
+def test_deadline_request_that_meets_the_end_of_an_idle_connection_is_not_reset() -> None:
+    """Its client sees an end before any answer, so it knows that nothing has been done (RFC 9112 §9.3.1)."""
+    with serving(echo, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        assert client.is_closed()
+        for _ in range(20):
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        assert client.is_closed() and not client.was_reset
+        (connection,) = server._connections.values()
+        assert connection.remaining == server.config.max_requests_per_connection - 1, "it was served, but to nobody"
+
+
+def test_deadline_request_that_comes_just_before_the_end_of_an_idle_connection_is_served() -> None:
+    with serving(echo) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        connection = connection_of(server, client)
+        with connection.turn:  # so nobody takes it before the end has been decided on
+            client.send(get("/late"))
+            eventually(lambda: connection.events, "it has come")
+        connection.retire()
+        assert client.response().body == b"GET /late "
+        assert client.get("/next").status == 200
+
+
+@pytest.mark.usefixtures("quick_checks")
+def test_deadline_idle_connection_of_a_client_that_does_not_care_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.connection.LEAVING_SECONDS", 0.05)
+    with serving(echo, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        eventually(lambda: not server._connections, "it is closed")
+
+
+@pytest.mark.usefixtures("quick_checks")
 def test_deadline_connection_that_never_speaks_is_closed_without_a_word() -> None:
     with serving(echo, head_seconds=0.05) as server, RawClient(server.url) as client:
         assert client.is_closed()
