@@ -53,12 +53,13 @@ from .hookspecs import (
     WeighingPolicy,
     hookimpl,
 )
-from .model import WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
 from .pipeline import STANDARD_ORDER, wrap_body
 from .version import VERSION as __version__
 from .wire.client import AllowedClients
 
 __all__ = [
+    "DRAIN_LABEL",
     "STANDARD_ORDER",
     "WEIGHT_LABEL",
     "Address",

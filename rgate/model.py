@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
 
+DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with "true" it gets no new requests
 WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})

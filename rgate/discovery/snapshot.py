@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from ..model import WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
+from ..model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
 
 __all__ = ["Change", "Matcher", "SetAside", "Snapshot", "SourceState", "changes", "why_not"]
 
@@ -127,7 +127,9 @@ class Matcher:
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         for instance in (instance for source in sources.values() for instance in source.instances):
             names, weight, address = self._backends(instance), 1, instance.address
-            if names and address and WEIGHT_LABEL in instance.labels:
+            if names and address and instance.labels.get(DRAIN_LABEL, "").strip().lower() == "true":
+                instance, address = replace(instance, address=None, reason=f"draining, its label {DRAIN_LABEL} says"), None
+            elif names and address and WEIGHT_LABEL in instance.labels:
                 try:
                     weight = _weight(instance.labels[WEIGHT_LABEL].strip())
                 except ValueError as error:

@@ -43,6 +43,14 @@ class TestMatching:
         assert joined.snapshot.endpoints["payment"] == ()
         assert joined.snapshot.unusable["payment"] == ()
 
+    @pytest.mark.parametrize(("label", "drains"), [("true", True), (" True ", True), ("false", False), ("", False), ("1", False)])
+    def test_instance_that_is_to_drain_is_not_usable(self, label: str, drains: bool) -> None:
+        joined = table(Listing("l", payment("a", **{"rgate.drain": label}), payment("b", 8002)))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == (["b"] if drains else ["a", "b"])
+        reasons = [instance.reason for instance in joined.snapshot.unusable["payment"]]
+        assert reasons == (["draining, its label rgate.drain says"] if drains else [])
+
     def test_backend_without_labels_gets_only_what_names_it(self) -> None:
         joined = table(Listing("l", payment("a"), found("b", 81, backend="fixed"), found("c", 82, backend="unheard-of")))
         joined.refresh()
