@@ -66,6 +66,10 @@ class Siblings:
         when that is not known in time."""
         return self._link.ask("reload {}", timeout_seconds)
 
+    def on_connect(self, action: Callable[[], object]) -> None:
+        """Have `action()` called, in a thread of its own, as soon as siblings can be asked; never when they can be by now."""
+        self._link.on_connect.append(action)
+
     def take_over(self) -> None:
         """From now on the actions of this gateway count, and no others."""
         self._link.actions = self._actions
@@ -90,6 +94,7 @@ class _Link:
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.actions = actions
+        self.on_connect: list[Callable[[], object]] = []
         self._channel: socket.socket | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._on_told: Mapping[str, Callable[[], object]] = {}
@@ -117,6 +122,8 @@ class _Link:
         self._on_told = on_told
         self._channel = channel
         threading.Thread(target=self._listen, args=(channel, on_lost), name="rgate-siblings", daemon=True).start()
+        for action in self.on_connect:
+            threading.Thread(target=action, name="rgate-siblings-begin", daemon=True).start()
 
     def send(self, line: str) -> None:
         channel = self._channel

@@ -6,6 +6,7 @@
     /-/backends  endpoints, what cannot be used and why, requests in flight, the age of what discovery knows
     /-/plugins   what is installed, active, and where in the chain
     /-/config    the config in force, without secrets
+    /-/drain     which endpoints get no new requests because an operator says so; POST changes that (see drain.py)
 
 They are answered to machines that are allowed, which is this one unless the options say otherwise; everybody else gets
 what they would get without this plugin. With several worker processes any of them answers; `process` says which.
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, hookimpl
 
 from . import pages
-from .answer import Answer, showing
+from .answer import Answer, acting, showing
 from .backends import backends
+from .drain import Drain
 from .options import AdminOptions
 from .readiness import notices, unready
 
@@ -64,8 +66,10 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
             shown |= {"process": os.getpid(), "reasons": reasons, "notices": notices(gateway)}
         return 503 if reasons else 200, shown
 
+    drain = Drain(gateway)
     return {
         "/-/live": LocalRoute(showing(live), admits),
         "/-/ready": LocalRoute(showing(ready), admits),
+        "/-/drain": LocalRoute(acting(drain.act, lambda environ: drain.show()), allowed),
         **{path: LocalRoute(showing(page(show)), allowed) for path, show in PAGES.items()},
     }

@@ -7,26 +7,16 @@ from typing import TYPE_CHECKING, Any
 from .readiness import age_seconds
 
 if TYPE_CHECKING:
-    from rgate import Endpoint, Gateway, Instance
+    from rgate import Backend, Endpoint, Gateway, Instance
 
-__all__ = ["backends"]
+__all__ = ["backends", "shown_endpoint"]
 
 
 def backends(gateway: Gateway) -> dict[str, Any]:
     """Every backend with its endpoints and its unusable instances, and every discovery source. Requests in flight are those
     of this process."""
-    snapshot = gateway.table.snapshot
     return {
-        "backends": [
-            {
-                "name": backend.name,
-                "policy": backend.policy,
-                "match_labels": [f"{name}={value}" for name, value in backend.match_labels],
-                "endpoints": [_endpoint(endpoint) for endpoint in snapshot.endpoints[backend.name]],
-                "unusable": [_unusable(instance) for instance in snapshot.unusable[backend.name]],
-            }
-            for backend in gateway.backends.values()
-        ],
+        "backends": [_backend(gateway, backend) for backend in gateway.backends.values()],
         "sources": [
             {
                 "name": source.name,
@@ -35,17 +25,38 @@ def backends(gateway: Gateway) -> dict[str, Any]:
                 "error": source.error,
                 "failed_seconds_ago": age_seconds(source.failed),
             }
-            for source in snapshot.sources.values()
+            for source in gateway.table.snapshot.sources.values()
         ],
     }
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def shown_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    """What tells an endpoint from others, and how busy it is."""
+    in_flight = endpoint.load.in_flight
+    return {"name": endpoint.name, "id": endpoint.id, "address": str(endpoint.address), "in_flight": in_flight}
+
+
+def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
+    snapshot = gateway.table.snapshot
+    in_use = {endpoint.key for endpoint in snapshot.endpoints[backend.name]}
+    asides = {aside.endpoint.key: dict(aside.reasons) for aside in snapshot.set_aside.get(backend.name, ())}
     return {
-        "name": endpoint.name,
-        "id": endpoint.id,
-        "address": str(endpoint.address),
-        "in_flight": endpoint.load.in_flight,
+        "name": backend.name,
+        "policy": backend.policy,
+        "match_labels": [f"{name}={value}" for name, value in backend.match_labels],
+        "max_in_flight": backend.max_in_flight,
+        "in_flight": sum(endpoint.load.in_flight for endpoint in snapshot.found[backend.name]),
+        "endpoints": [
+            {
+                **shown_endpoint(endpoint),
+                "weight": endpoint.weight,
+                "share": endpoint.load.share,
+                "in_use": endpoint.key in in_use,
+                "set_aside": asides.get(endpoint.key, {}),
+            }
+            for endpoint in snapshot.found[backend.name]
+        ],
+        "unusable": [_unusable(instance) for instance in snapshot.unusable[backend.name]],
     }
 
 
