@@ -68,6 +68,7 @@ class Exchange:
     status      status code on the wire, 0 before the response begins; written by ExchangeScope
     bytes_sent  body bytes handed to the server; written by ExchangeScope
     finished    monotonic seconds, 0.0 while running; written by ExchangeScope
+    plugin_seconds  what has been spent inside of each timed plugin, by name, or None; written by the plugins' clocks
     streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
                 latest, whatever has become of it in the chain
     """
@@ -83,6 +84,7 @@ class Exchange:
     error: GatewayError | None = None
     status = 0
     bytes_sent = 0
+    plugin_seconds: dict[str, float] | None = None
     streaming: _Body | None = None
     _notes: dict[str, Any] | None = None
 

@@ -16,14 +16,17 @@ from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
+from .isolation import Isolation, isolated
 from .kept import Kept
 from .model import Backend, Route, Timeouts, UpstreamTLS
-from .pipeline import ROUTING, RouteDispatch, compose, order
+from .pipeline import ROUTING, RouteDispatch, compose, order, unworkable
+from .plugins import BUILTIN
 from .registry import Registry
 from .running import Running
 from .scope import ExchangeScope, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
+from .timing import timed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -45,6 +48,7 @@ class Gateway:
     local_routes  exact path → WSGI app
     siblings      the other worker processes, to ask them for something
     chains        route name → names of the middleware it passes, outermost first
+    isolations    by name, plugins that may be skipped or disabled when they fail
     tls           what the server speaks TLS with; None without server.tls
     condition     whether this process wants new traffic, and what an operator should know
 
@@ -75,6 +79,7 @@ class Gateway:
         self.condition: Condition = before.condition if before else Condition()
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
+        self.isolations: dict[str, Isolation] = {}
         self.app: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -97,6 +102,14 @@ class Gateway:
         """
         return self._kept.get(name, key, make)
 
+    def note_failing_plugins(self) -> None:
+        """Have the condition say what an operator should know of plugins that have failed."""
+        found = [isolation.notice for isolation in self.isolations.values() if isolation.notice]
+        if found:
+            self.condition.notices["plugins"] = "; ".join(found)
+        else:
+            self.condition.notices.pop("plugins", None)
+
     @contextmanager
     def running(self) -> Iterator[Gateway]:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
@@ -112,6 +125,7 @@ class Gateway:
         self.siblings.take_over()
         self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
         self._kept.settle()
+        self.note_failing_plugins()  # those of `before` are in the chains again
 
     def tidy(self) -> None:
         """Close connections that rest for too long, and those to endpoints that are gone. The core's own."""
@@ -149,14 +163,17 @@ def _compose(gateway: Gateway) -> None:
             raise PluginError(f"two plugins answer the local route {path!r}")
         gateway.local_routes.update(routes)
 
-    chain = order([*registry.collect("rgate_middlewares", gateway=gateway), *registry.used(config)], config.pipeline)
+    middlewares = [*registry.collect("rgate_middlewares", gateway=gateway), *registry.used(config)]
+    chain = order([_treated(gateway, middleware) for middleware in middlewares], config.pipeline)
     at = next((i for i, m in enumerate(chain) if m.name == ROUTING), -1) + 1
     outer, inner = chain[:at], chain[at:]
 
     _check_outer(gateway, outer)
+    _check_workable("the chain", chain)
     apps: dict[str, WSGIApplication] = {}
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
+        _check_workable(f"route {route.name!r}", (*outer, *own))
         forwarder = Forwarder(gateway.upstreams, route, edited=any(m.edits_environ for m in (*outer, *own)))
         app = compose(forwarder, own, partial(gateway.options, route=route))
         apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
@@ -165,6 +182,29 @@ def _compose(gateway: Gateway) -> None:
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
     gateway.app = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
+
+
+def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:
+    """The middleware as it stands in the chains: timed, and its failures dealt with, if the config asks for it."""
+    name = middleware.name
+    treatment = gateway.config.treatment(name)
+    if treatment.timed:
+        middleware = timed(middleware)
+    if treatment.on_error == "fail":
+        return middleware
+    if middleware.essential:
+        raise PluginError(f"plugin {name!r}: no request may pass without it, so on_error can only be fail")
+    skip = treatment.on_error == "skip"
+    limit = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
+    plugin = gateway.registry.described(name)
+    gateway.isolations[name] = Isolation(plugin, skip=skip, limit=limit, on_change=gateway.note_failing_plugins)
+    return isolated(middleware, gateway.isolations[name])
+
+
+def _check_workable(where: str, chain: Sequence[Middleware]) -> None:
+    names = [middleware.name for middleware in chain]
+    if problem := unworkable(names, [name for name in names if name not in BUILTIN]):
+        raise PluginError(f"{where} cannot answer any request: {problem}")
 
 
 def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:

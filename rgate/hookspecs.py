@@ -83,6 +83,9 @@ class Middleware:
 
     `edits_environ=False` promises that the middleware never changes the request (HTTP_* keys, method, target) in
     environ, which spares the forwarder looking.
+
+    `essential=True` says that no request may ever pass without it, as is so for whatever protects something: then the
+    operator cannot write `on_error: skip` or `disable_after`.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Middleware:
     before: str | None = None
     after: str | None = None
     edits_environ: bool = True
+    essential: bool = False
 
 
 @dataclass(frozen=True, slots=True)

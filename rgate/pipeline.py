@@ -7,7 +7,7 @@ by. Everything is composed when a config is loaded; per request there are plain 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import InternalFault, NoEndpoint, PluginError, RgateError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .discovery import EndpointTable
 
-__all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "compose", "order", "wrap_body"]
+__all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "compose", "order", "unworkable", "usable", "wrap_body"]
 
 STANDARD_ORDER = (  # outermost first
     "stats",  # sees what the client sees, the gateway's own errors too
@@ -73,22 +73,52 @@ def _place(middleware: Middleware) -> tuple[str, str]:
     return side, anchor
 
 
+def unworkable(chain: Sequence[str], others: Collection[str] = ()) -> str:
+    """What keeps a chain (names, outermost first) from answering any request, and the way out; "" when nothing does.
+
+    `others` are the names in it that no built-in has.
+    """
+    if ROUTING not in chain:
+        return f"nothing finds the route of a request: {_REPLACE.format(ROUTING)}"
+    if "selection" not in chain and not others:
+        return f"nothing chooses an endpoint: {_REPLACE.format('selection')}"
+    for outer, inner, why in _NEEDED_ORDER:
+        if outer in chain and inner in chain and chain.index(inner) < chain.index(outer):
+            return f"{outer!r} must stand before {inner!r}: {why}"
+    return ""
+
+
+_REPLACE = "take {0!r} out of disable, or install a plugin of that name and write it under plugins"
+_NEEDED_ORDER = (
+    ("faults", ROUTING, "it answers when no route matches"),
+    (ROUTING, "retry", "only a route has endpoints"),
+    (ROUTING, "selection", "only a route has endpoints"),
+    (ROUTING, "websocket", "only a route has options for it"),
+    ("retry", "selection", "another endpoint must be chosen when it tries again"),
+)
+"""Outer, inner, and why: what no order of the operator's own can do without."""
+
+
 def compose(app: WSGIApplication, middlewares: Sequence[Middleware], options: Callable[[str], Any]) -> WSGIApplication:
     """`app` inside `middlewares` (outermost first). Raises PluginError when a wrap fails or returns no usable app."""
     for middleware in reversed(middlewares):
         try:
-            wrapped = middleware.wrap(app, options(middleware.name))
+            app = usable(middleware.name, middleware.wrap(app, options(middleware.name)))
         except RgateError:
             raise
         except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {middleware.name!r}: wrap() raised {type(error).__name__}: {error}") from error
-        call = wrapped if inspect.isroutine(wrapped) else getattr(wrapped, "__call__", None)  # noqa: B004 - the method itself
-        if call is None:
-            raise PluginError(f"plugin {middleware.name!r}: wrap() returned {wrapped!r}, which is no WSGI app")
-        if inspect.isgeneratorfunction(call):
-            # It would run only when iterated: outside every try around the call, and its close() would be the only one.
-            raise PluginError(f"plugin {middleware.name!r}: the app is a generator function; return an iterable instead")
-        app = wrapped
+    return app
+
+
+def usable(name: str, app: WSGIApplication) -> WSGIApplication:
+    """`app`, which the plugin's wrap() has returned, if it can be one. Raises PluginError."""
+    call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004 - the method itself
+    if call is None:
+        raise PluginError(f"plugin {name!r}: wrap() returned {app!r}, which is no WSGI app")
+    if inspect.isgeneratorfunction(call):
+        # It would run only when iterated: outside every try around the call, and its close() would be the only one.
+        raise PluginError(f"plugin {name!r}: the app is a generator function; return an iterable instead")
     return app
 
 

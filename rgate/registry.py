@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 from pydantic import BaseModel
 
+from .config.models import TreatmentConfig
 from .config.wording import did_you_mean, listed
 from .errors import ConfigProblem, GatewayError, PluginError
 from .failures import culprit
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
 from .installed import Installed, PluginRecord, builtin_record
 from .lifespan import Lifespan
-from .pipeline import ROUTING, STANDARD_ORDER
+from .pipeline import ROUTING, STANDARD_ORDER, unworkable
 from .plugins import BUILTIN
 from .use import check_used, middleware
 
@@ -233,6 +234,8 @@ class Registry:
                 raise PluginError(f"plugin {record}: its ConfigSection is named {section.name!r}; it must be {name!r}")
             if not (isinstance(section.model, type) and issubclass(section.model, BaseModel)):
                 raise PluginError(f"plugin {record}: the model of its ConfigSection is no pydantic class: {section.model!r}")
+            if taken := section.model.model_fields.keys() & TreatmentConfig.model_fields.keys():
+                raise PluginError(f"plugin {record}: its model has {listed(sorted(taken))}, which rgate has for every plugin")
             try:
                 section.model()
             except Exception as error:
@@ -296,10 +299,16 @@ class Registry:
         outside = set(chain[: chain.index(ROUTING) + 1]) if ROUTING in chain else set()
         if config.pipeline is None:
             outside |= {name for name, entry in used.items() if entry.after in outside - {ROUTING} or entry.before in outside}
+        place: tuple[str | int, ...] = ("pipeline",) if config.pipeline is not None else ("plugins", "disable")
+        if problem := unworkable([name for name in chain if name in active], active - {*BUILTIN}):
+            yield ConfigProblem(place, f"no request could be answered: {problem}")
         for index, name in enumerate(config.pipeline or ()):
             if name not in active:
                 hint = did_you_mean(name, active) or f"; the active ones are {listed(active)}"
                 yield ConfigProblem(("pipeline", index), f"no active middleware is named {name!r}{hint}")
+        for name in self._active.keys() - active:
+            if config.treatment(name) != TreatmentConfig():
+                yield ConfigProblem(("plugins", name), "has no part in the chain, so on_error and timed mean nothing for it")
         for index, route in enumerate(config.routes):
             for name in route.plugins:
                 place = ("routes", index, "plugins", name)

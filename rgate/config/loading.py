@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigProblem
 from . import certificates, checks, document, environment
-from .models import Config, PluginsConfig, RouteConfig
+from .models import Config, PluginsConfig, RouteConfig, TreatmentConfig
 from .tree import Node, Report
 from .validation import validate
 from .wording import did_you_mean, listed
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ..hookspecs import ConfigSection
 
 __all__ = ["Plugins", "load", "load_text"]
+
+
+_OF_THE_CORE = frozenset(TreatmentConfig.model_fields)
 
 
 class Plugins(Protocol):
@@ -97,6 +100,8 @@ def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: 
         }
     )
 
+    config._treatments.update({name: found for name in _names(section) if (found := _treatment(name, section, report))})
+    config._treatments.update({str(entry.name): entry for entry in config.use})
     for problem in (*checks.check(config, root, backends, report), *certificates.check(config), *plugins.check(config)):
         report.add_check(root, problem)
     report.raise_any()
@@ -137,7 +142,14 @@ def _given(section: Node, name: str) -> Node:
     node = section.get(name)
     if node is None:
         return Node((*section.path, name), section.line, {})
-    return node if isinstance(node.value, dict) else Node(node.path, node.line, {})
+    return Node(node.path, node.line, {key: below for key, below in node.items().items() if key not in _OF_THE_CORE})
+
+
+def _treatment(name: str, section: Node, report: Report) -> TreatmentConfig | None:
+    """What the core's own keys say in the section of a plugin."""
+    node = section.items()[name]
+    own = {key: below for key, below in node.items().items() if key in _OF_THE_CORE}
+    return validate(TreatmentConfig, Node(node.path, node.line, own), report)
 
 
 def _options(name: str, section: Node, plugins: Plugins, report: Report) -> Any:
@@ -164,6 +176,8 @@ def _route(route: RouteConfig, node: Node, config: Config, section: Node, plugin
             report.add(given, f"expected options (key: value), or false to turn it off, found {given.shown()}")
         elif name in used:
             report.add(given, "the options of a 'use' entry stand with it; a route can only turn it off, with false")
+        elif own_key := next((key for key in given.value if key in _OF_THE_CORE), None):
+            report.add(given.value[own_key], f"{own_key} is the same for every route; it stands under the top-level 'plugins'")
         elif name in plugins.names:
             declared = plugins.sections.get(name)
             if declared is None or not declared.per_route:

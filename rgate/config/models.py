@@ -46,6 +46,7 @@ __all__ = [
     "StickyConfig",
     "TLSConfig",
     "TimeoutsConfig",
+    "TreatmentConfig",
     "UseConfig",
 ]
 
@@ -169,7 +170,23 @@ class DockerConfig(Model):
     network: str | None = None
 
 
-class UseConfig(Model):
+class DisableAfter(Model):
+    """A plugin that fails so many times in a row is taken out of the chains."""
+
+    disable_after: Annotated[int, _no_bool("int_type"), Field(ge=1, le=1_000_000)]
+
+
+class TreatmentConfig(Model):
+    """How the core treats a plugin's part in the chain: keys that every plugin can have in its section, beside its own.
+
+    `on_error` is what becomes of a request in which it fails, `timed` whether its own time is taken.
+    """
+
+    on_error: Literal["fail", "skip"] | DisableAfter = "fail"
+    timed: bool = False
+
+
+class UseConfig(TreatmentConfig):
     """One entry of `use`: any WSGI middleware, by dotted name or PasteDeploy entry point, with keyword arguments.
 
     `name` is set once the config is loaded, by default what stands last in `app`.
@@ -212,6 +229,16 @@ class Config(Model):
     use: tuple[UseConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None
     _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
+    _treatments: dict[str, TreatmentConfig] = PrivateAttr(default_factory=dict)
+
+    def treatment(self, name: str) -> TreatmentConfig:
+        """How the core treats what a plugin, or an entry of `use`, has in the chain."""
+        return self._treatments.get(name) or TreatmentConfig()
+
+    @property
+    def timed(self) -> frozenset[str]:
+        """The plugins, and entries of `use`, whose own time is taken."""
+        return frozenset(name for name, treatment in self._treatments.items() if treatment.timed)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -21,6 +21,9 @@ _USER_INFO = re.compile(r"(?<=://)[^/?#\s@]+@")
 def shown(config: Config, sources: Mapping[Path, str]) -> dict[str, Any]:
     """The whole of `config` in the keys of the file. `sources` says which texts had variables in them, as they stand there."""
     plain: dict[str, Any] = config.model_dump(mode="json", by_alias=True, fallback=repr, exclude={"disabled"})
+    for name, options in plain["plugins"].items():
+        if treatment := config.treatment(name).model_dump(mode="json", exclude_defaults=True):
+            plain["plugins"][name] = {**(options or {}), **treatment}
     plain["plugins"]["disable"] = sorted(config.disabled)
     return {key: _shown(value, (key,), sources) for key, value in plain.items()}
 

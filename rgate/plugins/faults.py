@@ -99,7 +99,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             body = answer(exchange, fault)(environ, _starting(exchange, start_response))
         return body
 
-    return Middleware("faults", wrap, edits_environ=False)
+    return Middleware("faults", wrap, edits_environ=False, essential=True)
 
 
 def _starting(exchange: Exchange, start_response: StartResponse) -> StartResponse:

@@ -33,7 +33,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
         return routing
 
-    return Middleware("routing", wrap, edits_environ=False)
+    return Middleware("routing", wrap, edits_environ=False, essential=True)
 
 
 class RouteTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.test import Client, TestResponse, create_environ
@@ -71,14 +70,26 @@ def client(app: WSGIApplication, exchange: Exchange | None = None) -> Client:
     """A client for a gateway, or, with an `exchange`, for a middleware alone.
 
     Around a middleware it does as ExchangeScope does: every request finds the exchange in environ, its status and
-    bytes_sent are written, and it is finished. The response body is read to its end before the client has it. Requests
-    come from 127.0.0.1 unless they say otherwise (`environ_base={"REMOTE_ADDR": …}`).
+    bytes_sent are written, and it is finished. The response body is read to its end and closed before the client has it;
+    what it raises is raised. Requests come from 127.0.0.1 unless they say otherwise (`environ_base={"REMOTE_ADDR": …}`).
     """
     inner = app if exchange is None else _scope(app, exchange)
 
     def local(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.setdefault("REMOTE_ADDR", "127.0.0.1")
-        return inner(environ, start_response)
+        head: tuple[str, list[tuple[str, str]]] | None = None
+        written: list[bytes] = []
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+            # Nothing has left yet, so a second head, of a fault, takes the place of the first (PEP 3333).
+            nonlocal head
+            head = (status, headers)
+            return written.append
+
+        blocks = _read(inner(environ, start))
+        if head is not None:
+            start_response(*head)
+        return written + blocks
 
     return Client(local)
 
@@ -90,15 +101,19 @@ def _scope(app: WSGIApplication, exchange: Exchange) -> WSGIApplication:
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         environ[ENVIRON_KEY] = exchange
-        with ExitStack() as closing:
-            body = app(environ, start)
-            closing.callback(getattr(body, "close", lambda: None))
-            blocks = list(body)
+        blocks = _read(app(environ, start))
         exchange.bytes_sent = sum(map(len, blocks))
         exchange.finish()
         return blocks
 
     return scope
+
+
+def _read(body: Iterable[bytes]) -> list[bytes]:
+    try:
+        return list(body)
+    finally:
+        getattr(body, "close", lambda: None)()
 
 
 def assert_fault(response: TestResponse, status_code: int, reason: str) -> dict[str, Any]:

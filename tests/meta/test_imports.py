@@ -14,7 +14,7 @@ LAYERS = (
     {"wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},
-    {"failures", "installed", "lifespan", "use"},
+    {"failures", "installed", "isolation", "lifespan", "timing", "use"},
     {"registry", "running"},
     {"gateway"},
     {"rgate"},  # the public API

@@ -67,7 +67,7 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     selection = Selection(gateway)
     gateway.table.on_swap(selection.look_at)
-    return Middleware("selection", selection.wrap, edits_environ=False)
+    return Middleware("selection", selection.wrap, edits_environ=False, essential=True)
 
 
 class Selection:
