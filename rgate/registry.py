@@ -300,7 +300,8 @@ class Registry:
         if config.pipeline is None:
             outside |= {name for name, entry in used.items() if entry.after in outside - {ROUTING} or entry.before in outside}
         place: tuple[str | int, ...] = ("pipeline",) if config.pipeline is not None else ("plugins", "disable")
-        if problem := unworkable([name for name in chain if name in active], active - {*BUILTIN}):
+        named = active & {ROUTING, "selection"} <= {*chain}  # else build() has something to say
+        if named and (problem := unworkable([name for name in chain if name in active], active - {*BUILTIN})):
             yield ConfigProblem(place, f"no request could be answered: {problem}")
         for index, name in enumerate(config.pipeline or ()):
             if name not in active:

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, StickyConfig
 from .fields import (
@@ -173,7 +173,15 @@ class DockerConfig(Model):
 class DisableAfter(Model):
     """A plugin that fails so many times in a row is taken out of the chains."""
 
-    disable_after: Annotated[int, _no_bool("int_type"), Field(ge=1, le=1_000_000)]
+    disable_after: Annotated[Whole, Field(ge=1, le=1_000_000)]
+
+
+def _on_error(value: object) -> object:
+    """In one message what the members of the union would say in three."""
+    try:
+        return value if value in ("fail", "skip") else DisableAfter.model_validate(value)
+    except ValidationError:
+        raise ValueError("must be fail, skip, or {disable_after: N} with N from 1 to 1,000,000") from None
 
 
 class TreatmentConfig(Model):
@@ -182,7 +190,7 @@ class TreatmentConfig(Model):
     `on_error` is what becomes of a request in which it fails, `timed` whether its own time is taken.
     """
 
-    on_error: Literal["fail", "skip"] | DisableAfter = "fail"
+    on_error: Annotated[Literal["fail", "skip"] | DisableAfter, BeforeValidator(_on_error)] = "fail"
     timed: bool = False
 
 

@@ -34,6 +34,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "server.tls.client_certificates": models.ClientCertificatesConfig,
     "docker": models.DockerConfig,
     "plugins": models.PluginsConfig,
+    "plugins.NAME": models.TreatmentConfig,
     "use": models.UseConfig,
 }
 

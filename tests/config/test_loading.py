@@ -340,3 +340,100 @@ def test_plugin_registered_by_the_name_of_an_active_builtin_is_no_problem_of_the
 def test_load_is_deterministic() -> None:
     text = SEED + "x: 1\ny: 2\nbackends: 5\n"
     assert problems(text) == problems(text)
+
+
+# keys of every plugin
+
+
+@pytest.mark.parametrize(
+    ("section", "on_error", "timed"),
+    [
+        ("true", "fail", False),
+        ("{format: envelope, timed: true}", "fail", True),
+        ("{on_error: skip}", "skip", False),
+        ("{on_error: {disable_after: 5}, timed: true}", 5, True),
+    ],
+)
+def test_treatment_stands_beside_the_plugins_own_options(section: str, on_error: Any, timed: bool) -> None:
+    config = loaded(f"{ONE_BACKEND}plugins: {{normalize: {section}}}")
+    found = config.treatment("normalize")
+    assert (getattr(found.on_error, "disable_after", found.on_error), found.timed) == (on_error, timed)
+    assert config.timed == ({"normalize"} if timed else set())
+    assert config.plugins["normalize"].format == ("envelope" if "envelope" in section else "passthrough")
+
+
+def test_treatment_of_a_plugin_without_options_and_of_a_use_entry() -> None:
+    config = loaded("plugins: {routing: {timed: true}}\nuse: [{app: 'json:loads', name: x, on_error: skip}]")
+    assert config.timed == {"routing"}
+    assert config.treatment("x").on_error == "skip"
+    assert config.treatment("stats").on_error == "fail"
+
+
+def test_treatment_problems_have_their_place() -> None:
+    must = "must be fail, skip, or {disable_after: N} with N from 1 to 1,000,000"
+    assert problems(
+        ONE_BACKEND
+        + """plugins:
+  normalize: {on_error: ignore}
+  routing:
+    on_error: {disable_after: 0}
+  retry: {timed: often}
+  docker_labels: {timed: true}
+routes:
+  - {path_prefix: /, backend: orders, plugins: {normalize: {on_error: skip}}}
+"""
+    ) == [
+        f"config.yml:3: plugins.normalize.on_error: {must}",
+        f"config.yml:5: plugins.routing.on_error: {must}",
+        "config.yml:6: plugins.retry.timed: expected true or false, found 'often'",
+        "config.yml:7: plugins.docker_labels: has no part in the chain, so on_error and timed mean nothing for it",
+        "config.yml:9: routes[0].plugins.normalize.on_error: on_error is the same for every route; "
+        "it stands under the top-level 'plugins'",
+    ]
+
+
+# chains that cannot work
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "plugins: {disable: [routing]}",
+            "config.yml:1: plugins.disable: no request could be answered: nothing finds the route of a request: take 'routing' "
+            "out of disable, or install a plugin of that name and write it under plugins",
+        ),
+        (
+            "plugins: {disable: [selection]}",
+            "config.yml:1: plugins.disable: no request could be answered: nothing chooses an endpoint: take 'selection' "
+            "out of disable, or install a plugin of that name and write it under plugins",
+        ),
+        (
+            "pipeline: [stats, access_log, normalize, routing, faults, retry, selection, websocket]",
+            "config.yml:1: pipeline: no request could be answered: 'faults' must stand before 'routing': "
+            "it answers when no route matches",
+        ),
+        (
+            "pipeline: [stats, access_log, normalize, faults, retry, routing, selection, websocket]",
+            "config.yml:1: pipeline: no request could be answered: 'routing' must stand before 'retry': "
+            "only a route has endpoints",
+        ),
+        (
+            "pipeline: [stats, access_log, normalize, faults, routing, selection, retry, websocket]",
+            "config.yml:1: pipeline: no request could be answered: 'retry' must stand before 'selection': "
+            "another endpoint must be chosen when it tries again",
+        ),
+    ],
+)
+def test_chain_that_cannot_work_is_a_problem(text: str, problem: str) -> None:
+    assert problems(text) == [problem]
+
+
+def test_chain_with_another_router_of_the_name_is_none() -> None:
+    class Router:
+        @hookimpl
+        def rgate_middlewares(self, gateway: object) -> None: ...
+
+    registry = Registry()
+    registry.register("routing", Router())
+    assert loaded("plugins: {disable: [routing], routing: true}", registry).disabled == {"routing"}

@@ -7,6 +7,8 @@ import json
 from rgate.config import Config
 from rgate.config.shown import shown
 
+from .configs import loaded
+
 
 def test_shown_hides_whatever_stands_under_a_secret_key() -> None:
     config = Config.model_validate(
@@ -42,3 +44,11 @@ def test_shown_has_the_keys_of_the_file() -> None:
 def test_shown_takes_an_option_that_is_no_plain_value_by_its_repr() -> None:
     config = Config.model_validate({"use": [{"app": "x:y", "options": {"kind": object}}]})
     assert json.dumps(shown(config, {})["use"][0]["options"]) == '{"kind": "<class \'object\'>"}'
+
+
+def test_shown_has_what_the_core_was_told_of_plugins() -> None:
+    config = loaded("plugins: {routing: {timed: true}, normalize: {on_error: {disable_after: 3}}, retry: true}")
+    plugins = config.shown()["plugins"]
+    assert plugins["routing"] == {"timed": True}
+    assert plugins["normalize"]["on_error"] == {"disable_after": 3} and plugins["normalize"]["format"] == "passthrough"
+    assert "on_error" not in plugins["retry"]
