@@ -51,4 +51,3 @@ class Kept:
                 close()
             except Exception:
                 _log.exception("%r, which no gateway keeps any more, cannot be closed", name)
-        self._objects.clear()

@@ -56,7 +56,6 @@ def test_close_leaves_what_the_next_holds() -> None:
     before.close(beside=after)
     assert closed == ["two"]
     after.close()
-    after.close()
     assert closed == ["two", "one"]
 
 

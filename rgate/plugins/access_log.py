@@ -24,13 +24,12 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
-from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict
 
@@ -81,25 +80,6 @@ class AccessLog:
         else:
             self._lost += 1  # no lock: two threads at once may count one, and the warning says "at least"
 
-    @contextmanager
-    def writing(self, stream: TextIO) -> Iterator[None]:
-        """Write to `stream` while inside; what is left goes out at the end."""
-        stop = threading.Event()
-
-        def write() -> None:
-            while not stop.wait(self.FLUSH_SECONDS):
-                self.flush(stream)
-            self.flush(stream)
-
-        thread = threading.Thread(target=write, name="rgate-access-log", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            # Not for ever: a reader that has stopped reading must not keep the gateway from ending.
-            thread.join(timeout=2)
-
     def flush(self, stream: TextIO) -> None:
         """Write what there is. A stream that fails loses it."""
         records, lost = self._records, self._lost
@@ -114,6 +94,30 @@ class AccessLog:
         if lost:
             self._lost -= lost
             _log.warning("at least %d lines are lost: stdout cannot be written, or not fast enough", lost)
+
+
+class Writing:
+    """While entered, a thread writes what `log` has to `stream`; what is left goes out at the end."""
+
+    def __init__(self, log: AccessLog, stream: TextIO) -> None:
+        self._log = log
+        self._stream = stream
+        self._stop = threading.Event()
+
+    def __enter__(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._write, name="rgate-access-log", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *failure: object) -> None:
+        self._stop.set()
+        # Not for ever: a reader that has stopped reading must not keep the gateway from ending.
+        self._thread.join(timeout=2)
+
+    def _write(self) -> None:
+        while not self._stop.wait(self._log.FLUSH_SECONDS):
+            self._log.flush(self._stream)
+        self._log.flush(self._stream)
 
 
 def as_text(record: Record) -> str:
@@ -178,8 +182,13 @@ def _escaped(value: str | None) -> str:
     return value.encode("unicode_escape").decode("ascii").replace('"', "\\x22").replace(" ", "\\x20")
 
 
-# What the two hooks of one gateway share. Entries go with their gateway.
-_logs: WeakKeyDictionary[Gateway, AccessLog] = WeakKeyDictionary()
+def log_of(gateway: Gateway) -> AccessLog | None:
+    """The log of `gateway`, and of those before and after it as long as the lines have the same form; None without one."""
+    options: AccessLogOptions | None = gateway.options("access_log")
+    form = options.format if options is not None else None
+    if form is None:
+        return None
+    return gateway.keep("access_log", form, lambda: AccessLog(as_json if form == "json" else as_text))
 
 
 @hookimpl
@@ -189,10 +198,9 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware | None:
-    options: AccessLogOptions | None = gateway.options("access_log")
-    if options is None or options.format is None:
+    log = log_of(gateway)
+    if log is None:
         return None
-    log = _logs[gateway] = AccessLog(as_json if options.format == "json" else as_text)
     add = log.add
     exchange_of = Exchange.of
 
@@ -212,5 +220,5 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[None] | None:
-    log = _logs.get(gateway)
-    return log.writing(sys.stdout) if log is not None else None
+    log = log_of(gateway)
+    return gateway.keep("access_log.writing", log, lambda: Writing(log, sys.stdout)) if log is not None else None

@@ -11,7 +11,7 @@ import pytest
 
 from rgate import Refused
 from rgate.plugins import access_log
-from rgate.plugins.access_log import AccessLog, Record, as_json, as_text
+from rgate.plugins.access_log import AccessLog, Record, Writing, as_json, as_text
 from rgate.testing import answering, client, make_endpoint, make_exchange, make_gateway, running_gateway
 
 ENDED = 1_795_509_675.123
@@ -139,7 +139,7 @@ def test_writing_writes_soon_and_the_rest_at_the_end() -> None:
             written.set()
 
     log, stream = AccessLog(lambda logged: logged.target), Stream()
-    with log.writing(stream):
+    with Writing(log, stream):
         log.add(record("/soon"))
         assert written.wait(10), "nothing was written"
         log.add(record("/last"))

@@ -47,4 +47,4 @@ def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
     from .source import DockerSource
 
     host = config.docker.host
-    return DockerSource(lambda: Engine(host), names, config.docker.network or "", own_container_id)
+    return DockerSource(lambda: Engine(host), names, config.docker.network or "", host, own_container_id)

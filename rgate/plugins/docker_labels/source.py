@@ -63,6 +63,9 @@ class DockerSource:
     after its stop timeout (`docker stop --time` is not known here). Engines tell of many events before their own list
     has them, or before a network is attached; so after the last event it is listed four times more, within 1.5 seconds.
     One that has just started is in as soon as its port is open.
+
+    Two are equal that find the same: at the same `host` (None: where the environment says), for the same labels and network.
+    So one goes on when the config has changed elsewhere.
     """
 
     name = "docker_labels"
@@ -72,6 +75,7 @@ class DockerSource:
         connect: Callable[[], Talk],
         label_names: Iterable[str],
         network: str = "",
+        host: str | None = None,
         own_id: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
         arrivals: Arrivals | None = None,
@@ -79,6 +83,7 @@ class DockerSource:
         self._connect = connect
         self._label_names = tuple(sorted(set(label_names)))
         self._network = network
+        self._finds = (host, self._label_names, network)
         self._find_own_id = own_id
         self._clock = clock
         self._arrivals = arrivals or Arrivals(clock)
@@ -93,6 +98,9 @@ class DockerSource:
         # The watching thread's
         self._last_event_ns = 0
         self._new_from_ns = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DockerSource) and self._finds == other._finds
 
     def list(self) -> Iterable[Instance]:
         try:

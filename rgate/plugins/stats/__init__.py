@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from rgate import Config, ConfigProblem, ConfigSection, Exchange, Gateway, LocalRoutes, Middleware, hookimpl
 
@@ -32,19 +31,19 @@ __all__ = ["StatsOptions", "recorder_of"]
 
 FLUSH = "stats.flush"  # what worker processes ask of each other before a report
 
-_recorders: WeakKeyDictionary[Gateway, Recorder] = WeakKeyDictionary()  # three hooks share it; gone with its gateway
-
 
 def recorder_of(gateway: Gateway) -> Recorder:
-    """The recorder that counts for `gateway`: one per gateway and process. Touches no database by itself."""
-    recorder = _recorders.get(gateway)
-    if recorder is None:
+    """The recorder that counts for `gateway`, and for the gateways before and after it as long as its options are the same:
+    one per process. Touches no database by itself."""
+    options = gateway.options("stats") or StatsOptions()
+
+    def make() -> Recorder:
         from .store import Store  # here, because checking a config or printing help needs no SQLAlchemy (0.3 s)
 
-        options = gateway.options("stats") or StatsOptions()
         store = Store(options.database, retention_days=options.retention_days, max_megabytes=options.max_megabytes)
-        recorder = _recorders[gateway] = Recorder(store, Pending(), flush_seconds=options.flush_seconds)
-    return recorder
+        return Recorder(store, Pending(), flush_seconds=options.flush_seconds)
+
+    return gateway.keep("stats", options.model_copy(update={"path": ""}), make)
 
 
 @hookimpl
@@ -85,4 +84,4 @@ def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
     gateway.siblings.answer(FLUSH, lambda _: recorder.flush())
     recorder.flush_siblings = lambda: gateway.siblings.ask(FLUSH)
-    return recorder.running()
+    return recorder

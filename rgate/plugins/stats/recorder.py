@@ -38,7 +38,7 @@ _log = logging.getLogger("rgate.plugins.stats")
 class Recorder:
     """Saves what `pending` has counted, and reports. Every method may be called from any thread.
 
-    While `running()`, a thread saves every `flush_seconds` and tidies the database every minute; otherwise counts wait in
+    While it is entered, a thread saves every `flush_seconds` and tidies the database every minute; otherwise counts wait in
     memory, and the database is open only while it is being asked. `wall` is the time of day, `clock` a monotonic one, both
     in seconds.
 
@@ -68,20 +68,20 @@ class Recorder:
         self._running = False
         self._stopping = threading.Event()
 
-    @contextmanager
-    def running(self) -> Iterator[Recorder]:
-        """Save regularly inside, and once more at the end. Enter it in the process that serves, after any fork."""
+    def __enter__(self) -> Recorder:
+        """Save regularly from now on. Enter it in the process that serves, after any fork."""
         self._stopping.clear()
         self._running = True
-        writer = threading.Thread(target=self._write_regularly, name="rgate-stats", daemon=True)
-        writer.start()
-        try:
-            yield self
-        finally:
-            self._stopping.set()
-            writer.join(_STOP_SECONDS)
-            self._running = False
-            self._save_finally()
+        self._writer = threading.Thread(target=self._write_regularly, name="rgate-stats", daemon=True)
+        self._writer.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Save once more, and be done."""
+        self._stopping.set()
+        self._writer.join(_STOP_SECONDS)
+        self._running = False
+        self._save_finally()
 
     def flush(self) -> bool:
         """Save everything counted so far. False when some of it has to wait for the database."""

@@ -433,3 +433,17 @@ class TestStarting:
         watch.script.events_queue.put(None)
         watch.join()
         assert watch.reason is None
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (DockerSource(Script().connect, ["env", "app"], "net", "unix:///a"), True),
+        (DockerSource(Script().connect, ["app"], "net", "unix:///a"), False),
+        (DockerSource(Script().connect, ["app", "env"], "", "unix:///a"), False),
+        (DockerSource(Script().connect, ["app", "env"], "net", "unix:///b"), False),
+    ],
+    ids=["all", "labels", "network", "host"],
+)
+def test_source_that_finds_the_same_is_equal(other: DockerSource, same: bool) -> None:
+    assert (DockerSource(Script().connect, ["app", "env"], "net", "unix:///a") == other) is same

@@ -21,7 +21,7 @@ from rgate.plugins.stats.store import Store
 from tests.plugins.stats.traffic import finished
 pause = threading.Event()
 recorder = Recorder(Store("sqlite:///" + sys.argv[1]), Pending(), flush_seconds=0.2)
-with recorder.running():
+with recorder:
     for number in range(1, 10**9):
         recorder.pending.record(finished(ms=1 + number % 50))
         if number % 100 == 0:

@@ -100,7 +100,7 @@ def test_report_holds_what_has_just_ended_with_and_without_running(on_disk: Call
     recorder = on_disk()
     record(recorder)
     assert recorder.report(Query())["requests_count"] == {"success": 1, "error": 0}
-    with recorder.running():
+    with recorder:
         for ended in range(2, 50):
             record(recorder)
             answer = recorder.report(Query())
@@ -132,21 +132,21 @@ def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: py
 
 def test_counts_are_saved_regularly_while_running(store: ScriptedStore) -> None:
     recorder = Recorder(store, Pending(), flush_seconds=0.01)
-    with recorder.running():
+    with recorder:
         record(recorder)
         assert store.written.wait(DEADLINE_SECONDS), "nothing was saved"
 
 
 def test_end_saves_what_is_left_and_closes(store: ScriptedStore) -> None:
     recorder = Recorder(store, Pending(), flush_seconds=1)
-    with recorder.running():
+    with recorder:
         record(recorder, 3)
     assert (store.saved, store.closed) == (3, True)
 
 
 def test_end_says_what_could_not_be_saved(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(store, Pending(), flush_seconds=1)
-    with recorder.running():
+    with recorder:
         record(recorder, 3)
         store.trouble = Trouble("full", "disk full")
     assert "3 exchanges could not be saved and are lost" in caplog.text
@@ -155,7 +155,7 @@ def test_end_says_what_could_not_be_saved(store: ScriptedStore, caplog: pytest.L
 
 def test_counts_survive_a_restart(on_disk: Callable[[], Recorder]) -> None:
     for _ in range(2):
-        with on_disk().running() as recorder:
+        with on_disk() as recorder:
             record(recorder, 5)
     assert success_of(on_disk().report(Query())) == 10
 
@@ -163,7 +163,7 @@ def test_counts_survive_a_restart(on_disk: Callable[[], Recorder]) -> None:
 def test_recorder_runs_again_after_its_end(on_disk: Callable[[], Recorder]) -> None:
     recorder = on_disk()
     for _ in range(2):
-        with recorder.running():
+        with recorder:
             record(recorder)
     assert success_of(recorder.report(Query())) == 2
 
@@ -222,7 +222,7 @@ def test_exchange_ends_at_once_while_the_database_hangs(store: ScriptedStore, mo
     monkeypatch.setattr("rgate.plugins.stats.recorder._LOCK_SECONDS", 0.01)
     recorder = Recorder(store, Pending(), flush_seconds=0.01)
     store.gate.clear()
-    with recorder.running():
+    with recorder:
         record(recorder)
         assert store.entered.wait(DEADLINE_SECONDS), "the writer never wrote"
         record(recorder, 5_000)  # would never return if it waited for the database
@@ -241,7 +241,7 @@ def test_writer_that_never_ends_does_not_hold_up_the_end(
     monkeypatch.setattr("rgate.plugins.stats.recorder._STOP_SECONDS", 0.01)
     recorder = Recorder(store, Pending(), flush_seconds=0.01)
     store.gate.clear()
-    with recorder.running():
+    with recorder:
         record(recorder)
         assert store.entered.wait(DEADLINE_SECONDS), "the writer never wrote"
     assert not store.closed
@@ -261,7 +261,7 @@ def test_writer_goes_on_after_an_exception(store: ScriptedStore, caplog: pytest.
         fold()
 
     recorder.pending.fold = fail_once  # type: ignore[method-assign]
-    with recorder.running():
+    with recorder:
         record(recorder)
         assert store.written.wait(DEADLINE_SECONDS), "the writer died"
     assert "writing failed; trying on" in caplog.text
@@ -307,7 +307,7 @@ def test_many_threads_and_reports_at_once_count_exactly(on_disk: Callable[[], Re
             seen.append(answer["requests_count"]["success"])
 
     threads = [threading.Thread(target=client) for _ in range(16)] + [threading.Thread(target=reader)]
-    with recorder.running():
+    with recorder:
         for thread in threads:
             thread.start()
         for thread in threads:
