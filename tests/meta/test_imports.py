@@ -17,6 +17,7 @@ LAYERS = (
     {"failures", "installed", "isolation", "lifespan", "timing", "use"},
     {"registry", "running"},
     {"gateway"},
+    {"reload"},
     {"rgate"},  # the public API
     {"console", "demo", "foreground", "statistics", "testing", "wsgi"},
     {"cli"},

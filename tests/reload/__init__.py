@@ -1,0 +1,1 @@
+"""Config that changes while requests go on."""
