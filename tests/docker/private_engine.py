@@ -19,10 +19,12 @@ class PrivateEngine:
 
     It has a bridge of its own (told `--bridge=none`, it would take docker0 away from the engine beside it) and leaves the
     firewall's rules alone: ports that containers publish are served by its proxy process. `home` must be a short
-    path: that of a Unix socket has at most 107 bytes. `close()` ends it and takes the bridge away.
+    path: that of a Unix socket has at most 107 bytes. With `containers_outlive_it` containers run on while it is stopped.
+    `close()` ends it, its containers too, and takes the bridge away.
     """
 
     def __init__(self, home: Path) -> None:
+        self.containers_outlive_it = False
         self.address = f"unix://{home}/docker.sock"
         self._home = home
         self._dockerd: subprocess.Popen[bytes] | None = None
@@ -44,6 +46,7 @@ class PrivateEngine:
             "bridge": self._bridge,
             "iptables": "false",
             "ip-forward": "false",
+            "live-restore": str(self.containers_outlive_it).lower(),
         }
         with open(f"{self._home}/dockerd.log", "ab") as log:
             self._dockerd = subprocess.Popen(
@@ -73,6 +76,11 @@ class PrivateEngine:
             self._dockerd = None
 
     def close(self) -> None:
+        if self.containers_outlive_it:
+            client = self.start() if self._dockerd is None else connect(self.address)
+            for container in client.containers.list(all=True):
+                container.remove(force=True, v=True)
+            client.close()
         self.stop()
         _ip("link", "delete", self._bridge)
         # dockerd mounts its data-root on itself, and once restarted does not always take that away.
