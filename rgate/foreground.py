@@ -1,135 +1,248 @@
-"""A gateway in the foreground: listening, telling what it finds, until a signal ends it."""
+"""A gateway in the foreground: listening, telling what it finds, until a signal ends it or another one takes over."""
 
 from __future__ import annotations
 
-import errno
+import faulthandler
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
 from .errors import RgateError
-from .serving.server import Server, listen, listen_for_workers
+from .inheritance import Inheritance, inherit
+from .serving.listeners import Listeners
+from .serving.server import Server
 from .serving.supervisor import Supervisor
+from .signals import ENDING, until_signalled
+from .successor import Successor
+from .systemd import notify, watchdog_wanted
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from .config.models import ServerConfig
     from .console import Console
     from .discovery import Change
     from .gateway import Gateway
 
-__all__ = ["CannotListen", "log_to_stderr", "serve", "until_signalled"]
+__all__ = ["log_to_stderr", "serve"]
 
+FIND_SECONDS: Final = 10.0  # how long a gateway that is to take over looks for endpoints
 _log = logging.getLogger("rgate.foreground")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class CannotListen(RgateError):
-    """The address cannot be listened at; the message says why and what to do."""
 
 
 def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once: Callable[[], object] = lambda: None) -> int:
-    """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process.
+    """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process. SIGUSR2
+    starts the program anew, hands it the listening sockets, and ends this one without a lost request.
 
     Tells at which URL, what leads where, then `hints` ({url} in them is filled in), then every change that discovery
     sees. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
-    code; raises CannotListen before anything has been started.
+    code; raises RgateError before anything has been started.
     """
     config = gateway.config.server
-    port = config.port
-    listeners: list[socket.socket] = []
-    redirecting: socket.socket | None = None  # one for all workers
-    try:
-        listeners = listen_for_workers(config.host, port, config.processes)
-        if config.tls is not None and config.tls.redirect_port is not None:
-            port = config.tls.redirect_port
-            redirecting = listen(config.host, port)
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        raise CannotListen(_why_not(error, config.host, port)) from error
-    try:
-        if len(listeners) == 1:
-            _serve(gateway, console, listeners[0], redirecting, hints, at_once)
+    inheritance = inherit()
+    with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
+        if config.processes == 1:
+            _Serving(gateway, console, listeners, inheritance).run(hints, at_once)
             console.line("stopped")
             return 0
 
-        def work(index: int, first_time: bool, listener: socket.socket, channel: socket.socket) -> int:
+        def work(index: int, first_time: bool, channel: socket.socket) -> int:
+            inheritance.forget()  # saying it is the supervisor's
+            own = listeners.share(index, config.processes).duplicate()
+            listeners.close()
             telling = console if index == 0 else None
             try:
-                shown = hints if first_time else None
-                _serve(gateway, telling, listener, redirecting, shown, at_once, (signal.SIGTERM,), channel)
+                _Worker(gateway, telling, own, inheritance, channel).run(hints if first_time else None, at_once)
             except RgateError as error:
                 _log.error("%s", error)
                 return 2
             return 0
 
-        code = Supervisor(work, listeners, config.drain_seconds).run()
+        def on_up() -> None:
+            notify("READY=1")
+            inheritance.say_ready()
+
+        def on_stop(successor: int | None) -> None:
+            notify("STOPPING=1" if successor is None else f"MAINPID={successor}")
+            console.line(stop_line(config, successor))
+
+        on_beat = _feed_watchdog if watchdog_wanted() else None
+        code = Supervisor(work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, tell=console.line).run()
         console.line("stopped")
         return code
-    finally:
-        for opened in (*listeners, redirecting):
-            if opened is not None:
-                opened.close()
 
 
-def _serve(
-    gateway: Gateway,
-    console: Console | None,
-    listener: socket.socket,
-    redirecting: socket.socket | None,
-    hints: Sequence[str] | None,
-    at_once: Callable[[], object],
-    signals: Sequence[signal.Signals] = SIGNALS,
-    channel: socket.socket | None = None,
-) -> None:
-    """Serve in this process.
+class _Serving:
+    """A gateway served in this process. It tells nothing when `console` is None."""
 
-    `console` is None for a worker that tells nothing, `hints` are None for one that tells changes only; `channel` leads to
-    the supervisor.
-    """
-    config = gateway.config.server
-    server = Server(gateway.app, config, listener, gateway.tls, redirecting, gateway.condition)
-    telling = threading.Lock()
-    begun = False
+    signals: Sequence[signal.Signals] = ENDING
 
-    def tell(changes: Sequence[Change]) -> None:
-        with telling:
-            for change in changes if begun else ():
-                if console:
-                    console.change(change)
+    def __init__(self, gateway: Gateway, console: Console | None, listeners: Listeners, inheritance: Inheritance) -> None:
+        self.gateway = gateway
+        self.config = gateway.config.server
+        self.console = console
+        self.inheritance = inheritance
+        self.server = Server(gateway.app, self.config, listeners, gateway.tls, gateway.condition)
+        listeners.close()  # the server has its own, and must be able to close the last
+        self.others: Mapping[signal.Signals, Callable[[], object]] = {signal.SIGUSR2: self.upgrade}
+        self._stopping = False
+        self._successor: Successor | None = None
+        self._telling = threading.Lock()
+        self._begun = False
 
-    def stop() -> None:
-        server.stop()  # first: telling may fail when nobody reads any more
-        if console:
-            console.line(f"stopping, with {config.drain_seconds:g} s for what is in flight; a second signal ends at once")
+    def run(self, hints: Sequence[str] | None, at_once: Callable[[], object]) -> None:
+        """Serve until told to end. `hints` are None for one that tells changes only. Raises RgateError."""
+        gateway = self.gateway
+        gateway.table.on_change(self._tell_changes)
+        try:
+            with until_signalled(self.on_signal, at_once, self.signals, self.others), gateway.running():
+                self.begin()
+                if self.inheritance.takes_over:
+                    _find_endpoints(gateway)
+                with self._telling:  # so that no change is told before the table that it changes
+                    if self.console and hints is not None:
+                        self._tell_start(self.console, hints)
+                    self._begun = True
+                # What start-up has made stays; the collector need not go through all of it again while requests wait.
+                gc.collect()
+                gc.freeze()
+                self.up()
+                self.server.run()
+        finally:
+            self.server.server_close()
 
-    gateway.table.on_change(tell)
-    try:
-        with until_signalled(stop, at_once, signals), gateway.running():
-            if channel is not None:
-                gateway.siblings.connect(channel, on_lost=server.stop)
-            with telling:  # so that no change is told before the table that it changes
-                if console and hints is not None:
-                    console.line(start_line(gateway, server.url), "bold")
-                    if server.redirect_port is not None:
-                        console.line(f"and plain HTTP on port {server.redirect_port}, answered with where https is")
-                    console.routes(gateway)
-                    for hint in hints:
-                        console.line(hint.replace("{url}", server.url))
-                begun = True
-            # What start-up has made stays; the collector need not go through all of it again while requests wait.
-            gc.collect()
-            gc.freeze()
-            server.run()
-    finally:
-        server.server_close()
+    def begin(self) -> None:
+        """Called before anything is told."""
+
+    def up(self) -> None:
+        """Called when it is about to serve."""
+        if watchdog_wanted():
+            self.server.beat = _feed_watchdog
+        notify("READY=1")
+        self.inheritance.say_ready()
+
+    def on_signal(self) -> None:
+        """Called for the first of `signals`."""
+        notify("STOPPING=1")
+        self.stop()
+        if self._successor is not None:
+            self._successor.kill()
+        if self.console:
+            self.console.line(stop_line(self.config))
+
+    def stop(self) -> None:
+        """Be not ready, then serve who is connected by then, then end. Returns at once."""
+        self._stopping = True
+        self.gateway.condition.unready["stopping"] = f"since {time.strftime('%H:%M:%S')}, by a signal"
+        if delay := self.config.shutdown_delay_seconds:
+            timer = threading.Timer(delay, self.server.stop)
+            timer.daemon = True
+            timer.start()
+        else:
+            self.server.stop()
+
+    def upgrade(self) -> None:
+        """Start the next gateway, and end when it serves. Returns at once."""
+        if self._successor is None and self._begun and not self._stopping:
+            try:
+                self._successor = Successor(self.server.listeners)
+            except RgateError as error:
+                _log.error("no upgrade: %s", error)
+            else:
+                threading.Thread(target=self._upgrade, args=(self._successor,), name="rgate-upgrade", daemon=True).start()
+
+    def _upgrade(self, successor: Successor) -> None:
+        assert self.console is not None
+        self.console.line(f"process {successor.pid} is starting, to take over")
+        try:
+            successor.wait()
+        except RgateError as error:
+            self._successor = None
+            if not self._stopping:
+                _log.error("no upgrade: %s; this gateway goes on", error)
+            return
+        notify(f"MAINPID={successor.pid}")
+        self.server.retire()
+        self.console.line(stop_line(self.config, successor.pid))
+
+    def _tell_start(self, console: Console, hints: Sequence[str]) -> None:
+        console.line(start_line(self.gateway, self.server.url), "bold")
+        if self.server.redirect_port is not None:
+            console.line(f"and plain HTTP on port {self.server.redirect_port}, answered with where https is")
+        console.routes(self.gateway)
+        for hint in hints:
+            console.line(hint.replace("{url}", self.server.url))
+
+    def _tell_changes(self, changes: Sequence[Change]) -> None:
+        with self._telling:
+            for change in changes if self._begun else ():
+                if self.console:
+                    self.console.change(change)
+
+
+class _Worker(_Serving):
+    """The same in one of several processes. A signal ends only this one; the gateway's end is told by the supervisor."""
+
+    signals = (signal.SIGTERM,)
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        console: Console | None,
+        listeners: Listeners,
+        inheritance: Inheritance,
+        channel: socket.socket,
+    ) -> None:
+        super().__init__(gateway, console, listeners, inheritance)
+        self.others = {}
+        self._channel = channel
+
+    def begin(self) -> None:
+        on_told = {"stop": self.stop, "retire": self.server.retire}
+        self.gateway.siblings.connect(self._channel, on_lost=self.server.stop, on_told=on_told)
+
+    def up(self) -> None:
+        siblings = self.gateway.siblings
+        self.server.beat = partial(siblings.tell, "beat")
+        siblings.tell("up")
+
+    def on_signal(self) -> None:
+        self.server.retire()
+
+
+def _find_endpoints(gateway: Gateway) -> None:
+    """Before taking over: know where the endpoints are, as the gateway before does. Raises RgateError."""
+    until = monotonic() + FIND_SECONDS
+    pause = threading.Event()
+    while missing := [source for source in gateway.table.snapshot.sources.values() if source.listed is None]:
+        if monotonic() >= until:
+            raise RgateError(f"not taking over: {missing[0].name}: {missing[0].error or 'no list of endpoints yet'}")
+        pause.wait(0.05)
+
+
+def _feed_watchdog() -> None:
+    notify("WATCHDOG=1")
+
+
+def stop_line(config: ServerConfig, successor: int | None = None) -> str:
+    """stopping, with 10 s for what is in flight; a second signal ends at once"""
+    delay = config.shutdown_delay_seconds
+    when = (
+        f"process {successor} serves now; stopping"
+        if successor is not None
+        else f"stopping in {delay:g} s"
+        if delay
+        else "stopping"
+    )
+    return f"{when}, with {config.drain_seconds:g} s for what is in flight; a second signal ends at once"
 
 
 def start_line(gateway: Gateway, url: str) -> str:
@@ -145,41 +258,6 @@ def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
     return ", ".join(f"{count} {noun if count == 1 else noun + 's'}" for noun, count in counts.items())
 
 
-@contextmanager
-def until_signalled(
-    stop: Callable[[], object], at_once: Callable[[], object], signals: Sequence[signal.Signals] = SIGNALS
-) -> Iterator[None]:
-    """While inside, the first of `signals` calls `stop` and the second `at_once`, which the process does not survive.
-
-    Both are called in a thread of their own: a signal handler must not take a lock that the interrupted code may hold.
-    """
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-
-    def watch() -> None:
-        for act in (stop, at_once):
-            while (number := receiver.recv(1)) and number[0] not in signals:
-                pass
-            if not number:
-                return
-            act()
-        os._exit(128 + number[0])
-
-    watcher = threading.Thread(target=watch, name="rgate-signals", daemon=True)
-    watcher.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in signals}
-    wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        sender.close()
-        watcher.join(1)
-        receiver.close()
-
-
 def log_to_stderr(level: str) -> None:
     """Send rgate's log, from `level` on, and warnings of others to stderr. Changes of discovery are told otherwise."""
     log = logging.StreamHandler(sys.stderr)
@@ -188,6 +266,8 @@ def log_to_stderr(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     logging.getLogger("rgate").setLevel(level.upper())
     sys.unraisablehook = _unraisable
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # where it was, when it is ended with SIGABRT because it hangs
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
@@ -196,14 +276,3 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         _log.debug("a TLS client asked for %r", unraisable.object)
     else:
         sys.__unraisablehook__(unraisable)
-
-
-def _why_not(error: OSError, host: str, port: int) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"cannot listen on {host!r}: no such host; give an address of this machine with --host"
-    way_out = {
-        errno.EADDRINUSE: "the port is taken; choose another with --port (0 takes a free one)",
-        errno.EACCES: "no permission; choose a port from 1024 on with --port",
-        errno.EADDRNOTAVAIL: "this is no address of this machine; choose another with --host",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return f"cannot listen on {host} port {port}: {way_out}"

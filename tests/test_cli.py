@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from rgate import ConfigProblem, PluginError, demo, foreground, hookimpl
+from rgate import ConfigProblem, PluginError, RgateError, demo, hookimpl
 from rgate.cli import main
 from rgate.console import Console
 from rgate.discovery import Change
-from rgate.foreground import CannotListen, serve, until_signalled
+from rgate.foreground import serve
 from rgate.plugins import BUILTIN
 from rgate.testing import ScriptedBackend, ScriptedConnection, answering, http_response, make_gateway, refusing_url
 from rgate.version import VERSION
@@ -207,11 +207,11 @@ def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> No
     ids=lambda value: type(value).__name__,
 )
 def test_listening_that_fails_says_why_and_what_to_do(error: OSError, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def server(*_: object) -> None:
+    def listen(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(foreground, "listen_for_workers", server)
-    with pytest.raises(CannotListen, match=re.escape(words)):
+    monkeypatch.setattr("rgate.serving.listeners.listen", listen)
+    with pytest.raises(RgateError, match=re.escape(words)):
         serve(make_gateway({"server": {"port": 0}}), Console(io.StringIO()))
 
 
@@ -396,31 +396,6 @@ def test_serve_tells_hints_and_then_changes() -> None:
     assert lines[-2].startswith("stopping") and lines[-1] == "stopped"
     assert any("none yet: answered with 503" in line for line in lines)
     assert signal.getsignal(signal.SIGTERM) is callbacks_before
-
-
-def test_until_signalled_without_a_signal_changes_nothing() -> None:
-    before = [signal.getsignal(number) for number in foreground.SIGNALS]
-    with until_signalled(lambda: pytest.fail("stopped"), lambda: pytest.fail("ended")):
-        pass
-    assert [signal.getsignal(number) for number in foreground.SIGNALS] == before
-    assert not [thread for thread in threading.enumerate() if thread.name == "rgate-signals"]
-
-
-def test_until_signalled_second_signal_calls_at_once_and_exits(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped, exited = threading.Event(), threading.Event()
-    calls: list[object] = []
-
-    def exit_process(code: int) -> None:
-        calls.append(code)
-        exited.set()
-
-    monkeypatch.setattr(os, "_exit", exit_process)
-    with until_signalled(stopped.set, lambda: calls.append("at once")):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.wait(PATIENCE_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert exited.wait(PATIENCE_SECONDS)
-    assert calls == ["at once", 128 + signal.SIGTERM]
 
 
 # stats

@@ -136,7 +136,10 @@ class ServerConfig(Model):
     workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
+    shutdown_delay_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0.0
     drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 10.0
+    idle_drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 1.0
+    hang_seconds: Annotated[Number, Field(ge=2, le=86_400)] = 30.0
     max_target_bytes: Annotated[Whole, Field(ge=8_000, le=65_536)] = 16_384
     max_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200

@@ -13,7 +13,6 @@ connection has a thread of its own.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import select
 import socket
@@ -32,12 +31,13 @@ from .admission import TURNED_AWAY, Admission
 from .announced import announced
 from .connection import Connection
 from .crew import Crew
+from .doors import Doors
 from .environ import template
-from .events import EDGE, EPOLL, EXCLUSIVE, GONE, READABLE, WRITABLE
+from .events import EDGE, EPOLL, GONE, READABLE, WRITABLE
+from .listeners import Listeners
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
-from .sockets import listen, listen_for_workers, set_timeout
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
@@ -48,58 +48,47 @@ if TYPE_CHECKING:
 
     from ..config.models import ServerConfig
 
-__all__ = ["Server", "listen", "listen_for_workers"]
+__all__ = ["Server"]
 
-# So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
-# such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
-UNSENT_BYTES: Final = 131_072
-ACCEPT_AT_ONCE: Final = 256  # the listener's next turn comes after all connections that are ready
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
-ACCEPT_PAUSE_SECONDS: Final = 0.5
-EXPIRY_CHECK_SECONDS: Final = 1.0
+LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
+BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
 _WATCHED: Final = READABLE | GONE | EDGE
 _RELEASED: Final = _WATCHED | WRITABLE
 _log = logging.getLogger("rgate.serving")
 
-_Door = tuple[socket.socket, type[Connection]]  # a listener, and what is made of connections to it
-
 
 class Server(BaseWSGIServer):
-    """Serves a WSGI app on a listening socket.
+    """Serves a WSGI app on listening sockets.
 
-    run() blocks the calling thread until stop() is called from another thread (not from a signal handler: run() may hold
-    the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` says where it
-    listens.
+    run() blocks the calling thread until stop() or retire() is called from another thread (not from a signal handler: run()
+    may hold the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` says where
+    it listens. `beat` is called about once a second by the thread that is in run().
 
-    The sockets it makes itself when they are not given. `tls` is what new connections speak TLS with; with config.tls it
-    is made of that when it is not given (PemError), and may be exchanged for another at any time. `condition` is told
-    whether it is calm.
+    The sockets it makes itself when they are not given; those that are given it duplicates, so they are the giver's to
+    close. `tls` is what new connections speak TLS with; with config.tls it is made of that when it is not given (PemError),
+    and may be exchanged for another at any time. `condition` is told whether it is calm.
     """
 
     def __init__(
         self,
         app: WSGIApplication,
         config: ServerConfig,
-        listener: socket.socket | None = None,
+        listeners: Listeners | None = None,
         tls: ServerTLS | None = None,
-        redirect_listener: socket.socket | None = None,
         condition: Condition | None = None,
     ) -> None:
-        self._doors: dict[int, _Door] = {}
-        self._announced: dict[type[Connection], type[Connection]] = {}
         self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
-        own = listener is None
-        listener = listener or listen(config.host, config.port)
-        try:
-            name, port = listener.getsockname()[:2]
-            super().__init__(name, port, app, fd=listener.fileno())  # takes a duplicate of the socket
-        finally:
-            if own:
-                listener.close()
+        self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._take)
+        self._doors = Doors(self._epoll, self._take_in, config.write_seconds)
+        self.listeners = own = Listeners.open(config) if listeners is None else listeners.duplicate()
+        name, port = own.main[0].getsockname()[:2]
+        super().__init__(name, port, app, fd=own.main[0].fileno())  # takes one more duplicate, which nobody needs
+        super().server_close()
         self.config = config
         self.now = monotonic()
         self.ticks = 0
@@ -117,22 +106,24 @@ class Server(BaseWSGIServer):
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
         self._slow_clients = SlowClients(config.max_slow_clients)
-        self._epoll: select.epoll | ThreadPerConnection
         self._crew: Crew | ThreadPerConnection
-        if EPOLL:
-            self._epoll = epoll = select.epoll()
+        if isinstance(self._epoll, ThreadPerConnection):
+            self._crew = self._epoll
+        else:
             # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
             most = 2 * config.threads + config.max_in_flight
-            self._crew = Crew(epoll, self._take, config.threads, most, self._held_up)
-        else:
-            self._epoll = self._crew = ThreadPerConnection(self._take)
-        self._accepting_again = 0.0
-        self._open_door(self.socket, SecureConnection if self.tls else Connection)
-        self.redirect_port: int | None = None
-        if config.tls is not None and config.tls.redirect_port is not None:
-            redirecting = redirect_listener.dup() if redirect_listener else listen(config.host, config.tls.redirect_port)
-            self.redirect_port = redirecting.getsockname()[1]
-            self._open_door(redirecting, RedirectConnection)
+            self._crew = Crew(self._epoll, self._take, config.threads, most, self._held_up)
+        self._lent = own.lent
+        kind = SecureConnection if self.tls else Connection
+        self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
+        for listener in own.main:
+            self._doors.add(listener, kind)
+        for listener in own.redirect:
+            self._doors.add(listener, RedirectConnection)
+        self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
+        self.beat: Callable[[], object] = lambda: None
+        self._beaten = 0.0
+        self._idle_drain_seconds = config.idle_drain_seconds
 
     def _requests(self, config: ServerConfig) -> RequestReader:
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
@@ -157,8 +148,8 @@ class Server(BaseWSGIServer):
         return len(self._crew)
 
     def run(self) -> None:
-        """Serve until stop()."""
-        self._resume_accepting()
+        """Serve until stop() or retire()."""
+        self._doors.open()
         self._crew.start()
         try:
             self._run_ticks()
@@ -186,14 +177,23 @@ class Server(BaseWSGIServer):
         return Underway(self._connections.values()).is_over
 
     def stop(self) -> None:
-        """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again."""
+        """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again.
+
+        Who is connected by now is served. Connections without a request stay open for `idle_drain_seconds`, for a last one.
+        """
+        self._stop.set()
+
+    def retire(self) -> None:
+        """The same, but others serve the sockets on: who has not been accepted yet is left to them, and there is no hurry, so
+        that connections without a request have half of `drain_seconds`."""
+        self._lent = True
+        self._idle_drain_seconds = max(self.config.idle_drain_seconds, self.config.drain_seconds / 2)
         self._stop.set()
 
     def server_close(self) -> None:
         """Close the listening sockets."""
         super().server_close()
-        for listener, _ in self._doors.values():
-            listener.close()
+        self._doors.close()
 
     def _take(self, fd: int, event: int) -> None:
         """Act on what epoll has told, in a worker thread."""
@@ -204,8 +204,8 @@ class Server(BaseWSGIServer):
                 self._advance(connection)
             elif event & GONE and connection.left:
                 connection.lose_client()
-        elif (door := self._doors.get(fd)) is not None:
-            self._accept(*door)
+        else:
+            self._doors.knock(fd)
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
@@ -265,32 +265,6 @@ class Server(BaseWSGIServer):
         """Have advance() called when the socket takes more, too."""
         self._epoll.modify(connection.fileno(), _RELEASED)
 
-    def _open_door(self, listener: socket.socket, kind: type[Connection]) -> None:
-        listener.setblocking(False)
-        self._doors[listener.fileno()] = (listener, kind)
-        self._announced[kind] = announced(kind)
-
-    def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
-        for _ in range(ACCEPT_AT_ONCE):
-            try:
-                sock, peer = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause_accepting(error)
-                    return
-                continue
-            try:
-                sock.setblocking(True)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-                set_timeout(sock, socket.SO_SNDTIMEO, self.config.write_seconds)
-                self._take_in(kind, sock, peer)
-            except OSError:
-                self._connections.pop(sock.fileno(), None)
-                sock.close()
-
     def _take_in(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
         """Make a connection of a socket, or turn it away when there are too many."""
         proxies = self.trusted_proxies
@@ -307,23 +281,17 @@ class Server(BaseWSGIServer):
             if waits or too_many or not connection.turn_away(error):
                 self._close(connection)
                 return
-        self._epoll.register(sock.fileno(), _WATCHED)
-
-    def _pause_accepting(self, error: OSError) -> None:
-        _log.error("cannot accept connections at present: %s", error.strerror)
-        self._stop_accepting()
-        self._accepting_again = monotonic() + ACCEPT_PAUSE_SECONDS
+        try:
+            self._epoll.register(sock.fileno(), _WATCHED)
+        except OSError:
+            self._connections.pop(sock.fileno(), None)
+            raise
 
     def _run_ticks(self) -> None:
-        checked = self.now
         while not self._stop.wait(self._tick_seconds):
             self._tick()
-            if self._held:
-                self._release_held()
-            if self._accepting_again and self.now >= self._accepting_again:
-                self._resume_accepting()
-            if self.now - checked >= EXPIRY_CHECK_SECONDS:
-                checked = self.now
+            self._doors.look(self.now)
+            if self._beats():
                 self._expire_connections()
 
     def _tick(self) -> None:
@@ -332,6 +300,15 @@ class Server(BaseWSGIServer):
         quiet = self._crew.look(self.now) and not self._held
         self.condition.calm = self._crew.calm
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
+        if self._held:
+            self._release_held()
+
+    def _beats(self) -> bool:
+        if self.now - self._beaten < BEAT_SECONDS:
+            return False
+        self._beaten = self.now
+        self.beat()
+        return True
 
     def _held_up(self) -> int:
         return self._slow_clients.count(self._connections.values())
@@ -349,42 +326,41 @@ class Server(BaseWSGIServer):
                 except (OSError, ValueError):  # closed at this moment
                     self.slow_bodies.discard(connection)
 
-    def _stop_accepting(self) -> None:
-        for fd in self._doors:
-            with contextlib.suppress(OSError):  # another thread has done it
-                self._epoll.unregister(fd)
-
-    def _resume_accepting(self) -> None:
-        self._accepting_again = 0.0
-        self._stop_accepting()
-        for fd in self._doors:
-            self._epoll.register(fd, READABLE | EXCLUSIVE)
-
-    def _expire_connections(self) -> None:
-        """Give up waiting where a deadline has passed."""
+    def _expire_connections(self, no_more_idle: bool = False) -> None:
+        """Give up waiting where a deadline has passed, or nothing is waited for."""
         for connection in list(self._connections.values()):
-            if not connection.busy and connection.deadline < self.now and not connection.late:
-                (connection.retire if connection.idle else connection.expire)()
+            if connection.busy or connection.late:
+                continue
+            due = connection.deadline < self.now
+            if not connection.idle:
+                if due:
+                    connection.expire()
+            elif (due or no_more_idle) and not connection.leaving:
+                connection.retire()
 
     def _drain(self) -> None:
         self.draining = True
-        self._stop_accepting()
-        self.server_close()
-        until = monotonic() + self.config.drain_seconds
+        if self._lent:
+            self._doors.close()
+        else:
+            self._doors.shut()
+        begun = monotonic()
+        closed = False
         pause = threading.Event()
-        while self._connections and monotonic() < until:
+        while True:
             self._tick()
-            self._release_held()
+            self._beats()
+            passed = self.now - begun
+            closed = closed or self._doors.close_behind_the_last(wait=passed < LAST_HANDSHAKES_SECONDS)
             for connection in list(self._connections.values()):
                 if connection.busy:
                     connection.end_after_response()
-                elif connection.idle:
-                    connection.retire()
-                elif not connection.late and connection.deadline < self.now:
-                    connection.expire()
+            self._expire_connections(no_more_idle=passed >= self._idle_drain_seconds)
+            if (closed and not self._connections) or passed >= self.config.drain_seconds:
+                break
             pause.wait(BUSY_TICK_SECONDS)
-        if self._connections:
-            _log.warning("%d connections were cut at the end of drain_seconds", len(self._connections))
+        if cut := sum(not connection.leaving for connection in list(self._connections.values())):
+            _log.warning("%d connections were cut at the end of drain_seconds", cut)
 
     def _end(self) -> None:
         self.tunnels.stop()

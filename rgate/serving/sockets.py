@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import select
 import socket
 import struct
+from pathlib import Path
 from typing import Final
 
 from .events import EPOLL, GONE
 from .threads import is_gone
 
-__all__ = ["has_ended", "listen", "listen_for_workers", "reset_when_closed", "set_timeout"]
+__all__ = [
+    "handshakes_under_way",
+    "has_ended",
+    "ignore_newcomers",
+    "listen",
+    "reset_when_closed",
+    "set_timeout",
+]
 
 BACKLOG: Final = 4_096
+SO_ATTACH_FILTER: Final = 26  # Linux; the socket module has no name for it
+SYN_RECV: Final = "03"  # in /proc/net/tcp
+# Every TCP packet but a SYN. One instruction each: load the flags; is SYN among them?; then nothing of it; else all of it.
+_NO_SYN: Final = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF_FFFF))
+)
 
 
 def listen(host: str, port: int, shared: bool = False) -> socket.socket:
@@ -29,24 +46,6 @@ def listen(host: str, port: int, shared: bool = False) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def listen_for_workers(host: str, port: int, count: int) -> list[socket.socket]:
-    """A listening socket for each of `count` worker processes, all on one port. Raises OSError when it is taken."""
-    first = listen(host, port)  # SO_REUSEPORT alone would not notice another gateway on this port
-    if count == 1:
-        return [first]
-    port = first.getsockname()[1]
-    first.close()
-    listeners: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            listeners.append(listen(host, port, shared=True))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
 
 
 def has_ended(sock: socket.socket) -> bool:
@@ -72,3 +71,29 @@ def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
 def reset_when_closed(sock: socket.socket) -> None:
     """Have close() end the connection with a reset: what has been sent must not look complete."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def ignore_newcomers(listener: socket.socket) -> None:
+    """Have the kernel drop every further attempt to connect, as if it were lost on the way, and go on with those that have begun.
+
+    Without it there is always one more connection between the last accept() and close(), which would reset it. Linux only;
+    elsewhere nothing happens. It is the socket's for good, in whatever process that is open.
+    """
+    program = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))
+    filter_ = struct.pack("@HP", len(_NO_SYN) // 8, ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+
+
+def handshakes_under_way(port: int, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
+    """Whether a client that wants to connect to this port has been answered, but its last word has not come.
+
+    It may think that it is connected. False where the system does not tell.
+    """
+    end = f":{port:04X}"
+    for table in tables:
+        with contextlib.suppress(OSError):
+            rows = (line.split(None, 4) for line in Path(table).read_text().splitlines()[1:])
+            if any(row[1].endswith(end) and row[3] == SYN_RECV for row in rows):
+                return True
+    return False

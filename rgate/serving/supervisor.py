@@ -1,14 +1,20 @@
-"""Worker processes: as many as cores, one port, each replaced when it ends unasked.
+"""Worker processes: as many as cores, one port, each replaced when it ends unasked or gets on no more.
 
 The supervisor makes everything that must outlive a worker (the listening sockets) and everything that can be shared
 (imports, the config, the composed gateway), then forks. Each worker has a listening socket of its own on the same port
 (SO_REUSEPORT), which spreads connections evenly; the supervisor keeps them open, so what waits in the queue of a worker
 that died is served by the one that takes its place.
+
+What a worker and its supervisor say to each other, apart from what siblings ask of each other, is one word:
+
+    up      the worker serves          stop     the gateway ends: serve who is connected, then end
+    beat    it still gets on           retire   the same, but the sockets are served on by others
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -17,9 +23,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from ..errors import RgateError
+from ..successor import UPGRADE_SECONDS, Successor
+from .listeners import Listeners
+
+if TYPE_CHECKING:
+    from ..config.models import ServerConfig
 
 __all__ = ["Supervisor"]
 
@@ -28,9 +41,12 @@ SETTLED_SECONDS: Final = 10.0
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_LIMIT_SECONDS: Final = 10.0
 KILL_AFTER_SECONDS: Final = 5.0  # beyond the drain
+START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does before it serves
+ABORT_SECONDS: Final = 2.0  # for a hung worker to say where it hangs
+BEAT_SECONDS: Final = 1.0  # of the supervisor itself
 _log = logging.getLogger("rgate.supervisor")
 
-WorkerMain = Callable[[int, bool, socket.socket, socket.socket], int]
+WorkerMain = Callable[[int, bool, socket.socket], int]
 
 
 @dataclass
@@ -38,12 +54,14 @@ class _Worker:
     """One place for a worker: its listening socket stays, the process in it may change."""
 
     index: int
-    listener: socket.socket
     pid: int = 0
     channel: socket.socket | None = None
     unread: bytes = b""
     started: float = 0.0
     starts: int = 0
+    up: bool = False
+    hung_at: float = 0.0  # when it counts as hung, unless there is another beat
+    aborted: bool = False
     failures: int = 0
     start_at: float = 0.0
 
@@ -58,16 +76,31 @@ class _Question:
 
 
 class Supervisor:
-    """Runs `main(index, first_time, listener, channel)` in one forked process for each listener, and keeps them running.
+    """Runs `main(index, first_time, channel)` in `processes` forked processes, and keeps them running.
 
-    run() returns the exit code once stop() has been called, from another thread, and all workers have ended; kill() ends
-    them at once. Before any thread is started in this process, call run() from the main thread: it forks.
+    `on_up` is called once, when all serve; `on_beat` about once a second; `on_stop` with the successor's process number
+    when one has taken over, or None; `tell` with what the operator should see. Before any thread is started in this
+    process, call run() from the main thread: it forks.
     """
 
-    def __init__(self, main: WorkerMain, listeners: Sequence[socket.socket], drain_seconds: float) -> None:
+    def __init__(
+        self,
+        main: WorkerMain,
+        listeners: Listeners,
+        config: ServerConfig,
+        *,
+        on_up: Callable[[], object] = lambda: None,
+        on_beat: Callable[[], object] | None = None,
+        on_stop: Callable[[int | None], object] = lambda pid: None,
+        tell: Callable[[str], object] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._main = main
-        self._workers = [_Worker(index, listener) for index, listener in enumerate(listeners)]
-        self._drain_seconds = drain_seconds
+        self._listeners = listeners
+        self._config = config
+        self._on_up, self._on_beat, self._on_stop, self._tell = on_up, on_beat, on_stop, tell
+        self._clock = clock
+        self._workers = [_Worker(index) for index in range(config.processes)]
         self._selector = selectors.DefaultSelector()
         self._questions: dict[str, _Question] = {}
         self._asked = 0
@@ -75,31 +108,40 @@ class Supervisor:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._signals = 0
+        self._upgrade_wanted = False
+        self._successor: Successor | None = None
+        self._successor_until = 0.0
+        self._all_up = False
+        self._stopping = False
         self._kill_at = 0.0
 
     def run(self) -> int:
-        """Supervise until a signal ends it. SIGTERM and SIGINT drain; a second one ends the workers at once."""
+        """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one ends the workers at once.
+        SIGUSR2 starts a successor, and drains when that serves."""
         self._selector.register(self._wake_receiver, selectors.EVENT_READ)
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+        noted = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2)
+        before = {number: signal.signal(number, self._note) for number in noted}
         wakeup = signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()  # what is shared stays shared: the collector would write into every page
         code = 0
         try:
             while True:
-                stopping = self._signals > 0
-                if not stopping:
+                if not self._stopping:
                     for worker in self._workers:
-                        if not worker.pid and time.monotonic() >= worker.start_at:
+                        if not worker.pid and self._clock() >= worker.start_at:
                             self._start(worker)
                 self._wait()
                 code = self._reap() or code
-                if self._signals and not stopping:
+                if not self._stopping:
+                    self._end_hung()
+                    self._upgrade()
+                if (self._signals or code) and not self._stopping:
                     self._begin_stop()
-                if self._signals and not any(worker.pid for worker in self._workers):
+                if self._stopping and not any(worker.pid for worker in self._workers):
                     return code
-                if self._signals > 1 or (self._kill_at and time.monotonic() > self._kill_at):
-                    self._signal_all(signal.SIGKILL)
+                if self._signals > 1 or (self._kill_at and self._clock() > self._kill_at):
+                    self._kill_all()
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
@@ -110,7 +152,9 @@ class Supervisor:
 
     def _note(self, number: int, frame: object) -> None:
         # Only count here: a signal handler must not take locks. The wake-up socket ends the wait.
-        if number != signal.SIGCHLD:
+        if number == signal.SIGUSR2:
+            self._upgrade_wanted = True
+        elif number != signal.SIGCHLD:
             self._signals += 1
 
     def _start(self, worker: _Worker) -> None:
@@ -123,7 +167,9 @@ class Supervisor:
         if pid == 0:
             self._become(worker, first, ours, theirs)
         theirs.close()
-        worker.pid, worker.channel, worker.unread, worker.started = pid, ours, b"", time.monotonic()
+        worker.pid, worker.channel, worker.unread, worker.started = pid, ours, b"", self._clock()
+        worker.up = worker.aborted = False
+        worker.hung_at = worker.started + START_SECONDS + self._config.hang_seconds
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _become(self, worker: _Worker, first: bool, ours: socket.socket, theirs: socket.socket) -> None:
@@ -133,15 +179,15 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor passes it on
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # and so may others
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            faulthandler.enable(2)  # for when it is ended because it hangs
             ours.close()
             self._selector.close()
             for other in self._workers:
-                if other is not worker:
-                    other.listener.close()
-                    if other.channel is not None:
-                        other.channel.close()
-            code = self._main(worker.index, first, worker.listener, theirs)
+                if other is not worker and other.channel is not None:
+                    other.channel.close()
+            code = self._main(worker.index, first, theirs)
         except BaseException:
             _log.exception("worker %d failed", worker.index)
         finally:
@@ -150,15 +196,27 @@ class Supervisor:
             os._exit(code)
 
     def _wait(self) -> None:
-        waits = [worker.start_at for worker in self._workers if not worker.pid] if not self._signals else []
-        waits += [self._kill_at] if self._kill_at else []
-        timeout = max(0.0, min(waits) - time.monotonic()) if waits else None
-        for key, _ in self._selector.select(timeout):
+        waits = [worker.hung_at for worker in self._workers if worker.pid]
+        waits += [worker.start_at for worker in self._workers if not worker.pid and not self._stopping]
+        waits += [until for until in (self._kill_at, self._successor_until) if until]
+        waits += [self._clock() + BEAT_SECONDS] if self._on_beat is not None else []
+        began = self._clock()
+        timeout = max(0.0, min(waits) - began) if waits else None
+        events = self._selector.select(timeout)
+        overslept = self._clock() - began - (timeout or 0.0)
+        if timeout is not None and overslept > BEAT_SECONDS:  # the whole container was paused, perhaps
+            for worker in self._workers:
+                worker.hung_at += overslept
+        if self._on_beat is not None:
+            self._on_beat()
+        for key, _ in events:
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_receiver.recv(1_024)
-            else:
+            elif isinstance(key.data, _Worker):
                 self._read(key.data)
+            else:
+                self._conclude_upgrade()
 
     def _read(self, worker: _Worker) -> None:
         assert worker.channel is not None
@@ -172,10 +230,21 @@ class Supervisor:
         *lines, worker.unread = (worker.unread + block).split(b"\n")
         for line in lines:
             match line.decode("ascii", "replace").split():
+                case ["beat"] if not worker.aborted:
+                    worker.hung_at = self._clock() + self._config.hang_seconds
                 case ["ask", number, *question]:
                     self._ask_others(worker, number, " ".join(question))
-                case ["done", number]:
+                case ["done", number, *_]:
                     self._answered(number, worker.index)
+                case ["up"]:
+                    self._is_up(worker)
+
+    def _is_up(self, worker: _Worker) -> None:
+        worker.up = True
+        worker.hung_at = self._clock() + self._config.hang_seconds
+        if not self._all_up and all(each.up for each in self._workers):
+            self._all_up = True
+            self._on_up()
 
     def _ask_others(self, asker: _Worker, number: str, asked: str) -> None:
         self._asked += 1
@@ -198,7 +267,7 @@ class Supervisor:
     def _send(self, worker: _Worker, line: str) -> bool:
         try:
             assert worker.channel is not None
-            worker.channel.sendall(line.encode() + b"\n")
+            worker.channel.sendall(line.encode() + b"\n", socket.MSG_DONTWAIT)  # one that hangs does not read
         except (OSError, AssertionError):
             return False
         return True
@@ -223,29 +292,73 @@ class Supervisor:
                 continue
             self._forget(worker)
             worker.pid = 0
-            if self._signals:
+            if self._stopping or self._signals:
                 continue
             how = os.waitstatus_to_exitcode(status)
             if how == 2 and worker.starts == 1:  # it has said why, and would not get further the next time
-                self._signals = max(self._signals, 1)
-                self._begin_stop()
                 code = 2
                 continue
-            lasted = time.monotonic() - worker.started
+            lasted = self._clock() - worker.started
             worker.failures = 0 if lasted > SETTLED_SECONDS else worker.failures + 1
             pause = min(BACKOFF_LIMIT_SECONDS, BACKOFF_SECONDS * 2.0 ** (worker.failures - 2)) if worker.failures > 1 else 0.0
-            worker.start_at = time.monotonic() + pause
+            worker.start_at = self._clock() + pause
             said = f"signal {signal.Signals(-how).name}" if how < 0 else f"exit code {how}"
             when = f"in {pause:g} s" if pause else "now"
             _log.error("worker %d (pid %d) ended with %s; another takes its place %s", worker.index, pid, said, when)
         return code
 
-    def _begin_stop(self) -> None:
-        self._signal_all(signal.SIGTERM)
-        self._kill_at = time.monotonic() + self._drain_seconds + KILL_AFTER_SECONDS
+    def _end_hung(self) -> None:
+        """End workers that get on no more. One that runs still says where it hangs; one that is stopped does not."""
+        now = self._clock()
+        for worker in self._workers:
+            if not worker.pid or now < worker.hung_at:
+                continue
+            if not worker.aborted:
+                silent = self._config.hang_seconds if worker.up else now - worker.started
+                _log.error("worker %d (pid %d) has hung for %.0f s, and is ended", worker.index, worker.pid, silent)
+            os.kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
+            worker.aborted = True
+            worker.hung_at = now + ABORT_SECONDS
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def _upgrade(self) -> None:
+        """Start the next gateway when that is wanted; it may take its time, but not for ever."""
+        wanted, self._upgrade_wanted = self._upgrade_wanted, False
+        if self._successor is None and wanted and self._all_up:
+            try:
+                self._successor = successor = Successor(self._listeners)
+            except RgateError as error:
+                _log.error("no upgrade: %s", error)
+                return
+            self._successor_until = self._clock() + UPGRADE_SECONDS
+            self._selector.register(successor, selectors.EVENT_READ, successor)
+            self._tell(f"process {successor.pid} is starting, to take over")
+        elif self._successor_until and self._clock() >= self._successor_until:
+            self._conclude_upgrade(in_time=False)
+
+    def _conclude_upgrade(self, in_time: bool = True) -> None:
+        successor, self._successor, self._successor_until = self._successor, None, 0.0
+        assert successor is not None
+        self._selector.unregister(successor)
+        try:
+            successor.conclude(in_time)
+        except RgateError as error:
+            _log.error("no upgrade: %s; this gateway goes on", error)
+        else:
+            self._begin_stop(successor.pid)
+
+    def _begin_stop(self, successor: int | None = None) -> None:
+        if self._successor is not None:
+            self._conclude_upgrade(in_time=False)
+        self._stopping = True
+        for worker in self._workers:
+            self._send(worker, "stop" if successor is None else "retire")
+        self._listeners.close()  # so that the workers' own are the last ones
+        delay = self._config.shutdown_delay_seconds if successor is None else 0.0
+        self._kill_at = self._clock() + delay + self._config.drain_seconds + KILL_AFTER_SECONDS
+        self._on_stop(successor)
+
+    def _kill_all(self) -> None:
         for worker in self._workers:
             if worker.pid:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.pid, number)
+                    os.kill(worker.pid, signal.SIGKILL)

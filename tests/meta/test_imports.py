@@ -10,8 +10,9 @@ from .source import FILES, imports, module_of
 
 # Lowest first. A module may import what stands below it, and its own package; not its neighbours.
 LAYERS = (
-    {"condition", "errors", "kept", "model", "version", "plugins"},  # of plugins only BUILTIN, the names
-    {"wire", "siblings", "tls"},
+    {"condition", "errors", "kept", "model", "version", "plugins", "systemd", "signals"},  # of plugins only BUILTIN, the names
+    {"inheritance"},
+    {"wire", "siblings", "successor", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},
     {"failures", "installed", "isolation", "lifespan", "timing", "use"},

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from rgate.config import models
 from rgate.errors import GatewayError
 from rgate.forwarding import upstream
-from rgate.serving import connection, server, slow_clients
+from rgate.serving import connection, doors, slow_clients
 from rgate.wire import client, proxy_protocol, request
 from rgate.wire.chunked import ChunkedReader
 
@@ -79,7 +79,7 @@ FIXED = {
     "interim responses before a response": upstream.MAX_INTERIM_HEADS,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
-    "what waits in the kernel to be sent, on each connection": server.UNSENT_BYTES,
+    "what waits in the kernel to be sent, on each connection": doors.UNSENT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
     "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
@@ -89,7 +89,7 @@ FIXED = {
 def test_page_says_fixed_limits_as_they_are() -> None:
     said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
     assert said == FIXED
-    assert server.UNSENT_BYTES == upstream.UNSENT_BYTES
+    assert doors.UNSENT_BYTES == upstream.UNSENT_BYTES
     assert f"(at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
 
 

@@ -240,7 +240,7 @@ def test_body_that_stalls_is_an_error_after_body_seconds() -> None:
 
 
 def test_body_small_that_stalls_before_it_streams_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.server.HOLD_SECONDS", 1_000)
     with serving(make_gateway({}), body_seconds=0.05) as server, RawClient(server.url) as client:
         client.send(HEAD + b"Content-Length: 5\r\n\r\nhe")
@@ -297,7 +297,7 @@ def test_body_large_that_is_not_read_lets_the_client_send_it_and_read_the_respon
 
 
 def test_body_of_a_client_that_lingers_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.connection.LINGER_SECONDS", 0.05)
     with serving(ignoring) as server, RawClient(server.url) as client:
         client.send(CHUNKED)
@@ -307,7 +307,7 @@ def test_body_of_a_client_that_lingers_for_ever_is_not_waited_for(monkeypatch: p
 
 
 def test_body_of_a_client_that_sends_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.connection.LINGER_SECONDS", 0.1)
     with serving(ignoring) as server, RawClient(server.url) as client:
         client.send(HEAD + b"Content-Length: 99999999999\r\n\r\n")

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from rgate.config.models import ServerConfig
-from rgate.serving.server import Server, listen
+from rgate.serving.listeners import Listeners
+from rgate.serving.server import Server
+from rgate.serving.sockets import listen
 from rgate.testing import make_gateway
 
 from ..raw_client import RawClient
@@ -24,7 +26,7 @@ from .live import connection_of, echo, send_apart, serving
 @pytest.fixture
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are looked at often, so that tests need not wait."""
-    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.server.QUIET_TICK_SECONDS", 0.02)
 
 
@@ -186,10 +188,10 @@ def test_threads_are_bounded() -> None:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(20)]
         for client in clients:
             client.send(get("/slow"))
-        eventually(lambda: app.running == 6)
+        eventually(lambda: app.running == 7)
         ticks = server.ticks
         eventually(lambda: server.ticks > ticks + 20)
-        assert (server.threads, app.running) == (6, 6)
+        assert (server.threads, app.running) == (7, 7)
         app.go_on.set()
         for client in clients:
             assert client.response().body == b"ok"
@@ -337,7 +339,7 @@ def test_client_that_sends_on_has_not_left() -> None:
 def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rgate.serving.server.ACCEPT_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("rgate.serving.doors.PAUSE_SECONDS", 0.05)
     with serving(echo, threads=4) as server:
         short = True
 
@@ -353,8 +355,8 @@ def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
                     raise OSError(errno.EMFILE, "Too many open files")
                 return self._listener.accept()
 
-        ((fd, (listener, kind)),) = server._doors.items()
-        server._doors[fd] = Listener(listener), kind  # type: ignore[assignment]
+        ((fd, (listener, kind)),) = server._doors._doors.items()
+        server._doors._doors[fd] = Listener(listener), kind  # type: ignore[assignment]
         with RawClient(server.url) as client:
             client.send(get("/"))
             eventually(lambda: "cannot accept connections at present: Too many open files" in caplog.text)
@@ -411,7 +413,7 @@ def test_url_says_where_to_reach_the_server(host: str, url: str) -> None:
 
 def test_server_takes_a_listener_that_is_given() -> None:
     with listen("127.0.0.1", 0) as listener:
-        server = Server(echo, ServerConfig(port=1), listener)
+        server = Server(echo, ServerConfig(port=1), Listeners((listener,)))
         assert server.port == listener.getsockname()[1]
         server.stop()
         server.run()

@@ -11,18 +11,20 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 30
 
 ASKING = """
-import os, socket, threading
+import os, threading
+from rgate.config.models import ServerConfig
+from rgate.serving.listeners import Listeners
 from rgate.serving.supervisor import Supervisor
 from rgate.siblings import Siblings
 
 def say(line):
     os.write(1, line.encode() + b"\\n")
 
-def main(index, first_time, listener, channel):
+def main(index, first_time, channel):
     siblings = Siblings()
     ended = threading.Event()
     siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
-    siblings.connect(channel, on_lost=ended.set)
+    siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})
     if index == 2:  # the others are there already
         while not siblings.ask("note", "all of it: 100 %", timeout_seconds=20):
             pass
@@ -31,7 +33,8 @@ def main(index, first_time, listener, channel):
     ended.wait(20)
     return 0
 
-print(Supervisor(main, [socket.socket() for _ in range(3)], 1).run())
+config = ServerConfig(port=0, workers=3)
+print(Supervisor(main, Listeners.open(config, 3), config).run())
 """
 
 

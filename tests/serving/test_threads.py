@@ -74,7 +74,7 @@ def test_client_that_is_late_with_its_head_is_told_so(monkeypatch: pytest.Monkey
         start_response(f"{environ['rgate.refused'].status} Refused", [])
         return []
 
-    monkeypatch.setattr("rgate.serving.server.EXPIRY_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     with serving(app, head_seconds=0.1) as server, RawClient(server.url) as client:
         client.send(b"GET / HT")
         assert client.response().status == 408

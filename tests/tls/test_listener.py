@@ -224,7 +224,7 @@ def test_handshake_longer_than_the_socket_takes_holds_no_thread() -> None:
     with serving(echo, threads=1, tls={"certificate": chain}) as server, socket.socket() as sock:
         sock.settimeout(10)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        server.listeners.main[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         sock.connect(address(server.url))
         client = MemoryClient()
         sock.sendall(client.to_send())

@@ -1,0 +1,127 @@
+"""The doors of a server: its listening sockets, and what is made of the connections to each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .events import EXCLUSIVE, READABLE
+from .sockets import handshakes_under_way, ignore_newcomers, set_timeout
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["Doors"]
+
+# So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
+# such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
+UNSENT_BYTES: Final = 131_072
+ACCEPT_AT_ONCE: Final = 256  # the listener's next turn comes after all connections that are ready
+PAUSE_SECONDS: Final = 0.5  # after the system has no more files to give
+_log = logging.getLogger("rgate.serving")
+
+TakeIn = Callable[["type[Connection]", socket.socket, "tuple[str, int]"], object]
+
+
+class _Poll(Protocol):
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+
+    def unregister(self, fd: int, /) -> None: ...
+
+
+class Doors:
+    """Listening sockets that are waited for with `poll`, or not.
+
+    `take_in(kind, sock, peer)` is given every new connection; what it makes of an OSError is that the connection is closed.
+    Each method may be called by any thread. look() must be called now and then.
+    """
+
+    def __init__(self, poll: _Poll, take_in: TakeIn, write_seconds: float) -> None:
+        self._poll = poll
+        self._take_in = take_in
+        self._write_seconds = write_seconds
+        self._doors: dict[int, tuple[socket.socket, type[Connection]]] = {}
+        self._open_again = 0.0
+        self._looked = False
+
+    def add(self, listener: socket.socket, kind: type[Connection]) -> None:
+        """One more door; it is not waited for yet."""
+        listener.setblocking(False)
+        self._doors[listener.fileno()] = (listener, kind)
+
+    def knock(self, fd: int) -> None:
+        """Take in whoever waits at the door of this number, if there is one."""
+        door = self._doors.get(fd)
+        if door is not None:
+            self._accept(*door)
+
+    def open(self) -> None:
+        """Wait for connections from now on."""
+        self.shut()
+        for fd in self._doors:
+            self._poll.register(fd, READABLE | EXCLUSIVE)
+
+    def look(self, now: float) -> None:
+        """Open again after a pause."""
+        if self._open_again and now >= self._open_again:
+            self.open()
+
+    def shut(self) -> None:
+        """Wait for no connections; they queue up meanwhile."""
+        self._open_again = 0.0
+        for fd in self._doors:
+            with contextlib.suppress(OSError):  # another thread has done it
+                self._poll.unregister(fd)
+
+    def close_behind_the_last(self, wait: bool) -> bool:
+        """Let nobody else come, take in all who have, and close the sockets. False: call it again, in a moment; only if `wait`.
+
+        Whoever was connected at any time is taken in; whoever is too late can tell, because there was no connection.
+        """
+        for listener, _ in self._doors.values():
+            ignore_newcomers(listener)
+        coming = wait and any(handshakes_under_way(listener.getsockname()[1]) for listener, _ in self._doors.values())
+        for door in self._doors.values():
+            while self._accept(*door):
+                pass
+        closing = not wait or (self._looked and not coming)  # another CPU may just have been at one that was not to be seen
+        self._looked = True
+        if closing:
+            self.close()
+        return closing
+
+    def close(self) -> None:
+        """Close the sockets. May be called again."""
+        self.shut()
+        doors, self._doors = self._doors, {}
+        for listener, _ in doors.values():
+            listener.close()
+
+    def _accept(self, listener: socket.socket, kind: type[Connection]) -> bool:
+        """Take in who waits at a listener, some at a time; whether there may be more."""
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    _log.error("cannot accept connections at present: %s", error.strerror)
+                    self.shut()
+                    self._open_again = monotonic() + PAUSE_SECONDS
+                    return False
+                continue
+            try:
+                sock.setblocking(True)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+                set_timeout(sock, socket.SO_SNDTIMEO, self._write_seconds)
+                self._take_in(kind, sock, peer)
+            except OSError:
+                sock.close()
+        return True

@@ -1,0 +1,30 @@
+"""What is said to systemd, or to whoever else has set NOTIFY_SOCKET: sd_notify(3), without its library."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+
+__all__ = ["notify", "watchdog_wanted"]
+
+_log = logging.getLogger("rgate.systemd")
+
+
+def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell it some of READY=1, RELOADING=1, STOPPING=1, MAINPID=…, WATCHDOG=1. Nothing happens when nobody wants to know."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)  # its queue may be full; a gateway does not wait for that
+            sock.sendto("\n".join(assignments).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
+    except OSError as error:
+        _log.warning("cannot tell systemd %s: %s", " ".join(assignments), error)
+
+
+def watchdog_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is to say WATCHDOG=1 again and again: once a second is enough for any WatchdogSec of 2 or more."""
+    return "WATCHDOG_USEC" in environ and environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
