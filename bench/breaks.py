@@ -1,0 +1,290 @@
+"""A gateway with everything around it, and ways to break each part while it serves.
+
+A break is a generator: it breaks something, yields while it is broken, and mends it. What it `explains` are the only answers
+but good ones that requests may have meanwhile, as Outcome words them; most explain none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .endpoints import Endpoints
+from .gateways import ROOT
+from .machine import free_port
+
+__all__ = ["BREAKS", "Break", "World"]
+
+PATH = "/api/orders"
+DATABASE_MEGABYTES = 8
+UP_SECONDS = 20.0
+END_SECONDS = 30.0
+
+
+class World:
+    """The gateway with two workers, its config, its database on a small file system of its own, and what is behind it."""
+
+    def __init__(self, folder: Path, endpoints: Endpoints, tls: bool) -> None:
+        self.endpoints = endpoints
+        self.port = free_port()
+        self.tls = tls
+        self.log = folder / "log"
+        self.database = folder / "database" / "rgate.db"
+        self._folder = folder
+        self._config = folder / "config.yml"
+        self._mounted = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start all of it. Raises OSError when the gateway does not come up."""
+        self.database.parent.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={DATABASE_MEGABYTES}m", "rgate-chaos", str(self.database.parent)]
+        self._mounted = os.geteuid() == 0 and subprocess.run(["mount", *options], stderr=subprocess.DEVNULL).returncode == 0
+        self.endpoints.start()
+        self.write_certificate()
+        self.write_config()
+        with self.log.open("wb") as log:
+            command = [sys.executable, str(ROOT / "rgate.py"), "--port", str(self.port), "--config", str(self._config)]
+            self._process = subprocess.Popen(command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until = time.monotonic() + UP_SECONDS
+        while " listening on " not in self.log.read_text():
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise OSError(f"the gateway does not come up:\n{self.log.read_text()}")
+            time.sleep(0.02)
+
+    @property
+    def can_fill_the_disk(self) -> bool:
+        """Whether the database has a file system of its own."""
+        return self._mounted
+
+    def stop(self) -> int | None:
+        """End the gateway; its exit code, or None when it had to be killed."""
+        if self._process is None:
+            return None
+        self.signal(signal.SIGTERM)
+        try:
+            return self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in self.workers():
+                os.kill(pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+            return None
+
+    def close(self) -> None:
+        """Take everything away."""
+        self.stop()
+        self.endpoints.stop()
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", str(self.database.parent)], check=False)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the gateway, if it still runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    @property
+    def running(self) -> bool:
+        """Whether the gateway has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def workers(self) -> list[int]:
+        """The pids of its workers."""
+        assert self._process is not None
+        main = self._process.pid
+        return [int(pid) for pid in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+
+    def write_config(self, **more: Any) -> None:
+        """Write a good config, in the place of the one there is."""
+        server: dict[str, Any] = {"workers": 2}
+        if self.tls:
+            server["tls"] = {name: str(self._folder / f"{name}.pem") for name in ("certificate", "key")}
+        config = {
+            "routes": [{"path_prefix": PATH, "backend": "orders"}],
+            "server": server,
+            "plugins": {"stats": {"database": f"sqlite:///{self.database}"}},
+            **self.endpoints.config,
+            **more,
+        }
+        self.write(json.dumps(config, indent=1))
+
+    def write(self, text: str) -> None:
+        """Put a text in the place of the config file, as editors do."""
+        new = self._config.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self._config)
+
+    def write_certificate(self) -> None:
+        """A certificate nobody has seen before."""
+        if self.tls:
+            where = ["-keyout", str(self._folder / "key.pem"), "-out", str(self._folder / "certificate.pem")]
+            how = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x"]
+            subprocess.run(["openssl", "req", *how, *where], check=True, stderr=subprocess.DEVNULL)
+
+
+Running: TypeAlias = Callable[[World, random.Random], Iterator[None]]
+
+
+@dataclass(frozen=True)
+class Break:
+    """`explains`: the answers that requests may have while it lasts; `possible`: what it needs."""
+
+    name: str
+    run: Running
+    explains: frozenset[str] = frozenset()
+    possible: Callable[[World], bool] = lambda world: True
+
+
+BREAKS: dict[str, Break] = {}
+
+
+def _break(*explains: str, possible: Callable[[World], bool] = lambda world: True) -> Callable[[Running], Running]:
+    def register(run: Running) -> Running:
+        name = run.__name__.replace("_", " ")
+        BREAKS[name] = Break(name, run, frozenset(explains), possible)
+        return run
+
+    return register
+
+
+# What was sent to an endpoint that is killed may be done or not: a POST is not sent again.
+@_break("502 closed", "503 refused")
+def endpoint_killed(world: World, chance: random.Random) -> Iterator[None]:
+    number = world.endpoints.kill(chance)
+    yield
+    world.endpoints.start_again(number)
+
+
+@_break("502 closed", "503 refused", possible=lambda world: not world.endpoints.announced)
+def endpoint_ended(world: World, chance: random.Random) -> Iterator[None]:
+    number = world.endpoints.end(chance)
+    yield
+    world.endpoints.start_again(number)
+
+
+@_break(possible=lambda world: world.endpoints.announced)
+def endpoint_restarted(world: World, chance: random.Random) -> Iterator[None]:
+    number = world.endpoints.end(chance)
+    world.endpoints.start_again(number)
+    yield
+
+
+@_break("504 response_timeout")
+def endpoint_hangs(world: World, chance: random.Random) -> Iterator[None]:
+    number = world.endpoints.pause(chance)
+    yield
+    world.endpoints.resume(number)
+
+
+@_break("502 closed", "503 refused", "503 no_endpoint", "503 breaker_open")
+def all_endpoints_killed(world: World, chance: random.Random) -> Iterator[None]:
+    numbers = [world.endpoints.kill(chance) for _ in range(world.endpoints.count)]
+    yield
+    for number in numbers:
+        world.endpoints.start_again(number)
+
+
+@_break(possible=lambda world: world.endpoints.announced)
+def engine_away(world: World, chance: random.Random) -> Iterator[None]:
+    world.endpoints.cut_engine()
+    yield
+    world.endpoints.restore_engine()
+
+
+# What a worker had in flight is lost with it.
+@_break("lost closed", "lost reset", "lost truncated")
+def worker_killed(world: World, chance: random.Random) -> Iterator[None]:
+    os.kill(chance.choice(world.workers()), signal.SIGKILL)
+    yield
+
+
+@_break()
+def worker_hangs(world: World, chance: random.Random) -> Iterator[None]:
+    pid = chance.choice(world.workers())
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+@_break()
+def database_locked(world: World, chance: random.Random) -> Iterator[None]:
+    lock = sqlite3.connect(world.database, timeout=5, isolation_level=None)
+    with contextlib.suppress(sqlite3.Error):
+        lock.execute("BEGIN EXCLUSIVE")
+    yield
+    lock.close()
+
+
+@_break()
+def database_deleted(world: World, chance: random.Random) -> Iterator[None]:
+    for path in world.database.parent.glob("rgate.db*"):
+        path.unlink(missing_ok=True)
+    yield
+
+
+@_break()
+def database_garbled(world: World, chance: random.Random) -> Iterator[None]:
+    with contextlib.suppress(OSError), world.database.open("r+b") as file:
+        file.write(chance.randbytes(8192))
+    yield
+
+
+@_break(possible=lambda world: world.can_fill_the_disk)
+def database_full(world: World, chance: random.Random) -> Iterator[None]:
+    filling = world.database.parent / "filling"
+    with contextlib.suppress(OSError), filling.open("wb", buffering=0) as file:
+        while file.write(bytes(65_536)):
+            pass
+    yield
+    filling.unlink()
+
+
+@_break()
+def config_changed(world: World, chance: random.Random) -> Iterator[None]:
+    world.write_config(default_response={"body": f"{chance.random()}", "status_code": 404})
+    world.signal(signal.SIGHUP)
+    yield
+
+
+@_break()
+def config_spoiled(world: World, chance: random.Random) -> Iterator[None]:
+    world.write(chance.choice(["routes: [", "", "routes: [{path_prefix: /, backend: nobody}]", "\0\0"]))
+    world.signal(signal.SIGHUP)
+    yield
+    world.write_config()
+    world.signal(signal.SIGHUP)
+
+
+@_break(possible=lambda world: world.tls and shutil.which("openssl") is not None)
+def certificate_renewed(world: World, chance: random.Random) -> Iterator[None]:
+    world.write_certificate()
+    world.signal(signal.SIGHUP)
+    yield
+
+
+@_break()
+def clients_broken(world: World, chance: random.Random) -> Iterator[None]:
+    half = b"POST /api/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf"
+    pieces = [b"", b"GET /api", b"\x16\x03\x01", half, b"\0" * 99]
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", world.port), 5))
+            with contextlib.suppress(OSError):
+                sock.sendall(pieces[number % len(pieces)])
+            if number % 3 == 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # reset, instead of an end
+        yield
