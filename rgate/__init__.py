@@ -1,123 +1,20 @@
 """rgate: an HTTP gateway whose behaviour is a chain of WSGI middleware.
 
-What is exported here is the public API; everything else may change. The built-in plugins use nothing but this.
+What is exported here is the public API, all of which stands in `api.py`; everything else may change. It is imported when the
+first of it is asked for, so that a small command (`rgate healthcheck`) need not load a whole gateway.
 """
 
-from .config import Config
-from .discovery import SetAside, Snapshot
-from .errors import (
-    BadGateway,
-    BadResponse,
-    BodyTooLarge,
-    BreakerOpen,
-    ConfigError,
-    ConfigProblem,
-    ConnectTimeout,
-    ExpectationFailed,
-    GatewayError,
-    HeadTooLarge,
-    HTTPSOnly,
-    InternalFault,
-    LengthRequired,
-    Loop,
-    MethodNotAllowed,
-    NoEndpoint,
-    NoRoute,
-    NotImplementedByGateway,
-    NotTLS,
-    Overloaded,
-    PluginError,
-    Refused,
-    RequestError,
-    RequestTimeout,
-    ResponseTimeout,
-    RgateError,
-    TargetTooLong,
-    TLSFailed,
-    Truncated,
-    Unavailable,
-    Unreachable,
-    UpstreamClosed,
-    VersionNotSupported,
-)
-from .exchange import Exchange, Tunnel
-from .gateway import Gateway, build
-from .hookspecs import (
-    ConfigSection,
-    DiscoverySource,
-    LocalRoute,
-    LocalRoutes,
-    Middleware,
-    SelectionPolicy,
-    WatchingSource,
-    WeighingPolicy,
-    hookimpl,
-)
-from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
-from .pipeline import STANDARD_ORDER, wrap_body
-from .version import VERSION as __version__
-from .wire.client import AllowedClients
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DRAIN_LABEL",
-    "STANDARD_ORDER",
-    "WEIGHT_LABEL",
-    "Address",
-    "AllowedClients",
-    "Backend",
-    "BadGateway",
-    "BadResponse",
-    "BodyTooLarge",
-    "BreakerOpen",
-    "Config",
-    "ConfigError",
-    "ConfigProblem",
-    "ConfigSection",
-    "ConnectTimeout",
-    "DiscoverySource",
-    "Endpoint",
-    "Exchange",
-    "ExpectationFailed",
-    "Gateway",
-    "GatewayError",
-    "HTTPSOnly",
-    "HeadTooLarge",
-    "Instance",
-    "InternalFault",
-    "LengthRequired",
-    "LocalRoute",
-    "LocalRoutes",
-    "Loop",
-    "MethodNotAllowed",
-    "Middleware",
-    "NoEndpoint",
-    "NoRoute",
-    "NotImplementedByGateway",
-    "NotTLS",
-    "Overloaded",
-    "PluginError",
-    "Refused",
-    "RequestError",
-    "RequestTimeout",
-    "ResponseTimeout",
-    "RgateError",
-    "Route",
-    "SelectionPolicy",
-    "SetAside",
-    "Snapshot",
-    "TLSFailed",
-    "TargetTooLong",
-    "Timeouts",
-    "Truncated",
-    "Tunnel",
-    "Unavailable",
-    "Unreachable",
-    "UpstreamClosed",
-    "VersionNotSupported",
-    "WatchingSource",
-    "WeighingPolicy",
-    "__version__",
-    "build",
-    "hookimpl",
-    "wrap_body",
-]
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
+    from .api import __all__ as __all__
+else:
+
+    def __getattr__(name):
+        api = import_module("rgate.api")
+        if name != "__all__" and name not in api.__all__:
+            raise AttributeError(f"module 'rgate' has no attribute {name!r}")
+        globals().update({exported: getattr(api, exported) for exported in ("__all__", *api.__all__)})
+        return globals()[name]

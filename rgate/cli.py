@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-from . import demo, statistics
+from . import demo, draining, healthcheck, statistics
+from .asking import NoAnswer
 from .config import Config, load
 from .console import Console
 from .errors import ConfigError, ConfigProblem, PluginError, RgateError
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except statistics.NoAnswer as error:
+    except NoAnswer as error:
         _complain(str(error))
         return 1
     except RgateError as error:
@@ -99,6 +100,8 @@ def command(
       rgate check config.yml                 every problem, with its line
       rgate plugins --config config.yml      what is installed, and the chains
       rgate stats --by route --since 1h      how many requests, and how fast
+      rgate healthcheck                      whether it is ready, by exit code
+      rgate drain orders_1                   no new requests for one endpoint
 
     The smallest config.yml:
 
@@ -216,6 +219,52 @@ def stats(url: str, database: str | None, by: str | None, since: str | None, as_
         click.echo(json.dumps(report, indent=2))
     else:
         Console().stats(report)
+
+
+@command.command("healthcheck")
+@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+@click.option("-c", "--config", "path", metavar="FILE", help="The gateway of this config, on this machine, instead.")
+def healthcheck_(url: str, path: str | None) -> int:
+    """Tell whether a gateway is ready for requests.
+
+    It asks at /-/ready, or at the path of the URL, and says one line. The exit code is 0 when it is ready, and 1 when it is
+    not or nothing answers. Certificates are not verified.
+    """
+    return healthcheck.run(url if path is None else _url_of(load(path, Registry())))
+
+
+def _url_of(config: Config) -> str:
+    """Where the pages under /-/ of a gateway on this machine are."""
+    server = config.server
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+
+
+@command.command()
+@click.argument("endpoint", required=False)
+@click.option("--undo", is_flag=True, help="Give it new requests again.")
+@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+def drain(endpoint: str | None, undo: bool, url: str) -> int:
+    """Give an endpoint no new requests; those that it has go on.
+
+    ENDPOINT is its name (a container's), its id or the beginning of it, or its address. It stays drained until that is undone or
+    it is gone. Without ENDPOINT those that are drained are told.
+
+    \b
+      rgate drain orders_1
+      rgate drain 127.0.0.1:32768 --undo
+    """
+    if endpoint is None:
+        if undo:
+            raise click.UsageError("--undo needs the endpoint that is to have requests again.")
+        lines, told = draining.drained(url) or ["nothing is drained"], True
+    else:
+        lines, told = draining.drain(url, endpoint, undo)
+    for line in lines:
+        click.echo(line)
+    if not told:
+        _complain("not every worker process has answered in time; say it again to be sure")
+    return 0 if told else 1
 
 
 @command.command("demo")

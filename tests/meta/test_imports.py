@@ -10,7 +10,8 @@ from .source import FILES, imports, module_of
 
 # Lowest first. A module may import what stands below it, and its own package; not its neighbours.
 LAYERS = (
-    {"condition", "errors", "kept", "model", "version", "plugins", "systemd", "signals"},  # of plugins only BUILTIN, the names
+    # Of plugins only BUILTIN, the names.
+    {"condition", "errors", "healthcheck", "kept", "model", "version", "plugins", "systemd", "signals"},
     {"inheritance"},
     {"wire", "siblings", "successor", "tls"},
     {"exchange", "config", "hookspecs"},
@@ -19,8 +20,10 @@ LAYERS = (
     {"registry", "running"},
     {"gateway"},
     {"reload"},
-    {"rgate"},  # the public API
-    {"console", "demo", "foreground", "statistics", "testing", "wsgi"},
+    {"api"},  # the public API
+    {"rgate"},
+    {"asking", "console", "demo", "foreground", "testing", "wsgi"},
+    {"draining", "statistics"},
     {"cli"},
     {"__main__"},
 )

@@ -9,12 +9,13 @@ from types import ModuleType
 import pytest
 
 import rgate
+from rgate import api
 
 from .source import FILES
 
 
 def test_all_is_exactly_what_is_there() -> None:
-    there = {name for name, value in vars(rgate).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    there = {name for name, value in vars(api).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
     assert {*rgate.__all__} == there | {"__version__"}
     assert len(rgate.__all__) == len({*rgate.__all__})
 

@@ -1,0 +1,59 @@
+"""How the command line asks a running gateway: one request over HTTP, JSON back, every failure in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any, Final
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+from .errors import RgateError
+
+__all__ = ["NoAnswer", "ask"]
+
+TIMEOUT_SECONDS: Final = 10
+MAX_BYTES: Final = 64 * 1024 * 1024
+
+
+class NoAnswer(RgateError):
+    """There is no answer to be had; the message says why. `reason` is the slug of the gateway's fault, "" if it is none."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def ask(url: str, path: str, query: Mapping[str, str | None], *, method: str = "GET", not_there: str = "") -> tuple[Any, str]:
+    """What the gateway at `url` answers at `path`, or at the path of `url` when it has one, and the URL that was asked.
+
+    `query` may have None for what is not asked. `not_there` is what to say when the answer is not one of rgate's. The answer is
+    None when it is no JSON. Raises NoAnswer.
+    """
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise NoAnswer(f"{url!r} is no URL of a gateway; write one like http://127.0.0.1:8080")
+    asked_for = urlencode({name: value for name, value in query.items() if value is not None})
+    asked = parts._replace(path=parts.path if parts.path.strip("/") else path, query=asked_for).geturl()
+    try:
+        # No proxy: a gateway is asked, not the web.
+        with build_opener(ProxyHandler({})).open(Request(asked, method=method), timeout=TIMEOUT_SECONDS) as response:
+            return _json(response.read(MAX_BYTES)), asked
+    except HTTPError as error:
+        with error:
+            said = _json(error.read(10_000))
+        said = said if isinstance(said, dict) else {}
+        raise NoAnswer(f"{asked} answers {error.code}: {said.get('body') or not_there}", str(said.get("reason", ""))) from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        why = " ".join(str(getattr(reason, "strerror", None) or reason).split())
+        raise NoAnswer(f"no gateway answers at {asked}: {why}; is it running? --url names another") from None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
