@@ -81,7 +81,10 @@ class AllowedClients:
     """
 
     def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = TrustedProxies(networks)
+        try:
+            self._networks = TrustedProxies(networks)
+        except ValueError as problem:
+            raise ValueError(f"{problem}; write a network like 10.0.0.0/8, or an address like 192.0.2.1") from None
 
     def __call__(self, environ: WSGIEnvironment) -> bool:
         client: str = environ.get("REMOTE_ADDR", "")

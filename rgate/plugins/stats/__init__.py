@@ -17,7 +17,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from rgate import Config, ConfigProblem, ConfigSection, Exchange, Gateway, LocalRoutes, Middleware, hookimpl
+from rgate import (
+    AllowedClients,
+    Config,
+    ConfigProblem,
+    ConfigSection,
+    Exchange,
+    Gateway,
+    LocalRoute,
+    LocalRoutes,
+    Middleware,
+    hookimpl,
+)
 
 from .answer import answering
 from .options import StatsOptions
@@ -76,7 +87,8 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("stats") or StatsOptions()
-    return {options.path: answering(recorder_of(gateway).report)}
+    app = answering(recorder_of(gateway).report)
+    return {options.path: app if options.allow is None else LocalRoute(app, AllowedClients(options.allow))}
 
 
 @hookimpl

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from rgate import AllowedClients
+
 __all__ = ["DIALECTS", "StatsOptions"]
 
 DIALECTS = ("sqlite", "postgresql")
@@ -18,6 +20,7 @@ class StatsOptions(BaseModel):
                     is absolute). sqlite or postgresql (whose driver is yours to install). Worker processes, and for
                     postgresql machines too, may share one: counts add up
     path            where they are answered. Default "/stats"
+    allow           networks whose machines get an answer; anybody else's requests go on to the routes. Default None: everybody
     flush_seconds   how often counts go to the database; what `kill -9` may lose. Default 0.5, 0.05 to 1
     retention_days  how long counts are kept. Default 30, 1 to 3,650. By the minute they are kept for 3 hours, by the hour
                     for 8 days, by the day for all of it
@@ -29,6 +32,7 @@ class StatsOptions(BaseModel):
 
     database: str = "sqlite:///rgate.db"
     path: str = "/stats"
+    allow: tuple[str, ...] | None = None
     flush_seconds: Annotated[float, Field(ge=0.05, le=1)] = 0.5
     retention_days: Annotated[int, Field(ge=1, le=3_650)] = 30
     max_megabytes: Annotated[int, Field(ge=1, le=1_000_000)] = 256
@@ -42,6 +46,12 @@ class StatsOptions(BaseModel):
         if scheme.startswith("sqlite") and rest.strip("/") in ("", ":memory:"):
             raise ValueError("names no file; sqlite:///rgate.db is a file in the current directory")
         return url
+
+    @field_validator("allow")
+    @classmethod
+    def _are_networks(cls, allow: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        AllowedClients(allow or ())
+        return allow
 
     @field_validator("path")
     @classmethod

@@ -15,7 +15,7 @@ from rgate import ConfigError, Gateway, build
 from rgate.plugins import stats
 from rgate.plugins.stats.options import StatsOptions
 from rgate.plugins.stats.report import report
-from rgate.testing import answering, client, make_exchange, make_gateway, running_gateway
+from rgate.testing import answering, assert_fault, client, make_exchange, make_gateway, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -170,6 +170,7 @@ def test_options_have_defaults() -> None:
     assert StatsOptions().model_dump() == {
         "database": "sqlite:///rgate.db",
         "path": "/stats",
+        "allow": None,
         "flush_seconds": 0.5,
         "retention_days": 30,
         "max_megabytes": 256,
@@ -203,3 +204,18 @@ def test_database_may_be_sqlite_or_postgresql(database: str) -> None:
 def test_option_that_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_gateway({"plugins": {"stats": options}}, BACKENDS)
+
+
+def test_stats_that_are_closed_are_answered_to_those_who_are_allowed(
+    running: Callable[..., AbstractContextManager[Gateway]],
+) -> None:
+    with running(allow=["10.0.0.0/8"]) as gateway:
+        allowed = client(gateway).get("/stats", environ_base={"REMOTE_ADDR": "10.1.2.3"})
+        assert allowed.status_code == 200 and "requests_count" in allowed.json  # type: ignore[operator]
+        assert_fault(client(gateway).get("/stats"), 404, "no_route")
+        assert_fault(client(gateway).get("/stats", headers={"X-Forwarded-For": "10.1.2.3"}), 404, "no_route")
+
+
+def test_allow_that_is_no_network_is_a_problem() -> None:
+    with pytest.raises(ConfigError, match=r"plugins\.stats\.allow.*write a network like 10\.0\.0\.0/8"):
+        make_gateway({"plugins": {"stats": {"allow": ["everybody"]}}})
