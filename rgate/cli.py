@@ -204,7 +204,7 @@ def plugins(path: str | None, as_json: bool) -> None:
 @command.command()
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="A running gateway.")
 @click.option("--database", metavar="FILE|URL", help="Read a database instead: a file, or a URL as in the config.")
-@click.option("--by", help="Divide by route, backend, endpoint or status, or several with commas between.")
+@click.option("--by", help="Divide by route, backend, endpoint, status or plugin, or several with commas between.")
 @click.option("--since", help="Leave out what is older: 30m, 1h, 7d, or a time (2026-01-31T12:00).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in the form of /stats.")
 def stats(url: str, database: str | None, by: str | None, since: str | None, as_json: bool) -> None:

@@ -90,14 +90,15 @@ class Console:
         """A report in the form of `/stats`: the total, and the groups when it has some."""
         if since := report.get("since"):
             self.line(f"Since {since}", "bold")
-        by = [name for name in (report.get("groups") or [{}])[0] if name not in ("requests_count", "latency_ms")]
-        columns = (*(name.upper() for name in by), "SUCCESS", "ERROR", "AVERAGE", "P95", "P99")
-        rows = [
-            (*("-" if group[name] is None else str(group[name]) for name in by), *_numbers(group))
-            for group in report.get("groups", ())
-        ]
-        total = ("all", *[""] * (len(by) - 1)) if by else ()
-        self.table(columns, [*rows, (*total, *_numbers(report))])
+        groups = report.get("groups", ())
+        by = [name for name in (groups or [{}])[0] if name not in ("requests_count", "latency_ms", "retries", "count")]
+        rows = [(*("-" if group[name] is None else str(group[name]) for name in by), *_numbers(group)) for group in groups]
+        if by and "plugin" not in by:
+            rows.append(("all", *[""] * (len(by) - 1), *_numbers(report)))
+        counts = ("COUNT",) if "plugin" in by else ("SUCCESS", "ERROR")
+        self.table((*(name.upper() for name in by), *counts, "AVERAGE", "P95", "P99"), rows or [_numbers(report)])
+        if retries := report.get("retries"):
+            self.line(f"{retries['requests']:,} requests took {retries['attempts']:,} attempts")
         if storage := report.get("storage"):
             self.line(f"The database is {storage['state']}: {storage['unsaved']} requests unsaved, {storage['lost']} lost", "red")
             if begun := storage.get("begun"):
@@ -126,8 +127,9 @@ def _hooks(record: PluginRecord) -> str:
 
 
 def _numbers(report: Mapping[str, Any]) -> tuple[str, ...]:
-    counts, latency = report["requests_count"], report["latency_ms"]
-    return (f"{counts['success']:,}", f"{counts['error']:,}", *(f"{latency[name]:,.2f} ms" for name in ("average", "p95", "p99")))
+    latency = report["latency_ms"]
+    counts = (report["count"],) if "count" in report else report["requests_count"].values()
+    return (*(f"{count:,}" for count in counts), *(f"{latency[name]:,.2f} ms" for name in ("average", "p95", "p99")))
 
 
 def _printable(text: str) -> str:

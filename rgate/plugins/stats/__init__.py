@@ -8,6 +8,10 @@ last of the response. What the gateway answers itself counts too, the local rout
 processes that share the database and outlive restarts; `kill -9` loses `flush_seconds` of them. `storage` appears in
 the answer when the database is or was in trouble.
 
+With `by` or `since` the report tells of `retries`, too: how many requests took more than one attempt, and how many attempts
+these took, in all and by route and backend. `?by=plugin` (and route, backend) tells, in place of requests, how long requests
+were inside of each plugin that is `timed`.
+
 A route with `plugins: {stats: false}` is not counted. Options: see StatsOptions.
 """
 
@@ -72,7 +76,8 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
-    record = recorder_of(gateway).pending.record
+    pending = recorder_of(gateway).pending
+    record = pending.record_timed if gateway.config.timed else pending.record
 
     def wrap(app: WSGIApplication, options: StatsOptions | None) -> WSGIApplication:
         def counted(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from .histogram import buckets, count_into
 
 if TYPE_CHECKING:
-    from rgate import Exchange
+    from rgate import Exchange, Route
 
-__all__ = ["CLIENT_CLOSED", "LOST", "NO_BUCKET", "Counted", "Key", "Pending"]
+__all__ = ["CLIENT_CLOSED", "LOST", "NO_BUCKET", "PLUGIN", "RETRIED", "Counted", "Key", "Pending"]
 
 LOST = -1
 """The status under which exchanges are counted that a limit turned away, so that losses add up like everything else."""
+PLUGIN = -2
+"""The status under which the time in timed plugins is counted; the endpoint of such a key is the plugin's name."""
+RETRIED = -3
+"""The status under which exchanges are counted again that took more than one attempt. Their "latency" is how many more, in
+microseconds, so that the sum of these is the number of attempts beyond the first."""
 CLIENT_CLOSED = 499
 """The status of an exchange that ended before a response began."""
 NO_BUCKET = -1
@@ -113,13 +118,28 @@ class Pending:
         key = (None if route is None else route.name, None if endpoint is None else endpoint.name, status)
         series = self._series.get(key)
         if series is None:
-            series = self._begin(key, exchange)
+            series = self._begin(key, route)
         series.append(exchange.finished - exchange.started)
-        if len(series) >= _FOLD_AT and self._lock.acquire(blocking=False):
-            try:
-                self._fold(series, self._minute())
-            finally:
-                self._lock.release()
+        if exchange.attempts > 1:
+            self._note(exchange, "", RETRIED, (exchange.attempts - 1) / 1e6)
+        if len(series) >= _FOLD_AT:
+            self._fold_now(series)
+
+    def record_timed(self, exchange: Exchange) -> None:
+        """Count a finished exchange, and the time in each of the timed plugins that it has been through."""
+        self.record(exchange)
+        for plugin, seconds in (exchange.plugin_seconds or {}).items():
+            self._note(exchange, plugin, PLUGIN, max(seconds, 0.0))
+
+    def _note(self, exchange: Exchange, name: str, status: int, value: float) -> None:
+        route = exchange.route
+        key = (None if route is None else route.name, name, status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._begin(key, route)
+        series.append(value)
+        if len(series) >= _FOLD_AT:
+            self._fold_now(series)
 
     def fold(self) -> None:
         """Turn the exchanges recorded so far into counts of the present minute."""
@@ -149,21 +169,29 @@ class Pending:
                 if not count.halves:
                     del self._counts[key]
 
-    def _begin(self, key: _SeriesKey, exchange: Exchange) -> _Series:
-        route, endpoint, status = exchange.route, exchange.endpoint, key[2]
+    def _begin(self, key: _SeriesKey, route: Route | None) -> _Series:
+        _, endpoint, status = key
         if route is not None and route.options.get("stats", ...) is None:
             return self._series.setdefault(key, _NoSeries(("", "", "", LOST)))
         if len(self._series) >= self._max_series:
-            return self._overflow
+            return self._overflow if status >= 0 else _NoSeries(("", "", "", status))
         names = [
             _plain(name)
             for name in (
                 "" if route is None else route.name,
                 "" if route is None else route.backend.name,
-                "" if endpoint is None else endpoint.name,
+                "" if endpoint is None else endpoint,
             )
         ]
         return self._series.setdefault(key, _Series((names[0], names[1], names[2], status or CLIENT_CLOSED)))
+
+    def _fold_now(self, series: _Series) -> None:
+        """Fold one list, unless another thread is at the counts."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold(series, self._minute())
+            finally:
+                self._lock.release()
 
     def _minute(self) -> int:
         return int(self._wall() // 60)
@@ -172,6 +200,8 @@ class Pending:
         """Fold what is in a list; the lock must be ours. Others may append meanwhile."""
         part = series[:]
         del series[: len(part)]
+        if self._keys >= self._max_keys and series.names[3] < LOST:
+            return
         if self._keys >= self._max_keys or series.names[3] == LOST:
             count = self._counts.setdefault(Key(minute, "", "", "", LOST), _Count())
             before = len(count.halves)

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 
 __all__ = ["BY", "Query", "QueryError"]
 
-BY = ("route", "backend", "endpoint", "status")
-"""What counts can be divided by."""
+BY = ("route", "backend", "endpoint", "status", "plugin")
+"""What counts can be divided by: requests by the first four, the time in timed plugins by `plugin`, `route` and `backend`."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _SINCE = "a number with s, m, h or d (30s, 15m, 1h, 7d), or an ISO 8601 time (2026-01-31T12:00:00Z)"
@@ -34,6 +34,10 @@ class Query:
         for name in by:
             if name not in BY:
                 raise QueryError(f"by={name} is not known; allowed are {', '.join(BY)}, one or several with commas between")
+        if "plugin" in by and {"endpoint", "status"} & {*by}:
+            raise QueryError(
+                "by=plugin is allowed with route and backend only: a plugin's time is not known by endpoint or status"
+            )
         return cls(tuple(dict.fromkeys(by)), None if since is None else _minute(since, now_seconds))
 
     @classmethod

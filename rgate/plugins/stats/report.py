@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from .histogram import percentiles_seconds
-from .pending import LOST, NO_BUCKET, Counted, Key
+from .pending import LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
 from .query import Query
 
-__all__ = ["Reading", "Report", "Sums", "report"]
+__all__ = ["Reading", "Report", "Spent", "Sums", "report"]
 
 _PERCENTS = (95, 99)
 
@@ -24,9 +24,20 @@ class Sums(NamedTuple):
 
     group: tuple[str | int, ...]
     bucket: int
-    success: int
-    errors: int
-    lost: int
+    success: int = 0
+    errors: int = 0
+    lost: int = 0
+    retried: int = 0
+    extra_attempts: int = 0
+    sum_us: int = 0
+
+
+class Spent(NamedTuple):
+    """Times in plugins that share a bucket and the values that they are divided by."""
+
+    group: tuple[str, ...]
+    bucket: int
+    times: int
     sum_us: int
 
 
@@ -34,33 +45,60 @@ class Sums(NamedTuple):
 class _Tally:
     success: int = 0
     errors: int = 0
+    retried: int = 0
+    extra_attempts: int = 0
     sum_us: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
 
     def add(self, sums: Sums) -> None:
         self.success += sums.success
         self.errors += sums.errors
+        self.retried += sums.retried
+        self.extra_attempts += sums.extra_attempts
         self.sum_us += sums.sum_us
         if count := sums.success + sums.errors:
             self.buckets[sums.bucket] += count
 
-    def json(self) -> dict[str, Any]:
-        count = self.success + self.errors
-        average_seconds = self.sum_us / 1e6 / count if count else 0.0
-        seconds = (average_seconds, *percentiles_seconds(self.buckets, _PERCENTS))
-        average, p95, p99 = (round(each * 1000, 3) for each in seconds)
-        return {
+    def json(self, with_retries: bool) -> dict[str, Any]:
+        answer: dict[str, Any] = {
             "requests_count": {"success": self.success, "error": self.errors},
-            "latency_ms": {"average": average, "p95": p95, "p99": p99},
+            "latency_ms": _latency_ms(self.success + self.errors, self.sum_us, self.buckets),
         }
+        if with_retries and self.retried:
+            answer["retries"] = {"requests": self.retried, "attempts": self.retried + self.extra_attempts}
+        return answer
+
+
+@dataclass(slots=True)
+class _SpentTally:
+    times: int = 0
+    sum_us: int = 0
+    buckets: Counter[int] = field(default_factory=Counter)
+
+    def add(self, spent: Spent) -> None:
+        self.times += spent.times
+        self.sum_us += spent.sum_us
+        if spent.times:
+            self.buckets[spent.bucket] += spent.times
+
+    def json(self) -> dict[str, Any]:
+        return {"count": self.times, "latency_ms": _latency_ms(self.times, self.sum_us, self.buckets)}
+
+
+def _latency_ms(count: int, sum_us: int, buckets: Counter[int]) -> dict[str, float]:
+    average_seconds = sum_us / 1e6 / count if count else 0.0
+    seconds = (average_seconds, *percentiles_seconds(buckets, _PERCENTS))
+    average, p95, p99 = (round(each * 1000, 3) for each in seconds)
+    return {"average": average, "p95": p95, "p99": p99}
 
 
 class Reading(NamedTuple):
     """What a database holds from `since_minute` on (None: all of it), and when and why it had to be begun anew, if it had."""
 
     since_minute: int | None
-    rows: Sequence[Sums]
-    begun: dict[str, str] | None
+    rows: Sequence[Sums] = ()
+    spent: Sequence[Spent] = ()
+    begun: dict[str, str] | None = None
 
 
 class Report:
@@ -75,6 +113,7 @@ class Report:
         self._unsaved = 0
         self._total = _Tally()
         self._groups: dict[tuple[str | int, ...], _Tally] = {}
+        self._plugins: dict[tuple[str, ...], _SpentTally] = {}
 
     def add_reading(self, reading: Reading) -> None:
         """Add what a database holds. It may reach back further than was asked, when only whole hours or days are kept."""
@@ -82,34 +121,49 @@ class Report:
         self._begun = reading.begun
         for sums in reading.rows:
             self._add(sums)
+        for spent in reading.spent:
+            self._add_spent(spent)
 
     def add_unsaved(self, counted: Iterable[Counted]) -> None:
         """Add what is in no database, as far as it was asked for. Comes after `add_reading`."""
-        positions = [Key._fields.index(name) for name in self._by]
+        divided = ["endpoint" if name == "plugin" else name for name in self._by]
+        positions = [Key._fields.index(name) for name in divided]
         for each in counted:
-            key, lost = each.key, each.key.status == LOST
-            self._unsaved += 0 if lost else each.total()
-            if self._since_minute is not None and key.minute < self._since_minute:
+            minute, status = each.key.minute, each.key.status
+            self._unsaved += each.total() if status >= 0 else 0
+            if self._since_minute is not None and minute < self._since_minute:
                 continue
-            group = tuple(key[at] for at in positions)
-            for bucket, count in each.buckets().items():
-                success, errors = (0, 0) if lost else (count, 0) if key.status < 400 else (0, count)
-                self._add(Sums(group, bucket, success, errors, count if lost else 0, 0))
-            self._add(Sums(group, NO_BUCKET, 0, 0, 0, each.sum_us))
+            group = tuple(each.key[at] for at in positions)
+            if status == RETRIED:
+                self._add(Sums(group, NO_BUCKET, retried=each.total(), extra_attempts=each.sum_us))
+            elif status == LOST:
+                self._add(Sums(group, NO_BUCKET, lost=each.total()))
+            elif status != PLUGIN:
+                for bucket, count in each.buckets().items():
+                    self._add(Sums(group, bucket, *((count, 0) if status < 400 else (0, count))))
+                self._add(Sums(group, NO_BUCKET, sum_us=each.sum_us))
+            elif "plugin" in self._by:
+                for bucket, count in each.buckets().items():
+                    self._add_spent(Spent(tuple(map(str, group)), bucket, count, 0))
+                self._add_spent(Spent(tuple(map(str, group)), NO_BUCKET, 0, each.sum_us))
 
     def json(self) -> dict[str, Any]:
         """The answer, ready for JSON: counts and latencies, then `since` and `groups` if asked for, `storage` if not well.
 
+        Where more than the plain report is asked for, `retries` says how many requests took more than one attempt, and how
+        many attempts these took; it is absent when there were none.
+
         `storage` holds `state`, `lost` (exchanges that are in no count), `unsaved` (in the counts, not in the database)
         and, when the database was begun anew, `begun`: at what time and because of what.
         """
-        answer = self._total.json()
+        answer = self._total.json(with_retries=bool(self._by) or self._since_minute is not None)
         if self._since_minute is not None:
             answer["since"] = f"{datetime.fromtimestamp(self._since_minute * 60, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        if self._by:
+        if "plugin" in self._by:
+            answer["groups"] = [self._named(group) | spent.json() for group, spent in sorted(self._plugins.items())]
+        elif self._by:
             answer["groups"] = [
-                {name: None if value == "" else value for name, value in zip(self._by, group, strict=True)} | tally.json()
-                for group, tally in sorted(self._groups.items())
+                self._named(group) | tally.json(with_retries=True) for group, tally in sorted(self._groups.items())
             ]
         if self.state != "ok" or self._lost or self._begun:
             answer["storage"] = {"state": self.state, "lost": self._lost, "unsaved": self._unsaved}
@@ -117,12 +171,21 @@ class Report:
                 answer["storage"]["begun"] = self._begun
         return answer
 
+    def _named(self, group: tuple[str | int, ...]) -> dict[str, Any]:
+        return {name: None if value == "" else value for name, value in zip(self._by, group, strict=True)}
+
     def _add(self, sums: Sums) -> None:
         self._lost += sums.lost
-        if sums.success or sums.errors or sums.sum_us:
-            self._total.add(sums)
-            if self._by:
-                self._groups.setdefault(sums.group, _Tally()).add(sums)
+        self._total.add(sums)
+        if not self._by or "plugin" in self._by:
+            return
+        if {"endpoint", "status"} & {*self._by}:  # a retried request has several of them
+            sums = sums._replace(retried=0, extra_attempts=0)
+        if any(sums._replace(group=(), bucket=0, lost=0)[1:]):
+            self._groups.setdefault(sums.group, _Tally()).add(sums)
+
+    def _add_spent(self, spent: Spent) -> None:
+        self._plugins.setdefault(spent.group, _SpentTally()).add(spent)
 
 
 def report(database_url: str, by: Sequence[str] = (), since: str | None = None) -> dict[str, Any]:

@@ -31,10 +31,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from rgate import PluginError
 
 from .options import DIALECTS
-from .pending import LOST, NO_BUCKET, Counted
+from .pending import LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
 from .periods import Period, floor, periods, reaching_back
-from .report import Reading, Sums
+from .report import Reading, Spent, Sums
 from .rows import rows_of
+from .schema import META, MIGRATIONS, TRAFFIC, read_meta, write_meta
 from .sqlite_file import SqliteFile
 from .trouble import Trouble
 
@@ -47,29 +48,7 @@ _LOG_BYTES = 4 * 1024 * 1024  # what sqlite's write-ahead log is cut back to
 _PAGE_BYTES = 4_096
 _SQLITE_STATES = {5: "locked", 6: "locked", 8: "read_only", 11: "corrupt", 13: "full", 26: "corrupt"}  # sqlite.org/rescode
 _log = logging.getLogger("rgate.plugins.stats")
-
-_metadata = sa.MetaData()
-_meta = sa.Table(
-    "rgate_meta", _metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
-)
-_traffic = sa.Table(
-    "rgate_traffic",
-    _metadata,
-    *(sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in ("span_minutes", "start_minute")),
-    *(sa.Column(name, sa.Text, primary_key=True) for name in ("route", "backend", "endpoint")),
-    *(sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in ("status", "bucket")),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("count", "sum_us")),
-    sqlite_with_rowid=False,  # the key is most of the row: keep it once
-)
-_t = _traffic.c
-
-
-def _create(connection: sa.Connection) -> None:
-    _metadata.create_all(connection)
-
-
-_MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create,)
-"""The n-th takes a database from schema version n to n + 1. Append; never change one that was released."""
+_t = TRAFFIC.c
 
 
 class _Span(NamedTuple):
@@ -112,15 +91,23 @@ class Store:
     def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
         """Sums by latency bucket, divided by the columns `by`, from the finest counts that reach back to `since_minute`."""
         with self._transaction(write=False) as connection:
-            meta = _read_meta(connection)
+            meta = read_meta(connection)
             if not meta:
-                return Reading(since_minute, (), None)
-            start, query = self._question(by, since_minute, now_minute, meta)
-            rows = [Sums(tuple(row[: len(by)]), *(int(value) for value in row[len(by) :])) for row in connection.execute(query)]
+                return Reading(since_minute)
+            start, these = self._these(since_minute, now_minute, meta)
+            divided = by if "plugin" not in by else ()
+            rows = [
+                Sums(tuple(row[: len(divided)]), *map(int, row[len(divided) :]))
+                for row in connection.execute(_requests(divided).where(these))
+            ]
+            spent = []
+            if "plugin" in by:
+                found = connection.execute(_in_plugins(by).where(these))
+                spent = [Spent(tuple(row[: len(by)]), *map(int, row[len(by) :])) for row in found]
             begun = json.loads(meta["begun"])
             begun_minute = datetime.fromisoformat(begun["at"]).timestamp() // 60
         recent = begun_minute >= self._periods[-1].oldest_kept(now_minute)
-        return Reading(start, rows, begun if recent and begun["because"] else None)
+        return Reading(start, rows, spent, begun if recent and begun["because"] else None)
 
     def tidy(self, now_minute: int) -> bool:
         """One step of what is to be done every minute: True when there may be more.
@@ -170,10 +157,10 @@ class Store:
             if self._read_only and not self._file.noted:
                 raise FileNotFoundError(f"there is no {self._file.path}")
         with self._engine.connect().execution_options(write=False) as connection, connection.begin():
-            version = int(_read_meta(connection).get("schema_version", 0))
-        if version > len(_MIGRATIONS):
-            raise Trouble("newer", f"its schema has version {version}; this rgate knows up to {len(_MIGRATIONS)}")
-        if version < len(_MIGRATIONS) and not self._read_only:
+            version = int(read_meta(connection).get("schema_version", 0))
+        if version > len(MIGRATIONS):
+            raise Trouble("newer", f"its schema has version {version}; this rgate knows up to {len(MIGRATIONS)}")
+        if version < len(MIGRATIONS) and not self._read_only:
             self._migrate()
         if self._file and not self._file.noted:
             self._file.note()
@@ -182,38 +169,26 @@ class Store:
 
     def _migrate(self) -> None:
         with self._engine.connect().execution_options(write=True) as connection, connection.begin():
-            version = int(_read_meta(connection).get("schema_version", 0))  # again: another process may have been quicker
-            for migration in _MIGRATIONS[version:]:
+            version = int(read_meta(connection).get("schema_version", 0))  # again: another process may have been quicker
+            for migration in MIGRATIONS[version:]:
                 migration(connection)
             if version == 0:
                 at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
-                _write_meta(connection, "begun", json.dumps({"at": at, "because": self._because}))
-                _write_meta(connection, "added_up_to", str(int(self._wall() // 60) - 1))
-            _write_meta(connection, "schema_version", str(len(_MIGRATIONS)))
+                write_meta(connection, "begun", json.dumps({"at": at, "because": self._because}))
+                write_meta(connection, "added_up_to", str(int(self._wall() // 60) - 1))
+            write_meta(connection, "schema_version", str(len(MIGRATIONS)))
 
-    def _question(
-        self, by: Sequence[str], since_minute: int | None, now_minute: int, meta: dict[str, str]
-    ) -> tuple[int | None, sa.Select[Any]]:
+    def _these(
+        self, since_minute: int | None, now_minute: int, meta: dict[str, str]
+    ) -> tuple[int | None, sa.ColumnElement[bool]]:
+        """The rows that answer for the time since then, and where they begin."""
         complete_from = {period: int(meta.get(_complete_from(period), 0)) for period in self._periods}
         period, start = reaching_back(since_minute, now_minute, complete_from)
         these = sa.and_(_t.span_minutes == period.span_minutes, _t.start_minute >= (start or 0))
         if period.span_minutes > 1:
             not_in_these = max(start or 0, int(meta["added_up_to"]) + 1)
             these = sa.or_(these, sa.and_(_t.span_minutes == 1, _t.start_minute >= not_in_these))
-        columns = [_t[name] for name in by]
-        query = (
-            sa.select(
-                *columns,
-                _t.bucket,
-                sa.func.sum(sa.case((_t.status.between(0, 399), _t.count), else_=0)),
-                sa.func.sum(sa.case((_t.status > 399, _t.count), else_=0)),
-                sa.func.sum(sa.case((_t.status < 0, _t.count), else_=0)),
-                sa.func.sum(_t.sum_us),
-            )
-            .where(these)
-            .group_by(*columns, _t.bucket)
-        )
-        return start, query
+        return start, these
 
     def _crowded(self, connection: sa.Connection) -> bool:
         if self._file is None:
@@ -226,7 +201,7 @@ class Store:
         for period in self._periods:
             dropped = _dropped(connection, period, before=floor(before, period.span_minutes))
             if dropped is not None:
-                _write_meta(connection, _complete_from(period), str(dropped.start_minute + period.span_minutes))
+                write_meta(connection, _complete_from(period), str(dropped.start_minute + period.span_minutes))
                 return True
         return False
 
@@ -335,21 +310,43 @@ def _addition(dialect: str) -> sa.Executable:
     return _upsert(dialect, new.select_from(series.join(bucket, sa.true())).union_all(sums))
 
 
+def _requests(by: Sequence[str]) -> sa.Select[Any]:
+    """Sums, in the order of their fields."""
+    columns = [_t[name] for name in by]
+    cases = (
+        (_t.status.between(0, 399), _t.count),
+        (_t.status > 399, _t.count),
+        (_t.status == LOST, _t.count),
+        (_t.status == RETRIED, _t.count),
+        (_t.status == RETRIED, _t.sum_us),
+        (_t.status >= LOST, _t.sum_us),
+    )
+    sums = (sa.func.sum(sa.case(case, else_=0)) for case in cases)
+    return sa.select(*columns, _t.bucket, *sums).where(_t.status != PLUGIN).group_by(*columns, _t.bucket)
+
+
+def _in_plugins(by: Sequence[str]) -> sa.Select[Any]:
+    """Spent, in the order of their fields."""
+    columns = [_t.endpoint if name == "plugin" else _t[name] for name in by]
+    query = sa.select(*columns, _t.bucket, sa.func.sum(_t.count), sa.func.sum(_t.sum_us))
+    return query.where(_t.status == PLUGIN).group_by(*columns, _t.bucket)
+
+
 def _upsert(dialect: str, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> sa.Executable:
-    into = sqlite.insert(_traffic) if dialect == "sqlite" else postgresql.insert(_traffic)
+    into = sqlite.insert(TRAFFIC) if dialect == "sqlite" else postgresql.insert(TRAFFIC)
     new = into.from_select(_t.keys(), rows)
     return new.on_conflict_do_update(
-        index_elements=list(_traffic.primary_key.columns),
+        index_elements=list(TRAFFIC.primary_key.columns),
         set_={"count": _t.count + new.excluded.count, "sum_us": _t.sum_us + new.excluded.sum_us},
     )
 
 
 def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Period]) -> bool:
     """Add minutes up to and with `up_to` up into hours and days. False when that is done already."""
-    done = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == "added_up_to")).scalar_one()
+    done = connection.execute(sa.select(META.c.value).where(META.c.name == "added_up_to")).scalar_one()
     if int(done) >= up_to:
         return False
-    ours = sa.update(_meta).where(_meta.c.name == "added_up_to", _meta.c.value == done).values(value=str(up_to))
+    ours = sa.update(META).where(META.c.name == "added_up_to", META.c.value == done).values(value=str(up_to))
     if connection.execute(ours).rowcount:  # or another process was quicker
         for period in lengths[1:]:
             minutes = sa.select(
@@ -358,7 +355,7 @@ def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Period]) ->
                 *list(_t)[2:],
             ).where(_t.span_minutes == 1, _t.start_minute > int(done), _t.start_minute <= up_to)
             each = minutes.subquery().c
-            key = [each[column.name] for column in _traffic.primary_key.columns]
+            key = [each[column.name] for column in TRAFFIC.primary_key.columns]
             summed = sa.select(*key, sa.func.sum(each.count), sa.func.sum(each.sum_us)).group_by(*key)
             connection.execute(_upsert(connection.dialect.name, summed))
     return True
@@ -366,7 +363,7 @@ def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Period]) ->
 
 def _added_up_to(connection: sa.Connection) -> int:
     # FOR SHARE, where there is such a thing: what is added as a young minute must not become an old one meanwhile.
-    query = sa.select(_meta.c.value).where(_meta.c.name == "added_up_to").with_for_update(read=True)
+    query = sa.select(META.c.value).where(META.c.name == "added_up_to").with_for_update(read=True)
     return int(connection.execute(query).scalar_one())
 
 
@@ -377,22 +374,10 @@ def _dropped(connection: sa.Connection, period: Period, *, before: int) -> _Span
     if start is None or start >= before:
         return None
     this = sa.and_(of_period, _t.start_minute == start)
-    requests = connection.execute(sa.select(sa.func.sum(_t.count)).where(this)).scalar_one()
-    connection.execute(sa.delete(_traffic).where(this))
-    return _Span(start, int(requests))
+    requests = connection.execute(sa.select(sa.func.sum(_t.count)).where(this, _t.status >= LOST)).scalar()
+    connection.execute(sa.delete(TRAFFIC).where(this))
+    return _Span(start, int(requests or 0))
 
 
 def _complete_from(period: Period) -> str:
     return f"complete_from_{period.span_minutes}"
-
-
-def _read_meta(connection: sa.Connection) -> dict[str, str]:
-    """Everything in the table of single values; empty before the first migration."""
-    if not sa.inspect(connection).has_table(_meta.name):
-        return {}
-    return {name: value for name, value in connection.execute(sa.select(_meta.c.name, _meta.c.value))}
-
-
-def _write_meta(connection: sa.Connection, name: str, value: str) -> None:
-    connection.execute(sa.delete(_meta).where(_meta.c.name == name))
-    connection.execute(sa.insert(_meta).values(name=name, value=value))

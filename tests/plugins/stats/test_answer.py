@@ -58,7 +58,7 @@ def test_query_is_passed_on(client: Client, asked: Asked) -> None:
     assert asked.queries == [Query(("route", "status"), NOON_MINUTE - 60)]
 
 
-@pytest.mark.parametrize("query", ["by=plugin", "since=soon", "sicne=1h"])
+@pytest.mark.parametrize("query", ["by=colour", "by=plugin,status", "since=soon", "sicne=1h"])
 def test_query_that_cannot_be_read_is_a_400_that_says_what_can(client: Client, asked: Asked, query: str) -> None:
     response = client.get(f"/stats?{query}")
     answer = assert_fault(response, 400, "bad_request")

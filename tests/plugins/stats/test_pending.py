@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
-from rgate import NoRoute, Refused, Truncated
+from rgate import Exchange, NoRoute, Refused, Truncated
 from rgate.plugins.stats.histogram import middle_seconds
-from rgate.plugins.stats.pending import CLIENT_CLOSED, LOST, Key, Pending
+from rgate.plugins.stats.pending import CLIENT_CLOSED, LOST, PLUGIN, RETRIED, Key, Pending
 
 from .traffic import NOON_MINUTE, Clock, a_route, finished
 
@@ -64,6 +65,53 @@ def test_exchange_of_a_route_with_statistics_off_is_not_counted(pending: Pending
         pending.record(finished(route=a_route(stats=None)))
     pending.record(finished(route=a_route("/on")))
     assert {key.route: count for key, count in totals(pending).items()} == {"/on": 1}
+
+
+def after_attempts(attempts: int, **more: Any) -> Exchange:
+    exchange = finished(**more)
+    exchange.attempts = attempts
+    return exchange
+
+
+def test_exchange_of_several_attempts_is_counted_once_more_by_route_and_backend(pending: Pending) -> None:
+    for attempts in (1, 2, 3, 2):
+        pending.record(after_attempts(attempts, route=a_route("/a", "b"), endpoint=f"b-{attempts}"))
+    assert sum(count for key, count in totals(pending).items() if key.status == 200) == 4
+    (again,) = (counted for counted in pending.batch() if counted.key.status == RETRIED)
+    assert again.key == Key(NOON_MINUTE, "/a", "b", "", RETRIED)
+    assert (again.total(), again.sum_us) == (3, 4), "three requests took four attempts beyond the first"
+
+
+def test_time_in_plugins_is_counted_by_route_backend_and_plugin(pending: Pending) -> None:
+    exchange = finished(ms=9, route=a_route("/a", "b"), endpoint="b-1")
+    exchange.plugin_seconds = {"auth": 0.003, "limit": 0.001}
+    for one in (exchange, exchange, finished(404)):
+        pending.record_timed(one)
+    found = totals(pending)
+    assert found == {
+        Key(NOON_MINUTE, "/a", "b", "b-1", 200): 2,
+        Key(NOON_MINUTE, "/a", "b", "auth", PLUGIN): 2,
+        Key(NOON_MINUTE, "/a", "b", "limit", PLUGIN): 2,
+        Key(NOON_MINUTE, "", "", "", 404): 1,
+    }
+    assert {counted.key.endpoint: counted.sum_us for counted in pending.batch()}["auth"] == 6_000
+
+
+def test_attempts_and_plugins_of_a_route_with_statistics_off_are_not_counted(pending: Pending) -> None:
+    exchange = after_attempts(2, route=a_route(stats=None))
+    exchange.plugin_seconds = {"auth": 0.003}
+    pending.record_timed(exchange)
+    assert totals(pending) == {}
+
+
+def test_attempts_and_plugins_over_a_limit_are_no_lost_exchanges(clock: Clock) -> None:
+    for pending in (Pending(max_series=1, wall=clock), Pending(max_keys=1, wall=clock)):
+        exchange = after_attempts(2, route=a_route())
+        exchange.plugin_seconds = {"auth": 0.003}
+        for _ in range(3_000):
+            pending.record_timed(exchange)
+        found = totals(pending)
+        assert sum(count for key, count in found.items() if key.status in (200, LOST)) == 3_000, found
 
 
 def test_exchange_is_counted_in_the_minute_it_is_folded_in(pending: Pending, clock: Clock) -> None:

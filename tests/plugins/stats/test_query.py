@@ -20,6 +20,13 @@ def test_by_takes_each_name(name: str) -> None:
     assert Query.parse(f"by={name}", NOON).by == (name,)
 
 
+@pytest.mark.parametrize("other", ["endpoint", "status"])
+def test_by_plugin_goes_with_what_is_known_of_plugins_only(other: str) -> None:
+    assert Query.parse("by=plugin,route,backend", NOON).by == ("plugin", "route", "backend")
+    with pytest.raises(QueryError, match="allowed with route and backend only"):
+        Query.parse(f"by={other},plugin", NOON)
+
+
 @pytest.mark.parametrize("query", ["by=route,status", "by=route&by=status", "by=route%2Cstatus", "by=route,status,route"])
 def test_by_takes_several_names_in_their_order(query: str) -> None:
     assert Query.parse(query, NOON).by == ("route", "status")
@@ -74,7 +81,7 @@ def test_since_twice_is_refused() -> None:
         Query.parse("since=1h&since=2h", NOON)
 
 
-@pytest.mark.parametrize("by", ["", "plugin", "Route", "route,", "route;status"])
+@pytest.mark.parametrize("by", ["", "colour", "Route", "route,", "route;status"])
 def test_by_that_is_not_known_is_refused_with_what_is(by: str) -> None:
     with pytest.raises(QueryError, match="allowed are route, backend, endpoint, status"):
         Query.parse(f"by={by}", NOON)

@@ -48,7 +48,7 @@ class ScriptedStore(Store):
     def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
         if self.trouble:
             raise self.trouble
-        return Reading(since_minute, (), None)
+        return Reading(since_minute)
 
     def tidy(self, now_minute: int) -> bool:
         if self.trouble:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate import PluginError
-from rgate.plugins.stats.pending import LOST, NO_BUCKET
+from rgate.plugins.stats.pending import LOST, NO_BUCKET, PLUGIN, RETRIED
 from rgate.plugins.stats.query import Query, QueryError
 from rgate.plugins.stats.report import Reading, Report, Sums, report
 from rgate.plugins.stats.trouble import Trouble
@@ -40,7 +40,7 @@ def test_average_is_exact_and_percentiles_are_within_one_percent() -> None:
 
 def test_stored_and_unsaved_counts_add_up() -> None:
     answer = Report(Query())
-    answer.add_reading(Reading(None, [Sums((), 500, 2, 1, 0, 0), Sums((), NO_BUCKET, 0, 0, 0, 3_000)], None))
+    answer.add_reading(Reading(None, [Sums((), 500, success=2, errors=1), Sums((), NO_BUCKET, sum_us=3_000)]))
     answer.add_unsaved([counted([5])])
     assert answer.json()["requests_count"] == {"success": 3, "error": 1}
     assert answer.json()["latency_ms"]["average"] == 2.0
@@ -74,13 +74,13 @@ def test_since_leaves_out_what_is_older_and_is_shown() -> None:
 
 def test_since_shown_is_where_the_database_begins() -> None:
     answer = Report(Query(since_minute=NOON_MINUTE + 5))
-    answer.add_reading(Reading(NOON_MINUTE, [], None))
+    answer.add_reading(Reading(NOON_MINUTE))
     assert answer.json()["since"] == "2027-01-15T12:00:00Z"
 
 
 def test_losses_are_shown_and_in_no_count() -> None:
     answer = Report(Query(("route",)))
-    answer.add_reading(Reading(None, [Sums(("",), 0, 0, 0, 5, 0)], None))
+    answer.add_reading(Reading(None, [Sums(("",), 0, lost=5)]))
     answer.add_unsaved([counted(status=LOST), counted([1, 1])])
     assert answer.json()["storage"] == {"state": "ok", "lost": 6, "unsaved": 2}
     assert answer.json()["requests_count"] == {"success": 2, "error": 0}
@@ -90,9 +90,71 @@ def test_losses_are_shown_and_in_no_count() -> None:
 def test_trouble_and_a_new_beginning_are_shown() -> None:
     answer = Report(Query())
     begun = {"at": "2027-01-15T12:00:00+00:00", "because": "the counts had vanished"}
-    answer.add_reading(Reading(None, [], begun))
+    answer.add_reading(Reading(None, begun=begun))
     answer.state = "locked"
     assert answer.json()["storage"] == {"state": "locked", "lost": 0, "unsaved": 0, "begun": begun}
+
+
+RETRIES = (
+    counted([1, 2, 3], status=200),
+    counted([0.001, 0.002], endpoint="", status=RETRIED),  # two requests, of two and of three attempts
+    counted([9], route="/b", backend="b", status=503),
+    counted([0.001], route="/b", backend="b", endpoint="", status=RETRIED),
+)
+
+
+def test_retries_are_shown_by_route_and_backend_where_more_is_asked_for() -> None:
+    for by in (("route",), ("backend",), ("route", "backend")):
+        answer = Report(Query(by))
+        answer.add_unsaved(RETRIES)
+        shown = answer.json()
+        assert shown["retries"] == {"requests": 3, "attempts": 7}
+        retries = [tuple(group["retries"].values()) for group in shown["groups"]]
+        assert sorted(retries) == [(1, 2), (2, 5)]
+        assert shown["requests_count"] == {"success": 3, "error": 1} and shown["latency_ms"]["average"] == 3.75
+
+
+@pytest.mark.parametrize("by", [("endpoint",), ("status",), ("route", "status")])
+def test_retries_are_in_the_total_only_where_a_request_has_several_values(by: tuple[str, ...]) -> None:
+    answer = Report(Query(by))
+    answer.add_unsaved(RETRIES)
+    shown = answer.json()
+    assert shown["retries"] == {"requests": 3, "attempts": 7}
+    assert len(shown["groups"]) == (1 if by == ("endpoint",) else 2)
+    assert not [group for group in shown["groups"] if "retries" in group]
+
+
+def test_retries_are_not_in_the_plain_report_and_not_where_there_are_none() -> None:
+    plain, none = Report(Query()), Report(Query(("route",)))
+    plain.add_unsaved(RETRIES)
+    none.add_unsaved([counted()])
+    assert "retries" not in plain.json()
+    assert "retries" not in none.json() and "retries" not in none.json()["groups"][0]
+
+
+def test_time_in_plugins_is_shown_by_plugin_and_in_no_other_report() -> None:
+    times = [
+        counted([1, 3], endpoint="auth", status=PLUGIN),
+        counted([5], endpoint="auth", route="/b", backend="b", status=PLUGIN),
+        counted([7], endpoint="limit", status=PLUGIN),
+    ]
+    answer = Report(Query(("plugin",)))
+    answer.add_unsaved([*times, counted([10])])
+    shown = answer.json()
+    assert [(group["plugin"], group["count"], group["latency_ms"]["average"]) for group in shown["groups"]] == [
+        ("auth", 3, 3.0),
+        ("limit", 1, 7.0),
+    ]
+    assert shown["groups"][0]["latency_ms"]["p99"] == pytest.approx(5, rel=0.01)
+    assert shown["requests_count"] == {"success": 1, "error": 0}
+    by_route = Report(Query(("plugin", "route")))
+    by_route.add_unsaved(times)
+    assert [(group["plugin"], group["route"], group["count"]) for group in by_route.json()["groups"]] == [
+        ("auth", "/api/orders", 2), ("auth", "/b", 1), ("limit", "/api/orders", 1),
+    ]  # fmt: skip
+    other = Report(Query(("route",)))
+    other.add_unsaved(times)
+    assert other.json() == {**EMPTY, "groups": []}
 
 
 @given(st.lists(st.tuples(st.sampled_from([101, 200, 404, 503, LOST]), st.floats(0, 1e9))))
@@ -112,8 +174,8 @@ def test_report_of_a_database_that_is_not_there_says_so(tmp_path: object) -> Non
 
 
 def test_report_by_what_is_not_known_is_refused(tmp_path: object) -> None:
-    with pytest.raises(QueryError, match="by=plugin is not known"):
-        report(f"sqlite:///{tmp_path}/none.db", by=["plugin"])
+    with pytest.raises(QueryError, match="by=colour is not known"):
+        report(f"sqlite:///{tmp_path}/none.db", by=["colour"])
 
 
 def test_report_of_another_kind_of_database_is_refused() -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from rgate import PluginError
 from rgate.plugins.stats import store as store_module
-from rgate.plugins.stats.pending import LOST
+from rgate.plugins.stats.pending import LOST, PLUGIN, RETRIED
 from rgate.plugins.stats.periods import DAY_MINUTES
 from rgate.plugins.stats.report import report
 from rgate.plugins.stats.store import Store
@@ -70,6 +70,53 @@ def test_counts_of_one_key_add_up(store: Store) -> None:
     for _ in range(3):
         store.add([counted([1, 1])])
     assert success_of(answered(store)) == 6
+
+
+def test_attempts_and_times_in_plugins_are_read_beside_the_requests(store: Store) -> None:
+    store.add(
+        [
+            counted([4]),
+            counted([0.001, 0.002], endpoint="", status=RETRIED),
+            counted([1, 3], endpoint="auth", status=PLUGIN),
+            counted([2], endpoint="limit", status=PLUGIN),
+        ]
+    )
+    by_route = answered(store, "route")
+    assert by_route["requests_count"] == {"success": 1, "error": 0}
+    assert by_route["retries"] == {"requests": 2, "attempts": 5}
+    by_plugin = answered(store, "plugin", "route")
+    assert by_plugin["requests_count"] == {"success": 1, "error": 0}
+    groups = by_plugin["groups"]
+    assert isinstance(groups, list)
+    assert [(group["plugin"], group["route"], group["count"], group["latency_ms"]["average"]) for group in groups] == [
+        ("auth", "/api/orders", 2, 2.0),
+        ("limit", "/api/orders", 1, 2.0),
+    ]
+    assert answered(store).keys() == {"requests_count", "latency_ms"}
+
+
+def test_attempts_and_times_in_plugins_are_added_up_like_requests(store: Store) -> None:
+    store.add([counted([0.001], endpoint="", status=RETRIED), counted([1], endpoint="auth", status=PLUGIN)])
+    tidy_all(store, NOON_MINUTE + 400 * DAY_MINUTES // 24)
+    answer = answered(store, "plugin", now_minute=NOON_MINUTE + 400 * DAY_MINUTES // 24)
+    assert answer["retries"] == {"requests": 1, "attempts": 2}
+    assert [group["count"] for group in answer["groups"]] == [1]  # type: ignore[attr-defined]
+
+
+def test_database_of_the_first_version_is_migrated_with_its_counts(
+    store: Store, path: Path, open_store: Callable[..., Store]
+) -> None:
+    store.add([counted([1, 2])])
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE rgate_meta SET value = '1' WHERE name = 'schema_version'")
+    connection.close()
+    newer = open_store()
+    newer.add([counted([3], status=PLUGIN)])
+    assert success_of(answered(newer)) == 2
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT value FROM rgate_meta WHERE name = 'schema_version'").fetchone() == ("2",)
+    connection.close()
 
 
 def test_counts_survive_the_store(store: Store, open_store: Callable[..., Store]) -> None:
@@ -214,12 +261,13 @@ def test_file_that_is_nearly_full_loses_its_oldest_minutes_first(open_store: Cal
 def test_question_about_recent_counts_reads_no_other(store: Store, path: Path) -> None:
     store.add([counted()])
     connection = sqlite3.connect(path)
-    _, query = store._question(("route",), NOON_MINUTE - 5000, NOON_MINUTE, {"added_up_to": str(NOON_MINUTE)})
-    text = str(query.compile(compile_kwargs={"literal_binds": True}))
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+    _, these = store._these(NOON_MINUTE - 5000, NOON_MINUTE, {"added_up_to": str(NOON_MINUTE)})
+    for query in (store_module._requests(("route",)), store_module._in_plugins(("plugin",))):
+        text = str(query.where(these).compile(compile_kwargs={"literal_binds": True}))
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+        assert [step for step in plan if "SCAN" in step] == [], plan
+        assert sum("SEARCH rgate_traffic" in step for step in plan) == 2, plan
     connection.close()
-    assert [step for step in plan if "SCAN" in step] == [], plan
-    assert sum("SEARCH rgate_traffic" in step for step in plan) == 2, plan
 
 
 def test_schema_of_an_older_version_is_migrated(
@@ -230,7 +278,7 @@ def test_schema_of_an_older_version_is_migrated(
     def add_a_column(connection: Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE rgate_traffic ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1")
 
-    monkeypatch.setattr(store_module, "_MIGRATIONS", (*store_module._MIGRATIONS, add_a_column))
+    monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, add_a_column))
     migrated, again = open_store(), open_store()
     migrated.add([counted()])
     again.add([counted()])
@@ -247,7 +295,7 @@ def test_migration_that_fails_leaves_the_database_as_it_was(
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_MIGRATIONS", (*store_module._MIGRATIONS, fail))
+        patch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, fail))
         with pytest.raises(Trouble, match="power cut"):
             open_store().add([counted()])
     assert success_of(answered(open_store())) == 1
@@ -259,7 +307,7 @@ def test_schema_of_a_later_version_is_left_alone(store: Store, path: Path, open_
     connection.execute("UPDATE rgate_meta SET value = '7' WHERE name = 'schema_version'")
     connection.commit()
     connection.close()
-    with pytest.raises(Trouble, match="version 7; this rgate knows up to 1") as raised:
+    with pytest.raises(Trouble, match="version 7; this rgate knows up to 2") as raised:
         open_store().add([counted()])
     assert raised.value.state == "newer"
     assert rows_in(path) == [(1, NOON_MINUTE, 1)]
