@@ -18,6 +18,7 @@ route, of which up to ten retries may be saved up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Final
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 SAVED_RETRIES: Final = 10.0
+_log = logging.getLogger("rgate.retry")
 
 
 class RetryOptions(BaseModel):
@@ -97,6 +99,7 @@ class Retry:
             if not others:
                 break
             self._budget -= 1
+            _log.debug("%s: %s; once more on another endpoint", exchange.id, error)
             exchange.candidates = others
             if isinstance(environ["wsgi.input"], BytesIO):
                 environ["wsgi.input"].seek(0)
