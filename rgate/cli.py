@@ -24,6 +24,7 @@ from .errors import ConfigError, ConfigProblem, PluginError, RgateError
 from .foreground import counted, log_to_stderr, serve
 from .gateway import Gateway, build
 from .registry import Registry
+from .reload.config_file import ConfigFile
 from .version import VERSION
 
 __all__ = ["main"]
@@ -124,10 +125,11 @@ def command(
             ctx.fail(f"{given[0]} is for serving; the options of {ctx.invoked_subcommand!r} come after it.")
         return None
     log_to_stderr(log_level)
-    registry = Registry()
-    config = _overridden(load(path, registry), registry, host, port, access_log)
+    source = ConfigFile(path, lambda config, registry: _overridden(config, registry, host, port, access_log))
+    gateway = source.compose()
     # What the access log writes to stdout may be read by a program, so nothing else goes there then.
-    return serve(build(config, registry), Console(sys.stderr if access_log_is_on(config) else sys.stdout))
+    console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
+    return serve(gateway, console, source=source)
 
 
 def _overridden(config: Config, registry: Registry, host: str | None, port: int | None, access_log: str | None) -> Config:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import logging
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from .errors import RgateError
 from .inheritance import Inheritance, inherit
+from .reload.blueprint import Blueprint
+from .reload.reloader import Reloader
+from .reload.succession import NOTICE, Succession, freeze, refusal
 from .serving.listeners import Listeners
 from .serving.server import Server
 from .serving.supervisor import Supervisor
@@ -31,16 +34,25 @@ if TYPE_CHECKING:
     from .console import Console
     from .discovery import Change
     from .gateway import Gateway
+    from .reload.config_file import ConfigFile
 
 __all__ = ["log_to_stderr", "serve"]
 
+RELOAD_SECONDS: Final = 60.0  # how long all workers together may take
 FIND_SECONDS: Final = 10.0  # how long a gateway that is to take over looks for endpoints
 _log = logging.getLogger("rgate.foreground")
 
 
-def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once: Callable[[], object] = lambda: None) -> int:
+def serve(
+    gateway: Gateway,
+    console: Console,
+    hints: Sequence[str] = (),
+    at_once: Callable[[], object] = lambda: None,
+    source: ConfigFile | None = None,
+) -> int:
     """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process. SIGUSR2
-    starts the program anew, hands it the listening sockets, and ends this one without a lost request.
+    starts the program anew, hands it the listening sockets, and ends this one without a lost request. When `source` changes,
+    and at SIGHUP, it is read again and taken up.
 
     Tells at which URL, what leads where, then `hints` ({url} in them is filled in), then every change that discovery
     sees. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
@@ -50,9 +62,12 @@ def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once
     inheritance = inherit()
     with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
         if config.processes == 1:
-            _Serving(gateway, console, listeners, inheritance).run(hints, at_once)
+            _Alone(gateway, console, listeners, inheritance, source).run(hints, at_once)
             console.line("stopped")
             return 0
+
+        first = gateway
+        blueprint = Blueprint(gateway, source, console.line) if source is not None else None
 
         def work(index: int, first_time: bool, channel: socket.socket) -> int:
             inheritance.forget()  # saying it is the supervisor's
@@ -60,7 +75,8 @@ def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once
             listeners.close()
             telling = console if index == 0 else None
             try:
-                _Worker(gateway, telling, own, inheritance, channel).run(hints if first_time else None, at_once)
+                gateway = blueprint.gateway if blueprint is not None else first
+                _Worker(gateway, telling, own, inheritance, source, channel).run(hints if first_time else None, at_once)
             except RgateError as error:
                 _log.error("%s", error)
                 return 2
@@ -75,68 +91,85 @@ def serve(gateway: Gateway, console: Console, hints: Sequence[str] = (), at_once
             console.line(stop_line(config, successor))
 
         on_beat = _feed_watchdog if watchdog_wanted() else None
-        code = Supervisor(work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, tell=console.line).run()
+        code = Supervisor(
+            work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, tell=console.line, blueprint=blueprint
+        ).run()
         console.line("stopped")
         return code
 
 
-class _Serving:
+class _Serving(ABC):
     """A gateway served in this process. It tells nothing when `console` is None."""
 
     signals: Sequence[signal.Signals] = ENDING
 
-    def __init__(self, gateway: Gateway, console: Console | None, listeners: Listeners, inheritance: Inheritance) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        console: Console | None,
+        listeners: Listeners,
+        inheritance: Inheritance,
+        source: ConfigFile | None,
+    ) -> None:
         self.gateway = gateway
         self.config = gateway.config.server
         self.console = console
         self.inheritance = inheritance
+        self.source = source
         self.server = Server(gateway.app, self.config, listeners, gateway.tls, gateway.condition)
         listeners.close()  # the server has its own, and must be able to close the last
-        self.others: Mapping[signal.Signals, Callable[[], object]] = {signal.SIGUSR2: self.upgrade}
+        self.others: dict[signal.Signals, Callable[[], object]] = {}
         self._stopping = False
-        self._successor: Successor | None = None
         self._telling = threading.Lock()
         self._begun = False
 
     def run(self, hints: Sequence[str] | None, at_once: Callable[[], object]) -> None:
         """Serve until told to end. `hints` are None for one that tells changes only. Raises RgateError."""
-        gateway = self.gateway
-        gateway.table.on_change(self._tell_changes)
+        self.prepare(self.gateway)
         try:
-            with until_signalled(self.on_signal, at_once, self.signals, self.others), gateway.running():
-                self.begin()
+            with ExitStack() as stack:
+                stack.enter_context(until_signalled(self.on_signal, at_once, self.signals, self.others))
+                succession = stack.enter_context(closing(Succession(self.gateway, self._compose, self._take_up)))
+                stack.enter_context(self.reloading(succession))
                 if self.inheritance.takes_over:
-                    _find_endpoints(gateway)
+                    _find_endpoints(self.gateway)
                 with self._telling:  # so that no change is told before the table that it changes
                     if self.console and hints is not None:
                         self._tell_start(self.console, hints)
                     self._begun = True
-                # What start-up has made stays; the collector need not go through all of it again while requests wait.
-                gc.collect()
-                gc.freeze()
+                freeze()
                 self.up()
                 self.server.run()
         finally:
             self.server.server_close()
 
-    def begin(self) -> None:
-        """Called before anything is told."""
+    def prepare(self, gateway: Gateway) -> None:
+        """Called for every gateway before it runs."""
+        gateway.table.on_change(self._tell_changes)
 
+    def _compose(self, before: Gateway) -> Gateway:
+        assert self.source is not None
+        gateway = self.source.compose(before)
+        self.prepare(gateway)
+        return gateway
+
+    def _take_up(self, gateway: Gateway) -> Callable[[], bool]:
+        self.gateway, self.config = gateway, gateway.config.server
+        if self.source is not None:
+            self.source.note(gateway)
+        return self.server.take_up(gateway.app, self.config, gateway.tls)
+
+    @abstractmethod
+    def reloading(self, succession: Succession) -> AbstractContextManager[None]:
+        """Inside, a reload can be asked for. Entered before anything is told."""
+
+    @abstractmethod
     def up(self) -> None:
         """Called when it is about to serve."""
-        if watchdog_wanted():
-            self.server.beat = _feed_watchdog
-        notify("READY=1")
-        self.inheritance.say_ready()
 
+    @abstractmethod
     def on_signal(self) -> None:
         """Called for the first of `signals`."""
-        notify("STOPPING=1")
-        self.stop()
-        if self._successor is not None:
-            self._successor.kill()
-        if self.console:
-            self.console.line(stop_line(self.config))
 
     def stop(self) -> None:
         """Be not ready, then serve who is connected by then, then end. Returns at once."""
@@ -148,6 +181,70 @@ class _Serving:
             timer.start()
         else:
             self.server.stop()
+
+    def _tell_start(self, console: Console, hints: Sequence[str]) -> None:
+        console.line(start_line(self.gateway, self.server.url), "bold")
+        if self.server.redirect_port is not None:
+            console.line(f"and plain HTTP on port {self.server.redirect_port}, answered with where https is")
+        console.routes(self.gateway)
+        for hint in hints:
+            console.line(hint.replace("{url}", self.server.url))
+
+    def _tell_changes(self, changes: Sequence[Change]) -> None:
+        with self._telling:
+            for change in changes if self._begun else ():
+                if self.console:
+                    self.console.change(change)
+
+
+class _Alone(_Serving):
+    """The same as the only process."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        console: Console,
+        listeners: Listeners,
+        inheritance: Inheritance,
+        source: ConfigFile | None,
+    ) -> None:
+        super().__init__(gateway, console, listeners, inheritance, source)
+        self.others = {signal.SIGUSR2: self.upgrade}
+        if source is not None:
+            self.others[signal.SIGHUP] = self._reload
+        self._reloader: Reloader | None = None
+        self._successor: Successor | None = None
+
+    @contextmanager
+    def reloading(self, succession: Succession) -> Iterator[None]:
+        if self.source is None or self.console is None:
+            yield
+            return
+        self._reloader = Reloader(succession, self.source, self.console.line)
+        self.gateway.on_reload = self._reloader.reload
+        self._reloader.start()
+        try:
+            yield
+        finally:
+            self._reloader.end()
+
+    def _reload(self) -> None:
+        if self._reloader is not None:
+            self._reloader.want()
+
+    def up(self) -> None:
+        if watchdog_wanted():
+            self.server.beat = _feed_watchdog
+        notify("READY=1")
+        self.inheritance.say_ready()
+
+    def on_signal(self) -> None:
+        notify("STOPPING=1")
+        self.stop()
+        if self._successor is not None:
+            self._successor.kill()
+        if self.console:
+            self.console.line(stop_line(self.config))
 
     def upgrade(self) -> None:
         """Start the next gateway, and end when it serves. Returns at once."""
@@ -173,20 +270,6 @@ class _Serving:
         self.server.retire()
         self.console.line(stop_line(self.config, successor.pid))
 
-    def _tell_start(self, console: Console, hints: Sequence[str]) -> None:
-        console.line(start_line(self.gateway, self.server.url), "bold")
-        if self.server.redirect_port is not None:
-            console.line(f"and plain HTTP on port {self.server.redirect_port}, answered with where https is")
-        console.routes(self.gateway)
-        for hint in hints:
-            console.line(hint.replace("{url}", self.server.url))
-
-    def _tell_changes(self, changes: Sequence[Change]) -> None:
-        with self._telling:
-            for change in changes if self._begun else ():
-                if self.console:
-                    self.console.change(change)
-
 
 class _Worker(_Serving):
     """The same in one of several processes. A signal ends only this one; the gateway's end is told by the supervisor."""
@@ -199,15 +282,34 @@ class _Worker(_Serving):
         console: Console | None,
         listeners: Listeners,
         inheritance: Inheritance,
+        source: ConfigFile | None,
         channel: socket.socket,
     ) -> None:
-        super().__init__(gateway, console, listeners, inheritance)
-        self.others = {}
+        super().__init__(gateway, console, listeners, inheritance, source)
         self._channel = channel
 
-    def begin(self) -> None:
+    def prepare(self, gateway: Gateway) -> None:
+        super().prepare(gateway)
+        gateway.siblings.answer("reload", lambda _: self._succession.reload())
+        gateway.siblings.answer("refused", self._note_refused)
+
+    @contextmanager
+    def reloading(self, succession: Succession) -> Iterator[None]:
+        self._succession = succession
+        if self.source is not None:
+            self.gateway.on_reload = self._have_all_reload
         on_told = {"stop": self.stop, "retire": self.server.retire}
         self.gateway.siblings.connect(self._channel, on_lost=self.server.stop, on_told=on_told)
+        yield
+
+    def _have_all_reload(self) -> str:
+        problems = self.gateway.siblings.reload(RELOAD_SECONDS)
+        if problems is None:
+            raise RgateError(f"not all workers have reloaded in {RELOAD_SECONDS:g} s; the log may say why")
+        return problems
+
+    def _note_refused(self, problems: str) -> None:
+        self.gateway.condition.notices[NOTICE] = refusal(problems)
 
     def up(self) -> None:
         siblings = self.gateway.siblings

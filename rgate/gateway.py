@@ -11,7 +11,7 @@ from .condition import Condition
 from .config import Config
 from .config.files import contents
 from .discovery import EndpointTable
-from .errors import PluginError
+from .errors import PluginError, RgateError
 from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.upstream import Upstreams
@@ -51,6 +51,7 @@ class Gateway:
     isolations    by name, plugins that may be skipped or disabled when they fail
     tls           what the server speaks TLS with; None without server.tls
     condition     whether this process wants new traffic, and what an operator should know
+    on_reload     what reload() does in this process
 
     `before` is the gateway whose place it is to take when the config has changed; what that one has kept it may go on with.
     """
@@ -77,6 +78,7 @@ class Gateway:
                 self.upstreams.prepare(backend.tls)
         self.siblings: Siblings = Siblings(before.siblings if before else None)
         self.condition: Condition = before.condition if before else Condition()
+        self.on_reload: Callable[[], str] = before.on_reload if before else _cannot_reload
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.isolations: dict[str, Isolation] = {}
@@ -109,6 +111,12 @@ class Gateway:
             self.condition.notices["plugins"] = "; ".join(found)
         else:
             self.condition.notices.pop("plugins", None)
+
+    def reload(self) -> str:
+        """Have the config read again and taken up, in every worker process. Returns why it is refused, a line for each problem,
+        or "" when it is in force; that takes some seconds at most. From any thread. Raises RgateError where that cannot be
+        known, or where nothing can be read again, as under another WSGI server."""
+        return self.on_reload()
 
     @contextmanager
     def running(self) -> Iterator[Gateway]:
@@ -205,6 +213,10 @@ def _check_workable(where: str, chain: Sequence[Middleware]) -> None:
     names = [middleware.name for middleware in chain]
     if problem := unworkable(names, [name for name in names if name not in BUILTIN]):
         raise PluginError(f"{where} cannot answer any request: {problem}")
+
+
+def _cannot_reload() -> str:
+    raise RgateError("this gateway cannot read its config again; start it anew")
 
 
 def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:

@@ -156,6 +156,7 @@ class ServerConfig(Model):
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
     proxy_protocol: bool = False
     trusted_proxies: tuple[Network, ...] = ()
+    reload_on_change: bool = True
     tls: TLSConfig | None = None
 
     @property

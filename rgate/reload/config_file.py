@@ -24,6 +24,8 @@ class ConfigFile:
     stays  what was kept as it was when it was read last, as lines for the operator; see pinned()
     """
 
+    RESTART = "restart"  # the key of gateway.condition.notices
+
     def __init__(
         self,
         path: str,
@@ -48,3 +50,10 @@ class ConfigFile:
         gateway = build(config, registry, before)
         self.watch.look_at([self.path, *config.files])
         return gateway
+
+    def note(self, gateway: Gateway) -> None:
+        """Leave a notice for the operator about what `stays`, now that this gateway is in force."""
+        if self.stays:
+            gateway.condition.notices[self.RESTART] = "; ".join(self.stays)
+        else:
+            gateway.condition.notices.pop(self.RESTART, None)

@@ -16,7 +16,7 @@ from ..running import Running
 if TYPE_CHECKING:
     from ..gateway import Gateway
 
-__all__ = ["NOTICE", "Succession", "freeze"]
+__all__ = ["NOTICE", "Succession", "freeze", "refusal"]
 
 NOTICE: Final = "config"  # the key of gateway.condition.notices
 LOOK_SECONDS: Final = 0.1
@@ -78,11 +78,11 @@ class Succession:
                 self._retire(before, self._serve(running.gateway))
                 notices.pop(NOTICE, None)
                 return ""
-            notices[NOTICE] = f"refused, the one before is in force: {problems}"
+            notices[NOTICE] = refusal(problems)
             return problems
 
-    def end(self) -> None:
-        """End all of them; their requests should be over. Raises what plugins raise at the end."""
+    def close(self) -> None:
+        """End all of them; their requests should be over."""
         with self._reloading:
             self._over = True
             with self._work:
@@ -106,10 +106,7 @@ class Succession:
             with self._work:
                 while not (self._over or is_over() or self._clock() >= until):
                     self._work.wait(LOOK_SECONDS)
-            try:
-                running.end()
-            except Exception:
-                _log.exception("a plugin failed at the end of a gateway that has been replaced")
+            running.end()
             del running, is_over
             with self._work:
                 self._replaced.popleft()
@@ -117,6 +114,11 @@ class Succession:
                     self._retiring = None
                     break
         freeze()
+
+
+def refusal(problems: str) -> str:
+    """The notice about a config that is refused."""
+    return f"refused, the one before is in force: {problems}"
 
 
 def freeze() -> None:

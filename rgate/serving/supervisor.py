@@ -9,6 +9,8 @@ What a worker and its supervisor say to each other, apart from what siblings ask
 
     up      the worker serves          stop     the gateway ends: serve who is connected, then end
     beat    it still gets on           retire   the same, but the sockets are served on by others
+
+or `reload NUMBER`, with which a worker wants all of them to take up the config as it is now.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..errors import RgateError
+from ..siblings import as_word
 from ..successor import UPGRADE_SECONDS, Successor
 from .listeners import Listeners
+from .questions import Finish, Questions
+from .reloading import Blueprint, ReloadOfAll
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
@@ -44,6 +50,7 @@ KILL_AFTER_SECONDS: Final = 5.0  # beyond the drain
 START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does before it serves
 ABORT_SECONDS: Final = 2.0  # for a hung worker to say where it hangs
 BEAT_SECONDS: Final = 1.0  # of the supervisor itself
+MAX_ANSWER: Final = 8_000  # characters; more would not be read in a terminal either
 _log = logging.getLogger("rgate.supervisor")
 
 WorkerMain = Callable[[int, bool, socket.socket], int]
@@ -66,21 +73,13 @@ class _Worker:
     start_at: float = 0.0
 
 
-@dataclass
-class _Question:
-    """Something a worker has asked its siblings."""
-
-    asker: _Worker
-    number: str
-    unanswered: set[int] = field(default_factory=set)
-
-
 class Supervisor:
     """Runs `main(index, first_time, channel)` in `processes` forked processes, and keeps them running.
 
     `on_up` is called once, when all serve; `on_beat` about once a second; `on_stop` with the successor's process number
-    when one has taken over, or None; `tell` with what the operator should see. Before any thread is started in this
-    process, call run() from the main thread: it forks.
+    when one has taken over, or None; `tell` with what the operator should see. `blueprint` is what the processes are forked
+    with, and can be made anew when the config has changed; without it there is no reload. Before any thread is started in
+    this process, call run() from the main thread: it forks.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class Supervisor:
         on_beat: Callable[[], object] | None = None,
         on_stop: Callable[[int | None], object] = lambda pid: None,
         tell: Callable[[str], object] = lambda text: None,
+        blueprint: Blueprint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._main = main
@@ -102,8 +102,10 @@ class Supervisor:
         self._clock = clock
         self._workers = [_Worker(index) for index in range(config.processes)]
         self._selector = selectors.DefaultSelector()
-        self._questions: dict[str, _Question] = {}
-        self._asked = 0
+        self._questions = Questions(lambda index, line: self._send(self._workers[index], line))
+        self._blueprint = blueprint
+        self._reloading = ReloadOfAll(blueprint, self._present, self._ask_to_reload, self._say_refused) if blueprint else None
+        self._reload_wanted = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
@@ -117,9 +119,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one ends the workers at once.
-        SIGUSR2 starts a successor, and drains when that serves."""
+        SIGUSR2 starts a successor, and drains when that serves; SIGHUP takes up a changed config."""
         self._selector.register(self._wake_receiver, selectors.EVENT_READ)
-        noted = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2)
+        noted = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP)
         before = {number: signal.signal(number, self._note) for number in noted}
         wakeup = signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         gc.collect()
@@ -136,6 +138,7 @@ class Supervisor:
                 if not self._stopping:
                     self._end_hung()
                     self._upgrade()
+                    self._reload()
                 if (self._signals or code) and not self._stopping:
                     self._begin_stop()
                 if self._stopping and not any(worker.pid for worker in self._workers):
@@ -154,6 +157,8 @@ class Supervisor:
         # Only count here: a signal handler must not take locks. The wake-up socket ends the wait.
         if number == signal.SIGUSR2:
             self._upgrade_wanted = True
+        elif number == signal.SIGHUP:
+            self._reload_wanted = True
         elif number != signal.SIGCHLD:
             self._signals += 1
 
@@ -180,6 +185,7 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor passes it on
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # and so may others
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             faulthandler.enable(2)  # for when it is ended because it hangs
             ours.close()
@@ -199,6 +205,8 @@ class Supervisor:
         waits = [worker.hung_at for worker in self._workers if worker.pid]
         waits += [worker.start_at for worker in self._workers if not worker.pid and not self._stopping]
         waits += [until for until in (self._kill_at, self._successor_until) if until]
+        if self._reloading is not None and not self._stopping and (look := self._reloading.next_look) is not None:
+            waits.append(look)
         waits += [self._clock() + BEAT_SECONDS] if self._on_beat is not None else []
         began = self._clock()
         timeout = max(0.0, min(waits) - began) if waits else None
@@ -233,9 +241,14 @@ class Supervisor:
                 case ["beat"] if not worker.aborted:
                     worker.hung_at = self._clock() + self._config.hang_seconds
                 case ["ask", number, *question]:
-                    self._ask_others(worker, number, " ".join(question))
-                case ["done", number, *_]:
-                    self._answered(number, worker.index)
+                    others = [index for index in self._present() if index != worker.index]
+                    done = partial(self._answer, worker, number, "")
+                    if not self._questions.ask(others, " ".join(question), done):
+                        done()
+                case ["done", number, *answer]:
+                    self._questions.answered(worker.index, number, "".join(answer))
+                case ["reload", number] if self._reloading is not None:
+                    self._reloading.want(partial(self._answer, worker, number))
                 case ["up"]:
                     self._is_up(worker)
 
@@ -246,23 +259,26 @@ class Supervisor:
             self._all_up = True
             self._on_up()
 
-    def _ask_others(self, asker: _Worker, number: str, asked: str) -> None:
-        self._asked += 1
-        own = str(self._asked)
-        question = self._questions[own] = _Question(asker, number)
-        for other in self._workers:
-            if other is not asker and other.channel is not None and self._send(other, f"ask {own} {asked}"):
-                question.unanswered.add(other.index)
-        self._answered(own, -1)
+    def _present(self) -> list[int]:
+        return [worker.index for worker in self._workers if worker.channel is not None]
 
-    def _answered(self, number: str, index: int) -> None:
-        question = self._questions.get(number)
-        if question is None:
+    def _answer(self, worker: _Worker, number: str, answer: str, *_: object) -> None:
+        self._send(worker, f"done {number} {as_word(answer[:MAX_ANSWER])}")
+
+    def _ask_to_reload(self, index: int, answered: Finish) -> bool:
+        return self._questions.ask([index], "reload", answered)
+
+    def _say_refused(self, problems: str) -> None:
+        self._questions.ask(self._present(), f"refused {as_word(problems[:MAX_ANSWER])}")
+
+    def _reload(self) -> None:
+        wanted, self._reload_wanted = self._reload_wanted, False
+        if self._reloading is None or self._blueprint is None:
             return
-        question.unanswered.discard(index)
-        if not question.unanswered:
-            del self._questions[number]
-            self._send(question.asker, f"done {question.number}")
+        if wanted:
+            self._reloading.want()
+        self._reloading.go_on()
+        self._config = self._blueprint.gateway.config.server
 
     def _send(self, worker: _Worker, line: str) -> bool:
         try:
@@ -278,8 +294,7 @@ class Supervisor:
             self._selector.unregister(worker.channel)
             worker.channel.close()
             worker.channel = None
-        for number in list(self._questions):
-            self._answered(number, worker.index)
+        self._questions.lost(worker.index)
 
     def _reap(self) -> int:
         """Take note of workers that have ended; the exit code of one that cannot start at all."""

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from rgate import ConfigError, ConfigProblem, Gateway, Middleware, hookimpl
+from rgate import ConfigError, ConfigProblem, Gateway, Middleware, build, hookimpl
 from rgate.reload.succession import LAST_SECONDS, Succession
 from rgate.testing import answering, client, make_gateway
-from rgate.wsgi import build as rebuild
 
 from ..waiting import eventually, passed
 
@@ -91,10 +90,10 @@ def served() -> Serving:
 def succession(life: Life, served: Serving) -> Iterator[Succession]:
     gateway = make_gateway({}, {}, {"life": life})
     served.gateway = gateway
-    succession = Succession(gateway, lambda before: rebuild(before.config, before.registry, before), served)
+    succession = Succession(gateway, lambda before: build(before.config, before.registry, before), served)
     yield succession
     served.ending.set() if hasattr(served, "ending") else None
-    succession.end()
+    succession.close()
 
 
 def test_reload_serves_with_the_next_and_ends_the_old_after_its_requests(
@@ -122,11 +121,11 @@ def test_reload_does_not_wait_for_the_last_request_for_ever(life: Life, served: 
     times = iter([0.0, LAST_SECONDS - 1, LAST_SECONDS + 1])
     gateway = make_gateway({}, {}, {"life": life})
     succession = Succession(
-        gateway, lambda before: rebuild(before.config, before.registry, before), served, lambda: next(times, LAST_SECONDS + 1)
+        gateway, lambda before: build(before.config, before.registry, before), served, lambda: next(times, LAST_SECONDS + 1)
     )
     succession.reload()
     eventually(lambda: "end 1" in life.happened, "the old one ends although a request is left")
-    succession.end()
+    succession.close()
 
 
 def test_reload_keeps_what_has_an_equal_key_and_closes_the_rest(succession: Succession, life: Life, served: Serving) -> None:
@@ -176,13 +175,13 @@ def test_reload_of_what_cannot_be_composed_is_refused(
     with caplog.at_level(logging.CRITICAL, "rgate.reload"):
         assert str(failure) in succession.reload()
     assert served.gateway is None
-    succession.end()
+    succession.close()
     assert life.happened == ["begin 1", "end 1", "close a"]
 
 
 def test_end_ends_all_in_order_and_lets_nothing_follow(succession: Succession, life: Life, served: Serving) -> None:
     succession.reload()
-    succession.end()
+    succession.close()
     assert life.happened == ["begin 1", "begin 2", "end 1", "end 2", "close a"]
     assert "about to end" in succession.reload()
 
