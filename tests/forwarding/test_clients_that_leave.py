@@ -1,4 +1,4 @@
-"""Clients that leave end the work that is done for them (WIRE 41)."""
+"""Clients that leave end the work that is done for them."""
 
 from __future__ import annotations
 

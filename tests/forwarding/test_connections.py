@@ -1,4 +1,4 @@
-"""Connections to backends: reused, expired, found stale, given up (WIRE 13, 29, 30, 41, 43, 46, 47, 49)."""
+"""Connections to backends: reused, expired, found stale, given up."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
         assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"
 
 
-# Stale connections (WIRE 47)
+# Stale connections
 
 
 def closes_behind_its_answer(backend_closed: threading.Event, answered: int = 1) -> Callable[[ScriptedConnection], None]:

@@ -1,4 +1,4 @@
-"""A backend may answer before it has the whole request, and take no more of it (WIRE 43)."""
+"""A backend may answer before it has the whole request, and take no more of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client gets when a backend fails: every row of the table, on the wire (WIRE 8, 29, 42, 46-48, 50)."""
+"""What the client gets when a backend fails: every row of the table, on the wire."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_fault_in_answer_to_head_has_no_body() -> None:
         assert client.get().status == 503
 
 
-# Truncated: the head has been passed on, so all that is left is never to end well (WIRE 42)
+# Truncated: the head has been passed on, so all that is left is never to end well
 
 TRUNCATED: dict[str, bytes] = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
@@ -221,7 +221,7 @@ def test_fault_truncated_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
         eventually(lambda: "truncated" in caplog.text, "the log says that the response was cut")
 
 
-# Coming back (WIRE 46)
+# Coming back
 
 
 def test_backend_that_comes_back_is_used_again_at_once() -> None:

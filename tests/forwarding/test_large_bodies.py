@@ -1,4 +1,4 @@
-"""Large bodies both ways: bounded memory, back-pressure, first bytes at once (WIRE 39, 40)."""
+"""Large bodies both ways: bounded memory, back-pressure, first bytes at once."""
 
 from __future__ import annotations
 

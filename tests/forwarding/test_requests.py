@@ -1,4 +1,4 @@
-"""What a backend is sent: the client's request, but for what belongs to the client's own hop (WIRE 10, 15-24, 33, 34, 45)."""
+"""What a backend is sent: the client's request, but for what belongs to the client's own hop."""
 
 from __future__ import annotations
 

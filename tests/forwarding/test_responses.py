@@ -1,4 +1,4 @@
-"""What a client gets of a backend's response (WIRE 16, 23, 24, 26-30, 39, 44, 45)."""
+"""What a client gets of a backend's response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every joint of the chain is valid WSGI: the standard validator around each of them (WIRE 63, 64)."""
+"""Every joint of the chain is valid WSGI: the standard validator around each of them."""
 
 from __future__ import annotations
 

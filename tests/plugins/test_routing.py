@@ -1,4 +1,4 @@
-"""routing: which route a request takes (WIRE 35, 36)."""
+"""routing: which route a request takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend and a plugin learn of the client, and from whom (WIRE 17-19, 21)."""
+"""What a backend and a plugin learn of the client, and from whom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request bodies: streamed, strict, bounded, and never in the way of the next request (WIRE 7, 8, 13, 25, 32, 52)."""
+"""Request bodies: streamed, strict, bounded, and never in the way of the next request."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_body_small_that_stalls_before_it_streams_is_408(monkeypatch: pytest.Mon
         assert client.is_closed()
 
 
-# What the app leaves unread (WIRE 13)
+# What the app leaves unread
 
 
 def ignoring(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -323,7 +323,7 @@ def test_body_of_a_client_that_sends_for_ever_is_not_waited_for(monkeypatch: pyt
         eventually(send_on, "the connection is given up")
 
 
-# Expect: 100-continue (WIRE 32)
+# Expect: 100-continue
 
 EXPECTING = HEAD + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n"
 

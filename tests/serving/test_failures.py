@@ -1,4 +1,4 @@
-"""Apps that fail, responses that cannot be sent or break off (WIRE 29, 42, 63; PEP 3333)."""
+"""Apps that fail, responses that cannot be sent or break off (PEP 3333)."""
 
 from __future__ import annotations
 

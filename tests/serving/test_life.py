@@ -1,4 +1,4 @@
-"""The server's life: deadlines, threads, clients that leave, sockets that run out, draining (WIRE 41, 51-53)."""
+"""The server's life: deadlines, threads, clients that leave, sockets that run out, draining."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_connection_head_in_tiny_pieces_costs_little() -> None:
         assert client.response().status == 200
 
 
-# Clients that leave (WIRE 41)
+# Clients that leave
 
 
 class Watching:

@@ -1,4 +1,4 @@
-"""Requests from bytes: whatever the pieces they come in, each is answered once and in order (WIRE 1-14, 37, 38)."""
+"""Requests from bytes: whatever the pieces they come in, each is answered once and in order."""
 
 from __future__ import annotations
 

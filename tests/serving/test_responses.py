@@ -1,4 +1,4 @@
-"""Responses as bytes: head, framing, and what happens when the app fails (WIRE 27, 28, 42, 44, 45, 63; PEP 3333)."""
+"""Responses as bytes: head, framing, and what happens when the app fails (PEP 3333)."""
 
 from __future__ import annotations
 

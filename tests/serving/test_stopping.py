@@ -1,4 +1,4 @@
-"""Stopping: what is in flight is finished, the rest is closed, and it does not take for ever (WIRE 53)."""
+"""Stopping: what is in flight is finished, the rest is closed, and it does not take for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes as a WebSocket handshake, what does not, and what becomes of the rest (WIRE 16, 30, 31; RFC 6455 §4)."""
+"""What passes as a WebSocket handshake, what does not, and what becomes of the rest (RFC 6455 §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tunnels there may be and for how long, what a stop does with them, and what is told of them (WIRE 31, 51, 53)."""
+"""How many tunnels there may be and for how long, what a stop does with them, and what is told of them."""
 
 from __future__ import annotations
 

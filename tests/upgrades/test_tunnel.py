@@ -1,4 +1,4 @@
-"""What a tunnel does with bytes and with ends (RFC 6455 §7; WIRE 39 to 42)."""
+"""What a tunnel does with bytes and with ends (RFC 6455 §7)."""
 
 from __future__ import annotations
 

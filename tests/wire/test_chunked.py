@@ -1,4 +1,4 @@
-"""The chunked coding: exactly the grammar, whatever the pieces it comes in (WIRE 7-10)."""
+"""The chunked coding: exactly the grammar, whatever the pieces it comes in."""
 
 from __future__ import annotations
 

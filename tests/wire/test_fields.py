@@ -1,4 +1,4 @@
-"""Header field lines: the grammar, their meaning, and the bounded memory of them (WIRE 4, 11, 12, 20, 24)."""
+"""Header field lines: the grammar, their meaning, and the bounded memory of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our reader accepts is read the same by llhttp, Node's parser (WIRE 15): nobody behind us sees another request.
+"""What our reader accepts is read the same by llhttp, Node's parser: nobody behind us sees another request.
 
 httptools (llhttp) is a reference here only; the gateway does not use it.
 """

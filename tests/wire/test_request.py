@@ -1,4 +1,4 @@
-"""Request heads: one reading or a refusal (WIRE 1-12, 16, 17, 20, 22-25, 32, 33, 37, 38)."""
+"""Request heads: one reading or a refusal."""
 
 from __future__ import annotations
 

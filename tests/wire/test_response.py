@@ -1,4 +1,4 @@
-"""Response heads: one reading or a refusal (WIRE 16, 23, 24, 26, 28-30)."""
+"""Response heads: one reading or a refusal."""
 
 from __future__ import annotations
 

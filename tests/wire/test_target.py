@@ -1,4 +1,4 @@
-"""The request target: what is accepted has one reading only, and stays byte for byte (WIRE 33-37)."""
+"""The request target: what is accepted has one reading only, and stays byte for byte."""
 
 from __future__ import annotations
 
