@@ -52,6 +52,7 @@ from .hookspecs import (
 )
 from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
 from .pipeline import STANDARD_ORDER, wrap_body
+from .side import SideServer
 from .version import VERSION as __version__
 from .wire.client import AllowedClients
 
@@ -101,6 +102,7 @@ __all__ = [
     "Route",
     "SelectionPolicy",
     "SetAside",
+    "SideServer",
     "Snapshot",
     "TLSFailed",
     "TargetTooLong",

@@ -237,7 +237,9 @@ def healthcheck_(url: str, path: str | None) -> int:
 
 def _url_of(config: Config) -> str:
     """Where the pages under /-/ of a gateway on this machine are."""
-    server = config.server
+    server, admin = config.server, config.plugins.get("admin")
+    if address := getattr(admin, "address", None):
+        return f"http://{address.replace('0.0.0.0:', '127.0.0.1:').replace('[::]:', '[::1]:')}"
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
 

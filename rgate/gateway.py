@@ -51,6 +51,7 @@ class Gateway:
     isolations    by name, plugins that may be skipped or disabled when they fail
     tls           what the server speaks TLS with; None without server.tls
     condition     whether this process wants new traffic, and what an operator should know
+    in_force      whether it runs and no other has taken its place
     on_reload     what reload() does in this process
 
     `before` is the gateway whose place it is to take when the config has changed; what that one has kept it may go on with.
@@ -82,6 +83,7 @@ class Gateway:
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.isolations: dict[str, Isolation] = {}
+        self.in_force = False
         self.app: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -129,6 +131,7 @@ class Gateway:
 
     def take_over(self, before: Gateway) -> None:
         """Be the gateway in force in place of `before`. The core's own."""
+        self.in_force, before.in_force = True, False
         self.table.take_over(before.table)
         self.siblings.take_over()
         self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)

@@ -39,6 +39,7 @@ class Running:
             self.end()
             raise
         if before is None:
+            gateway.in_force = True
             self._upkeep.start()
 
     def take_over(self) -> None:
@@ -55,6 +56,7 @@ class Running:
     def end(self) -> None:
         """Stop discovery, end the lifespans, the last first, and close what nobody keeps. Never fails."""
         self._stop.set()
+        self.gateway.in_force = False
         if self._upkeep.ident is not None:
             self._upkeep.join()
         self.gateway.table.stop()

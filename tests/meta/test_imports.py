@@ -19,7 +19,7 @@ LAYERS = (
     {"failures", "installed", "isolation", "lifespan", "timing", "use"},
     {"registry", "running"},
     {"gateway"},
-    {"reload"},
+    {"reload", "side"},
     {"api"},  # the public API
     {"rgate"},
     {"asking", "console", "demo", "foreground", "testing", "wsgi"},

@@ -9,37 +9,18 @@
     /-/drain     which endpoints get no new requests because an operator says so; POST changes that (see drain.py)
 
 They are answered to machines that are allowed, which is this one unless the options say otherwise; everybody else gets
-what they would get without this plugin. With several worker processes any of them answers; `process` says which.
-Options: see AdminOptions.
+what they would get without this plugin. Or they have an address of their own, with threads of its own. With several worker
+processes any of them answers; `process` says which. Options: see AdminOptions.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, SideServer, hookimpl
 
-from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, hookimpl
+from .options import LOOPBACK, AdminOptions
+from .site import PAGES, PROBES, everybody, probes, site
 
-from . import pages
-from .answer import Answer, acting, showing
-from .backends import backends
-from .drain import Drain
-from .options import AdminOptions
-from .readiness import notices, unready
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
-__all__ = ["PAGES", "AdminOptions"]
-
-PAGES: Mapping[str, Callable[[Gateway], dict[str, Any]]] = {
-    "/-/routes": pages.routes,
-    "/-/backends": backends,
-    "/-/plugins": pages.plugins,
-    "/-/config": pages.config,
-}
-"""What a page shows."""
+__all__ = ["PAGES", "PROBES", "AdminOptions"]
 
 
 @hookimpl
@@ -50,26 +31,22 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("admin") or AdminOptions()
-    allowed = AllowedClients(options.allow)
-    admits = (lambda environ: True) if options.probes == "public" else allowed
+    public = options.probes == "public"
+    if options.listen is None:
+        allowed = AllowedClients(LOOPBACK if options.allow is None else options.allow)
+        return site(gateway, options.stale_seconds, allowed, public_probes=public)
+    return probes(gateway, options.stale_seconds, AllowedClients(()), everybody) if public else {}
 
-    def page(show: Callable[[Gateway], dict[str, Any]]) -> Callable[[WSGIEnvironment], Answer]:
-        return lambda environ: (200, {"process": os.getpid(), **show(gateway)})
 
-    def live(environ: WSGIEnvironment) -> Answer:
-        return 200, {"live": True, "process": os.getpid()} if allowed(environ) else {"live": True}
-
-    def ready(environ: WSGIEnvironment) -> Answer:
-        reasons = unready(gateway, options.stale_seconds)
-        shown: dict[str, Any] = {"ready": not reasons}
-        if allowed(environ):
-            shown |= {"process": os.getpid(), "reasons": reasons, "notices": notices(gateway)}
-        return 503 if reasons else 200, shown
-
-    drain = Drain(gateway)
-    return {
-        "/-/live": LocalRoute(showing(live), admits),
-        "/-/ready": LocalRoute(showing(ready), admits),
-        "/-/drain": LocalRoute(acting(drain.act, lambda environ: drain.show()), allowed),
-        **{path: LocalRoute(showing(page(show)), allowed) for path, show in PAGES.items()},
-    }
+@hookimpl
+def rgate_lifespan(gateway: Gateway) -> SideServer | None:
+    options = gateway.options("admin") or AdminOptions()
+    if options.listen is None:
+        return None
+    host, port = options.listen
+    server = gateway.keep("admin.address", options.listen, lambda: SideServer("plugins.admin.address", host, port))
+    allowed = everybody if options.allow is None else AllowedClients(options.allow)
+    apps = {path: route.app if isinstance(route, LocalRoute) else route for path, route in gateway.local_routes.items()}
+    local = {path: LocalRoute(app, allowed) for path, app in apps.items()}
+    server.offer(gateway, {**local, **site(gateway, options.stale_seconds, allowed)})
+    return server
