@@ -78,6 +78,13 @@ class Doors:
             with contextlib.suppress(OSError):  # another thread has done it
                 self._poll.unregister(fd)
 
+    def leave(self) -> None:
+        """Close the sockets, which others serve on. Who has queued up is taken in: this process may have been the only one to be
+        told of them (EPOLLEXCLUSIVE), and the others would wait for the next."""
+        self.shut()
+        self._empty_queues()
+        self.close()
+
     def close_behind_the_last(self, wait: bool) -> bool:
         """Let nobody else come, take in all who have, and close the sockets. False: call it again, in a moment; only if `wait`.
 
@@ -86,9 +93,7 @@ class Doors:
         for listener, _ in self._doors.values():
             ignore_newcomers(listener)
         coming = wait and any(handshakes_under_way(listener.getsockname()[1]) for listener, _ in self._doors.values())
-        for door in self._doors.values():
-            while self._accept(*door):
-                pass
+        self._empty_queues()
         closing = not wait or (self._looked and not coming)  # another CPU may just have been at one that was not to be seen
         self._looked = True
         if closing:
@@ -101,6 +106,11 @@ class Doors:
         doors, self._doors = self._doors, {}
         for listener, _ in doors.values():
             listener.close()
+
+    def _empty_queues(self) -> None:
+        for door in self._doors.values():
+            while self._accept(*door):
+                pass
 
     def _accept(self, listener: socket.socket, kind: type[Connection]) -> bool:
         """Take in who waits at a listener, some at a time; whether there may be more."""

@@ -184,8 +184,8 @@ class Server(BaseWSGIServer):
         self._stop.set()
 
     def retire(self) -> None:
-        """The same, but others serve the sockets on: who has not been accepted yet is left to them, and there is no hurry, so
-        that connections without a request have half of `drain_seconds`."""
+        """The same, but others serve the sockets on, so there is no hurry: connections without a request have half of
+        `drain_seconds`."""
         self._lent = True
         self._idle_drain_seconds = max(self.config.idle_drain_seconds, self.config.drain_seconds / 2)
         self._stop.set()
@@ -341,7 +341,7 @@ class Server(BaseWSGIServer):
     def _drain(self) -> None:
         self.draining = True
         if self._lent:
-            self._doors.close()
+            self._doors.leave()
         else:
             self._doors.shut()
         begun = monotonic()

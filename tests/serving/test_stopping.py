@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rgate.config.models import ServerConfig
+from rgate.serving.listeners import Listeners
 from rgate.serving.server import Server
+from rgate.serving.sockets import listen
 from rgate.testing import make_gateway
 
 from ..raw_client import RawClient
@@ -162,3 +164,145 @@ def test_stop_before_run_ends_at_once() -> None:
     thread.join(10)
     assert not thread.is_alive()
     server.server_close()
+
+
+def test_stop_serves_who_has_connected_and_was_not_accepted_yet(
+    running: Callable[..., tuple[Server, threading.Thread]],
+) -> None:
+    server, thread = running(echo, drain_seconds=5)
+    eventually(lambda: server.threads)
+    server._doors.shut()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]  # more than are accepted at once
+        for client in clients:
+            client.send(get("/"))
+        server.stop()
+        for number, client in enumerate(clients):
+            response = client.response()
+            assert (response.status, response.value("Connection")) == (200, "close"), f"client {number}"
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stop_answers_a_last_request_on_an_idle_connection(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(echo, idle_drain_seconds=60, drain_seconds=60)
+    with RawClient(server.url) as used, RawClient(server.url) as fresh:
+        assert used.get().status == 200
+        connection_of(server, fresh)
+        server.stop()
+        eventually(lambda: server.draining)
+        for client in (used, fresh):
+            response = client.get()
+            assert (response.status, response.value("Connection")) == (200, "close")
+            assert client.is_closed()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stop_ends_idle_connections_without_a_reset(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(echo, idle_drain_seconds=0)
+    with RawClient(server.url) as client:
+        assert client.get().status == 200
+        server.stop()
+        assert client.is_closed() and not client.was_reset
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_stop_answers_every_connection_that_there_was(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(echo, drain_seconds=5)
+    some = threading.Semaphore(0)
+    lost: list[str] = []
+
+    def connect_until_refused() -> None:
+        while True:
+            try:
+                client = RawClient(server.url)
+            except ConnectionRefusedError:
+                return
+            except TimeoutError:
+                pytest.fail("neither connected nor refused")
+            with client:
+                try:
+                    client.send(get("/"))
+                    client.response()
+                except (OSError, AssertionError) as error:
+                    lost.append(repr(error))
+            some.release()
+
+    clients = [threading.Thread(target=connect_until_refused) for _ in range(4)]
+    for client in clients:
+        client.start()
+    for _ in range(200):
+        assert some.acquire(timeout=10)
+    server.stop()
+    for client in clients:
+        client.join(10)
+        assert not client.is_alive()
+    assert not lost, f"{len(lost)} were connected and got no answer"
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("lent", [True, False], ids=["stopped, with sockets of systemd", "retired"])
+def test_stop_leaves_sockets_to_whoever_serves_them_next(lent: bool) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), lent=lent))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        (server.stop if lent else server.retire)()
+        thread.join(10)
+        assert not thread.is_alive()
+        with RawClient(server.url) as client:
+            accepted, _ = listener.accept()
+            accepted.close()
+            assert client.is_closed()
+
+
+def test_retire_keeps_idle_connections_longer(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    server, thread = running(echo, idle_drain_seconds=0, drain_seconds=100)
+    with RawClient(server.url) as client:
+        assert client.get().status == 200
+        server.retire()
+        eventually(lambda: server.draining)
+        ticks = server.ticks
+        eventually(lambda: server.ticks > ticks + 5)
+        assert client.get().value("Connection") == "close"
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_beat_goes_on_to_the_end(
+    running: Callable[..., tuple[Server, threading.Thread]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.01)
+    app = Holding()
+    server, thread = running(app)
+    beats = threading.Semaphore(0)
+    server.beat = beats.release
+    with RawClient(server.url) as client:
+        client.send(get("/slow"))
+        eventually(lambda: app.running)
+        assert beats.acquire(timeout=10)
+        server.stop()
+        eventually(lambda: server.draining)
+        for _ in range(5):
+            assert beats.acquire(timeout=10)
+        app.go_on.set()
+        assert client.response().status == 200
+    thread.join(10)
+
+
+def test_retire_serves_those_that_only_it_may_have_been_told_of(
+    running: Callable[..., tuple[Server, threading.Thread]],
+) -> None:
+    server, thread = running(echo)
+    with server.listeners.main[0].dup():  # the next gateway's
+        eventually(lambda: server.threads)
+        server._doors.shut()
+        with RawClient(server.url) as client:
+            client.send(get("/"))
+            server.retire()
+            assert client.response().status == 200
+        thread.join(10)
+        assert not thread.is_alive()

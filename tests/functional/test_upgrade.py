@@ -1,0 +1,118 @@
+"""One gateway takes over from another, and systemd's part in that; real processes, real connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rgate.testing import ScriptedBackend, http_response
+
+from ..raw_client import RawClient
+from ..waiting import eventually
+from .processes import Traffic, listening_socket, rgate
+
+# What systemd does: the socket as descriptor 3, and for whom it is.
+ACTIVATED = (
+    sys.executable,
+    "-c",
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True);"
+    "os.execvpe(sys.argv[2], sys.argv[2:], {**os.environ, 'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'})",
+)
+
+
+@pytest.fixture
+def backend() -> Iterator[ScriptedBackend]:
+    with ScriptedBackend(http_response(b"hello")) as backend:
+        yield backend
+
+
+def written(tmp_path: Path, backend: ScriptedBackend, workers: int = 1) -> Path:
+    config = tmp_path / "config.yml"
+    config.write_text(f"""
+routes: [{{path_prefix: /hello, backend: hello}}]
+backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
+server: {{workers: {workers}}}
+plugins: {{disable: [docker_labels], stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
+""")
+    return config
+
+
+@pytest.mark.parametrize(("workers", "upgrades"), [(1, 2), (2, 1)])
+def test_upgrades_lose_nothing(workers: int, upgrades: int, tmp_path: Path, backend: ScriptedBackend) -> None:
+    with rgate(written(tmp_path, backend, workers)) as gateway:
+        url = gateway.url()
+        serving = gateway.process.pid
+        with Traffic(url, "/hello", clients=4) as traffic:
+            for _ in range(upgrades):
+                before = traffic.count
+                eventually(lambda before=before: traffic.count > before + 50, "requests are answered")
+                serving = gateway.upgrade(serving)
+            gateway.until("^stopped$")
+            assert gateway.process.wait(30) == 0
+            before = traffic.count
+            eventually(lambda: traffic.count > before + 50, "the last one serves")
+        assert not traffic.lost
+        assert (traffic.refused, set(traffic.answers)) == (0, {200})
+        with RawClient(url) as client:
+            stats = client.get("/stats").body
+        assert f'"success": {traffic.count}'.encode() in stats, "both processes count into one database"
+        gateway.end(serving)
+
+
+def test_upgrade_that_fails_leaves_the_running_gateway_alone(tmp_path: Path, backend: ScriptedBackend) -> None:
+    config = written(tmp_path, backend)
+    with rgate(config) as gateway:
+        url = gateway.url()
+        config.write_text("routes: nonsense")
+        os.kill(gateway.process.pid, signal.SIGUSR2)
+        gateway.until(r"config.yml:1: routes")
+        assert gateway.until(r"no upgrade: process \d+ ended with exit code 2; this gateway goes on")
+        with RawClient(url) as client:
+            assert client.get("/hello").body == b"hello"
+        gateway.end(gateway.process.pid)
+        assert gateway.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
+    workers: int, tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    with listening_socket() as listener, closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        port = listener.getsockname()[1]
+        with RawClient(f"http://127.0.0.1:{port}") as early:
+            early.sock.settimeout(30)
+            early.send(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+            config = written(tmp_path, backend, workers)
+            fds = {"pass_fds": (listener.fileno(),)}
+            with rgate(config, *ACTIVATED, str(listener.fileno()), environ=environ, **fds) as gateway:
+                assert early.response().body == b"hello", "who came before rgate is served"
+                assert gateway.url().endswith(f":{port}")
+                assert manager.recv(100) == b"READY=1"
+                serving = gateway.upgrade(gateway.process.pid)
+                assert {manager.recv(100), manager.recv(100)} == {b"READY=1", f"MAINPID={serving}".encode()}
+                with RawClient(f"http://127.0.0.1:{port}") as client:
+                    assert client.get("/hello").status == 200
+                gateway.end(serving)
+                assert manager.recv(100) == b"STOPPING=1"
+                with RawClient(f"http://127.0.0.1:{port}") as waiting:
+                    listener.accept()[0].close()
+                    assert waiting.is_closed()
+
+
+def test_sockets_that_cannot_be_served_are_a_clear_error(tmp_path: Path, backend: ScriptedBackend) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.set_inheritable(True)
+        fds = {"pass_fds": (sock.fileno(),)}
+        with rgate(written(tmp_path, backend), *ACTIVATED, str(sock.fileno()), **fds) as gateway:
+            assert gateway.until("LISTEN_FDS: descriptor 3 is no listening TCP socket; write ListenStream=PORT")
+            assert gateway.process.wait(30) == 2

@@ -1,0 +1,46 @@
+"""Listening sockets in the kernel's own terms."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgate.serving.sockets import handshakes_under_way, ignore_newcomers, listen
+
+HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+ROW = "   0: 0100007F:{port:04X} 0100007F:C350 {state} 00000000:00000000 00:00000000 00000000 0 0 12345\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="socket filters are Linux's")
+def test_newcomers_are_ignored_and_those_who_have_come_are_not() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as before:
+        ignore_newcomers(listener)
+        with socket.socket() as after:
+            after.setblocking(False)
+            assert after.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            assert not select.select([], [after], [], 0.05)[1], "as if the packet had been lost"
+            before.sendall(b"hello")
+            accepted, peer = listener.accept()
+            with accepted:
+                assert peer == before.getsockname()
+                assert accepted.recv(5) == b"hello"
+            listener.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+@pytest.mark.parametrize(("port", "state", "under_way"), [(8080, "03", True), (8080, "01", False), (8081, "03", False)])
+def test_handshakes_are_those_of_the_port(tmp_path: Path, port: int, state: str, under_way: bool) -> None:
+    table = tmp_path / "tcp"
+    table.write_text(HEADING + ROW.format(port=9, state="03") + ROW.format(port=port, state=state))
+    assert handshakes_under_way(8080, (str(tmp_path / "none"), str(table))) is under_way
+
+
+def test_handshakes_of_a_quiet_port_are_none() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        assert not handshakes_under_way(listener.getsockname()[1])
