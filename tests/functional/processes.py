@@ -62,6 +62,11 @@ class Processes:
     def url(self) -> str:
         return self.until(r"listening on (http://\S+)")[1]
 
+    def children(self) -> list[int]:
+        """The process numbers of its workers."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def upgrade(self, pid: int) -> int:
         """Have `pid` succeeded; the process number of the next one, which serves."""
         os.kill(pid, signal.SIGUSR2)

@@ -1,0 +1,79 @@
+"""Workers that get on no more, by real processes: each is ended, says where it hung if it can, and is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from rgate.testing import ScriptedBackend, http_response
+
+from ..raw_client import RawClient
+from .processes import rgate
+
+HANGING = """
+import ctypes
+
+class Hanging:
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == "/hello/hang":
+            hold_the_interpreter()
+        return self.app(environ, start_response)
+
+def hold_the_interpreter():
+    ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock
+"""
+
+
+def written(tmp_path: Path, backend: ScriptedBackend) -> Path:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    config = tmp_path / "config.yml"
+    config.write_text(f"""
+routes: [{{path_prefix: /hello, backend: hello}}]
+backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
+server: {{workers: 2, hang_seconds: 2}}
+use: [{{app: "hanging:Hanging"}}]
+plugins: {{disable: [docker_labels, stats]}}
+""")
+    return config
+
+
+def ask(url: str, path: str) -> None:
+    with suppress(OSError, AssertionError), RawClient(url) as client:
+        client.sock.settimeout(60)
+        client.get(path)
+
+
+@pytest.mark.parametrize("how", ["a plugin never lets go of the interpreter", "the process is stopped"])
+def test_worker_that_hangs_is_replaced(how: str, tmp_path: Path) -> None:
+    environ = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    with (
+        ScriptedBackend(http_response(b"hello")) as backend,
+        rgate(written(tmp_path, backend), environ=environ) as gateway,
+    ):
+        url = gateway.url()
+        gateway.until("all others")
+        if how.startswith("a plugin"):
+            asking = threading.Thread(target=ask, args=(url, "/hello/hang"))
+            asking.start()
+            pid = gateway.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended")[1]
+            gateway.until(r"hanging.py\", line \d+ in hold_the_interpreter")
+            gateway.until(rf"\(pid {pid}\) ended with signal SIGABRT; another takes its place now")
+            asking.join(30)
+        else:
+            os.kill(gateway.children()[0], signal.SIGSTOP)
+            pid = gateway.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended")[1]
+            gateway.until(rf"\(pid {pid}\) ended with signal SIGKILL; another takes its place now")
+        for _ in range(10):
+            with RawClient(url) as client:
+                client.sock.settimeout(60)  # the new one may still be starting
+                assert client.get("/hello").body == b"hello"
+        gateway.end(gateway.process.pid)
+        assert gateway.process.wait(30) == 0
