@@ -145,6 +145,8 @@ class _Serving(ABC):
 
     def prepare(self, gateway: Gateway) -> None:
         """Called for every gateway before it runs."""
+        if gateway.tls is not None:
+            gateway.tls.quiet = self.console is None
         gateway.table.on_change(self._tell_changes)
 
     def _compose(self, before: Gateway) -> Gateway:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .condition import Condition
@@ -139,7 +140,13 @@ class Gateway:
         self.note_failing_plugins()  # those of `before` are in the chains again
 
     def tidy(self) -> None:
-        """Close connections that rest for too long, and those to endpoints that are gone. The core's own."""
+        """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end.
+        The core's own."""
+        ending = self.tls.remind(time()) if self.tls is not None else ""
+        if ending:
+            self.condition.notices["certificates"] = ending
+        else:
+            self.condition.notices.pop("certificates", None)
         found = self.table.snapshot.found
         self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 

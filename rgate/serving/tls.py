@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+from contextlib import suppress
+from time import gmtime, strftime
 from typing import TYPE_CHECKING, Final
 
 from ..config.certificates import pairs
-from ..tls.pem import load_authorities, load_pair, names_of
+from ..tls.pem import PemError, end_of, load_authorities, load_pair, names_of
 
 if TYPE_CHECKING:
     from ..config.models import CertificateConfig, TLSConfig
@@ -16,6 +19,9 @@ __all__ = ["CIPHERS", "ServerTLS"]
 # For TLS 1.2, all that a client of the last ten years may want: forward secrecy and authenticated encryption. Those of
 # TLS 1.3 are OpenSSL's own, and all good.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+DAY_SECONDS: Final = 86_400
+WARN_DAYS: Final = 14
+_log = logging.getLogger("rgate.tls")
 
 
 class ServerTLS:
@@ -28,10 +34,15 @@ class ServerTLS:
     def __init__(self, config: TLSConfig) -> None:
         self._config = config
         self._by_name: dict[str, ssl.SSLContext] = {}
+        self._ends: dict[str, int] = {}
+        self._reminded: float | None = None
+        self.quiet = False  # whether another process tells of certificates that end
         contexts = []
         for _, entry in pairs(config):
             context = self._context(entry)
             contexts.append(context)
+            with suppress(PemError):  # with `hosts` of its own it need not be one that we can read
+                self._ends[entry.certificate] = end_of(entry.certificate, entry.key, entry.key_password)
             for name in entry.hosts or names_of(entry.certificate, entry.key, entry.key_password):
                 self._by_name.setdefault(name, context)
         self.context = contexts[0]
@@ -42,6 +53,18 @@ class ServerTLS:
     def asks_clients(self) -> bool:
         """Whether clients are asked for a certificate."""
         return self._config.client_certificates is not None
+
+    def remind(self, now: float) -> str:
+        """What an operator should know of certificates that have expired, or will within 14 days; "" if there are none.
+
+        `now` is in seconds since 1970. It is logged as well, the first time and then once a day.
+        """
+        ending = [_ending(file, end, now) for file, end in self._ends.items() if end - now < WARN_DAYS * DAY_SECONDS]
+        if ending and not self.quiet and (self._reminded is None or now - self._reminded >= DAY_SECONDS):
+            self._reminded = now
+            for line in ending:
+                _log.warning("%s", line)
+        return "; ".join(ending)
 
     def _context(self, entry: CertificateConfig) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -64,3 +87,10 @@ class ServerTLS:
             chosen = self._by_name.get(host) or self._by_name.get(f"*.{host.partition('.')[2]}")
             if chosen is not None:
                 tls.context = chosen
+
+
+def _ending(file: str, end: int, now: float) -> str:
+    days = int(end - now) // DAY_SECONDS
+    when = "today" if not days else "in 1 day" if days == 1 else f"in {days} days"
+    verb = "has expired" if end <= now else f"expires {when}"
+    return f"the certificate in {file} {verb} ({strftime('%Y-%m-%d %H:%M', gmtime(end))} UTC)"

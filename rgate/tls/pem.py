@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..errors import RgateError
 
-__all__ = ["PemError", "load_authorities", "load_pair", "names_of"]
+__all__ = ["PemError", "end_of", "load_authorities", "load_pair", "names_of"]
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
@@ -76,7 +76,21 @@ def load_authorities(context: ssl.SSLContext, file: str) -> None:
 
 
 def names_of(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:
-    """The host names in a certificate, lower-case, wildcards too. Raises PemError.
+    """The host names in a certificate, lower-case, wildcards too. Raises PemError."""
+    content = _content(certificate, key, password)
+    names = [name for kind, name in content.get("subjectAltName", ()) if kind == "DNS"]
+    if not names:
+        names = [value for part in content.get("subject", ()) for kind, value in part if kind == "commonName"]
+    return tuple(dict.fromkeys(name.lower() for name in names))
+
+
+def end_of(certificate: str, key: str | None, password: str | None) -> int:
+    """The last second of a certificate's life, in seconds since 1970. Raises PemError."""
+    return ssl.cert_time_to_seconds(_content(certificate, key, password)["notAfter"])
+
+
+def _content(certificate: str, key: str | None, password: str | None) -> dict[str, Any]:
+    """What stands in a certificate.
 
     The ssl module reads a certificate only when a peer shows it. So two of our own shake hands, in memory, which also
     proves that a server can use the pair.
@@ -88,14 +102,10 @@ def names_of(certificate: str, key: str | None, password: str | None) -> tuple[s
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     try:
         client.load_verify_locations(cadata=_certificates(leaf))
-        shown = _shown(server, client)
+        return _shown(server, client)
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", None) or error.reason
         raise PemError("certificate", f"{certificate} is no certificate for a server: {why}") from None
-    names = [name for kind, name in shown.get("subjectAltName", ()) if kind == "DNS"]
-    if not names:
-        names = [value for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"]
-    return tuple(dict.fromkeys(name.lower() for name in names))
 
 
 def _shown(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
