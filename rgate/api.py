@@ -1,6 +1,6 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
-from .config import Config
+from .config import Config, HealthConfig
 from .discovery import SetAside, Snapshot
 from .errors import (
     BadGateway,
@@ -80,6 +80,7 @@ __all__ = [
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
+    "HealthConfig",
     "Instance",
     "InternalFault",
     "LengthRequired",

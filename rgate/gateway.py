@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .condition import Condition
@@ -15,11 +16,12 @@ from .discovery import EndpointTable
 from .errors import PluginError, RgateError
 from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
+from .forwarding.probe import probe
 from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .isolation import Isolation, isolated
 from .kept import Kept
-from .model import Backend, Route, Timeouts, UpstreamTLS
+from .model import Backend, Endpoint, Route, Timeouts, UpstreamTLS
 from .pipeline import ROUTING, RouteDispatch, compose, order, unworkable
 from .plugins import BUILTIN
 from .registry import Registry
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "build"]
 
 _T = TypeVar("_T")
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Gateway:
@@ -120,6 +123,16 @@ class Gateway:
         or "" when it is in force; that takes some seconds at most. From any thread. Raises RgateError where that cannot be
         known, or where nothing can be read again, as under another WSGI server."""
         return self.on_reload()
+
+    def probe(self, endpoint: Endpoint, target: str = "", headers: Mapping[str, str] = _NONE, seconds: float = 2.0) -> int:
+        """Ask an endpoint, on a connection of its own: GET `target`. Returns the status; without a target it only connects,
+        in the way of the endpoint's backend, and the status is 0.
+
+        `seconds` bounds the connecting and the wait for the response's head, each; its body is not read. Raises the
+        GatewayError that a request would end in. From any thread; it is in no statistics.
+        """
+        tls = self.backends[endpoint.backend].tls
+        return probe(self.upstreams.at(endpoint.address, tls), target, headers, seconds)
 
     @contextmanager
     def running(self) -> Iterator[Gateway]:

@@ -1,16 +1,18 @@
-"""The shape of `backends`: where endpoints are, how one is chosen, and how they are spoken to."""
+"""The shape of `backends`: where endpoints are, how one is chosen and spoken to, and what becomes of bad ones."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from .fields import Labels, Model, Name, ServerName, Whole
+from .fields import Labels, Model, Name, Number, RequestHeaders, Seconds, ServerName, Whole
 
-__all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "StickyConfig"]
+__all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "HealthConfig", "StickyConfig"]
 
+_STATUSES = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
+_CHECK_PATH = re.compile(r"/[!-~]*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -24,6 +26,24 @@ def _hash_by(text: str) -> str:
 def _cookie_name(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"{text!r} is no name of a cookie")
+    return text
+
+
+def _check_path(text: str) -> str:
+    if not _CHECK_PATH.fullmatch(text) or "#" in text:
+        raise ValueError(f"{text!r} is no path; write one like /health, maybe with a query")
+    return text
+
+
+def _numbers_as_text(value: object) -> object:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [str(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in values]
+
+
+def _statuses(text: str) -> str:
+    match = _STATUSES.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2] or match[1]):
+        raise ValueError(f"{text!r} is no status; write one like 200, or a range like 200-399")
     return text
 
 
@@ -54,6 +74,41 @@ class EndpointConfig(Model):
     weight: Annotated[Whole, Field(ge=0, le=1_000)] = 1
 
 
+class HealthConfig(Model):
+    """`health` of a backend: when an endpoint gets no more requests, and when it gets some again.
+
+    An endpoint is ejected after `consecutive_faults`, or when of at least `min_requests` within `window_seconds`
+    `fault_percent` have failed; 0 turns either off. An ejection lasts `eject_seconds`, each one in a row twice as long, at
+    most `max_eject_seconds`, and takes at most `max_ejected_percent` of the endpoints (but one may always be, unless it is 0).
+
+    With a `path` every endpoint is asked for it every `interval_seconds`.
+    """
+
+    consecutive_faults: Annotated[Whole, Field(ge=0, le=1_000)] = 5
+    fault_percent: Annotated[Number, Field(ge=0, le=100)] = 50.0
+    min_requests: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
+    window_seconds: Seconds = 10.0
+    count_5xx: bool = False
+    eject_seconds: Seconds = 1.0
+    max_eject_seconds: Seconds = 3.0
+    max_ejected_percent: Annotated[Number, Field(ge=0, le=100)] = 100.0
+    all_bad: Literal["try_anyway", "fail"] = "try_anyway"
+    slow_start_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0.0
+    path: Annotated[str, AfterValidator(_check_path)] | None = None
+    interval_seconds: Annotated[Number, Field(ge=0.1, le=3_600)] = 5.0
+    timeout_seconds: Annotated[Number, Field(ge=0.01, le=60)] = 2.0
+    expected_status: Annotated[
+        tuple[Annotated[str, AfterValidator(_statuses)], ...], BeforeValidator(_numbers_as_text), Field(min_length=1)
+    ] = ("200-399",)
+    headers: RequestHeaders = Field(default={})
+    healthy_after: Annotated[Whole, Field(ge=1, le=100)] = 1
+    unhealthy_after: Annotated[Whole, Field(ge=1, le=100)] = 3
+
+    def expects(self, status: int) -> bool:
+        """Whether a check that is answered with this status has succeeded."""
+        return any(int(one[:3]) <= status <= int(one[-3:]) for one in self.expected_status)
+
+
 class StickyConfig(Model):
     """`sticky` of a backend: a client stays with its endpoint by a cookie.
 
@@ -75,6 +130,7 @@ class BackendConfig(Model):
     policy: str = "random_of_two"
     hash_by: Annotated[str, AfterValidator(_hash_by)] = "client"
     sticky: StickyConfig | None = None
+    health: HealthConfig = HealthConfig()
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
     tls: BackendTLSConfig = BackendTLSConfig()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, StickyConfig
+from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, HealthConfig, StickyConfig
 from .fields import (
     CertificateHost,
     HostName,
@@ -39,6 +39,7 @@ __all__ = [
     "DefaultResponseConfig",
     "DockerConfig",
     "EndpointConfig",
+    "HealthConfig",
     "Model",
     "PluginsConfig",
     "RouteConfig",

@@ -103,6 +103,11 @@ class EndpointTable:
                 thread.join(max(0.0, deadline - monotonic()))
         self._threads.clear()
 
+    @property
+    def in_force(self) -> bool:
+        """Whether requests are led by this table: not before take_over(), when there was one before, and not after another's."""
+        return self._before is None and self._next is None
+
     def take_over(self, before: EndpointTable) -> None:
         """Be the table in force: what goes on of `before` tells this one from now on. `before` keeps its snapshot.
 

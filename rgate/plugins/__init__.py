@@ -7,6 +7,7 @@ BUILTIN = (
     "bulkhead",
     "retry",
     "selection",
+    "health",
     "faults",
     "normalize",
     "stats",

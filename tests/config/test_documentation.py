@@ -26,6 +26,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "backends": models.BackendConfig,
     "backends[].endpoints[]": models.EndpointConfig,
     "backends[].sticky": models.StickyConfig,
+    "backends[].health": models.HealthConfig,
     "backends[].tls": models.BackendTLSConfig,
     "default_response": models.DefaultResponseConfig,
     "server": models.ServerConfig,

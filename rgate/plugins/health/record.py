@@ -1,0 +1,206 @@
+"""What is known of one endpoint, and what follows from it: the rules of ejection and of checks. No threads, no I/O.
+
+well ── faults in a row, or too many of all ──→ ejected ── time over, and it can be connected to ──→ on trial
+  ↑                                                ↑                                                  │
+  └── its trial request is answered ───────────────┼──────────────────────────────────────────────────┤
+                                                   └── the trial request fails ───────────────────────┘
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from rgate import (
+    BadGateway,
+    ConnectTimeout,
+    Endpoint,
+    Exchange,
+    GatewayError,
+    HealthConfig,
+    Refused,
+    ResponseTimeout,
+    Truncated,
+    Unreachable,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["FAINT", "Record", "Warden"]
+
+FAULTS: Final = (Refused, Unreachable, ConnectTimeout, ResponseTimeout, BadGateway)
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+FAINT: Final = 1e-6
+"""The share of an endpoint that is to get requests only when there is no other."""
+
+SAFE_SECONDS: Final = 0.5
+"""How long a trial waits for a request that can be sent again elsewhere, before it takes any other."""
+
+
+class Warden(Protocol):
+    """What a record calls when something follows from it; its endpoint's lock is held."""
+
+    def may_eject(self, record: Record) -> bool:
+        """Whether one more endpoint of the backend may be ejected."""
+        ...
+
+    def ejected(self, record: Record, why: str, seconds: float) -> None:
+        """The endpoint is to get no requests, and is to be looked at again in so many seconds."""
+        ...
+
+    def tried(self, record: Record) -> None:
+        """The endpoint is to get trial requests."""
+        ...
+
+    def returned(self, record: Record) -> None:
+        """The endpoint is to get requests again."""
+        ...
+
+    def checked(self, record: Record, why: str | None) -> None:
+        """The checks have begun to fail, and why; or to succeed (None)."""
+        ...
+
+
+class Record:
+    """One endpoint's record, kept over snapshots and reloads. While the endpoint is well and nothing has failed of late, its
+    responses are not even looked at."""
+
+    def __init__(self, warden: Warden, clock: Callable[[], float]) -> None:
+        self._warden = warden
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.endpoint: Endpoint
+        self.rules: HealthConfig
+        self.state: Literal["well", "ejected", "on trial"] = "well"
+        self.passing: bool | None = None  # what the checks say; None before the first
+        self.is_checked = False  # a next check is due
+        self.fresh_since: float | None = None
+        self._in_a_row = 0
+        self._requests = self._faults = 0
+        self._window_ends = 0.0
+        self._ejections = 0  # in a row
+        self._ejected_at = self._returned_at = self._on_trial_since = float("-inf")
+        self._trial: Exchange | None = None
+        self._checks = 0  # of one outcome in a row
+
+    def follow(self, endpoint: Endpoint, rules: HealthConfig) -> None:
+        """Be the record of this endpoint, by these rules, from now on."""
+        self.endpoint, self.rules = endpoint, rules
+        load = endpoint.load
+        load.on_fault = self.fault if rules.max_ejected_percent else None
+        load.on_response = self.response if rules.count_5xx or self.state != "well" else None
+        load.claim = self.claim if self.state == "on trial" else None
+
+    def fault(self, exchange: Exchange, error: BaseException) -> None:
+        """An attempt has failed. What is the client's fault, or the gateway's own, says nothing about the endpoint."""
+        with self._lock:
+            if isinstance(error, FAULTS):
+                assert isinstance(error, GatewayError)
+                self._failed(exchange, error.reason, isinstance(error, Truncated))
+            elif exchange is self._trial:
+                self._trial = None
+
+    def response(self, exchange: Exchange, status: int) -> None:
+        """The head of a response has come."""
+        with self._lock:
+            if status >= 500 and self.rules.count_5xx:
+                self._failed(exchange, f"status {status}")
+            elif self.state == "well":
+                self._in_a_row = 0
+                self._requests += 1
+                if self._clock() >= self._window_ends and not self.rules.count_5xx:
+                    self.endpoint.load.on_response = None
+            elif self.state == "on trial" and self._tells(exchange):
+                self._return()
+
+    def claim(self, environ: WSGIEnvironment) -> bool:
+        """Whether this request is to be the trial: one at a time, and at first only such as can be sent again elsewhere."""
+        exchange = Exchange.of(environ)
+        if exchange.attempts:
+            return False  # it has met one bad endpoint already
+        with self._lock:
+            if self.state != "on trial" or (self._trial is not None and not self._trial.finished):
+                return False
+            waits = self._clock() - self._on_trial_since < SAFE_SECONDS and len(exchange.candidates) > 1
+            if waits and environ["REQUEST_METHOD"] not in SAFE:
+                return False
+            self._trial = exchange
+            return True
+
+    def looked_at(self, why: str | None) -> None:
+        """The time of an ejection is over, and the endpoint has been asked outside of traffic: it fails because of `why`, or it
+        answers (None), so that a request may be risked."""
+        with self._lock:
+            if self.state != "ejected":
+                return
+            if why is not None:
+                self._eject(why)
+                return
+            self.state, self._on_trial_since = "on trial", self._clock()
+            self.endpoint.load.claim = self.claim
+            self._warden.tried(self)
+
+    def check(self, why: str | None) -> None:
+        """An active check has failed because of `why`, or succeeded (None). The first one decides alone."""
+        with self._lock:
+            passes = why is None
+            wanted = self.rules.healthy_after if passes else self.rules.unhealthy_after
+            if passes is self.passing:
+                self._checks = 0
+                return
+            self._checks += 1
+            if self.passing is not None and self._checks < wanted:
+                return
+            was, self.passing, self._checks = self.passing, passes, 0
+            if not (was is None and passes):
+                self._warden.checked(self, why)
+
+    def _tells(self, exchange: Exchange) -> bool:
+        """Whether what becomes of this exchange says how the endpoint is now: it began after the ejection."""
+        return exchange is self._trial or exchange.started > self._ejected_at
+
+    def _failed(self, exchange: Exchange, reason: str, has_responded: bool = False) -> None:
+        if self.state != "well":
+            if self.state == "on trial" and self._tells(exchange):
+                self._eject(f"its trial: {reason}")
+            return
+        rules, now = self.rules, self._clock()
+        if now >= self._window_ends:
+            self._requests = self._faults = 0
+            self._window_ends = now + rules.window_seconds
+        self._faults += 1
+        self._in_a_row += 1
+        self._requests += not has_responded
+        self.endpoint.load.on_response = self.response
+        if rules.consecutive_faults and self._in_a_row >= rules.consecutive_faults:
+            why = f"{self._in_a_row} faults in a row, the last: {reason}"
+        elif rules.fault_percent and self._requests >= rules.min_requests and self._is_too_much():
+            why = f"{self._faults} of {self._requests} requests failed, the last: {reason}"
+        else:
+            return
+        if self._warden.may_eject(self):
+            self._eject(why)
+
+    def _is_too_much(self) -> bool:
+        return self._faults * 100 >= self.rules.fault_percent * self._requests
+
+    def _eject(self, why: str) -> None:
+        rules, now = self.rules, self._clock()
+        in_a_row = self.state != "well" or now - self._returned_at < rules.window_seconds
+        self._ejections = self._ejections + 1 if in_a_row else 1
+        self.state, self._ejected_at, self._trial = "ejected", now, None
+        self._in_a_row = self._requests = self._faults = 0
+        load = self.endpoint.load
+        load.on_response, load.claim = self.response, None
+        seconds = min(rules.max_eject_seconds, rules.eject_seconds * 2.0 ** min(self._ejections - 1, 32))
+        self._warden.ejected(self, why, seconds)
+
+    def _return(self) -> None:
+        self.state, self._returned_at, self._trial = "well", self._clock(), None
+        load = self.endpoint.load
+        load.claim = None
+        load.on_response = self.response if self.rules.count_5xx else None
+        self._warden.returned(self)

@@ -1,0 +1,71 @@
+"""health: jobs at their time, by a few threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rgate.plugins.health.schedule import MOST_THREADS, Schedule
+
+from ...waiting import PATIENCE_SECONDS, passed
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rgate-health")]
+
+
+def test_jobs_are_done_in_the_order_of_their_time() -> None:
+    schedule, done, last = Schedule(), [], threading.Event()
+    schedule.after(0.02, last.set)
+    schedule.after(0.01, lambda: done.append(2))
+    schedule.after(0.0, lambda: done.append(1))
+    assert not workers(), "nothing begins before start()"
+    schedule.start()
+    passed(last)
+    schedule.stop()
+    assert done == [1, 2]
+
+
+def test_jobs_that_block_hold_up_no_other_up_to_eight() -> None:
+    schedule, barrier = Schedule(), threading.Barrier(MOST_THREADS + 1)
+    schedule.start()
+    for _ in range(MOST_THREADS):
+        schedule.after(0.0, lambda: barrier.wait(PATIENCE_SECONDS))
+    barrier.wait(PATIENCE_SECONDS)
+    assert len(workers()) == MOST_THREADS
+    schedule.stop()
+    assert not workers()
+
+
+def test_few_jobs_take_few_threads() -> None:
+    schedule, last = Schedule(), threading.Event()
+    schedule.start()
+    for _ in range(100):
+        schedule.after(0.0, lambda: None)
+    schedule.after(0.01, last.set)
+    passed(last)
+    assert len(workers()) <= 3, "jobs that do not block need no more"
+    schedule.stop()
+
+
+def test_job_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise RuntimeError("broken job")
+
+    schedule, last = Schedule(), threading.Event()
+    schedule.start()
+    schedule.after(0.0, broken)
+    schedule.after(0.01, last.set)
+    passed(last)
+    schedule.stop()
+    assert "broken job" in caplog.text
+
+
+def test_stop_drops_what_is_not_yet_due() -> None:
+    schedule = Schedule()
+    schedule.start()
+    schedule.after(1_000.0, lambda: None)
+    schedule.stop()
+    assert not workers()
+    assert schedule._jobs == []
