@@ -36,6 +36,7 @@ from rgate.testing import (
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+NO_EJECTION = {"max_ejected_percent": 0}  # so that the endpoint which fails gets requests on and on
 BAD, GOOD, OTHER = (make_endpoint(name) for name in ("bad", "good", "other"))
 
 
@@ -150,7 +151,7 @@ def test_budget_of_nothing_sends_nothing_again() -> None:
 def test_gateway_with_one_dead_endpoint_of_two_answers_every_request() -> None:
     with ScriptedBackend(http_response(b"hello")) as backend, refusing_url() as nobody:
         config = {
-            "backends": [{"name": "x", "endpoints": [nobody, backend.url], "policy": "round_robin"}],
+            "backends": [{"name": "x", "endpoints": [nobody, backend.url], "policy": "round_robin", "health": NO_EJECTION}],
             "routes": [
                 {"path_prefix": "/x", "backend": "x"},
                 {"path_prefix": "/once", "backend": "x", "plugins": {"retry": False}},
@@ -167,7 +168,7 @@ def test_gateway_with_an_endpoint_that_closes_answers_from_the_other() -> None:
 
     with ScriptedBackend(close) as closing, ScriptedBackend(http_response(b"hello")) as backend:
         config = {
-            "backends": [{"name": "x", "endpoints": [closing.url, backend.url], "policy": "round_robin"}],
+            "backends": [{"name": "x", "endpoints": [closing.url, backend.url], "policy": "round_robin", "health": NO_EJECTION}],
             "routes": [{"path_prefix": "/x", "backend": "x"}],
         }
         with running_gateway(config) as gateway:
