@@ -10,6 +10,7 @@ import pytest
 
 from rgate import errors
 from rgate.errors import GatewayError
+from rgate.testing import make_gateway
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 ROWS = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", DOCUMENT, re.MULTILINE))
@@ -31,3 +32,16 @@ def test_every_reason_is_documented_with_its_status(fault: type[GatewayError]) -
 
 def test_no_reason_is_documented_that_is_gone() -> None:
     assert ROWS.keys() == {fault.reason for fault in faults()}
+
+
+@pytest.mark.parametrize("path", sorted(make_gateway().local_routes.keys() - {"/stats"}))
+def test_every_admin_path_is_documented(path: str) -> None:
+    """In the table of "Health and readiness": what is there, and what it is good for."""
+    assert re.search(rf"^\| `{re.escape(path)}` \|", DOCUMENT, re.MULTILINE), (
+        f"docs/operations.md, Health and readiness: `{path}`"
+    )
+
+
+def test_no_admin_path_is_documented_that_is_gone() -> None:
+    documented = set(re.findall(r"^\| `(/-/\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert documented == {path for path in make_gateway().local_routes if path.startswith("/-/")}
