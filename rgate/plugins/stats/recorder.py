@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import uniform
 from typing import TYPE_CHECKING, Any
 
 from .pending import Pending
@@ -28,10 +29,12 @@ __all__ = ["Recorder"]
 
 _BATCH_COUNTS = 100  # keys saved in one transaction, with some hundred latency buckets each
 _RETRY_SECONDS = 1.0  # from one failed attempt to the next
+_RETRY_LOCKED_SECONDS = 0.2  # and when another process was writing
+_LOCKED_SECONDS = 5.0  # so long a database may be locked without a word: processes that share it wait for each other
 _LOCK_SECONDS = 2.0  # how long a report waits while another thread is at the database
 _TIDY_STEPS = 20  # between two flushes, each in a transaction of its own
 _STOP_SECONDS = 5.0  # for the writer thread to end
-_LAST_ATTEMPTS = 4
+_LAST_ATTEMPTS = 6
 _log = logging.getLogger("rgate.plugins.stats")
 
 
@@ -63,6 +66,8 @@ class Recorder:
         self._wall = wall
         self._clock = clock
         self._state = "ok"
+        self._since = 0.0  # on the clock, when the state has become that
+        self._told = ""  # the trouble that the log has told of and that is not over
         self._retry_at = float("-inf")
         self._tidied_minute = 0
         self._running = False
@@ -143,18 +148,24 @@ class Recorder:
         return True
 
     def _troubled(self, trouble: Trouble) -> None:
-        self._retry_at = self._clock() + _RETRY_SECONDS
+        now = self._clock()
+        locked = trouble.state == "locked"
+        self._retry_at = now + (_RETRY_LOCKED_SECONDS if locked else _RETRY_SECONDS)
         if trouble.state != self._state:
-            self._state = trouble.state
+            self._state, self._since = trouble.state, now
+        if trouble.state != self._told and (not locked or now - self._since >= _LOCKED_SECONDS):
+            self._told = trouble.state
             _log.warning("statistics: database %s (%s); counts wait in memory", trouble.state, trouble)
 
     def _recovered(self) -> None:
-        if self._state != "ok":
-            self._state = "ok"
+        self._state = "ok"
+        if self._told:
+            self._told = ""
             _log.warning("statistics: database ok again")
 
     def _write_regularly(self) -> None:
-        while not self._stopping.wait(self._flush_seconds):
+        # Not in step with other processes that share the database.
+        while not self._stopping.wait(self._flush_seconds * uniform(0.8, 1.0)):
             try:
                 self.flush()
                 self._tidy()

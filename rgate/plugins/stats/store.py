@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
@@ -30,6 +29,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rgate import PluginError
 
+from .engines import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
 from .options import DIALECTS
 from .pending import LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
 from .periods import Period, floor, periods, reaching_back
@@ -41,10 +41,6 @@ from .trouble import Trouble
 
 __all__ = ["Store"]
 
-_BUSY_SECONDS = 0.25  # how long one attempt waits for another process's transaction
-_CONNECT_SECONDS = 2
-_STATEMENT_SECONDS = 5
-_LOG_BYTES = 4 * 1024 * 1024  # what sqlite's write-ahead log is cut back to
 _PAGE_BYTES = 4_096
 _SQLITE_STATES = {5: "locked", 6: "locked", 8: "read_only", 11: "corrupt", 13: "full", 26: "corrupt"}  # sqlite.org/rescode
 _log = logging.getLogger("rgate.plugins.stats")
@@ -59,8 +55,8 @@ class _Span(NamedTuple):
 class Store:
     """The database at a SQLAlchemy URL (sqlite or postgresql). Opened when first used, and again after trouble.
 
-    One thread at a time. Every method but `close` raises Trouble when the database does not play along, within about a
-    quarter of a second for sqlite; nothing is half added then. A corrupt sqlite file is renamed and a new one begun.
+    One thread at a time. Every method but `close` raises Trouble when the database does not play along, within about
+    half a second for sqlite; nothing is half added then. A corrupt sqlite file is renamed and a new one begun.
     `read_only` changes and repairs nothing. Raises PluginError for a URL that cannot be used or a driver that is missing.
     """
 
@@ -79,18 +75,33 @@ class Store:
         self._periods = periods(retention_days)
         self._engine, self._file = self._prepared(url)
         self._add = _addition(self._engine.dialect.name)
+        self._add_if = _addition(self._engine.dialect.name, if_added_up_to=True)
+        self._added_up_to = -1  # as last seen
         self._opened = False
         self._because = ""
 
     def add(self, batch: Sequence[Counted]) -> None:
         """Add counts: all of them or, when it raises, none."""
-        with self._transaction(write=True) as connection:
-            rows = rows_of(batch, _added_up_to(connection), self._periods)
-            connection.execute(self._add, {"rows": json.dumps(rows)})
+        if self._file and self._added_at_once(batch):
+            return
+        with self._transaction(WRITE) as connection:
+            self._added_up_to = _added_up_to(connection)
+            connection.execute(self._add, {"rows": json.dumps(rows_of(batch, self._added_up_to, self._periods))})
+
+    def _added_at_once(self, batch: Sequence[Counted]) -> bool:
+        """Add counts in one statement; False, and nothing is added, when minutes have been added up since the last time.
+
+        So the file is locked for a few milliseconds of sqlite's own. In a transaction of several statements this thread would
+        have to wait for the interpreter before each, busy as it is with requests, and every other process for this one.
+        """
+        rows = json.dumps(rows_of(batch, self._added_up_to, self._periods))
+        with self._transaction(WRITE_AT_ONCE) as connection:
+            connection.execute(self._add_if, {"rows": rows, "added_up_to": str(self._added_up_to)})
+            return bool(connection.exec_driver_sql("SELECT changes()").scalar_one())
 
     def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
         """Sums by latency bucket, divided by the columns `by`, from the finest counts that reach back to `since_minute`."""
-        with self._transaction(write=False) as connection:
+        with self._transaction(READ) as connection:
             meta = read_meta(connection)
             if not meta:
                 return Reading(since_minute)
@@ -117,7 +128,7 @@ class Store:
         is counted as lost.
         """
         try:
-            with self._transaction(write=True) as connection:
+            with self._transaction(WRITE) as connection:
                 if _add_up(connection, now_minute - 2, self._periods):  # what a process has not saved yet is younger
                     return True
                 for period in self._periods:
@@ -127,7 +138,7 @@ class Store:
         except Trouble as trouble:
             if trouble.state != "full":
                 raise
-        with self._transaction(write=True) as connection:
+        with self._transaction(WRITE) as connection:
             return self._lose_oldest(connection, now_minute) or self._make_room(connection, now_minute)
 
     def close(self) -> None:
@@ -136,12 +147,12 @@ class Store:
         self._opened = False
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+    def _transaction(self, begin: str) -> Iterator[sa.Connection]:
         try:
             self._open()
-            with self._engine.connect().execution_options(write=write) as connection, connection.begin():
+            with self._engine.connect().execution_options(sqlite_begin=begin) as connection, connection.begin():
                 yield connection
-            if write and self._file and self._file.moved():
+            if begin != READ and self._file and self._file.moved():
                 raise FileNotFoundError("the file was moved away while it was written to")
         except (SQLAlchemyError, OSError, LookupError, ValueError) as error:  # the last two: not what rgate writes
             raise self._trouble(error) from error
@@ -156,7 +167,7 @@ class Store:
             self._file.note()
             if self._read_only and not self._file.noted:
                 raise FileNotFoundError(f"there is no {self._file.path}")
-        with self._engine.connect().execution_options(write=False) as connection, connection.begin():
+        with self._engine.connect().execution_options(sqlite_begin=READ) as connection, connection.begin():
             version = int(read_meta(connection).get("schema_version", 0))
         if version > len(MIGRATIONS):
             raise Trouble("newer", f"its schema has version {version}; this rgate knows up to {len(MIGRATIONS)}")
@@ -168,7 +179,7 @@ class Store:
         self._because = "the counts had vanished"  # if it comes to another beginning in this process
 
     def _migrate(self) -> None:
-        with self._engine.connect().execution_options(write=True) as connection, connection.begin():
+        with self._engine.connect().execution_options(sqlite_begin=WRITE) as connection, connection.begin():
             version = int(read_meta(connection).get("schema_version", 0))  # again: another process may have been quicker
             for migration in MIGRATIONS[version:]:
                 migration(connection)
@@ -238,56 +249,19 @@ class Store:
                 else:
                     path = os.path.abspath(path)
                     url = url.set(database=path)
-                return _sqlite_engine(url, self._max_pages, self._read_only), SqliteFile(path)
+                return sqlite_engine(url, self._max_pages, self._read_only), SqliteFile(path)
             if dialect == "postgresql":
-                return _postgresql_engine(url), None
+                return postgresql_engine(url), None
         except (ArgumentError, ImportError) as error:
             raise PluginError(f"plugin 'stats': the database cannot be used: {error}") from error
         raise PluginError(f"plugin 'stats': the database cannot be used: {dialect} is none of {', '.join(DIALECTS)}")
 
 
-def _sqlite_engine(url: sa.URL, max_pages: int, read_only: bool) -> sa.Engine:
-    engine = sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
-    settings = {
-        "journal_mode": "WAL",  # readers and the one writer do not hold each other up; clean after kill -9
-        "synchronous": "NORMAL",  # a crash of the machine may lose the last transactions, never the file
-        "max_page_count": max_pages,
-        "journal_size_limit": _LOG_BYTES,
-    }
+def _addition(dialect: str, *, if_added_up_to: bool = False) -> sa.Executable:
+    """INSERT … SELECT from the JSON parameter `rows` (a list of Rows), adding to rows that are there.
 
-    def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # no transactions of the driver's own: `begin` says which
-        for name, value in ({"query_only": 1} if read_only else settings).items():
-            connection.execute(f"PRAGMA {name}={value}").close()
-
-    def begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and writes then could not wait for another process: it fails at once.
-        immediate = connection.get_execution_options().get("write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    event.listen(engine, "connect", connected)
-    event.listen(engine, "begin", begin)
-    return engine
-
-
-def _postgresql_engine(url: sa.URL) -> sa.Engine:
-    known = url.get_driver_name() in ("psycopg", "psycopg2") and "connect_timeout" not in url.query
-    settings = {"connect_timeout": _CONNECT_SECONDS} if known else {}
-    engine = sa.create_engine(url, pool_size=1, max_overflow=0, hide_parameters=True, connect_args=settings)
-    event.listen(engine, "connect", _limit_postgresql)
-    return engine
-
-
-def _limit_postgresql(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"SET lock_timeout = {int(_BUSY_SECONDS * 1000)}")
-    cursor.execute(f"SET statement_timeout = {_STATEMENT_SECONDS * 1000}")
-    cursor.close()
-    connection.commit()
-
-
-def _addition(dialect: str) -> sa.Executable:
-    """INSERT … SELECT from the JSON parameter `rows` (a list of Rows), adding to rows that are there."""
+    With `if_added_up_to` it adds nothing unless minutes have been added up to and with the parameter of that name.
+    """
     rows = sa.bindparam("rows", type_=sa.Text)
     names = ("span_minutes", "start_minute", "route", "backend", "endpoint", "status", "sum_us")
     fields: list[sa.ColumnElement[Any]]
@@ -300,7 +274,10 @@ def _addition(dialect: str) -> sa.Executable:
         fields = [*(sa.cast(item[at].astext, _t[name].type) for at, name in enumerate(names)), item[len(names)]]
         each_bucket = sa.func.jsonb_each_text
     labelled = [field.label(name) for field, name in zip(fields, (*names, "buckets"), strict=True)]
-    series = sa.select(*labelled).cte("series").prefix_with("MATERIALIZED")  # not taken apart again for every bucket
+    these = sa.select(*labelled)
+    if if_added_up_to:
+        these = these.where(sa.exists().where(META.c.name == "added_up_to", META.c.value == sa.bindparam("added_up_to")))
+    series = these.cte("series").prefix_with("MATERIALIZED")  # not taken apart again for every bucket
     bucket = each_bucket(series.c.buckets).table_valued("key", "value")
     key = [series.c[name] for name in names[:-1]]
     new = sa.select(*key, sa.cast(bucket.c.key, sa.Integer), sa.cast(bucket.c.value, sa.BigInteger), sa.literal(0))

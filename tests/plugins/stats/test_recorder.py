@@ -150,7 +150,7 @@ def test_end_says_what_could_not_be_saved(store: ScriptedStore, caplog: pytest.L
         record(recorder, 3)
         store.trouble = Trouble("full", "disk full")
     assert "3 exchanges could not be saved and are lost" in caplog.text
-    assert store.attempts == 4
+    assert store.attempts == 6
 
 
 def test_counts_survive_a_restart(on_disk: Callable[[], Recorder]) -> None:
@@ -180,7 +180,7 @@ def test_trouble_keeps_the_counts_and_shows_them(recorder: Recorder, store: Scri
 
 
 def test_trouble_is_tried_again_after_a_second_and_no_sooner(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
-    store.trouble = Trouble("locked", "database is locked")
+    store.trouble = Trouble("full", "disk full")
     record(recorder)
     for _ in range(5):
         recorder.flush()
@@ -216,6 +216,36 @@ def test_trouble_is_logged_when_it_begins_and_when_it_ends(
         "statistics: database full (disk full); counts wait in memory",
         "statistics: database ok again",
     ]
+
+
+def test_lock_of_another_process_is_tried_again_soon(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+    store.trouble = Trouble("locked", "database is locked")
+    record(recorder)
+    assert not recorder.flush()
+    store.trouble = None
+    clock.seconds += 0.25
+    assert recorder.flush()
+
+
+@pytest.mark.parametrize(("lasts", "told"), [(4.0, 0), (6.0, 2)])
+def test_lock_is_logged_only_when_it_lasts(
+    lasts: float, told: int, recorder: Recorder, store: ScriptedStore, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.trouble = Trouble("locked", "database is locked")
+    record(recorder)
+    until = clock.seconds + lasts
+    while clock.seconds < until:
+        recorder.flush()
+        clock.seconds += 0.5
+    assert recorder.report(Query())["storage"]["state"] == "locked", "in the report it is shown at once"
+    store.trouble = None
+    clock.seconds += 0.25
+    recorder.flush()
+    assert "storage" not in recorder.report(Query())
+    assert [record.getMessage() for record in caplog.records] == [
+        "statistics: database locked (database is locked); counts wait in memory",
+        "statistics: database ok again",
+    ][:told]
 
 
 def test_exchange_ends_at_once_while_the_database_hangs(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from rgate import PluginError
 from rgate.plugins.stats import store as store_module
+from rgate.plugins.stats.engines import limit_postgresql
 from rgate.plugins.stats.pending import LOST, PLUGIN, RETRIED
 from rgate.plugins.stats.periods import DAY_MINUTES
 from rgate.plugins.stats.report import report
@@ -378,8 +379,8 @@ def test_postgresql_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Trouble, match="refused") as raised:
         Store("postgresql+psycopg2://db/rgate").add([counted()])
     assert raised.value.state == "unavailable"
-    store_module._limit_postgresql(Refusing(), None)
-    assert said == ["connect_timeout=2", "SET lock_timeout = 250", "SET statement_timeout = 5000", "commit"]
+    limit_postgresql(Refusing(), None)
+    assert said == ["connect_timeout=2", "SET lock_timeout = 500", "SET statement_timeout = 5000", "commit"]
 
 
 ADDING = """
