@@ -190,6 +190,13 @@ def test_container_restarted_on_another_port_is_an_endpoint_there(watched: Watch
     assert watched.endpoints[0].load is not before.load
 
 
+def test_container_with_the_label_drain_is_shown_as_draining(watched: Watched, backends: Backends) -> None:
+    container = backends.run(labels={"rgate.drain": "true"})
+    drains = {container.name: "draining, its label rgate.drain says"}
+    watched.settled(lambda: watched.reasons == drains, "the container serves, and is not used")
+    assert not watched.endpoints
+
+
 def test_container_with_healthcheck_is_in_only_while_healthy(watched: Watched, backends: Backends) -> None:
     container = backends.run(healthcheck={**HEALTHCHECK, "interval": 1_000_000_000})
     watched.settled(lambda: "starting, its HEALTHCHECK says" in watched.reasons.values(), "the container is starting")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -116,6 +118,30 @@ def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, l
     gateway.condition.unready["stopping"] = "SIGTERM"
     response = local.get("/-/ready")
     assert (response.status_code, response.json["reasons"]) == (503, {"stopping": "SIGTERM"})
+
+
+def replaced(gateway: Gateway, **state: Any) -> None:
+    """Have the one source of a gateway be in another state."""
+    snapshot = gateway.table.snapshot
+    sources = {name: replace(source, **state) for name, source in snapshot.sources.items()}
+    gateway.table.snapshot = replace(snapshot, sources=sources)
+
+
+def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gateway, local: Client) -> None:
+    replaced(gateway, listed=monotonic() - 200, error="the engine is gone")
+    response = local.get("/-/ready")
+    assert response.status_code == 200
+    assert response.json["notices"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
+    replaced(gateway, listed=monotonic() - 301)
+    response = local.get("/-/ready")
+    assert response.status_code == 503
+    assert response.json["reasons"] == {"testing": "the last list is 301 s old: the engine is gone"}
+
+
+def test_source_without_a_limit_of_age_is_never_too_old() -> None:
+    with running_gateway({"plugins": {"admin": {"stale_seconds": None}}}, {"orders": answering()}) as gateway:
+        replaced(gateway, listed=monotonic() - 100_000)
+        assert client(gateway).get("/-/ready").status_code == 200
 
 
 def test_routes_shows_the_chain_of_each(local: Client) -> None:
