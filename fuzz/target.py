@@ -36,7 +36,26 @@ def one(data: bytes) -> None:
             continue  # decoded twice: what a server must not do, and what passes here is refused by none
         names = {_PARAMETERS.split(segment)[0] for segment in _SEPARATORS.split(view)}
         assert not names & {".", ".."}, f"a dot segment in {view!r}"
+    names = {_PARAMETERS.split(segment)[0] for segment in _SEPARATORS.split(carelessly_decoded(unquote_to_bytes(path)))}
+    assert not names & {".", ".."}, f"a dot segment for who takes overlong UTF-8: {path!r}"
     raw = target_from_environ_path(target.path, target.query)
     assert read_target("GET", raw).path == target.path
     environ = {"rgate.target": target, "PATH_INFO": target.path, "QUERY_STRING": target.query}
     assert edited_target(environ) is target
+
+
+def carelessly_decoded(octets: bytes) -> str:
+    """UTF-8 as decoders have read it that do not ask whether a character has more bytes than it needs (RFC 3629 §10)."""
+    text, at = "", 0
+    while at < len(octets):
+        first = octets[at]
+        size = 2 if first & 0xE0 == 0xC0 else 3 if first & 0xF0 == 0xE0 else 4 if first & 0xF8 == 0xF0 else 1
+        following = octets[at + 1 : at + size]
+        if len(following) < size - 1 or any(octet & 0xC0 != 0x80 for octet in following):
+            size, following = 1, b""
+        value = first if size == 1 else first & (0x7F >> size)
+        for octet in following:
+            value = value << 6 | octet & 0x3F
+        text += chr(min(value, 0x10FFFF))
+        at += size
+    return text
