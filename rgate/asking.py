@@ -19,14 +19,24 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 class NoAnswer(RgateError):
-    """There is no answer to be had; the message says why. `reason` is the slug of the gateway's fault, "" if it is none."""
+    """There is no answer to be had; the message says why. `reason` is the slug of the gateway's fault, "" if it is none, and
+    `said` its words."""
 
-    def __init__(self, message: str, reason: str = "") -> None:
+    def __init__(self, message: str, reason: str = "", said: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.said = said
 
 
-def ask(url: str, path: str, query: Mapping[str, str | None], *, method: str = "GET", not_there: str = "") -> tuple[Any, str]:
+def ask(
+    url: str,
+    path: str,
+    query: Mapping[str, str | None],
+    *,
+    method: str = "GET",
+    not_there: str = "",
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> tuple[Any, str]:
     """What the gateway at `url` answers at `path`, or at the path of `url` when it has one, and the URL that was asked.
 
     `query` may have None for what is not asked. `not_there` is what to say when the answer is not one of rgate's. The answer is
@@ -39,13 +49,14 @@ def ask(url: str, path: str, query: Mapping[str, str | None], *, method: str = "
     asked = parts._replace(path=parts.path if parts.path.strip("/") else path, query=asked_for).geturl()
     try:
         # No proxy: a gateway is asked, not the web.
-        with build_opener(ProxyHandler({})).open(Request(asked, method=method), timeout=TIMEOUT_SECONDS) as response:
+        with build_opener(ProxyHandler({})).open(Request(asked, method=method), timeout=timeout_seconds) as response:
             return _json(response.read(MAX_BYTES)), asked
     except HTTPError as error:
         with error:
-            said = _json(error.read(10_000))
+            said = _json(error.read(100_000))
         said = said if isinstance(said, dict) else {}
-        raise NoAnswer(f"{asked} answers {error.code}: {said.get('body') or not_there}", str(said.get("reason", ""))) from None
+        words = str(said.get("body") or "")
+        raise NoAnswer(f"{asked} answers {error.code}: {words or not_there}", str(said.get("reason", "")), words) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         why = " ".join(str(getattr(reason, "strerror", None) or reason).split())

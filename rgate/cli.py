@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from . import demo, draining, healthcheck, statistics
+from . import demo, draining, healthcheck, reloading, statistics
 from .asking import NoAnswer
 from .config import Config, load
 from .console import Console
@@ -103,6 +103,7 @@ def command(
       rgate stats --by route --since 1h      how many requests, and how fast
       rgate healthcheck                      whether it is ready, by exit code
       rgate drain orders_1                   no new requests for one endpoint
+      rgate reload                           take up a changed config.yml now
 
     The smallest config.yml:
 
@@ -269,6 +270,18 @@ def drain(endpoint: str | None, undo: bool, url: str) -> int:
     if not told:
         _complain("not every worker process has answered in time; say it again to be sure")
     return 0 if told else 1
+
+
+@command.command("reload")
+@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+def reload_(url: str) -> None:
+    """Have a gateway read its config again, and wait until it is in force.
+
+    The exit code is 0 when it is, in every worker process; 2 when it is refused, with every problem, and then the config before
+    stays in force; 1 when no gateway answers. SIGHUP does the same without an answer.
+    """
+    for line in reloading.reload(url):
+        click.echo(line)
 
 
 @command.command("demo")

@@ -51,6 +51,7 @@ class Siblings:
 
     def __init__(self, before: Siblings | None = None) -> None:
         self._actions: dict[str, Action] = {}
+        self._on_connect: list[Callable[[], object]] = []
         self._link: _Link = before._link if before else _Link(self._actions)
 
     def answer(self, topic: str, action: Action) -> None:
@@ -68,7 +69,7 @@ class Siblings:
 
     def on_connect(self, action: Callable[[], object]) -> None:
         """Have `action()` called, in a thread of its own, as soon as siblings can be asked; never when they can be by now."""
-        self._link.on_connect.append(action)
+        self._on_connect.append(action)
 
     def take_over(self) -> None:
         """From now on the actions of this gateway count, and no others."""
@@ -87,6 +88,8 @@ class Siblings:
         """Begin to listen on the channel to the supervisor. `on_lost` is called when the supervisor is gone, and `on_told` has
         what to do when it says a certain word."""
         self._link.connect(channel, on_lost, on_told)
+        for action in self._on_connect:
+            threading.Thread(target=action, name="rgate-siblings-begin", daemon=True).start()
 
 
 class _Link:
@@ -94,7 +97,6 @@ class _Link:
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.actions = actions
-        self.on_connect: list[Callable[[], object]] = []
         self._channel: socket.socket | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._on_told: Mapping[str, Callable[[], object]] = {}
@@ -122,8 +124,6 @@ class _Link:
         self._on_told = on_told
         self._channel = channel
         threading.Thread(target=self._listen, args=(channel, on_lost), name="rgate-siblings", daemon=True).start()
-        for action in self.on_connect:
-            threading.Thread(target=action, name="rgate-siblings-begin", daemon=True).start()
 
     def send(self, line: str) -> None:
         channel = self._channel

@@ -23,7 +23,7 @@ LAYERS = (
     {"api"},  # the public API
     {"rgate"},
     {"asking", "console", "demo", "foreground", "testing", "wsgi"},
-    {"draining", "statistics"},
+    {"draining", "reloading", "statistics"},
     {"cli"},
     {"__main__"},
 )

@@ -7,6 +7,7 @@
     /-/plugins   what is installed, active, and where in the chain
     /-/config    the config in force, without secrets
     /-/drain     which endpoints get no new requests because an operator says so; POST changes that (see drain.py)
+    /-/reload    POST has the config read again, in every worker process, and tells how that went (see reload.py)
 
 They are answered to machines that are allowed, which is this one unless the options say otherwise; everybody else gets
 what they would get without this plugin. Or they have an address of their own, with threads of its own. With several worker

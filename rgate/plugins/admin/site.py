@@ -13,6 +13,7 @@ from .answer import Answer, acting, showing
 from .backends import backends
 from .drain import Drain
 from .readiness import notices, unready
+from .reload import Reload
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -46,11 +47,12 @@ def site(gateway: Gateway, stale_seconds: float | None, allowed: Admits, *, publ
     def page(show: Callable[[Gateway], dict[str, Any]]) -> LocalRoute:
         return LocalRoute(showing(lambda environ: (200, {"process": os.getpid(), **show(gateway)})), allowed)
 
-    drain = Drain(gateway)
+    drain, reload = Drain(gateway), Reload(gateway)
     return {
         **probes(gateway, stale_seconds, allowed, everybody if public_probes else allowed),
         **{path: page(show) for path, show in PAGES.items()},
         "/-/drain": LocalRoute(acting(drain.act, lambda environ: drain.show()), allowed),
+        "/-/reload": LocalRoute(acting(reload.act, lambda environ: reload.show()), allowed),
     }
 
 
