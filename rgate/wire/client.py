@@ -77,7 +77,9 @@ class AllowedClients:
     The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR. A request that has been forwarded, as
     its headers say, comes in only when a trusted proxy sent it and named the client, because otherwise everybody behind a
     proxy on this machine would come from loopback. For the same reason loopback never counts as the client of a forwarded
-    request: it is the loopback of another. Raises ValueError for what is no network.
+    request: it is the loopback of another. And a request from loopback must be for this machine by its Host, which is an
+    address or localhost: else a proxy has sent it that says nothing of itself, or a web page whose name has been made to lead
+    here (DNS rebinding). Raises ValueError for what is no network.
     """
 
     def __init__(self, networks: Iterable[str]) -> None:
@@ -90,9 +92,21 @@ class AllowedClients:
         client: str = environ.get("REMOTE_ADDR", "")
         if client not in self._networks:
             return False
-        if not any(key in _FORWARDING or key.startswith("HTTP_X_FORWARDED_") for key in environ):
-            return True
-        return environ.get(PEER_KEY, client) != client and not _parse(client).is_loopback
+        loopback = _parse(client).is_loopback
+        if any(key in _FORWARDING or key.startswith("HTTP_X_FORWARDED_") for key in environ):
+            return environ.get(PEER_KEY, client) != client and not loopback
+        return not loopback or _is_for_this_machine(environ.get("HTTP_HOST", ""))
+
+
+def _is_for_this_machine(host: str) -> bool:
+    name = host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
+    if name.lower() in ("localhost", ""):
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def plain_address(address: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO
 
 import pytest
 
+from rgate import cli
 from rgate.testing import ScriptedBackend, http_response
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +110,30 @@ def test_worker_that_is_killed_is_replaced_and_said_so(running: Running) -> None
     assert "SIGKILL" in read_until(running.process.stderr, f"pid {killed}")
     eventually(lambda: len(running.workers() - {killed}) == 2, "no worker took its place")
     assert [running.get("/hello") for _ in range(20)] == [b"hello"] * 20
+
+
+def test_drain_reaches_every_worker_and_those_that_follow(running: Running) -> None:
+    def is_drained() -> bool:
+        try:
+            running.get("/hello")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code == 503
+        return False
+
+    (backend,) = json.loads(running.get("/-/backends"))["backends"]
+    assert cli.main(["drain", backend["endpoints"][0]["name"], "--url", running.url]) == 0
+    assert [is_drained() for _ in range(20)] == [True] * 20
+    killed = min(running.workers())
+    os.kill(killed, signal.SIGKILL)
+    processes: set[int] = set()
+
+    def both_answer() -> bool:
+        processes.add(json.loads(running.get("/-/live"))["process"])
+        return len(processes - {killed}) == 2
+
+    eventually(both_answer, "no worker took its place")
+    eventually(lambda: all(is_drained() for _ in range(20)), "the new worker does not know what is drained")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -232,7 +232,8 @@ def test_hung_backend_takes_down_its_own_routes_only() -> None:
         for _ in range(50):
             for path in ("/-/live", "/-/ready", "/well"):
                 began = monotonic()
-                assert asking.get(path).status == 200
+                asking.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert asking.response().status == 200
                 slowest = max(slowest, monotonic() - began)
         assert slowest < 1.0, f"one answer took {slowest:.3f} s"
         began = monotonic()

@@ -65,3 +65,18 @@ def test_trusted_machine_that_asks_by_itself_is_admitted() -> None:
 def test_what_is_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="localhost"):
         AllowedClients(["localhost"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "LOCALHOST:8080", "[::1]:8080", "10.1.2.3", ""])
+def test_request_from_loopback_for_this_machine_is_admitted(host: str) -> None:
+    assert LOCAL({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host})
+
+
+@pytest.mark.parametrize("host", ["shop.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"])
+def test_request_from_loopback_for_another_name_is_not_admitted(host: str) -> None:
+    """Of a proxy that passes Host on and nothing of itself; or of a web page whose name leads to 127.0.0.1 by now."""
+    assert LOCAL({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host}) is False
+
+
+def test_name_does_not_matter_for_a_client_of_another_machine() -> None:
+    assert PRIVATE({"REMOTE_ADDR": "10.1.2.3", "HTTP_HOST": "gateway.internal"})
