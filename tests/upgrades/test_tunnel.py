@@ -309,7 +309,8 @@ def test_tunnels_are_idle_by_the_hundred_at_no_threads_cost() -> None:
 
     backend = threading.Thread(target=accept)
     backend.start()
-    with tunnelling(f"http://127.0.0.1:{listener.getsockname()[1]}") as live:
+    few = {"threads": 2, "max_in_flight": 1, "max_slow_clients": 1}
+    with tunnelling(f"http://127.0.0.1:{listener.getsockname()[1]}", **few) as live:
         clients = [RawClient(live.url) for _ in range(count)]
         try:
             for client in clients:
@@ -318,7 +319,7 @@ def test_tunnels_are_idle_by_the_hundred_at_no_threads_cost() -> None:
             eventually(lambda: len(live.server.tunnels) == in_flight(live) == count, "all are open")
             names = [thread.name for thread in threading.enumerate()]
             assert names.count("rgate-tunnels") == 1
-            assert names.count("rgate-worker") < 10 and len(names) < 20, names
+            assert names.count("rgate-worker") <= 4, names
             for at in (0, count // 2, count - 1):
                 clients[at].send(b"%d" % at)
                 assert connections[at].read(len(str(at))) == b"%d" % at
