@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 
 PASSWORD = "tell nobody"
@@ -33,6 +35,22 @@ class Authority:
         pair = Pair(self._folder / f"{self._name}-{len(list(self._folder.iterdir()))}")
         pair.write(b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes())
         return pair
+
+    def revoke(self, *pairs: Pair, days: int = 30) -> str:
+        """A file with a revocation list that names these, and is good for so many days."""
+        key = load_pem_private_key(self._ca.private_key_pem.bytes(), None)
+        issuer = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject
+        now = datetime.now(UTC)
+        made = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - timedelta(days=60))
+        made = made.next_update(now + timedelta(days=days))
+        for pair in pairs:
+            number = x509.load_pem_x509_certificate(Path(pair.certificate).read_bytes()).serial_number
+            made = made.add_revoked_certificate(
+                x509.RevokedCertificateBuilder().serial_number(number).revocation_date(now - timedelta(days=1)).build()
+            )
+        path = self._folder / f"{self._name}-{len(list(self._folder.iterdir()))}.crl"
+        path.write_bytes(made.sign(key, SHA256()).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
+        return str(path)
 
     def client_context(self, pair: Pair | None = None) -> ssl.SSLContext:
         """How a client speaks TLS that believes this authority, and shows `pair` when it is asked."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from ..errors import ConfigProblem
-from ..tls.pem import PemError, load_authorities, load_pair, names_of
-from .models import BackendConfig, CertificateConfig, Config, TLSConfig
+from ..tls.pem import PemError, load_authorities, load_pair, load_revocations, names_of
+from .models import BackendConfig, CertificateConfig, ClientCertificatesConfig, Config, TLSConfig
 
 __all__ = ["check", "pairs"]
 
@@ -22,7 +22,7 @@ def check(config: Config) -> Iterator[ConfigProblem]:
         yield from _listener(tls, config.server.port)
         yield from _certificates(tls)
         if tls.client_certificates is not None:
-            yield from _authorities(tls.client_certificates.ca, ("server", "tls", "client_certificates"))
+            yield from _clients(tls.client_certificates)
     for index, backend in enumerate(config.backends):
         yield from _backend(backend, ("backends", index, "tls"))
 
@@ -67,6 +67,16 @@ def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
             yield ConfigProblem((*path, "certificate"), f"never shown: {first} is for {', '.join(names)} already")
         for name in names:
             taken.setdefault(name, (*path, "certificate"))
+
+
+def _clients(clients: ClientCertificatesConfig) -> Iterator[ConfigProblem]:
+    path: _Path = ("server", "tls", "client_certificates")
+    yield from _authorities(clients.ca, path)
+    if clients.crl is not None:
+        try:
+            load_revocations(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), clients.crl)
+        except PemError as error:
+            yield ConfigProblem((*path, error.option), error.problem)
 
 
 def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:

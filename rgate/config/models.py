@@ -100,9 +100,11 @@ class CertificateConfig(Model):
 
 
 class ClientCertificatesConfig(Model):
-    """`server.tls.client_certificates`: clients show a certificate that one in `ca` has issued, or none if not `require`."""
+    """`server.tls.client_certificates`: clients show a certificate that one in `ca` has issued, or none if not `require`, and
+    none that the lists in `crl` have revoked."""
 
     ca: str
+    crl: str | None = None
     require: bool = True
 
 
@@ -125,7 +127,7 @@ class TLSConfig(Model):
     def files(self) -> tuple[str, ...]:
         """Every file that is named here and in what stands below."""
         files = [self.certificate, self.key, *(file for pair in self.certificates for file in (pair.certificate, pair.key))]
-        files += [self.client_certificates.ca] if self.client_certificates is not None else []
+        files += [self.client_certificates.ca, self.client_certificates.crl] if self.client_certificates is not None else []
         return tuple(file for file in files if file is not None)
 
 

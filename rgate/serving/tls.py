@@ -9,7 +9,7 @@ from time import gmtime, strftime
 from typing import TYPE_CHECKING, Final
 
 from ..config.certificates import pairs
-from ..tls.pem import PemError, end_of, load_authorities, load_pair, names_of
+from ..tls.pem import PemError, end_of, load_authorities, load_pair, load_revocations, names_of
 
 if TYPE_CHECKING:
     from ..config.models import CertificateConfig, TLSConfig
@@ -77,6 +77,8 @@ class ServerTLS:
         clients = self._config.client_certificates
         if clients is not None:
             load_authorities(context, clients.ca)
+            if clients.crl is not None:
+                load_revocations(context, clients.crl)
             context.verify_mode = ssl.CERT_REQUIRED if clients.require else ssl.CERT_OPTIONAL
         return context
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..errors import RgateError
 
-__all__ = ["PemError", "end_of", "load_authorities", "load_pair", "names_of"]
+__all__ = ["PemError", "end_of", "load_authorities", "load_pair", "load_revocations", "names_of"]
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
@@ -17,7 +17,7 @@ _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl mod
 
 
 class PemError(RgateError):
-    """A file cannot be used. `option` is the config key whose value it is: certificate, key, key_password or ca."""
+    """A file cannot be used. `option` is the config key whose value it is: certificate, key, key_password, ca or crl."""
 
     def __init__(self, option: str, problem: str) -> None:
         super().__init__(f"{option}: {problem}")
@@ -73,6 +73,17 @@ def load_authorities(context: ssl.SSLContext, file: str) -> None:
         context.load_verify_locations(cadata=_certificates(text))
     except (ssl.SSLError, ValueError) as error:
         raise PemError("ca", f"{file} is damaged: {getattr(error, 'reason', None) or 'not a valid certificate'}") from None
+
+
+def load_revocations(context: ssl.SSLContext, file: str) -> None:
+    """Let `context` refuse what the revocation lists in a file name, and all of an authority that has none there. Raises PemError."""
+    if b"-----BEGIN X509 CRL-----" not in _read("crl", file):
+        raise PemError("crl", f"{file} holds no revocation list in PEM form (-----BEGIN X509 CRL-----)")
+    try:
+        context.load_verify_locations(cafile=file)
+    except (ssl.SSLError, ValueError) as error:
+        raise PemError("crl", f"{file} is damaged: {getattr(error, 'reason', None) or 'not a revocation list'}") from None
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def names_of(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:

@@ -102,6 +102,9 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
      "certificate serves it"),
     ({"certificate": SHOP.both, "client_certificates": "{ca: /nowhere}"},
      "config.yml:4: server.tls.client_certificates.ca: /nowhere: no such file"),
+    ({"certificate": SHOP.both, "client_certificates": f"{{ca: {TRUSTED.file}, crl: {TRUSTED.file}}}"},
+     f"config.yml:4: server.tls.client_certificates.crl: {TRUSTED.file} holds no revocation list in PEM form "
+     "(-----BEGIN X509 CRL-----)"),
     ({"certificate": SHOP.both, "client_certificates": f"{{ca: {SHOP.key}}}"},
      f"config.yml:4: server.tls.client_certificates.ca: {SHOP.key} holds no certificate in PEM form "
      "(-----BEGIN CERTIFICATE-----)"),

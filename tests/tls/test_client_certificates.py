@@ -62,6 +62,25 @@ def test_client_with_a_certificate_is_told_to_the_backend() -> None:
             assert ";DNS=alice.example" in value and ";Email=alice@example.org" in value
 
 
+def revoking(crl: str) -> dict[str, Any]:
+    return {"tls": {"certificate": SHOP.both, "client_certificates": {"ca": STAFF.file, "crl": crl}}}
+
+
+def test_certificate_that_is_revoked_is_refused_and_no_other() -> None:
+    bob = STAFF.issue("bob.example", common_name="Bob")
+    with serving(echo, **revoking(STAFF.revoke(bob))) as server:
+        with pytest.raises(ssl.SSLError, match=r"(?i)revoked"):
+            ask(SecureClient(server.url, pair=bob))
+        with SecureClient(server.url, pair=ALICE) as client:
+            assert client.get().status == 200
+
+
+@pytest.mark.parametrize("crl", [STAFF.revoke(days=-1), authority("stranger").revoke()], ids=["out of date", "of another"])
+def test_certificate_without_a_list_that_is_good_is_refused(crl: str) -> None:
+    with serving(echo, **revoking(crl)) as server, pytest.raises(ssl.SSLError):
+        ask(SecureClient(server.url, pair=ALICE))
+
+
 @pytest.mark.parametrize("require", [True, False], ids=["required", "optional"])
 def test_certificate_of_a_stranger_is_refused(require: bool) -> None:
     stranger = authority("stranger").issue("alice.example", common_name="Alice")
