@@ -2,21 +2,22 @@
 
     RGATE_CONFIG=config.yml gunicorn --worker-class gthread --threads 32 rgate.wsgi:app
     RGATE_CONFIG=config.yml waitress-serve rgate.wsgi:app
+    RGATE_CONFIG=config.yml granian --interface wsgi --blocking-threads 32 rgate.wsgi:app
 
 RGATE_CONFIG names the config, by default config.yml in the working directory; its section `server` does not count here.
 
 What the other server does not pass on is lost: repeated headers come joined, a header's name with "_" cannot be told from
-one with "-", a client that leaves is noticed only when there is something to send to it, and an early answer of a backend
+one with "-", granian has the path decoded only, a client that leaves is noticed only when there is something to send to it, and an early answer of a backend
 reaches the client only when its upload is complete. rgate's own server has none of that, and is several times as fast.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING
 
 from .config import load
@@ -42,6 +43,7 @@ class HostedGateway:
         self._starting = threading.Lock()
         self._running = ExitStack()
         self._process = 0  # the one in which the gateway runs
+        self._at_exit: Finalize | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._process != os.getpid():
@@ -52,7 +54,8 @@ class HostedGateway:
         with self._starting:
             if self._process != os.getpid():
                 self._running.enter_context(self._gateway.running())
-                atexit.register(self.close)
+                # By multiprocessing, because a process that it has made ends without atexit; any other runs it from there.
+                self._at_exit = Finalize(None, self.close, exitpriority=0)
                 self._process = os.getpid()
 
     def close(self) -> None:
@@ -60,7 +63,8 @@ class HostedGateway:
         with self._starting:
             if self._process == os.getpid():
                 self._process = 0
-                atexit.unregister(self.close)
+                if self._at_exit is not None:
+                    self._at_exit.cancel()
                 self._running.close()
 
 
