@@ -76,7 +76,7 @@ def load_authorities(context: ssl.SSLContext, file: str) -> None:
 
 
 def load_revocations(context: ssl.SSLContext, file: str) -> None:
-    """Let `context` refuse what the revocation lists in a file name, and all of an authority that has none there. Raises PemError."""
+    """Let `context` refuse what the lists in a file revoke, and all of an authority that has no list there. Raises PemError."""
     if b"-----BEGIN X509 CRL-----" not in _read("crl", file):
         raise PemError("crl", f"{file} holds no revocation list in PEM form (-----BEGIN X509 CRL-----)")
     try:
