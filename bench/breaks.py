@@ -7,9 +7,11 @@ but good ones that requests may have meanwhile, as Outcome words them; most expl
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +34,8 @@ PATH = "/api/orders"
 DATABASE_MEGABYTES = 8
 UP_SECONDS = 20.0
 END_SECONDS = 30.0
+_SUCCESSOR = re.compile(r"process (\d+) is starting, to take over")
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class World:
@@ -46,10 +50,12 @@ class World:
         self._folder = folder
         self._config = folder / "config.yml"
         self._mounted = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._main = 0
+        self._code: int | None = None
 
     def start(self) -> None:
         """Start all of it. Raises OSError when the gateway does not come up."""
+        _adopt_orphans()
         self.database.parent.mkdir()
         options = ["-t", "tmpfs", "-o", f"size={DATABASE_MEGABYTES}m", "rgate-chaos", str(self.database.parent)]
         self._mounted = os.geteuid() == 0 and subprocess.run(["mount", *options], stderr=subprocess.DEVNULL).returncode == 0
@@ -58,10 +64,11 @@ class World:
         self.write_config()
         with self.log.open("wb") as log:
             command = [sys.executable, str(ROOT / "rgate.py"), "--port", str(self.port), "--config", str(self._config)]
-            self._process = subprocess.Popen(command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            files = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+            self._main = os.posix_spawn(sys.executable, command, os.environ, file_actions=files)
         until = time.monotonic() + UP_SECONDS
         while " listening on " not in self.log.read_text():
-            if time.monotonic() > until or self._process.poll() is not None:
+            if time.monotonic() > until or not self.running:
                 raise OSError(f"the gateway does not come up:\n{self.log.read_text()}")
             time.sleep(0.02)
 
@@ -72,40 +79,57 @@ class World:
 
     def stop(self) -> int | None:
         """End the gateway; its exit code, or None when it had to be killed."""
-        if self._process is None:
-            return None
         self.signal(signal.SIGTERM)
-        try:
-            return self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid in self.workers():
+        code = self._wait(END_SECONDS)
+        if code is None:
+            for pid in (*self.workers(), self._main):
                 os.kill(pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.wait()
-            return None
+            self._wait(END_SECONDS)
+        return code
+
+    def upgrade(self) -> Iterator[None]:
+        """Have the gateway start its successor; yields meanwhile, and returns when there is only that one."""
+        told = len(self.log.read_text())
+        self.signal(signal.SIGUSR2)
+        found = None
+        until = time.monotonic() + END_SECONDS
+        while found is None and time.monotonic() < until:
+            time.sleep(0.02)
+            found = _SUCCESSOR.search(self.log.read_text(), told)
+        yield
+        if found is not None and self._wait(END_SECONDS) is not None:
+            self._main, self._code = int(found[1]), None
 
     def close(self) -> None:
         """Take everything away."""
-        self.stop()
+        if self._main:
+            self.stop()
         self.endpoints.stop()
         if self._mounted:
             subprocess.run(["umount", "--lazy", str(self.database.parent)], check=False)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the gateway, if it still runs."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
+        if self.running:
+            os.kill(self._main, number)
 
     @property
     def running(self) -> bool:
         """Whether the gateway has not ended."""
-        return self._process is not None and self._process.poll() is None
+        if self._code is None:
+            pid, status = os.waitpid(self._main, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code is None
+
+    def _wait(self, seconds: float) -> int | None:
+        until = time.monotonic() + seconds
+        while self.running and time.monotonic() < until:
+            time.sleep(0.02)
+        return self._code
 
     def workers(self) -> list[int]:
         """The pids of its workers."""
-        assert self._process is not None
-        main = self._process.pid
-        return [int(pid) for pid in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+        return [int(pid) for pid in Path(f"/proc/{self._main}/task/{self._main}/children").read_text().split()]
 
     def write_config(self, **more: Any) -> None:
         """Write a good config, in the place of the one there is."""
@@ -133,6 +157,11 @@ class World:
             where = ["-keyout", str(self._folder / "key.pem"), "-out", str(self._folder / "certificate.pem")]
             how = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x"]
             subprocess.run(["openssl", "req", *how, *where], check=True, stderr=subprocess.DEVNULL)
+
+
+def _adopt_orphans() -> None:
+    # A gateway that has taken over is the child of one that has ended; this way it becomes ours, and its end can be seen.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 Running: TypeAlias = Callable[[World, random.Random], Iterator[None]]
@@ -218,6 +247,11 @@ def worker_hangs(world: World, chance: random.Random) -> Iterator[None]:
     yield
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
+
+
+@_break()
+def gateway_upgraded(world: World, chance: random.Random) -> Iterator[None]:
+    yield from world.upgrade()
 
 
 @_break()
