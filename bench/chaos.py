@@ -135,10 +135,10 @@ def _run(world: World, options: argparse.Namespace) -> int:
     lines, unexplained = account(clients.outcomes, happened)
     print("\n".join(["", f"seed {options.seed}, {time.monotonic() - began:.0f} s", *lines]))
     log = world.log.read_text(errors="replace")
-    if "Traceback" in log or code != 0:
-        print(f"the gateway ended with {code}; the end of its log:\n{log[-4_000:]}")
-        return 1
-    return 1 if unexplained else 0
+    good = code == 0 and not unexplained and "Traceback" not in log
+    if not good:
+        print(f"the gateway ended with {code}; the end of its log:\n{log[-8_000:]}")
+    return 0 if good else 1
 
 
 def _break(world: World, step: Step, chance: random.Random) -> Happened:

@@ -375,8 +375,8 @@ class Connection:
             self._sock.shutdown(socket.SHUT_RD)
 
     def end_after_response(self) -> None:
-        """Let the response that is under way be the last one; it says so if its head is not out yet."""
-        self._response.keep_alive = False
+        """Let the response that is under way be the last one, if its head, which says so, is not out yet."""
+        self._response.ending = True
 
     def cut(self) -> None:
         """End it although a thread may work for it. Called by the server at its very end."""

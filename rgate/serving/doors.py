@@ -120,6 +120,8 @@ class Doors:
             except BlockingIOError:
                 return False
             except OSError as error:
+                if error.errno == errno.EBADF:  # closed by another thread meanwhile
+                    return False
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     _log.error("cannot accept connections at present: %s", error.strerror)
                     self.shut()

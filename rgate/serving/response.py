@@ -146,6 +146,7 @@ class ResponseStream:
     What it sends on the socket goes out whole, or OSError is raised. After run(), `keep_alive` says whether another
     request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole. With
     `protocol` set while the app runs, a 101 may be its answer; then `switched` says that the client has it.
+    Once `ending` is set, by whatever thread, every head says that no other request may follow; one that is out holds.
     """
 
     __slots__ = (
@@ -160,6 +161,7 @@ class ResponseStream:
         "_sock",
         "_status",
         "cut",
+        "ending",
         "keep_alive",
         "protocol",
         "switched",
@@ -172,7 +174,7 @@ class ResponseStream:
         self._send = sock.sendall
         self._status: str | None = None
         self._headers: Iterable[tuple[str, str]] = ()
-        self._head_sent = self._chunked = self.cut = self.keep_alive = self.switched = False
+        self._head_sent = self._chunked = self.cut = self.keep_alive = self.switched = self.ending = False
         self._has_body = True
         self.protocol = ""
         self._minor = 1
@@ -265,7 +267,7 @@ class ResponseStream:
 
     def _send_whole(self, block: bytes) -> None:
         size = len(block)
-        usual = self._minor and self.keep_alive and self._has_body and self.unread is None and self._status is not None
+        usual = self.keep_alive and not self.ending and self._minor and self._has_body and self.unread is None and self._status
         if usual:
             headers = tuple(self._headers)
             known = self._heads.known_heads.get((self._status, headers))  # type: ignore[arg-type]
@@ -312,7 +314,7 @@ class ResponseStream:
             self._head_sent = self.switched = True
             return head
         lines, length, close = self._heads.write(status, self._headers)
-        if close or (self.unread is not None and self.unread()):
+        if close or self.ending or (self.unread is not None and self.unread()):
             self.keep_alive = False
         if status[:3] in _BODILESS:
             self._has_body = False

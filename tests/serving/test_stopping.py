@@ -111,6 +111,33 @@ def test_stop_answers_a_request_that_is_still_coming(running: Callable[..., tupl
     assert not thread.is_alive()
 
 
+def test_stop_keeps_a_connection_whose_response_has_promised_that_it_stays(
+    running: Callable[..., tuple[Server, threading.Thread]],
+) -> None:
+    go_on = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        yield b"o"
+        passed(go_on)
+        yield b"k"
+
+    server, thread = running(app, idle_drain_seconds=8)
+    with RawClient(server.url) as client:
+        client.send(get("/"))
+        (connection,) = eventually(lambda: [each for each in server._connections.values() if each._response.began])
+        server.stop()
+        eventually(lambda: connection._response.ending)
+        go_on.set()
+        first = client.response()
+        assert (first.body, first.value("Connection")) == (b"ok", None)
+        client.send(get("/"))
+        second = client.response()
+        assert (second.body, second.value("Connection")) == (b"ok", "close")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_stop_does_not_wait_longer_than_its_deadlines_for_a_head(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
     server, thread = running(make_gateway({}), head_seconds=0.05, drain_seconds=60)
     with RawClient(server.url) as client:
