@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -46,6 +47,7 @@ class Doors:
         self._take_in = take_in
         self._write_seconds = write_seconds
         self._doors: dict[int, tuple[socket.socket, type[Connection]]] = {}
+        self._inside: set[int] = set()
         self._open_again = 0.0
         self._looked = False
 
@@ -56,9 +58,19 @@ class Doors:
 
     def knock(self, fd: int) -> None:
         """Take in whoever waits at the door of this number, if there is one."""
-        door = self._doors.get(fd)
-        if door is not None:
-            self._accept(*door)
+        thread = get_ident()
+        self._inside.add(thread)  # first this: afterwards nobody finds a door that is closed meanwhile
+        try:
+            door = self._doors.get(fd)
+            if door is not None:
+                self._accept(*door)
+        finally:
+            self._inside.discard(thread)
+
+    @property
+    def taking_in(self) -> bool:
+        """Whether a thread may be about to take somebody in. Once False with all closed it stays so."""
+        return bool(self._inside)
 
     def open(self) -> None:
         """Wait for connections from now on."""

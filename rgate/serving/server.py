@@ -356,7 +356,8 @@ class Server(BaseWSGIServer):
                 if connection.busy:
                     connection.end_after_response()
             self._expire_connections(no_more_idle=passed >= self._idle_drain_seconds)
-            if (closed and not self._connections) or passed >= self.config.drain_seconds:
+            over = closed and not self._doors.taking_in and not self._connections  # in this order
+            if over or passed >= self.config.drain_seconds:
                 break
             pause.wait(BUSY_TICK_SECONDS)
         if cut := sum(not connection.leaving for connection in list(self._connections.values())):
