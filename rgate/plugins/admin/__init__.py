@@ -32,11 +32,11 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("admin") or AdminOptions()
+    allowed = AllowedClients(LOOPBACK if options.allow is None else options.allow)
     public = options.probes == "public"
     if options.listen is None:
-        allowed = AllowedClients(LOOPBACK if options.allow is None else options.allow)
         return site(gateway, options.stale_seconds, allowed, public_probes=public)
-    return probes(gateway, options.stale_seconds, AllowedClients(()), everybody) if public else {}
+    return probes(gateway, options.stale_seconds, allowed, everybody if public else allowed)
 
 
 @hookimpl

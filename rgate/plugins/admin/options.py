@@ -18,8 +18,8 @@ LOOPBACK = ("127.0.0.0/8", "::1")
 class AdminOptions(BaseModel):
     """Where the admin pages are answered, and to whom.
 
-    address        "127.0.0.1:9901" or "[::1]:9901": they are answered there, as are `/stats` and all other local routes, and
-                   no longer on the port of the gateway. Default None
+    address        "127.0.0.1:9901" or "[::1]:9901": they are answered there, as are `/stats` and all other local routes; on the
+                   port of the gateway only `/-/live` and `/-/ready` stay. Default None
     allow          networks whose machines get an answer; [] is nobody. Default None: loopback ("127.0.0.0/8", "::1"), or at an
                    address of their own whoever reaches it
     probes         "allowed": `/-/live` and `/-/ready` are like the others. "public": on the port of the gateway everybody gets

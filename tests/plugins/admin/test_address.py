@@ -36,7 +36,7 @@ def asked(gateway: Gateway, path: str, *headers: str) -> RawResponse:
 
 def test_pages_at_an_address_of_their_own_are_nowhere_else() -> None:
     with running_gateway(config(), {"orders": answering(b"hello")}) as gateway:
-        for path in ("/-/live", "/-/ready", "/-/backends", "/-/drain"):
+        for path in ("/-/backends", "/-/drain", "/-/config"):
             assert asked(gateway, path).status == 200
             assert_fault(client(gateway).get(path), 404, "no_route")
         nowhere = asked(gateway, "/orders")
@@ -67,9 +67,17 @@ def test_address_answers_whoever_reaches_it_unless_allow_says_otherwise() -> Non
         assert asked(gateway, "/-/config").status == asked(gateway, "/numbers").status == 404
 
 
-def test_public_probes_stay_on_the_port_of_the_gateway() -> None:
+def test_probes_stay_on_the_port_of_the_gateway_for_this_machine() -> None:
+    """A container's health check asks there."""
+    with running_gateway(config()) as gateway:
+        for path in ("/-/live", "/-/ready"):
+            assert asked(gateway, path).status == client(gateway).get(path).status_code == 200
+            assert_fault(client(gateway).get(path, environ_base={"REMOTE_ADDR": "192.0.2.7"}), 404, "no_route")
+
+
+def test_public_probes_are_for_everybody_on_the_port_of_the_gateway_only() -> None:
     with running_gateway(config(probes="public")) as gateway:
-        assert client(gateway).get("/-/ready").json == {"ready": True}
+        assert client(gateway).get("/-/ready", environ_base={"REMOTE_ADDR": "192.0.2.7"}).json == {"ready": True}
         assert_fault(client(gateway).get("/-/config"), 404, "no_route")
         assert "notices" in json.loads(asked(gateway, "/-/ready").body)
 
