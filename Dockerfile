@@ -30,6 +30,7 @@ VOLUME /var/lib/rgate
 WORKDIR /var/lib/rgate
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/opt/rgate/bin/rgate", "healthcheck", "--config", "/etc/rgate/config.yml"]
+# At port 8080, as CMD has it, in TLS or not. Without --config, which would import the gateway every ten seconds.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/opt/rgate/bin/rgate", "healthcheck"]
 ENTRYPOINT ["/opt/rgate/bin/rgate"]
 CMD ["--host", "0.0.0.0", "--port", "8080", "--config", "/etc/rgate/config.yml"]
