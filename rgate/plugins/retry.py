@@ -63,8 +63,12 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
+    budgets: dict[str, float] = gateway.keep("retry", None, dict)
+    for name in budgets.keys() - {route.name for route in gateway.routes}:
+        del budgets[name]
+
     def wrap(app: WSGIApplication, options: RetryOptions | None) -> WSGIApplication:
-        return Retry(app, options or RetryOptions())
+        return Retry(app, options or RetryOptions(), budgets)
 
     return Middleware("retry", wrap, edits_environ=False)
 
@@ -72,20 +76,23 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 class Retry:
     """The middleware of one route, with the budget of that route.
 
-    The budget is counted without a lock: two threads that count at the same moment may lose a fraction of a retry.
+    The budget is counted without a lock: two threads that count at the same moment may lose a fraction of a retry. What is
+    left of it, where something is missing, stands in `budgets` by route, for the one that takes this one's place.
     """
 
-    __slots__ = ("_app", "_attempts", "_budget", "_share")
+    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_share")
 
-    def __init__(self, app: WSGIApplication, options: RetryOptions) -> None:
+    def __init__(self, app: WSGIApplication, options: RetryOptions, budgets: dict[str, float] | None = None) -> None:
         self._app = app
-        self._attempts = options.attempts
         self._share = options.budget_percent / 100
-        self._budget = SAVED_RETRIES if self._share else 0.0
+        self._attempts = options.attempts if self._share else 1
+        self._budget = SAVED_RETRIES
+        self._budgets = {} if budgets is None else budgets
+        self._is_own = False  # whether it is known what was left before
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._budget < SAVED_RETRIES:
-            self._budget += self._share
+            self._set(Exchange.of(environ), self._budget + self._share)
         try:
             return self._app(environ, start_response)
         except GatewayError as error:
@@ -93,12 +100,15 @@ class Retry:
 
     def _again(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
         exchange = Exchange.of(environ)
+        if not self._is_own:
+            self._is_own = True
+            self._budget = min(self._budget, self._budgets.get(_route(exchange), SAVED_RETRIES))
         while exchange.attempts < self._attempts and self._budget >= 1 and _can_be_sent_again(environ, error):
             failed = exchange.endpoint
             others = tuple(endpoint for endpoint in exchange.candidates if endpoint is not failed)
             if not others:
                 break
-            self._budget -= 1
+            self._set(exchange, self._budget - 1)
             _log.debug("%s: %s; once more on another endpoint", exchange.id, error)
             exchange.candidates = others
             if isinstance(environ["wsgi.input"], BytesIO):
@@ -108,6 +118,13 @@ class Retry:
             except GatewayError as next_error:
                 error = next_error
         raise error
+
+    def _set(self, exchange: Exchange, budget: float) -> None:
+        self._budget = self._budgets[_route(exchange)] = budget
+
+
+def _route(exchange: Exchange) -> str:
+    return exchange.route.name if exchange.route is not None else ""
 
 
 def _can_be_sent_again(environ: WSGIEnvironment, error: GatewayError) -> bool:

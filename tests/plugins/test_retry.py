@@ -141,6 +141,28 @@ def test_budget_lets_a_share_of_requests_be_sent_again() -> None:
     assert 200 <= answered <= 212, f"{answered} of 1,000 were sent again: a fifth, and ten that were saved up"
 
 
+def test_budget_that_is_spent_is_not_there_again_in_the_next_gateway() -> None:
+    budgets: dict[str, float] = {}
+
+    def again(retry: Retry) -> bool:
+        environ = make_environ("/", make_exchange(candidates=(BAD, GOOD)))
+        try:
+            return bool(retry(environ, lambda *_: io.BytesIO().write))
+        except Refused:
+            return False
+
+    attempts, options = Attempts(Refused()), RetryOptions(budget_percent=1)
+    before = Retry(attempts, options, budgets)
+    assert sum(again(before) for _ in range(20)) == 10
+    after = Retry(attempts, options, budgets)
+    assert not again(after)
+    attempts.failing.clear()
+    for _ in range(100):
+        again(after)
+    attempts.failing.add("bad")
+    assert again(Retry(attempts, options, budgets)), "a hundred good requests have earned one"
+
+
 def test_budget_of_nothing_sends_nothing_again() -> None:
     attempts = Attempts(Refused())
     with pytest.raises(Refused):
