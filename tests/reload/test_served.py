@@ -18,9 +18,11 @@ from rgate.reload.succession import Succession
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
+from ..certificates import authority
 from ..raw_client import RawClient
 from ..serving.live import serving
 from ..tls.live import SecureClient
+from ..tls.test_backends import SecureBackend
 from ..waiting import eventually, passed
 
 
@@ -212,3 +214,32 @@ def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(served: Ser
         server.stop()
         eventually(lambda: not server._connections, "the connections end")
         succession.close()
+
+
+def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tmp_path: Path) -> None:
+    """The file stays where it is; what is in it is another authority's."""
+    ours, theirs = authority(), authority("theirs")
+    with SecureBackend(ours.issue("127.0.0.1")) as backend:
+        served = Served(tmp_path, backend.url)
+        ca = tmp_path / "ca.pem"
+        served.config["backends"][0]["tls"] = {"ca": str(ca)}
+        served.write()
+        ca.write_bytes(Path(theirs.file).read_bytes())
+        gateway = served.source.compose()
+        with serving(gateway) as server:
+            succession = served.start(server, gateway)
+            assert get(served, "/a") == 502
+            ca.write_bytes(Path(ours.file).read_bytes())
+            assert succession.reload() == ""
+            assert get(served, "/a") == 200
+            backend_of = succession.gateway.backends["one"]
+            assert succession.reload() == ""
+            assert succession.gateway.backends["one"] is backend_of, "what is equal is the same"
+            assert get(served, "/a") == 200
+            assert len(backend.connections) == 2, "one that was refused, and then the same one"
+            ca.write_text("nothing")
+            assert "ca.pem holds no certificate in PEM form" in succession.reload()
+            assert get(served, "/a") == 200
+            server.stop()
+            eventually(lambda: not server._connections, "the connections end")
+            succession.close()
