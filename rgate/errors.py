@@ -119,7 +119,8 @@ class PluginError(RgateError):
 class GatewayError(RgateError):
     """A fault the gateway answers for: base of all that may be raised inside the `faults` middleware.
 
-    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header, `location` Location.
+    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header, `location` Location; `headers`
+    are more of them, such as WWW-Authenticate.
     """
 
     status: int = 500
@@ -127,6 +128,7 @@ class GatewayError(RgateError):
     message: str = "The gateway failed."
     retry_after_seconds: int | None = None
     location: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     content_type: str | None = None
 
     def __init__(self, detail: str = "") -> None:

@@ -216,7 +216,7 @@ def _last_resort(exchange: Exchange, error: BaseException, start_response: Start
     exchange.error = exchange.error or fault
     body = fault.json(exchange.id)
     phrase = HTTPStatus(fault.status).phrase if fault.status in HTTPStatus._value2member_map_ else "Unknown"
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *fault.headers]
     begun = exchange.status
     try:
         start_response(f"{fault.status} {phrase}", headers, sys.exc_info() if begun else None)

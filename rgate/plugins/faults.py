@@ -4,10 +4,10 @@ A GatewayError becomes its own status and, in the one shape of all answers that 
 
     {"status_code": 503, "body": "The service is not available.", "reason": "refused", "request_id": "6f0c…-1a"}
 
-with Retry-After or Location when the fault has one, and `Cache-Control: no-store` unless it is the config's default_response.
-Every other exception is a bug, in a plugin or in rgate: the client gets a 500 that says nothing about the inside, the
-log gets the traceback. Plugins give another answer with the hook `rgate_fault_response`; this one is given when none does,
-or when the one that does fails itself.
+with Retry-After, Location and other headers when the fault has some, and `Cache-Control: no-store` unless it is the config's
+default_response. Every other exception is a bug, in a plugin or in rgate: the client gets a 500 that says nothing about the
+inside, the log gets the traceback. Plugins give another answer with the hook `rgate_fault_response`; this one is given when
+none does, or when the one that does fails itself.
 
 An exception after the response has begun is handed to the server with the answer (PEP 3333, `exc_info`); once the head
 has left, the server raises it again and cuts the connection.
@@ -42,7 +42,8 @@ __all__ = ["answer"]
 _log = logging.getLogger("rgate.faults")
 _REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _QUIET = (RequestError, NoRoute, Unavailable)
-"""Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request."""
+"""Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request. So is all
+that has a status below 500."""
 
 
 def answer(exchange: Exchange, error: GatewayError) -> WSGIApplication:
@@ -56,6 +57,7 @@ def answer(exchange: Exchange, error: GatewayError) -> WSGIApplication:
             headers.append(("Retry-After", str(error.retry_after_seconds)))
         if error.location is not None:
             headers.append(("Location", error.location))
+        headers += error.headers
         if not isinstance(error, NoRoute):
             headers.append(("Cache-Control", "no-store"))
         if status in (204, 205, 304):
@@ -86,7 +88,8 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         exchange = Exchange.of(environ)
         exchange.error = fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
         if fault is error:
-            _log.log(logging.DEBUG if isinstance(fault, _QUIET) else logging.WARNING, "%s: %s", exchange.id, fault)
+            quiet = fault.status < 500 or isinstance(fault, _QUIET)
+            _log.log(logging.DEBUG if quiet else logging.WARNING, "%s: %s", exchange.id, fault)
         else:
             registry.report_failure(exchange, error)
         try:

@@ -19,16 +19,20 @@ import pytest
 from rgate.testing import ScriptedBackend, http_response
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "rgate-request-id"
+EXAMPLES = ROOT / "examples"
 PATIENCE_SECONDS = 30
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed("rgate-request-id", tmp_path_factory.mktemp("example"))
+
+
+def installed(example: str, folder: Path) -> Path:
     """A folder with nothing in it but the installed plugin."""
-    folder = tmp_path_factory.mktemp("example")
-    source = shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    source = shutil.copytree(EXAMPLES / example, folder / "source", ignore=ignored)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "site"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -133,7 +137,7 @@ def test_config_with_a_wrong_option_of_the_plugin_is_refused_with_its_line(site:
 
 
 def test_plugins_own_tests_pass(site: Path, tmp_path: Path) -> None:
-    tests = shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    tests = shutil.copytree(EXAMPLES / "rgate-request-id" / "tests", tmp_path / "tests")
     assert " passed" in output(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)], site, tmp_path)
 
 

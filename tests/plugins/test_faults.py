@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 import pytest
 
 import rgate
-from rgate import Exchange, GatewayError, InternalFault, NoRoute, Overloaded, Refused, hookimpl
+from rgate import Exchange, Gateway, GatewayError, InternalFault, Middleware, NoRoute, Overloaded, Refused, hookimpl
 from rgate.plugins import faults
 from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
 
@@ -37,6 +37,7 @@ TABLE = [
     (rgate.NotTLS, 400, "not_tls"),
     (rgate.HTTPSOnly, 308, "https_only"),
     (rgate.RequestTimeout, 408, "request_timeout"),
+    (rgate.MethodNotAllowed, 405, "method_not_allowed"),
     (rgate.LengthRequired, 411, "length_required"),
     (rgate.BodyTooLarge, 413, "body_too_large"),
     (rgate.TargetTooLong, 414, "target_too_long"),
@@ -261,3 +262,30 @@ def test_gateway_replaced_by_another_fault_page() -> None:
 def test_location_of_a_fault_is_a_header() -> None:
     response = client(guarded(raising(rgate.HTTPSOnly("https://shop.example/x?y"))), make_exchange()).get("/")
     assert (response.status_code, response.headers["Location"]) == (308, "https://shop.example/x?y")
+
+
+def test_fault_of_a_plugin_has_the_headers_that_it_says_and_is_no_news_below_500(caplog: pytest.LogCaptureFixture) -> None:
+    class Unauthorized(GatewayError):
+        status = 401
+        reason = "unauthorized"
+        headers = (("WWW-Authenticate", "Bearer"),)
+
+    class Refusing:
+        @hookimpl
+        def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+            def wrap(app: Any, options: object) -> Any:
+                def refuse(environ: Any, start_response: Any) -> Any:
+                    raise Unauthorized("no token")
+
+                return refuse
+
+            return Middleware("auth", wrap)
+
+    caplog.set_level(logging.DEBUG, "rgate.faults")
+    for disabled in (["faults"], []):  # what answers then is the core itself
+        config = {"plugins": {"disable": disabled}}
+        with running_gateway(config, {"orders": answering(b"x")}, {"auth": Refusing()}) as gateway:
+            response = client(gateway).get("/orders")
+        assert_fault(response, 401, "unauthorized")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert caplog.records[-1].levelname == "DEBUG"
