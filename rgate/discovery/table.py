@@ -55,7 +55,8 @@ class EndpointTable:
         self._callbacks: list[Callable[[Sequence[Change]], object]] = []
         self._swap_callbacks: list[Callable[[Snapshot], object]] = []
         self._before = before
-        self._next: EndpointTable | None = None
+        self._replaced = False
+        self._line: list[EndpointTable] = before._line if before else [self]  # shared; so nobody holds those between
         self._threads: dict[str, tuple[threading.Event, list[threading.Thread]]] = {}
         self._loops: dict[str, SourceLoop] = {}
         self._shared: set[str] = set()
@@ -106,7 +107,7 @@ class EndpointTable:
     @property
     def in_force(self) -> bool:
         """Whether requests are led by this table: not before take_over(), when there was one before, and not after another's."""
-        return self._before is None and self._next is None
+        return self._before is None and not self._replaced
 
     def take_over(self, before: EndpointTable) -> None:
         """Be the table in force: what goes on of `before` tells this one from now on. `before` keeps its snapshot.
@@ -114,7 +115,7 @@ class EndpointTable:
         Until then this one tells nobody of changes; now it tells of what is another way than in `before`.
         """
         with self._publishing:
-            before._next, self._before = self, None
+            before._replaced, self._before, self._line[0] = True, None, self
             for name in self._shared:
                 self._loops[name].tell(self._accept, self._reject)
                 if name in before._threads:
@@ -193,11 +194,9 @@ class EndpointTable:
             self._in_charge_of(name)._not_listed(name, error)
 
     def _in_charge_of(self, name: str) -> EndpointTable:
-        """The newest table that goes on with this source: a list may have been under way while this one was replaced."""
-        table = self
-        while table._next is not None and name in table._next._shared:
-            table = table._next
-        return table
+        """The table in force, if this one's source goes on there: a list may have been under way while this one was replaced."""
+        newest = self._line[0]
+        return newest if self._replaced and newest._loops.get(name) is self._loops[name] else self
 
     def _listed(self, name: str, instances: tuple[Instance, ...]) -> None:
         before = self.snapshot.sources[name]
@@ -219,9 +218,8 @@ class EndpointTable:
         with self._publishing:
             if not self._asides.say(endpoint, by, aside):
                 return
-            table = self
-            while table._next is not None:  # who speaks of requests in flight may still know this one only
-                table = table._next
+            # Who speaks of requests in flight may still know this one only.
+            table = self._line[0] if self._replaced else self
             table._swap(replace(table.snapshot, endpoints=table.snapshot.found, set_aside=NOTHING))
 
     def _publish(self, state: SourceState, replaced: SourceState) -> None:
