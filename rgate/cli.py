@@ -297,6 +297,9 @@ def demo_(host: str, port: int, docker: bool) -> None:
     log_to_stderr("info")
     update = {"host": host, "port": port}
     with demo.backends(docker) as (registry, hints, at_once):
-        config = load(demo.CONFIG, registry)
-        config = config.model_copy(update={"server": config.server.model_copy(update=update)})
-        serve(build(config, registry), Console(), hints, at_once)
+        source = ConfigFile(
+            str(demo.CONFIG),
+            lambda config, _: config.model_copy(update={"server": config.server.model_copy(update=update)}),
+            registry,
+        )
+        serve(source.compose(), Console(), hints, at_once, source)

@@ -38,7 +38,7 @@ START_SECONDS = 10.0
 END_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 
-Demo: TypeAlias = "tuple[Registry, Sequence[str], Callable[[], object]]"
+Demo: TypeAlias = "tuple[Callable[[], Registry], Sequence[str], Callable[[], object]]"
 
 
 class NoDemo(RgateError):
@@ -52,7 +52,7 @@ def labels_of(service: str) -> dict[str, str]:
 
 @contextmanager
 def backends(docker: bool) -> Iterator[Demo]:
-    """The backends, running while inside: the registry to load CONFIG with, hints for `serve`, and what ends them at once.
+    """The backends, running while inside: what makes a registry to load CONFIG with, hints for `serve`, what ends them at once.
 
     Raises NoDemo.
     """
@@ -172,8 +172,13 @@ def _processes() -> Iterator[Demo]:
             for number in range(1, count + 1):
                 processes.append(LocalProcess(service, f"{service}-{number}"))
                 ending.callback(processes[-1].end)
-        registry = _DemoRegistry()
-        registry.register("local_processes", LocalProcesses(processes))
+        found = LocalProcesses(processes)
+
+        def registry() -> Registry:
+            made = _DemoRegistry()
+            made.register("local_processes", found)
+            return made
+
         orders = " ".join(str(process.pid) for process in processes if process.labels == labels_of("orders"))
 
         def at_once() -> None:
@@ -192,7 +197,7 @@ def _containers() -> Iterator[Demo]:
     try:
         if subprocess.run([*compose, "up", "--build", "--detach"], stdin=subprocess.DEVNULL).returncode:
             raise NoDemo(f"the containers do not start: see above; the command was: {' '.join(compose)} up --build --detach")
-        yield Registry(), _hints(f"{' '.join(compose)} stop orders"), lambda: None
+        yield Registry, _hints(f"{' '.join(compose)} stop orders"), lambda: None
     finally:
         subprocess.run([*compose, "down", "--timeout", "2"], stdin=subprocess.DEVNULL)
 

@@ -520,9 +520,9 @@ def test_demo_every_curl_line_is_one_that_works(tmp_path: Path, monkeypatch: pyt
 
 
 def test_demo_processes_end_with_the_context() -> None:
-    with demo.backends(docker=False) as (registry, hints, _):
+    with demo.backends(docker=False) as (make_registry, hints, _):
         pids = [int(pid) for hint in hints if "kill" in hint for pid in hint.split()[1:]]
-        assert "local_processes" in registry.names
+        assert "local_processes" in make_registry().names
         assert len(pids) == 2
         for pid in pids:
             os.kill(pid, 0)
@@ -532,10 +532,9 @@ def test_demo_processes_end_with_the_context() -> None:
 
 
 def test_demo_at_once_kills_every_process() -> None:
-    with demo.backends(docker=False) as (registry, _, at_once):
-        (source,) = (
-            source for source in registry.collect("rgate_discovery_sources", config=None) if source.name == "local_processes"
-        )
+    with demo.backends(docker=False) as (make_registry, _, at_once):
+        sources = make_registry().collect("rgate_discovery_sources", config=None)
+        (source,) = (source for source in sources if source.name == "local_processes")
         assert all(instance.address for instance in source.list())
         changed = threading.Event()
         stop = threading.Event()
@@ -588,8 +587,9 @@ def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str = 
 
 def test_demo_with_docker_puts_containers_up_and_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = fake_docker(tmp_path, monkeypatch)
-    with demo.backends(docker=True) as (registry, hints, at_once):
+    with demo.backends(docker=True) as (make_registry, hints, at_once):
         at_once()
+        registry = make_registry()
         registry.activate()
         assert "docker_labels" in registry.names
         assert any("docker compose --file" in hint and hint.endswith("stop orders") for hint in hints)
