@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tomllib
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,12 @@ def test_every_target_has_a_corpus_and_is_described() -> None:
     assert {path.name for path in (FUZZ / "corpus").iterdir()} == set(TARGETS)
     readme = (FUZZ / "README.md").read_text(encoding="utf-8")
     assert [name for name in TARGETS if f"| `{name}` |" not in readme] == []
+
+
+def test_extra_that_the_page_names_is_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "rgate[fuzz]" in (FUZZ / "README.md").read_text(encoding="utf-8")
+    assert any(needed.startswith("atheris") for needed in project["optional-dependencies"]["fuzz"])
 
 
 @pytest.mark.parametrize("name", TARGETS)
