@@ -110,9 +110,7 @@ class Server(BaseWSGIServer):
         if isinstance(self._epoll, ThreadPerConnection):
             self._crew = self._epoll
         else:
-            # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
-            most = 2 * config.threads + config.max_in_flight
-            self._crew = Crew(self._epoll, self._take, config.threads, most, self._held_up)
+            self._crew = Crew(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
         self._lent = own.lent
         kind = SecureConnection if self.tls else Connection
         self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
@@ -170,7 +168,7 @@ class Server(BaseWSGIServer):
         self.requests = self._requests(config)
         self._slow_clients = SlowClients(config.max_slow_clients)
         if isinstance(self._crew, Crew):
-            self._crew.most = config.threads + config.max_in_flight
+            self._crew.most = _most_threads(config)
         self.tls, self.config = tls, config
         self.app = app
         # Whoever has taken the app of before has made the connection busy first.
@@ -374,3 +372,8 @@ class Server(BaseWSGIServer):
         self.server_close()
         if all_ended:
             self._epoll.close()
+
+
+def _most_threads(config: ServerConfig) -> int:
+    # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
+    return 2 * config.threads + config.max_in_flight
