@@ -35,6 +35,7 @@ TABLE = [
     (rgate.TLSFailed, 502, "tls_failed"),
     (rgate.RequestError, 400, "bad_request"),
     (rgate.NotTLS, 400, "not_tls"),
+    (rgate.MethodNotAllowed, 405, "method_not_allowed"),
     (rgate.HTTPSOnly, 308, "https_only"),
     (rgate.RequestTimeout, 408, "request_timeout"),
     (rgate.MethodNotAllowed, 405, "method_not_allowed"),
