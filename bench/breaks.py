@@ -30,7 +30,6 @@ from .machine import free_port
 
 __all__ = ["BREAKS", "Break", "World"]
 
-PATH = "/api/orders"
 DATABASE_MEGABYTES = 8
 UP_SECONDS = 20.0
 END_SECONDS = 30.0
@@ -71,6 +70,11 @@ class World:
             if time.monotonic() > until or not self.running:
                 raise OSError(f"the gateway does not come up:\n{self.log.read_text()}")
             time.sleep(0.02)
+
+    @property
+    def pids(self) -> list[int]:
+        """The gateway's own process, then its workers."""
+        return [self._main, *self.workers()]
 
     @property
     def can_fill_the_disk(self) -> bool:
@@ -137,7 +141,7 @@ class World:
         if self.tls:
             server["tls"] = {name: str(self._folder / f"{name}.pem") for name in ("certificate", "key")}
         config = {
-            "routes": [{"path_prefix": PATH, "backend": "orders"}],
+            "routes": [{"path_prefix": self.endpoints.path, "backend": "orders"}],
             "server": server,
             "plugins": {"stats": {"database": f"sqlite:///{self.database}"}},
             **self.endpoints.config,

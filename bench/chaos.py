@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .breaks import BREAKS, PATH, Break, World
+from .breaks import BREAKS, Break, World
 from .clients import Clients, Outcome, by_answer
 from .endpoints import Containers, Processes
 
@@ -122,7 +122,7 @@ def _run(world: World, options: argparse.Namespace) -> int:
     chance = random.Random(options.seed)
     happened: list[Happened] = []
     began = time.monotonic()
-    with Clients(world.port, PATH, options.per_second, tls=_trusting() if world.tls else None) as clients:
+    with Clients(world.port, world.endpoints.path, options.per_second, tls=_trusting() if world.tls else None) as clients:
         time.sleep(CALM_SECONDS)
         for step in list(plan(chosen, options.seconds, chance)):
             print(f"{time.monotonic() - began:7.2f} s  {step.broken.name} for {step.hold_seconds:.1f} s", flush=True)

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from .gateways import ROOT
+from .backend.bodies import JSON
+from .gateways import PREFIX, ROOT, fill, program
 from .load import connect
 from .machine import free_port
 
-__all__ = ["Containers", "Endpoints", "Processes"]
+__all__ = ["Containers", "Endpoints", "Nginxes", "Processes"]
 
 ORDERS = ROOT / "backends" / "orders"
 UP_SECONDS = 20.0
@@ -25,6 +26,8 @@ class Endpoints(Protocol):
     """Several endpoints of one backend, each known by its number."""
 
     count: int
+    path: str
+    """What they answer to."""
     announced: bool
     """Whether the gateway is told when one ends."""
     config: dict[str, Any]
@@ -44,6 +47,7 @@ class Endpoints(Protocol):
 class Processes:
     """At fixed ports of 127.0.0.1, so nobody tells the gateway when one ends."""
 
+    path = "/api/orders"
     announced = False
 
     def __init__(self, count: int = 3) -> None:
@@ -82,7 +86,7 @@ class Processes:
         self._processes[number].send_signal(signal.SIGCONT)
 
     def start_again(self, number: int) -> None:
-        command = [sys.executable, str(ORDERS / "app.py"), "--port", str(self._ports[number])]
+        command = self._command(number)
         env = {**os.environ, "INSTANCE": f"orders-{number}"}
         quiet = subprocess.DEVNULL
         self._processes[number] = subprocess.Popen(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
@@ -92,13 +96,36 @@ class Processes:
 
     def restore_engine(self) -> None: ...
 
+    def _command(self, number: int) -> list[str]:
+        return [sys.executable, str(ORDERS / "app.py"), "--port", str(self._ports[number])]
+
     def _pick(self, chance: random.Random) -> int:
         return chance.choice(sorted(self._processes))
+
+
+class Nginxes(Processes):
+    """The same with nginx, which has an answer sooner than the gateway has asked."""
+
+    path = PREFIX
+
+    def __init__(self, folder: Path, count: int = 3) -> None:
+        super().__init__(count)
+        self._folder = folder
+
+    def _command(self, number: int) -> list[str]:
+        folder = self._folder / f"nginx-{number}"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+        places = {"port": str(self._ports[number]), "folder": str(folder), "json": JSON.decode()}
+        text = (ROOT / "bench" / "backend" / "nginx.conf").read_text().replace("daemon off;", "daemon off; master_process off;")
+        (folder / "nginx.conf").write_text(fill(text, places))
+        return [program("nginx") or "nginx", "-c", str(folder / "nginx.conf")]
 
 
 class Containers:
     """Found by label, through an address of the engine that can be cut off."""
 
+    path = "/api/orders"
     announced = True
 
     def __init__(self, folder: Path, count: int = 3) -> None:

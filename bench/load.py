@@ -27,8 +27,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Figures:
-    """What wrk has seen. `errors` are answers of 400 and more, and connections that could not be made or broke;
-    `timeouts` are requests that had no answer in two seconds."""
+    """What wrk has seen. `errors` are answers of 400 and more, and connections that could not be made or broke; the latter
+    alone are `lost`. `timeouts` are requests that had no answer in two seconds."""
 
     requests: int
     seconds: float
@@ -36,6 +36,7 @@ class Figures:
     p99_ms: float
     errors: int
     timeouts: int
+    lost: int = 0
 
 
 def wrk(url: str, connections: int, seconds: float, cores: Iterable[int], kind: str = "plain", body_bytes: int = 0) -> Figures:
@@ -59,6 +60,7 @@ def read_figures(output: str, errors: str = "") -> Figures:
         p99_ms=told["p99_us"] / 1e3,
         errors=told["connect"] + told["read"] + told["write"] + told["status"],
         timeouts=told["timeout"],
+        lost=told["connect"] + told["read"] + told["write"],
     )
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Cores", "Process", "description", "foreign_seconds", "free_port", "pinned", "raise_file_limit"]
+__all__ = ["Cores", "Process", "description", "foreign_seconds", "free_port", "held", "pinned", "raise_file_limit"]
 
 WANTED_FILES = 65_536
 STOP_SECONDS = 5.0
@@ -142,6 +142,18 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def held(pids: Iterable[int]) -> dict[str, float]:
+    """What processes hold together: memory, descriptors, threads. One that has ended holds nothing."""
+    told = {"rss_mb": 0.0, "pss_mb": 0.0, "descriptors": 0, "threads": 0}
+    for pid in pids:
+        told["rss_mb"] += _kb(pid, "smaps_rollup", "Rss") / 1024
+        told["pss_mb"] += _kb(pid, "smaps_rollup", "Pss") / 1024
+        told["threads"] += _kb(pid, "status", "Threads")
+        with contextlib.suppress(OSError):
+            told["descriptors"] += len(os.listdir(f"/proc/{pid}/fd"))
+    return told
 
 
 def pin(pid: int, cores: Iterable[int]) -> None:
