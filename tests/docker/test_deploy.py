@@ -19,6 +19,7 @@ from .engine import answers, published_address, wait_until
 ROOT = Path(__file__).parents[2]
 PORT = 8080
 LIMIT_SECONDS = 2.0
+HEALTH_SECONDS = 40.0  # three checks, and what a busy machine takes for them
 
 ASK = """
 import http.client
@@ -113,6 +114,14 @@ def test_deployed_gateway_finds_backends_without_published_ports(deployed: Deplo
     status, body = deployed.get("/api/payment/7")
     assert (status, body["body"]["service_name"]) == (200, "payment")  # type: ignore[index]
     assert deployed.instances() == {str(container.id)[:12] for container in deployed.containers["orders"]}
+
+
+def test_deployed_gateway_is_healthy(deployed: Deployed) -> None:
+    def health() -> str:
+        deployed.gateway.reload()
+        return str(deployed.gateway.health)
+
+    wait_until(lambda: health() == "healthy", "the image's HEALTHCHECK", HEALTH_SECONDS)
 
 
 def test_deployed_gateway_sees_a_stopped_backend_through_the_filter_at_once(deployed: Deployed) -> None:
