@@ -250,13 +250,14 @@ class _Alone(_Serving):
 
     def upgrade(self) -> None:
         """Start the next gateway, and end when it serves. Returns at once."""
-        if self._successor is None and self._begun and not self._stopping:
-            try:
-                self._successor = Successor(self.server.listeners)
-            except RgateError as error:
-                _log.error("no upgrade: %s", error)
-            else:
-                threading.Thread(target=self._upgrade, args=(self._successor,), name="rgate-upgrade", daemon=True).start()
+        if self._stopping or self._successor is not None:
+            return
+        try:
+            self._successor = Successor(self.server.listeners)
+        except RgateError as error:
+            _log.error("no upgrade: %s", error)
+        else:
+            threading.Thread(target=self._upgrade, args=(self._successor,), name="rgate-upgrade", daemon=True).start()
 
     def _upgrade(self, successor: Successor) -> None:
         assert self.console is not None

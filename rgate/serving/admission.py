@@ -58,7 +58,7 @@ class Admission:
             if not self._room and self._looked_at_tick != tick:  # looking at all of them is dear
                 self._looked_at_tick = tick
                 idle = [it for it in list(connections) if it.idle and not it.late and it is not newest]
-                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=self._idle_since):
+                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=self.idle_since):
                     connection.expire()
                     self._room += 1
             if not self._room:
@@ -66,8 +66,8 @@ class Admission:
             self._room -= 1
             return True
 
-    def _idle_since(self, connection: Connection) -> float:
-        """By the server's clock; for one that never brought a request, since it was made."""
+    def idle_since(self, connection: Connection) -> float:
+        """Since when an idle connection is idle, by the server's clock; one without a request yet, since it was made."""
         config = self._config
         unused = connection.remaining == config.max_requests_per_connection
         return connection.deadline - (config.head_seconds if unused else config.keep_alive_seconds)

@@ -93,6 +93,7 @@ class Server(BaseWSGIServer):
         self.now = monotonic()
         self.ticks = 0
         self.draining = False
+        self._drain_began = 0.0
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.condition = condition or Condition()
         self.admission = Admission(config, self.trusted_proxies)
@@ -324,8 +325,8 @@ class Server(BaseWSGIServer):
                 except (OSError, ValueError):  # closed at this moment
                     self.slow_bodies.discard(connection)
 
-    def _expire_connections(self, no_more_idle: bool = False) -> None:
-        """Give up waiting where a deadline has passed, or nothing is waited for."""
+    def _expire_connections(self) -> None:
+        """Give up waiting where a deadline has passed, or at the end, for a request that nothing has come of."""
         for connection in list(self._connections.values()):
             if connection.busy or connection.late:
                 continue
@@ -333,27 +334,31 @@ class Server(BaseWSGIServer):
             if not connection.idle:
                 if due:
                     connection.expire()
-            elif (due or no_more_idle) and not connection.leaving:
+            elif (due or self._idle_for_too_long(connection)) and not connection.leaving:
                 connection.retire()
 
+    def _idle_for_too_long(self, connection: Connection) -> bool:
+        begun = max(self._drain_began, self.admission.idle_since(connection))
+        return self.draining and self.now - begun >= self._idle_drain_seconds
+
     def _drain(self) -> None:
+        self._drain_began = monotonic()
         self.draining = True
         if self._lent:
             self._doors.leave()
         else:
             self._doors.shut()
-        begun = monotonic()
         closed = False
         pause = threading.Event()
         while True:
             self._tick()
             self._beats()
-            passed = self.now - begun
+            passed = self.now - self._drain_began
             closed = closed or self._doors.close_behind_the_last(wait=passed < LAST_HANDSHAKES_SECONDS)
             for connection in list(self._connections.values()):
                 if connection.busy:
                     connection.end_after_response()
-            self._expire_connections(no_more_idle=passed >= self._idle_drain_seconds)
+            self._expire_connections()
             over = closed and not self._doors.taking_in and not self._connections  # in this order
             if over or passed >= self.config.drain_seconds:
                 break

@@ -337,8 +337,10 @@ class Supervisor:
 
     def _upgrade(self) -> None:
         """Start the next gateway when that is wanted; it may take its time, but not for ever."""
-        wanted, self._upgrade_wanted = self._upgrade_wanted, False
-        if self._successor is None and wanted and self._all_up:
+        wanted = self._upgrade_wanted and self._all_up
+        if wanted:
+            self._upgrade_wanted = False
+        if wanted and self._successor is None:
             try:
                 self._successor = successor = Successor(self._listeners)
             except RgateError as error:

@@ -149,6 +149,16 @@ class Traffic:
             client.close()
 
 
+@contextmanager
+def service_manager(tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
+    """Where gateways with this environment tell systemd something."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE_SECONDS)
+        yield manager, {"NOTIFY_SOCKET": path}
+
+
 def listening_socket() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.set_inheritable(True)

@@ -13,7 +13,7 @@ import pytest
 from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
-from .processes import rgate
+from .processes import rgate, service_manager
 
 HANGING = """
 import ctypes
@@ -55,11 +55,12 @@ def ask(url: str, path: str) -> None:
 def test_worker_that_hangs_is_replaced(how: str, tmp_path: Path) -> None:
     environ = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     with (
+        service_manager(tmp_path) as (manager, notified),
         ScriptedBackend(http_response(b"hello")) as backend,
-        rgate(written(tmp_path, backend), environ=environ) as gateway,
+        rgate(written(tmp_path, backend), environ={**environ, **notified}) as gateway,
     ):
         url = gateway.url()
-        gateway.until("all others")
+        assert manager.recv(100) == b"READY=1", "all workers serve"
         if how.startswith("a plugin"):
             asking = threading.Thread(target=ask, args=(url, "/hello/hang"))
             asking.start()

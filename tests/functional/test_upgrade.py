@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
 from ..waiting import eventually
-from .processes import Traffic, listening_socket, rgate
+from .processes import Traffic, listening_socket, rgate, service_manager
 
 # What systemd does: the socket as descriptor 3, and for whom it is.
 ACTIVATED = (
@@ -84,13 +83,10 @@ def test_upgrade_that_fails_leaves_the_running_gateway_alone(tmp_path: Path, bac
 def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
     workers: int, tmp_path: Path, backend: ScriptedBackend
 ) -> None:
-    with listening_socket() as listener, closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(30)
-        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with listening_socket() as listener, service_manager(tmp_path) as (manager, environ):
         port = listener.getsockname()[1]
         with RawClient(f"http://127.0.0.1:{port}") as early:
-            early.sock.settimeout(30)
+            early.sock.settimeout(60)
             early.send(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
             config = written(tmp_path, backend, workers)
             fds = {"pass_fds": (listener.fileno(),)}

@@ -333,3 +333,29 @@ def test_retire_serves_those_that_only_it_may_have_been_told_of(
             assert client.response().status == 200
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_stop_keeps_its_word_that_a_connection_goes_on(running: Callable[..., tuple[Server, threading.Thread]]) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "6")])
+        yield b"abc"
+        if environ["PATH_INFO"] == "/slow":
+            begun.set()
+            passed(go_on)
+        yield b"def"
+
+    server, thread = running(app, idle_drain_seconds=5)
+    with RawClient(server.url) as client:
+        client.send(get("/slow"))
+        passed(begun)
+        server.stop()
+        eventually(lambda: server.draining)
+        go_on.set()
+        response = client.response()
+        assert (response.body, response.value("Connection")) == (b"abcdef", None), "its head went out before the stop"
+        response = client.get()
+        assert (response.body, response.value("Connection")) == (b"abcdef", "close")
+    thread.join(10)
+    assert not thread.is_alive()
