@@ -22,8 +22,7 @@
         │   ├── Refused             connection refused
         │   ├── Unreachable         no way to the host, or no such host
         │   ├── ConnectTimeout      no connection in time
-        │   ├── Overloaded          too many requests in flight
-        │   └── BreakerOpen         the endpoint is ejected
+        │   └── Overloaded          too many requests in flight
         ├── ResponseTimeout         connected, but no response in time          504
         ├── BadGateway              a response that is none                     502
         │   ├── UpstreamClosed      closed or reset before a whole head
@@ -49,7 +48,6 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
-    "BreakerOpen",
     "ConfigError",
     "ConfigProblem",
     "ConnectTimeout",
@@ -297,12 +295,6 @@ class Overloaded(Unavailable):
 
     reason = "overloaded"
     message = "The gateway is overloaded."
-
-
-class BreakerOpen(Unavailable):
-    """The endpoint has failed too often and rests."""
-
-    reason = "breaker_open"
 
 
 class ResponseTimeout(GatewayError):
