@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rgate import TLSFailed
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, running_gateway
 
 from ..certificates import PASSWORD, Pair, authority
@@ -304,3 +305,19 @@ def test_goodbye_is_said_when_the_gateway_ends() -> None:
             assert client.get("/0").status == 200
         eventually(lambda: said or backend.failures)
         assert said == [True]
+
+
+def test_probe_speaks_tls_by_the_options_of_the_backend() -> None:
+    with SecureBackend(LEDGER, clients=TRUSTED.file) as backend:
+        certificates = {"ca": TRUSTED.file, "certificate": GATEWAY.both, "server_name": "ledger.internal"}
+        config = {
+            "backends": [
+                {"name": "known", "endpoints": [backend.url], "tls": certificates},
+                {"name": "strange", "endpoints": [backend.url + "/"], "tls": {**certificates, "server_name": "other.internal"}},
+            ]
+        }
+        with running_gateway(config, {}) as gateway:
+            (endpoint,), (strange,) = (gateway.table.snapshot.endpoints[name] for name in ("known", "strange"))
+            assert gateway.probe(endpoint, "/health") == 200
+            with pytest.raises(TLSFailed):
+                gateway.probe(strange)
