@@ -12,7 +12,7 @@ def main() -> int:
     match sys.argv[1:]:
         case ["healthcheck"] | ["healthcheck", "--url", _] as asked:
             # What runs every few seconds does without the command line, which takes a third of a second to import.
-            from .healthcheck import run
+            from .commands.healthcheck import run
 
             return run(*asked[2:])
     from .cli import main as run_command

@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from . import demo, draining, healthcheck, reloading, statistics
-from .asking import NoAnswer
+from . import demo
+from .commands import draining, healthcheck, reloading, statistics
+from .commands.asking import NoAnswer
 from .config import Config, load
 from .console import Console
 from .errors import ConfigError, ConfigProblem, PluginError, RgateError

@@ -17,16 +17,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from .errors import RgateError
-from .inheritance import Inheritance, inherit
+from .handover.inheritance import Inheritance, inherit
+from .handover.signals import ENDING, until_signalled
+from .handover.successor import Successor
+from .handover.systemd import notify, watchdog_wanted
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
 from .reload.succession import NOTICE, Succession, freeze, refusal
 from .serving.listeners import Listeners
 from .serving.server import Server
 from .serving.supervisor import Supervisor
-from .signals import ENDING, until_signalled
-from .successor import Successor
-from .systemd import notify, watchdog_wanted
 from .version import VERSION
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from .sockets import listen
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
-    from ..inheritance import Inheritance
+    from ..handover.inheritance import Inheritance
 
 __all__ = ["CannotListen", "Listeners"]
 

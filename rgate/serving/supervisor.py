@@ -31,8 +31,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..errors import RgateError
+from ..handover.successor import UPGRADE_SECONDS, Successor
 from ..siblings import as_word
-from ..successor import UPGRADE_SECONDS, Successor
 from .listeners import Listeners
 from .questions import Finish, Questions
 from .reloading import Blueprint, ReloadOfAll

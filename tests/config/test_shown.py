@@ -33,6 +33,8 @@ def test_shown_says_the_text_of_the_file_in_place_of_the_environment() -> None:
 def test_shown_takes_names_and_passwords_out_of_urls() -> None:
     config = Config.model_validate({"backends": [{"name": "a", "endpoints": ["http://user:opensesame@10.0.0.9:80/x"]}]})
     assert shown(config, {})["backends"][0]["endpoints"] == ["http://***@10.0.0.9:80/x"]
+    config = Config.model_validate({"docker": {"host": "tcp://user:opensesame@10.0.0.9:2375"}})
+    assert shown(config, {})["docker"]["host"] == "tcp://***@10.0.0.9:2375"
 
 
 def test_shown_has_the_keys_of_the_file() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from .source import FILES, calls
 
-PRINTING = {"rgate.cli", "rgate.console", "rgate.healthcheck"}
+PRINTING = {"rgate.cli", "rgate.console", "rgate.commands.healthcheck"}
 MAX_LINES = 400
 
 

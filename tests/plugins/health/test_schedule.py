@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,11 +12,14 @@ from rgate.plugins.health.schedule import MOST_THREADS, Schedule
 from ...waiting import PATIENCE_SECONDS, passed
 
 
-def workers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("rgate-health")]
+@pytest.fixture
+def workers() -> Callable[[], list[str]]:
+    """The names of a schedule's threads; those of gateways of other tests may still be about to end."""
+    others = set(threading.enumerate())
+    return lambda: [it.name for it in threading.enumerate() if it.name.startswith("rgate-health") and it not in others]
 
 
-def test_jobs_are_done_in_the_order_of_their_time() -> None:
+def test_jobs_are_done_in_the_order_of_their_time(workers: Callable[[], list[str]]) -> None:
     schedule, done, last = Schedule(), [], threading.Event()
     schedule.after(0.02, last.set)
     schedule.after(0.01, lambda: done.append(2))
@@ -27,7 +31,7 @@ def test_jobs_are_done_in_the_order_of_their_time() -> None:
     assert done == [1, 2]
 
 
-def test_jobs_that_block_hold_up_no_other_up_to_eight() -> None:
+def test_jobs_that_block_hold_up_no_other_up_to_eight(workers: Callable[[], list[str]]) -> None:
     schedule, barrier = Schedule(), threading.Barrier(MOST_THREADS + 1)
     schedule.start()
     for _ in range(MOST_THREADS):
@@ -38,7 +42,7 @@ def test_jobs_that_block_hold_up_no_other_up_to_eight() -> None:
     assert not workers()
 
 
-def test_few_jobs_take_few_threads() -> None:
+def test_few_jobs_take_few_threads(workers: Callable[[], list[str]]) -> None:
     schedule, last = Schedule(), threading.Event()
     schedule.start()
     for _ in range(100):
@@ -62,7 +66,7 @@ def test_job_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFi
     assert "broken job" in caplog.text
 
 
-def test_stop_drops_what_is_not_yet_due() -> None:
+def test_stop_drops_what_is_not_yet_due(workers: Callable[[], list[str]]) -> None:
     schedule = Schedule()
     schedule.start()
     schedule.after(1_000.0, lambda: None)

@@ -15,7 +15,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import RgateError
+from ..errors import RgateError
 
 __all__ = ["FIRST_DESCRIPTOR", "READY", "REDIRECT", "Inheritance", "heirs_environ", "inherit"]
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from rgate.signals import ENDING, until_signalled
+from rgate.handover.signals import ENDING, until_signalled
 
-from .waiting import passed
+from ..waiting import passed
 
 
 def test_until_signalled_without_a_signal_changes_nothing() -> None:

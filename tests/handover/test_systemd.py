@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.systemd import notify, watchdog_wanted
+from rgate.handover.systemd import notify, watchdog_wanted
 
 
 @pytest.fixture(params=["a path", "an abstract name"])

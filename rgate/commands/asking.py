@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .errors import RgateError
+from ..errors import RgateError
 
 __all__ = ["NoAnswer", "ask"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from rgate import Gateway, cli
-from rgate.healthcheck import ask, run
+from rgate.commands.healthcheck import ask, run
 from rgate.testing import ScriptedBackend, http_response, refusing_url, running_gateway
 
-from .certificates import authority
-from .serving.live import serving
+from ..certificates import authority
+from ..serving.live import serving
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -106,5 +106,9 @@ finally:
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert found.returncode == 2 and "no URL of a gateway" in found.stderr, found.stderr
     loaded = set(found.stdout.split())
-    assert {name for name in loaded if name.startswith("rgate.")} <= {"rgate.healthcheck", "rgate.__main__"}
+    assert {name for name in loaded if name.startswith("rgate.")} <= {
+        "rgate.commands",
+        "rgate.commands.healthcheck",
+        "rgate.__main__",
+    }
     assert not loaded & {"pydantic", "urllib3", "werkzeug", "click", "http.client", "ssl", "yaml"}

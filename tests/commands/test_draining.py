@@ -10,8 +10,8 @@ from rgate import cli
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, answering, http_response, refusing_url, running_gateway
 
-from .raw_client import RawClient
-from .serving.live import serving
+from ..raw_client import RawClient
+from ..serving.live import serving
 
 
 @pytest.fixture

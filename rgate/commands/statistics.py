@@ -20,9 +20,9 @@ def of_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
 
 def of_database(database: str, by: str | None, since: str | None) -> dict[str, Any]:
     """What a database holds, given as a file or as a URL. Raises NoAnswer."""
-    from .plugins.stats.query import QueryError  # here, because nothing else of the command line needs SQLAlchemy
-    from .plugins.stats.report import report
-    from .plugins.stats.trouble import Trouble
+    from ..plugins.stats.query import QueryError  # here, because nothing else of the command line needs SQLAlchemy
+    from ..plugins.stats.report import report
+    from ..plugins.stats.trouble import Trouble
 
     url = database if "://" in database else f"sqlite:///{database}"
     try:

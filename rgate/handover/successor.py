@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from .errors import RgateError
+from ..errors import RgateError
 from .inheritance import FIRST_DESCRIPTOR, READY, REDIRECT, heirs_environ
 
 if TYPE_CHECKING:

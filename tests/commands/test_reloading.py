@@ -10,7 +10,7 @@ from rgate import Gateway, RgateError, cli
 from rgate.serving.server import Server
 from rgate.testing import answering, client, make_gateway, refusing_url, running_gateway
 
-from .serving.live import serving
+from ..serving.live import serving
 
 
 @pytest.fixture

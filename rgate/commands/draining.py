@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import RgateError
 from .asking import NoAnswer, ask
-from .errors import RgateError
 
 __all__ = ["NoSuchEndpoint", "drain", "drained"]
 
