@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import signal
 import socket
@@ -23,7 +24,7 @@ from .handover.successor import Successor
 from .handover.systemd import notify, watchdog_wanted
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
-from .reload.succession import NOTICE, Succession, freeze, refusal
+from .reload.succession import NOTICE, Succession, refusal
 from .serving.listeners import Listeners
 from .serving.server import Server
 from .serving.supervisor import Supervisor
@@ -137,7 +138,8 @@ class _Serving(ABC):
                     if self.console and hints is not None:
                         self._tell_start(self.console, hints)
                     self._begun = True
-                freeze()
+                gc.collect()
+                gc.freeze()  # and never unfreeze() here: a worker would make a copy of every page it shares
                 self.up()
                 self.server.run()
         finally:

@@ -123,7 +123,8 @@ def refusal(problems: str) -> str:
 
 def freeze() -> None:
     """Collect what is garbage, and have the collector leave alone what stays: it need not go through all of that again while
-    requests wait."""
+    requests wait. What was frozen before is looked at again, as a gateway that is over is garbage; a worker process thereby
+    makes copies of what it has shared with the others (some 15 MB)."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
