@@ -10,7 +10,7 @@ from typing import Any
 
 import httptools
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgate.errors import BadResponse, RequestError
@@ -89,8 +89,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
     try:
         request = RequestReader().read(head)
     except RequestError:
-        assume(False)
-        return
+        return  # refusing is always allowed
     heard = Heard()
     heard.parser = parser = httptools.HttpRequestParser(heard)
     body, coded = as_sent(request)
@@ -137,8 +136,7 @@ def test_response_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: 
     try:
         response = ResponseReader().read(head)
     except BadResponse:
-        assume(False)
-        return
+        return  # refusing is always allowed
     heard = Heard()
     heard.parser = parser = httptools.HttpResponseParser(heard)
     body = b"hello" if response.chunked else b"x" * (response.length or 0)
