@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from rgate import RgateError
 from rgate.discovery import EndpointTable, Timing
@@ -21,20 +19,6 @@ class Same(Watching):
         return isinstance(other, Same)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-@pytest.fixture
-def running() -> Iterator[Start]:
-    started: list[EndpointTable] = []
-
-    def start(table: EndpointTable) -> EndpointTable:
-        started.append(table)
-        table.start()
-        return table
-
-    yield start
-    for each in started:
-        each.stop()
 
 
 def successor(before: EndpointTable, *sources: Listing) -> EndpointTable:

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from rgate import RgateError
 from rgate.discovery import EndpointTable, Timing
 
 from .sources import DEADLINE_SECONDS, Hanging, Listing, Watching, ids, payment, table, until
-
-
-@pytest.fixture
-def running() -> Iterator[Callable[[EndpointTable], EndpointTable]]:
-    started: list[EndpointTable] = []
-
-    def start(table: EndpointTable) -> EndpointTable:
-        started.append(table)
-        table.start()
-        return table
-
-    yield start
-    for each in started:
-        each.stop()
 
 
 def test_start_returns_with_the_first_lists_there(running: Callable[[EndpointTable], EndpointTable]) -> None:
