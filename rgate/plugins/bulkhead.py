@@ -103,8 +103,8 @@ class Compartment:
         """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached."""
         now, count = monotonic(), len(self.waiting)
         if now - self._looked >= LOOK_SECONDS or count > self._seen:
-            self._looked, self._seen = now, count
             self._held = _held_by_clients(list(self.waiting.values()))
+            self._looked, self._seen = now, count  # after it: until then others look for themselves
         if count - self._held < self.most:
             return
         if now - self._told >= TELL_SECONDS:

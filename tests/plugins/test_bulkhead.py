@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rgate import ConfigError, Gateway
+from rgate import ConfigError, Exchange, Gateway
 from rgate.plugins.bulkhead import Compartment
 from rgate.testing import (
     ScriptedBackend,
@@ -260,3 +260,23 @@ def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
             slow.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhello")
         eventually(lambda: served.threads > 10, "every slow upload has a thread")
         assert stack.enter_context(RawClient(served.url)).get("/").status == 200
+
+
+def test_nobody_is_refused_for_what_was_seen_before_a_look_that_another_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    compartment = Compartment("backend 'a'", 1)
+    compartment.waiting[Exchange()] = None
+    looks, second_has_passed = threading.Semaphore(0), threading.Event()
+
+    def all_held(streams: Iterable[Any]) -> int:
+        looks.release()
+        if threading.current_thread() is first:
+            passed(second_has_passed, "the other has asked")
+        return 1
+
+    monkeypatch.setattr("rgate.plugins.bulkhead._held_by_clients", all_held)
+    first = threading.Thread(target=compartment.check)
+    first.start()
+    assert looks.acquire(timeout=10)
+    compartment.check()
+    second_has_passed.set()
+    first.join(10)
