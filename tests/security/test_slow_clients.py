@@ -34,8 +34,8 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 
 
 @contextmanager
-def slow(server: Server, count: int, request: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections that send this and then nothing more, and read nothing."""
+def slow(server: Server, count: int, request: bytes, staying: int | None = None) -> Iterator[list[socket.socket]]:
+    """So many connections that send this and then nothing more, and read nothing; `staying` of them are never cut."""
     parts = urlsplit(server.url)
     with ExitStack() as stack:
         sockets = []
@@ -46,7 +46,7 @@ def slow(server: Server, count: int, request: bytes) -> Iterator[list[socket.soc
             if request:
                 sock.sendall(request)
             sockets.append(sock)
-        eventually(lambda: len(server._connections) >= count, "all are accepted", 30)
+        eventually(lambda: len(server._connections) >= (count if staying is None else staying), "all are accepted", 30)
         yield sockets
 
 
@@ -112,7 +112,7 @@ def test_many_requests_sent_at_once_and_then_the_end_are_all_answered() -> None:
 def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 3}
-    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS[kind]):
+    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS[kind], staying=3):
         with RawClient(server.url) as client:
             assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
         assert server.threads <= 2 * 1 + 1 + 3
