@@ -9,7 +9,7 @@ import pytest
 
 from rgate.plugins.health.schedule import MOST_THREADS, Schedule
 
-from ...waiting import PATIENCE_SECONDS, passed
+from ...waiting import PATIENCE_SECONDS, eventually, passed
 
 
 @pytest.fixture
@@ -42,14 +42,15 @@ def test_jobs_that_block_hold_up_no_other_up_to_eight(workers: Callable[[], list
     assert not workers()
 
 
-def test_few_jobs_take_few_threads(workers: Callable[[], list[str]]) -> None:
-    schedule, last = Schedule(), threading.Event()
+def test_jobs_one_after_another_take_one_thread(workers: Callable[[], list[str]]) -> None:
+    schedule = Schedule()
     schedule.start()
-    for _ in range(100):
-        schedule.after(0.0, lambda: None)
-    schedule.after(0.01, last.set)
-    passed(last)
-    assert len(workers()) <= 3, "jobs that do not block need no more"
+    for _ in range(20):
+        done = threading.Event()
+        schedule.after(0.0, done.set)
+        passed(done)
+        eventually(lambda: schedule._idle == 1, "the thread waits again")
+    assert len(workers()) == 1
     schedule.stop()
 
 
