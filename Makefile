@@ -1,6 +1,7 @@
 # `make help` lists the targets. PYTHON is the interpreter that .venv is made from (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # compiling rgate anew is a third of every start
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean

@@ -73,6 +73,10 @@ def free_port() -> int:
         return port
 
 
+# As where it is installed: Python need not compile it at every start.
+_INSTALLED = {"PYTHONDONTWRITEBYTECODE": ""}
+
+
 class Process:
     """A started program with all its descendants; its output goes to a file. stop() ends it, and nothing else."""
 
@@ -82,7 +86,7 @@ class Process:
             self._popen = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, "HOME": str(folder), **(env or {})},
+                env={**os.environ, **_INSTALLED, "HOME": str(folder), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
