@@ -298,11 +298,15 @@ class Overloaded(Unavailable):
 
 
 class ResponseTimeout(GatewayError):
-    """The backend was reached but did not answer in time."""
+    """The backend was reached but did not answer in time. `begun`: something of a response had come by then."""
 
     status = 504
     reason = "response_timeout"
     message = "The service did not answer in time."
+
+    def __init__(self, detail: str = "", *, begun: bool = False) -> None:
+        super().__init__(detail)
+        self.begun = begun
 
 
 class BadGateway(GatewayError):

@@ -112,11 +112,11 @@ class _Exchanging(HTTPConnection):
             self.broken = str(error)
 
     def receive(self, most: int = BLOCK_BYTES) -> bytes:
-        """The next bytes, b"" at the end. Raises ResponseTimeout, UpstreamClosed."""
+        """More of a response that has begun, b"" at the end. Raises ResponseTimeout, UpstreamClosed."""
         try:
             return self.sock.recv(most)
         except (BlockingIOError, TimeoutError) as error:
-            raise ResponseTimeout("nothing came from the backend in time") from error
+            raise ResponseTimeout("nothing more came from the backend in time", begun=True) from error
         except OSError as error:
             raise UpstreamClosed(str(error)) from error
 
@@ -164,7 +164,7 @@ class _Exchanging(HTTPConnection):
             if len(block) > self.responses.max_head_bytes:
                 raise BadResponse("the response head is too large")
             if monotonic() > until:
-                raise ResponseTimeout("the response head was not whole in time")
+                raise ResponseTimeout("the response head was not whole in time", begun=True)
             more = self.receive()
             if not more:
                 raise UpstreamClosed("closed within the response head")

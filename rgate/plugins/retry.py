@@ -1,16 +1,20 @@
 """retry: one more try on another endpoint, when the first has given nothing and the request can be sent again.
 
     plugins:
-      retry: {attempts: 2, budget_percent: 20}     # default
+      retry: {attempts: 2, budget_percent: 20, on_timeout: true}     # default
     routes:
       - path_prefix: /api/orders
         backend: orders
         plugins: {retry: false}
+      - path_prefix: /api/reports        # what is asked for takes long, and should not be made twice
+        backend: reports
+        plugins: {retry: {on_timeout: false}}
 
 What failed before a connection stood (refused, unreachable, no connection in time) has reached no backend and is tried
-elsewhere whatever the method. What was closed before a response is tried elsewhere only for idempotent methods (RFC 9110
-§9.2.2), so a POST is never sent twice. A body must be small enough to be at hand as a whole; one that streams is not sent
-again. The endpoint that failed is taken from the candidates.
+elsewhere whatever the method. What was closed before a response, or of which nothing had come after `response_seconds`, may
+have been carried out, so it is tried elsewhere only for idempotent methods (RFC 9110 §9.2.2): a POST is never sent twice.
+A body must be small enough to be at hand as a whole; one that streams is not sent again. The endpoint that failed is taken
+from the candidates. The next one has `response_seconds` of its own.
 
 So that retries cannot double the load on backends that are in trouble, they have a budget: a share of the requests of the
 route, of which up to ten retries may be saved up.
@@ -33,6 +37,7 @@ from rgate import (
     Middleware,
     NoEndpoint,
     Overloaded,
+    ResponseTimeout,
     Unavailable,
     UpstreamClosed,
     hookimpl,
@@ -48,12 +53,13 @@ _log = logging.getLogger("rgate.retry")
 
 class RetryOptions(BaseModel):
     """`attempts` is how many endpoints a request is sent to at most (1 to 10); `budget_percent` (0 to 100) how many
-    requests of a hundred may be sent again."""
+    requests of a hundred may be sent again; `on_timeout` whether that is done when nothing of a response came in time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attempts: Annotated[int, Field(ge=1, le=10)] = 2
     budget_percent: Annotated[float, Field(ge=0, le=100)] = 20.0
+    on_timeout: bool = True
 
 
 @hookimpl
@@ -80,12 +86,13 @@ class Retry:
     left of it, where something is missing, stands in `budgets` by route, for the one that takes this one's place.
     """
 
-    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_share")
+    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_on_timeout", "_share")
 
     def __init__(self, app: WSGIApplication, options: RetryOptions, budgets: dict[str, float] | None = None) -> None:
         self._app = app
         self._share = options.budget_percent / 100
         self._attempts = options.attempts if self._share else 1
+        self._on_timeout = options.on_timeout
         self._budget = SAVED_RETRIES
         self._budgets = {} if budgets is None else budgets
         self._is_own = False  # whether it is known what was left before
@@ -103,7 +110,7 @@ class Retry:
         if not self._is_own:
             self._is_own = True
             self._budget = min(self._budget, self._budgets.get(_route(exchange), SAVED_RETRIES))
-        while exchange.attempts < self._attempts and self._budget >= 1 and _can_be_sent_again(environ, error):
+        while exchange.attempts < self._attempts and self._budget >= 1 and self._can_be_sent_again(environ, error):
             failed = exchange.endpoint
             others = tuple(endpoint for endpoint in exchange.candidates if endpoint is not failed)
             if not others:
@@ -119,18 +126,21 @@ class Retry:
                 error = next_error
         raise error
 
+    def _can_be_sent_again(self, environ: WSGIEnvironment, error: GatewayError) -> bool:
+        if isinstance(error, Unavailable):
+            return not isinstance(error, NoEndpoint | Overloaded)  # nothing was sent, nothing of the body was read
+        if isinstance(error, ResponseTimeout):
+            is_unanswered = self._on_timeout and not error.begun
+        else:
+            is_unanswered = isinstance(error, UpstreamClosed)
+        if not is_unanswered or environ["REQUEST_METHOD"] not in IDEMPOTENT:
+            return False
+        has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
+        return not has_body or isinstance(environ["wsgi.input"], BytesIO)
+
     def _set(self, exchange: Exchange, budget: float) -> None:
         self._budget = self._budgets[_route(exchange)] = budget
 
 
 def _route(exchange: Exchange) -> str:
     return exchange.route.name if exchange.route is not None else ""
-
-
-def _can_be_sent_again(environ: WSGIEnvironment, error: GatewayError) -> bool:
-    if isinstance(error, Unavailable):
-        return not isinstance(error, NoEndpoint | Overloaded)  # nothing was sent, nothing of the body was read
-    if not isinstance(error, UpstreamClosed) or environ["REQUEST_METHOD"] not in IDEMPOTENT:
-        return False
-    has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
-    return not has_body or isinstance(environ["wsgi.input"], BytesIO)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,13 +13,16 @@ from rgate import (
     BadResponse,
     ConnectTimeout,
     Exchange,
+    Gateway,
     GatewayError,
+    Middleware,
     NoEndpoint,
     Overloaded,
     Refused,
     ResponseTimeout,
     Unreachable,
     UpstreamClosed,
+    hookimpl,
 )
 from rgate.plugins.retry import Retry, RetryOptions
 from rgate.testing import (
@@ -34,7 +38,7 @@ from rgate.testing import (
 )
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 NO_EJECTION = {"max_ejected_percent": 0}  # so that the endpoint which fails gets requests on and on
 BAD, GOOD, OTHER = (make_endpoint(name) for name in ("bad", "good", "other"))
@@ -76,23 +80,36 @@ def test_request_that_reached_no_backend_is_tried_elsewhere_whatever_the_method(
     assert attempts.tried == ["bad", "good"]
 
 
+@pytest.mark.parametrize("error", [UpstreamClosed(), ResponseTimeout()], ids=lambda error: error.reason)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
-def test_idempotent_request_closed_before_a_response_is_tried_elsewhere(method: str) -> None:
-    attempts = Attempts(UpstreamClosed())
+def test_idempotent_request_without_a_response_is_tried_elsewhere(error: GatewayError, method: str) -> None:
+    attempts = Attempts(error)
     assert send(attempts, method) == [b"answered"]
     assert attempts.tried == ["bad", "good"]
 
 
+@pytest.mark.parametrize("error", [UpstreamClosed(), ResponseTimeout()], ids=lambda error: error.reason)
 @pytest.mark.parametrize("method", ["POST", "PATCH", "LOCK"])
-def test_other_request_closed_before_a_response_is_sent_once(method: str) -> None:
-    attempts = Attempts(UpstreamClosed())
-    with pytest.raises(UpstreamClosed):
+def test_other_request_without_a_response_is_sent_once(error: GatewayError, method: str) -> None:
+    attempts = Attempts(error)
+    with pytest.raises(type(error)):
         send(attempts, method)
     assert attempts.tried == ["bad"]
 
 
+def test_on_timeout_off_passes_timeouts_on_and_nothing_else() -> None:
+    options = RetryOptions(on_timeout=False)
+    attempts = Attempts(ResponseTimeout())
+    with pytest.raises(ResponseTimeout):
+        send(attempts, options=options)
+    assert attempts.tried == ["bad"]
+    assert send(Attempts(UpstreamClosed()), options=options) == [b"answered"]
+
+
 @pytest.mark.parametrize(
-    "error", [ResponseTimeout(), BadResponse(), NoEndpoint(), Overloaded(), GatewayError()], ids=lambda error: error.reason
+    "error",
+    [ResponseTimeout(begun=True), BadResponse(), NoEndpoint(), Overloaded(), GatewayError()],
+    ids=lambda error: error.reason,
 )
 def test_other_faults_are_passed_on(error: GatewayError) -> None:
     attempts = Attempts(error)
@@ -107,9 +124,10 @@ def test_body_at_hand_is_sent_again_from_its_beginning() -> None:
     assert attempts.bodies == [b"body", b"body"]
 
 
-def test_body_that_streams_is_not_sent_again() -> None:
-    attempts = Attempts(UpstreamClosed())
-    with pytest.raises(UpstreamClosed):
+@pytest.mark.parametrize("error", [UpstreamClosed(), ResponseTimeout()], ids=lambda error: error.reason)
+def test_body_that_streams_is_not_sent_again(error: GatewayError) -> None:
+    attempts = Attempts(error)
+    with pytest.raises(type(error)):
         send(attempts, "PUT", input_stream=io.BufferedReader(io.BytesIO(b"body")), content_length=4)
     assert attempts.tried == ["bad"]
 
@@ -197,3 +215,92 @@ def test_gateway_with_an_endpoint_that_closes_answers_from_the_other() -> None:
             assert [client(gateway).get("/x").status_code for _ in range(6)] == [200] * 6
             statuses = sorted(client(gateway).post("/x").status_code for _ in range(4))
     assert statuses == [200, 200, 502, 502], "a POST is sent once"
+
+
+def hang(connection: ScriptedConnection) -> None:
+    while connection.read_request() is not None:
+        pass
+
+
+def stall(connection: ScriptedConnection, after: bytes) -> None:
+    connection.read_request()
+    connection.send(after)
+    connection.wait_closed()
+
+
+class Seen:
+    """A plugin that remembers the exchanges that are over."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+
+    @hookimpl
+    def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+        def wrap(app: WSGIApplication, options: object) -> WSGIApplication:
+            def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+                Exchange.of(environ).on_finish(self.exchanges.append)
+                return app(environ, start_response)
+
+            return note
+
+        return Middleware("seen", wrap, edits_environ=False)
+
+
+def backend_of(*backends: ScriptedBackend, health: Mapping[str, object] = NO_EJECTION) -> dict[str, object]:
+    """A config with two routes to these, one of which retries no timeouts. The good one has a second to answer."""
+    urls = [backend.url for backend in backends]
+    route = {"backend": "x", "timeouts": {"response_seconds": 1}}
+    return {
+        "backends": [{"name": "x", "endpoints": urls, "policy": "round_robin", "health": health}],
+        "routes": [
+            {**route, "path_prefix": "/x"},
+            {**route, "path_prefix": "/once", "plugins": {"retry": {"on_timeout": False}}},
+        ],
+        "plugins": {"seen": {}},
+    }
+
+
+def test_gateway_with_an_endpoint_that_hangs_answers_gets_from_the_other_and_ejects_it() -> None:
+    seen = Seen()
+    with ScriptedBackend(hang) as hanging, ScriptedBackend(http_response(b"hello")) as backend:
+        config = backend_of(hanging, backend, health={"consecutive_faults": 1})
+        with running_gateway(config, plugins={"seen": seen}) as gateway:
+            assert [client(gateway).get("/x").status_code for _ in range(2)] == [200] * 2
+            aside = gateway.table.snapshot.set_aside["x"]
+    assert [str(each) for each in aside] == ["ejected: 1 faults in a row, the last: response_timeout"], "retried, and counted"
+    assert sorted(exchange.attempts for exchange in seen.exchanges) == [1, 2]
+    assert {exchange.endpoint.address.port for exchange in seen.exchanges if exchange.endpoint} == {backend.port}
+
+
+def test_gateway_with_an_endpoint_that_hangs_sends_a_put_again_with_its_body() -> None:
+    with ScriptedBackend(hang) as hanging, ScriptedBackend(http_response(b"hello")) as backend:
+        with running_gateway(backend_of(hanging, backend), plugins={"seen": Seen()}) as gateway:
+            assert [client(gateway).put("/x", data=b"body").status_code for _ in range(2)] == [200] * 2
+        bodies = [request.body for request in hanging.requests + backend.requests]
+    assert bodies == [b"body"] * 3
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/x"), ("GET", "/once")], ids=["POST", "on_timeout off"])
+def test_gateway_with_an_endpoint_that_hangs_sends_once_what_is_to_be_sent_once(method: str, path: str) -> None:
+    with ScriptedBackend(hang) as hanging, ScriptedBackend(http_response(b"hello")) as backend:
+        with running_gateway(backend_of(hanging, backend), plugins={"seen": Seen()}) as gateway:
+            assert sorted(client(gateway).open(path, method=method).status_code for _ in range(2)) == [200, 504]
+        assert (len(hanging.requests), len(backend.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 103 Early Hints\r\n\r\n"], ids=["within the head", "after an interim head"]
+)
+def test_gateway_sends_nothing_again_of_whose_response_something_has_come(begin: bytes) -> None:
+    with ScriptedBackend(partial(stall, after=begin)) as stalling, ScriptedBackend(http_response(b"hello")) as backend:
+        with running_gateway(backend_of(stalling, backend), plugins={"seen": Seen()}) as gateway:
+            assert sorted(client(gateway).get("/x").status_code for _ in range(2)) == [200, 504]
+        assert len(backend.requests) == 1
+
+
+def test_gateway_sends_nothing_again_whose_response_stalls_within_the_body() -> None:
+    begin = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe"
+    with ScriptedBackend(partial(stall, after=begin)) as stalling, ScriptedBackend(http_response(b"hello")) as backend:
+        with running_gateway(backend_of(stalling, backend), plugins={"seen": Seen()}) as gateway:
+            whole = [client(gateway).get("/x").data == b"hello" for _ in range(2)]
+        assert (sorted(whole), len(backend.requests)) == ([False, True], 1)
