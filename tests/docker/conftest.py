@@ -112,13 +112,13 @@ def engine_relay(engine: DockerClient) -> Iterator[EngineRelay]:
 @pytest.fixture
 def private_engine() -> Iterator[PrivateEngine]:
     """An engine of this test's own, not yet started."""
-    if os.geteuid() != 0 or shutil.which("dockerd") is None or shutil.which("ip") is None:
-        _unavailable("a private engine needs root, dockerd and ip")
+    if os.geteuid() != 0 or not all(map(shutil.which, ("dockerd", "ip", "mount"))):
+        _unavailable("a private engine needs root, dockerd, ip and mount")
     home = Path(tempfile.mkdtemp(prefix="rgate-"))
     made = PrivateEngine(home)
     yield made
     made.close()
-    shutil.rmtree(home)
+    home.rmdir()
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from docker.models.networks import Network
 PORT = 8000  # the one that the orders image exposes
 IMAGES_WITH_PYTHON = ("rgate-base:1", "python:3.13-slim")  # what `.ci/engine base-image` makes; what the Dockerfiles name
 MS = 1_000_000  # Docker counts in nanoseconds
+FOUND_SECONDS = 3.0  # so long it may take at most until an engine that answers again is found
+MACHINE_SECONDS = 2.0  # and so much longer on a machine that is slow and busy
 
 # Healthy until somebody does `container.exec_run(["touch", "/tmp/unhealthy"])`.
 HEALTHCHECK = {"test": ["CMD", "test", "!", "-e", "/tmp/unhealthy"], "interval": 200 * MS, "timeout": 5_000 * MS, "retries": 1}

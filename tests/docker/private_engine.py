@@ -1,8 +1,9 @@
-"""A Docker engine of the test's own, for what a shared one must not be put through: absent, stopped, restarted."""
+"""A Docker engine of the test's own, for what a shared one must not be put through: absent, stopped, killed, hung, crowded."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,12 +16,12 @@ STOP_LIMIT_SECONDS = 30.0
 
 
 class PrivateEngine:
-    """A dockerd with its files in `home`; not running until `start()`. Needs root, dockerd and ip.
+    """A dockerd with its files in `home`, in memory; not running until `start()`. Needs root, dockerd, ip and mount.
 
     It has a bridge of its own (told `--bridge=none`, it would take docker0 away from the engine beside it) and leaves the
     firewall's rules alone: ports that containers publish are served by its proxy process. `home` must be a short
     path: that of a Unix socket has at most 107 bytes. With `containers_outlive_it` containers run on while it is stopped.
-    `close()` ends it, its containers too, and takes the bridge away.
+    `close()` ends it, its containers too, and takes its files and the bridge away.
     """
 
     def __init__(self, home: Path) -> None:
@@ -28,6 +29,9 @@ class PrivateEngine:
         self.address = f"unix://{home}/docker.sock"
         self._home = home
         self._dockerd: subprocess.Popen[bytes] | None = None
+        self._was_killed = False
+        # On a disk, removing the files of some hundred containers takes longer than all else.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "rgate-test", str(home)], check=True)
         number = os.getpid() % 256  # tests that run side by side are processes with numbers side by side
         self._bridge = f"rgate-test-{number}"
         _ip("link", "add", "name", self._bridge, "type", "bridge")
@@ -75,8 +79,26 @@ class PrivateEngine:
             self._dockerd.wait(STOP_LIMIT_SECONDS)
             self._dockerd = None
 
+    def kill(self) -> None:
+        """End the daemon at once, as running out of memory would. Its containers know nothing of it."""
+        assert self._dockerd is not None, "the private engine does not run"
+        self._dockerd.kill()
+        self._dockerd.wait(STOP_LIMIT_SECONDS)
+        self._dockerd, self._was_killed = None, True
+        # Its containerd goes with it. Where nobody waits for orphans, the next daemon would take that one for alive.
+        Path(f"{self._home}/exec/containerd/containerd.pid").unlink()
+
+    def hang(self) -> None:
+        """Have the daemon do nothing any more: it takes connections, and answers none. Until `go_on()`."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have a daemon that hangs go on where it was."""
+        self._signal(signal.SIGCONT)
+
     def close(self) -> None:
-        if self.containers_outlive_it:
+        self.go_on()
+        if self.containers_outlive_it or self._was_killed:
             client = self.start() if self._dockerd is None else connect(self.address)
             for container in client.containers.list(all=True):
                 container.remove(force=True, v=True)
@@ -86,8 +108,12 @@ class PrivateEngine:
         # dockerd mounts its data-root on itself, and once restarted does not always take that away.
         for mount in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             _, place, *_ = mount.split(" ")
-            if place.startswith(f"{self._home}/"):
+            if place == str(self._home) or place.startswith(f"{self._home}/"):
                 subprocess.run(["umount", "--lazy", place], check=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._dockerd is not None:
+            self._dockerd.send_signal(number)
 
     def log_tail(self) -> str:
         return "\n".join(Path(f"{self._home}/dockerd.log").read_text(errors="replace").splitlines()[-15:])

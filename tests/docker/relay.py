@@ -1,4 +1,4 @@
-"""A way to the engine that a test can cut and restore, as a restarted daemon or socket proxy does."""
+"""A way to the engine that a test can cut and restore, as a restarted daemon or socket proxy does, or silence, as a lost one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class EngineRelay:
     """Relays a Unix socket of its own to the engine's socket, once `restore()` has been called.
 
     `address` is for `docker.host` or DOCKER_HOST and stays the same. `cut()` ends every connection and listens no more.
+    `silence()` leaves the connections there are open and lets nothing through them any more; new ones are relayed.
     """
 
     def __init__(self, engine_socket: str, own_socket: Path) -> None:
@@ -21,6 +22,7 @@ class EngineRelay:
         self._own_socket = own_socket
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
+        self._silent: frozenset[socket.socket] = frozenset()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
@@ -45,6 +47,10 @@ class EngineRelay:
             thread.join(timeout=10)
         self._threads.clear()
 
+    def silence(self) -> None:
+        with self._lock:
+            self._silent = frozenset(self._open)
+
     def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
         self._threads.append(thread)
@@ -68,20 +74,20 @@ class EngineRelay:
                 self._start(self._relay, client, engine)
 
     def _relay(self, client: socket.socket, engine: socket.socket) -> None:
-        answers = threading.Thread(target=_pass_on, args=(engine, client), daemon=True)
+        answers = threading.Thread(target=self._pass_on, args=(engine, client), daemon=True)
         answers.start()
-        _pass_on(client, engine)
+        self._pass_on(client, engine)
         answers.join()
         with self._lock:
             self._open -= {client, engine}
         client.close()
         engine.close()
 
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    """Relay one direction to its end, and pass the end on."""
-    with contextlib.suppress(OSError):
-        while piece := source.recv(65536):
-            sink.sendall(piece)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        """Relay one direction to its end, and pass the end on."""
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                if source not in self._silent:
+                    sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)

@@ -7,82 +7,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from docker.client import DockerClient
 
-from rgate import Address, Backend, Config, Endpoint
+from rgate import Address, Backend
 from rgate.discovery import EndpointTable
-from rgate.plugins.docker_labels import own, rgate_discovery_sources
+from rgate.plugins.docker_labels import own
 from rgate.plugins.docker_labels.engine import Engine
 from rgate.plugins.docker_labels.source import DockerSource
 
 from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address, wait_until
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
+from .watched import LIMIT_SECONDS, Watched
 
-LIMIT_SECONDS = 2.0
 STUBBORN = ["python3", "-c", "import signal; [signal.signal(s, signal.SIG_IGN) for s in (1, 15)]; signal.pause()"]
-
-
-class Watched:
-    """A live table for one backend, the containers of this test, and a stopwatch."""
-
-    def __init__(self, namespace: str, host: str | None = None) -> None:
-        label = f"rgate.test={namespace}"
-        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "docker": {"host": host}})
-        source = rgate_discovery_sources(config)
-        assert source is not None
-        self.lines: list[str] = []
-        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source])
-        self.table.on_change(lambda changes: self.lines.extend(map(str, changes)))
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        return self.table.snapshot.endpoints["b"]
-
-    @property
-    def addresses(self) -> list[tuple[str, int]]:
-        return [(endpoint.address.host, endpoint.address.port) for endpoint in self.endpoints]
-
-    @property
-    def reasons(self) -> dict[str, str | None]:
-        return {instance.name: instance.reason for instance in self.table.snapshot.unusable["b"]}
-
-    @contextmanager
-    def sees(self, what: str, condition: Callable[[], object]) -> Iterator[None]:
-        """The condition must hold at the latest two seconds after the block, and must not hold before it."""
-        assert not condition(), f"seen before it happened: {what}"
-        seen = threading.Event()
-        moment: list[float] = []
-
-        def look() -> None:
-            pause = threading.Event()
-            while not seen.is_set():
-                if condition():
-                    moment.append(time.monotonic())
-                    return
-                pause.wait(0.002)
-
-        began = time.monotonic()
-        looking = threading.Thread(target=look)
-        looking.start()
-        try:
-            yield
-            ended = time.monotonic()
-            looking.join(LIMIT_SECONDS)
-        finally:
-            seen.set()
-            looking.join()
-        state = f"endpoints {self.addresses}, changes {self.lines}, {self.table.snapshot.sources}"
-        assert moment, f"not seen within {LIMIT_SECONDS:g} s: {what}; {state}"
-        print(f"{what}: {max(0.0, moment[0] - ended) * 1000:.0f} ms after the command, {(moment[0] - began) * 1000:.0f} in all")
-
-    def settled(self, condition: Callable[[], object], what: str) -> None:
-        wait_until(condition, f"{what}; unusable: {self.reasons}, changes {self.lines}")
 
 
 @pytest.fixture
@@ -151,7 +93,7 @@ def test_removed_container_leaves_nothing(watched: Watched, backends: Backends) 
     watched.settled(lambda: watched.endpoints, "the container is an endpoint")
 
     def listed() -> bool:
-        return container.id in {instance.id for instance in watched.table.snapshot.sources["docker_labels"].instances}
+        return container.id in {instance.id for instance in watched.source.instances}
 
     assert listed()
     with watched.sees("rm -f", lambda: not listed()):
@@ -322,15 +264,15 @@ def test_cut_off_from_the_engine_keeps_the_list_and_recovers_within_three_second
     try:
         assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}
         engine_relay.cut()
-        relayed.settled(lambda: relayed.table.snapshot.sources["docker_labels"].error, "it is known that the engine is away")
+        relayed.settled(lambda: relayed.source.error, "it is known that the engine is away")
         goes.kill()
         assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}, "the last good list is kept"
         engine_relay.restore()
         began = time.monotonic()
         wait_until(lambda: len(relayed.endpoints) == 1, "what was missed is seen", 3.2)
         print(f"engine back: {(time.monotonic() - began) * 1000:.0f} ms")
-        relayed.settled(lambda: relayed.table.snapshot.sources["docker_labels"].error is None, "the error is forgotten")
-        wait_until(lambda: any(t.name == "rgate-docker-events" for t in threading.enumerate()), "events are followed again", 3.2)
+        relayed.settled(lambda: relayed.source.error is None, "the error is forgotten")
+        wait_until(relayed.follows_events, "events are followed again", 3.2)
         with relayed.sees("kill after the engine was away", lambda: not relayed.endpoints):
             stays.kill()
     finally:
@@ -345,13 +287,13 @@ def test_engine_absent_at_start_is_found_later_and_survives_its_restart(
     patient.table.start()
     try:
         assert time.monotonic() - began < LIMIT_SECONDS, "an engine that is absent must not hold up the start"
-        assert "nothing listens there" in str(patient.table.snapshot.sources["docker_labels"].error)
+        assert "nothing listens there" in str(patient.source.error)
         backends: Backends = request.getfixturevalue("private_backends")
         container = backends.run(restart_policy={"Name": "always"})
         patient.settled(lambda: patient.addresses == [published_address(container)], "the container is an endpoint")
 
         private_engine.stop()
-        patient.settled(lambda: patient.table.snapshot.sources["docker_labels"].error, "it is known that the engine is away")
+        patient.settled(lambda: patient.source.error, "it is known that the engine is away")
         assert len(patient.endpoints) <= 1
         again = private_engine.start()
         began = time.monotonic()

@@ -5,11 +5,14 @@ GET and POST, on kept connections and on new ones. Nothing may be lost but what 
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,20 +21,22 @@ from docker.models.containers import Container
 
 from bench.clients import Clients, Outcome, by_answer
 
-from .engine import Backends, address, answers, wait_until
+from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, address, answers, wait_until
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 
 ROOT = Path(__file__).parents[2]
 PER_SECOND = 200.0
+OWN_ADDRESS = {"rgate.network": "bridge"}
 BETWEEN = 40  # requests before, between and after what is done to the containers
 
 
 class Loaded:
     """A gateway in front of this test's containers, and clients that send to it."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, port: int) -> None:
         self._clients = clients
+        self._port = port
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -40,6 +45,12 @@ class Loaded:
     @property
     def bad(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if not outcome.good]
+
+    @property
+    def notice(self) -> str:
+        """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/-/ready", timeout=10) as answer:  # raises for a 503
+            return str(json.load(answer)["notices"].get("docker_labels", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""
@@ -77,7 +88,7 @@ plugins: {{stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
             assert found, (folder / "stderr").read_text()
             threading.Thread(target=gateway.stdout.read, daemon=True).start()
             with Clients(int(found[1]), "/api/orders", PER_SECOND) as clients:
-                load = Loaded(clients)
+                load = Loaded(clients, int(found[1]))
                 load.go_on()
                 yield load
                 load.go_on()
@@ -153,17 +164,32 @@ def test_engine_out_of_reach_loses_none(namespace: str, backends: Backends, engi
     assert load.bad == []
 
 
-def test_engine_restarted_while_its_containers_run_on_loses_none(
-    namespace: str, private_engine: PrivateEngine, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize("end", [PrivateEngine.stop, PrivateEngine.kill])
+def test_engine_ended_and_started_again_while_its_containers_run_on_loses_none(
+    end: Callable[[PrivateEngine], None],
+    namespace: str,
+    private_engine: PrivateEngine,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     private_engine.containers_outlive_it = True
     private_backends: Backends = request.getfixturevalue("private_backends")
     # At their own address: what the engine publishes goes through a process of its own, which ends with it.
-    containers = named(private_backends, "one", "two", publish=False, labels={"rgate.network": "bridge"})
+    containers = named(private_backends, "one", "two", publish=False, labels=OWN_ADDRESS)
     with loaded(namespace, tmp_path, private_engine.address) as load:
-        private_engine.stop()
+        end(private_engine)
+        wait_until(lambda: "nothing listens there" in load.notice, "the operator is told that the engine is away")
+        wait_until(lambda: re.search(r"keeping the list of [1-9]\d* s ago", load.notice), "and how old the list is")
         load.go_on()
-        private_engine.start().close()
-        load.go_on()
+
+        client = private_engine.start()
+        began = time.monotonic()
+        wait_until(lambda: not load.notice, "the engine is found again")
+        took = time.monotonic() - began
+        print(f"found again {took:.3f} s after it answered")
+        assert took < FOUND_SECONDS + MACHINE_SECONDS
+        again = Backends(client, private_backends.image, namespace)
+        load.answered_by(*named(again, "three", publish=False, labels=OWN_ADDRESS))
+        client.close()
     assert load.bad == []
     assert all(answers(address(container)) for container in containers)
