@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Mapping
 from http.client import HTTPException
+from ipaddress import ip_address
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from ..errors import RgateError
 
@@ -40,7 +42,8 @@ def ask(
     """What the gateway at `url` answers at `path`, or at the path of `url` when it has one, and the URL that was asked.
 
     `query` may have None for what is not asked. `not_there` is what to say when the answer is not one of rgate's. The answer is
-    None when it is no JSON. Raises NoAnswer.
+    None when it is no JSON. Where http is refused because the gateway speaks TLS, it is asked by https; the certificate of one on
+    this machine is not verified, as it need not name an address of loopback. Raises NoAnswer.
     """
     parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -48,19 +51,35 @@ def ask(
     asked_for = urlencode({name: value for name, value in query.items() if value is not None})
     asked = parts._replace(path=parts.path if parts.path.strip("/") else path, query=asked_for).geturl()
     try:
-        # No proxy: a gateway is asked, not the web.
-        with build_opener(ProxyHandler({})).open(Request(asked, method=method), timeout=timeout_seconds) as response:
+        with _opener(parts.hostname or "").open(Request(asked, method=method), timeout=timeout_seconds) as response:
             return _json(response.read(MAX_BYTES)), asked
     except HTTPError as error:
         with error:
             said = _json(error.read(100_000))
         said = said if isinstance(said, dict) else {}
+        if said.get("reason") == "not_tls" and parts.scheme == "http":
+            url = parts._replace(scheme="https").geturl()
+            return ask(url, path, query, method=method, not_there=not_there, timeout_seconds=timeout_seconds)
         words = str(said.get("body") or "")
         raise NoAnswer(f"{asked} answers {error.code}: {words or not_there}", str(said.get("reason", "")), words) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         why = " ".join(str(getattr(reason, "strerror", None) or reason).split())
         raise NoAnswer(f"no gateway answers at {asked}: {why}; is it running? --url names another") from None
+
+
+def _opener(host: str) -> OpenerDirector:
+    context = ssl.create_default_context()
+    if _is_here(host):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return build_opener(ProxyHandler({}), HTTPSHandler(context=context))  # no proxy: a gateway is asked, not the web
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _json(body: bytes) -> Any:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rgate import Gateway, RgateError, cli
+from rgate.commands.asking import _is_here
 from rgate.serving.server import Server
 from rgate.testing import answering, client, make_gateway, refusing_url, running_gateway
 
+from ..certificates import authority
 from ..serving.live import serving
 
 
@@ -64,6 +66,24 @@ def test_reload_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[s
     with refusing_url() as url:
         assert cli.main(["reload", "--url", url]) == 1
     assert "no gateway answers at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_reload_of_a_gateway_on_this_machine_with_tls_needs_no_certificate_for_loopback(
+    scheme: str, gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.on_reload = answer("")
+    pair = authority().issue("gateway.example")
+    with serving(gateway, tls={"certificate": str(pair.both)}) as server:
+        assert cli.main(["reload", "--url", server.url.replace("https", scheme)]) == 0
+    assert capsys.readouterr() == ("reloaded\n", "")
+
+
+@pytest.mark.parametrize(
+    ("host", "here"), [("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("localhost.x", False)]
+)
+def test_certificate_is_verified_unless_the_gateway_is_here(host: str, here: bool) -> None:
+    assert _is_here(host) is here
 
 
 def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
