@@ -84,11 +84,13 @@ def serve(
             return 0
 
         def on_up() -> None:
-            notify("READY=1")
-            inheritance.say_ready()
+            _say_ready(inheritance)
 
         def on_stop(successor: int | None) -> None:
-            notify("STOPPING=1" if successor is None else f"MAINPID={successor}")
+            if successor is None:
+                notify("STOPPING=1")
+            else:
+                _name_successor(successor)
             console.line(stop_line(config, successor))
 
         on_beat = _feed_watchdog if watchdog_wanted() else None
@@ -239,8 +241,7 @@ class _Alone(_Serving):
     def up(self) -> None:
         if watchdog_wanted():
             self.server.beat = _feed_watchdog
-        notify("READY=1")
-        self.inheritance.say_ready()
+        _say_ready(self.inheritance)
 
     def on_signal(self) -> None:
         notify("STOPPING=1")
@@ -271,7 +272,7 @@ class _Alone(_Serving):
             if not self._stopping:
                 _log.error("no upgrade: %s; this gateway goes on", error)
             return
-        notify(f"MAINPID={successor.pid}")
+        _name_successor(successor.pid)
         self.server.retire()
         self.console.line(stop_line(self.config, successor.pid))
 
@@ -333,6 +334,17 @@ def _find_endpoints(gateway: Gateway) -> None:
         if monotonic() >= until:
             raise RgateError(f"not taking over: {missing[0].name}: {missing[0].error or 'no list of endpoints yet'}")
         pause.wait(0.05)
+
+
+def _say_ready(inheritance: Inheritance) -> None:
+    # The gateway before has said READY=1 of the service, and systemd listens to none but the main process.
+    if not inheritance.takes_over:
+        notify("READY=1")
+    inheritance.say_ready()
+
+
+def _name_successor(pid: int) -> None:
+    notify(f"MAINPID={pid}", "STATUS=")
 
 
 def _feed_watchdog() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
-__all__ = ["notify", "watchdog_wanted"]
+__all__ = ["notify", "reload_begins", "reload_is_over", "watchdog_wanted"]
 
 _log = logging.getLogger("rgate.systemd")
 
 
 def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Tell it some of READY=1, RELOADING=1, STOPPING=1, MAINPID=…, WATCHDOG=1. Nothing happens when nobody wants to know."""
+    """Tell it some of READY=1, RELOADING=1, STOPPING=1, STATUS=…, MAINPID=…, WATCHDOG=1. Nothing when nobody wants to know."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -23,6 +24,16 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
             sock.sendto("\n".join(assignments).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
     except OSError as error:
         _log.warning("cannot tell systemd %s: %s", " ".join(assignments), error)
+
+
+def reload_begins() -> None:
+    """Tell it that the config is read again, as whoever asked for that wants to know when it is over (Type=notify-reload)."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1_000}")
+
+
+def reload_is_over(refused: str, asked: bool) -> None:
+    """Tell it what `systemctl status` is to show, "" for nothing, and the end of a reload_begins() if it was `asked` for."""
+    notify(*(("READY=1",) if asked else ()), f"STATUS={'; '.join(refused.splitlines())}")
 
 
 def watchdog_wanted(environ: Mapping[str, str] = os.environ) -> bool:

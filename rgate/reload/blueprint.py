@@ -38,8 +38,9 @@ class Blueprint:
         """Whether the config is to be read again although nobody has asked for it."""
         return self.gateway.config.server.reload_on_change and self._watching.is_due()
 
-    def prepare(self) -> str:
-        """Make the gateway of the config as it is now: why that cannot be, or ""."""
+    def prepare(self, asked: bool) -> str:
+        """Make the gateway of the config as it is now: why that cannot be, or "". `asked` says that somebody waits for it."""
+        self._watching.begins(asked)
         try:
             self._next = self._source.compose(self.gateway)
         except RgateError as error:

@@ -53,6 +53,7 @@ class Reloader:
         return problems
 
     def _reload(self, asked: bool) -> str:
+        self._watching.begins(asked)
         problems = self._succession.reload()
         if line := self._watching.concluded(problems, asked):
             self._tell(line)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from ..handover import systemd
+from .succession import refusal
+
 if TYPE_CHECKING:
     from .config_file import ConfigFile
 
@@ -17,7 +20,7 @@ _log = logging.getLogger("rgate.reload")
 
 
 class Watching:
-    """Reload when is_due(), looked at by `next_look` (of `clock`, monotonic), and say how it went by concluded().
+    """Reload when is_due(), looked at by `next_look` (of `clock`, monotonic); say begins() before and concluded() after each.
 
     A config that has been refused is tried again every RETRY_SECONDS, as what was missing (a certificate, a plugin, a database)
     may have come where nobody looks. It is told once, and again when there is something else to tell.
@@ -40,10 +43,16 @@ class Watching:
         changed = now >= self._source.watch.next_look and self._source.watch.have_changed()
         return changed or bool(self._told and now >= self._retry_at)
 
+    def begins(self, asked: bool) -> None:
+        """The config is read again now. `asked` says that somebody waits for it."""
+        if asked:
+            systemd.reload_begins()
+
     def concluded(self, problems: str, asked: bool) -> str:
         """Log what is to be known of a reload: why it was refused, or what has not changed with it; a line for the operator when
-        it is in force. `asked` says that somebody waits for it."""
+        it is in force. `asked` is that of begins()."""
         path = self._source.path
+        systemd.reload_is_over(refusal(problems) if problems else "", asked)
         if problems:
             if asked or problems != self._told:
                 _log.error("%s is refused, the config before stays in force:\n%s", path, problems)

@@ -27,7 +27,7 @@ class Blueprint(Protocol):
 
     def is_due(self) -> bool: ...
 
-    def prepare(self) -> str: ...
+    def prepare(self, asked: bool) -> str: ...
 
     def commit(self) -> None: ...
 
@@ -85,7 +85,7 @@ class ReloadOfAll:
     def _begin(self) -> None:
         self._waiting, self._wanted = self._wanted, []
         self._committed, self._problems = False, []
-        if problems := self._blueprint.prepare():
+        if problems := self._blueprint.prepare(asked=bool(self._waiting)):
             self._problems = [problems]
             self._conclude()
             return

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic_ns
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
                 assert gateway.url().endswith(f":{port}")
                 assert manager.recv(100) == b"READY=1"
                 serving = gateway.upgrade(gateway.process.pid)
-                assert {manager.recv(100), manager.recv(100)} == {b"READY=1", f"MAINPID={serving}".encode()}
+                assert manager.recv(100) == f"MAINPID={serving}\nSTATUS=".encode(), "nobody but the main process is listened to"
                 with RawClient(f"http://127.0.0.1:{port}") as client:
                     assert client.get("/hello").status == 200
                 gateway.end(serving)
@@ -103,6 +104,30 @@ def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
                 with RawClient(f"http://127.0.0.1:{port}") as waiting:
                     listener.accept()[0].close()
                     assert waiting.is_closed()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_is_told_when_a_wanted_reload_begins_and_how_it_ends(
+    workers: int, tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    config = written(tmp_path, backend, workers)
+    config.write_text(config.read_text().replace("server: {", "server: {reload_on_change: false, "))
+    with service_manager(tmp_path) as (manager, environ), rgate(config, environ=environ) as gateway:
+        gateway.url()
+        assert manager.recv(100) == b"READY=1"
+
+        def reload() -> str:
+            wanted_at = monotonic_ns() // 1_000
+            os.kill(gateway.process.pid, signal.SIGHUP)
+            begins, usec = manager.recv(100).decode().rsplit("=", 1)
+            assert begins == "RELOADING=1\nMONOTONIC_USEC" and int(usec) >= wanted_at, "it is the one that was wanted"
+            return manager.recv(1_000).decode()
+
+        assert reload() == "READY=1\nSTATUS="
+        config.write_text(config.read_text().replace("backend: hello", "backend: nobody"))
+        refused = reload()
+        assert refused.startswith("READY=1\nSTATUS=refused, the one before is in force: ")
+        assert "routes[0].backend: no backend named 'nobody'" in refused
 
 
 def test_sockets_that_cannot_be_served_are_a_clear_error(tmp_path: Path, backend: ScriptedBackend) -> None:

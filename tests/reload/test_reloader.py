@@ -121,6 +121,20 @@ def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.
     assert not watching.is_due()
 
 
+def test_systemd_is_told_of_a_wanted_reload_and_of_every_refusal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("rgate.handover.systemd.notify", lambda *assignments: told.append(assignments))
+    watching = Watching(ConfigFile(str(file)))
+    watching.begins(asked=False)
+    watching.concluded("config.yml:1: no\nconfig.yml:2: no", asked=False)
+    refused = "STATUS=refused, the one before is in force: config.yml:1: no; config.yml:2: no"
+    assert told == [(refused,)], "it is still ready, and nobody waits"
+    watching.begins(asked=True)
+    watching.concluded("", asked=True)
+    assert told[1][0] == "RELOADING=1"
+    assert told[2:] == [("READY=1", "STATUS=")]
+
+
 def test_change_is_due_when_the_file_is_at_rest(file: Path) -> None:
     clock = Clock()
     watching = Watching(ConfigFile(str(file), clock=clock), clock)

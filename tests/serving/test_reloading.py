@@ -30,8 +30,8 @@ class Script:
         due, self.due = self.due, False
         return due
 
-    def prepare(self) -> str:
-        self.happened.append("prepare")
+    def prepare(self, asked: bool) -> str:
+        self.happened.append(f"prepare{' for somebody' if asked else ''}")
         return self.problems
 
     def commit(self) -> None:
@@ -65,7 +65,7 @@ def script() -> Script:
 
 def test_reload_is_done_by_one_worker_after_the_other(script: Script) -> None:
     script.want()
-    assert script.happened == ["prepare", "ask 0"]
+    assert script.happened == ["prepare for somebody", "ask 0"]
     script.asked[0]("")
     assert script.happened[2:] == ["commit", "ask 1"]
     script.asked[1]("")
@@ -78,7 +78,7 @@ def test_config_that_is_bad_reaches_no_worker_but_all_are_told(script: Script) -
     script.problems = "config.yml:1: no"
     script.want()
     assert script.happened == [
-        "prepare",
+        "prepare for somebody",
         "drop",
         "all are told: config.yml:1: no",
         "concluded config.yml:1: no for somebody",
@@ -121,11 +121,11 @@ def test_what_is_wanted_meanwhile_is_the_next_reloads(script: Script) -> None:
     script.present = [0]
     script.want()
     script.want()
-    assert script.happened == ["prepare", "ask 0"]
+    assert script.happened == ["prepare for somebody", "ask 0"]
     script.asked[0]("")
     assert script.told == [""]
     script.reload.go_on()
-    assert script.happened[-2:] == ["prepare", "ask 0"]
+    assert script.happened[-2:] == ["prepare for somebody", "ask 0"]
     script.asked[0]("")
     assert script.told == ["", ""]
 
@@ -137,10 +137,10 @@ def test_change_of_the_files_reloads_without_being_asked(script: Script) -> None
     script.reload.go_on()
     for worker in script.present:
         script.asked[worker]("")
-    assert script.happened[-1] == "concluded well"
+    assert (script.happened[0], script.happened[-1]) == ("prepare", "concluded well")
 
 
 def test_without_workers_the_next_ones_have_the_new_config(script: Script) -> None:
     script.present = []
     script.want()
-    assert script.happened == ["prepare", "commit", "concluded well for somebody"]
+    assert script.happened == ["prepare for somebody", "commit", "concluded well for somebody"]
