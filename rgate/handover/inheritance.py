@@ -1,6 +1,6 @@
 """What a gateway is started with by systemd (socket activation, sd_listen_fds(3)) or by the gateway before it.
 
-LISTEN_PID      the process it is meant for: this one, or the gateway before, which cannot know this one's number
+LISTEN_PID      the process it is meant for
 LISTEN_FDS      how many listening sockets there are, from descriptor 3 on
 LISTEN_FDNAMES  their names, with colons between; `redirect` is for server.tls.redirect_port, the others for the main port
 RGATE_UPGRADE   only from the gateway before: where to say that this one is ready, and whether systemd holds the sockets
@@ -60,8 +60,7 @@ def inherit(environ: MutableMapping[str, str] = os.environ) -> Inheritance:
     Raises RgateError for sockets that rgate cannot serve.
     """
     pid, count, names, upgrade = (environ.pop(name, "") for name in _VARIABLES)
-    meant = (str(os.getpid()), str(os.getppid())) if upgrade else (str(os.getpid()),)
-    if pid not in meant or not count.isdecimal():
+    if pid != str(os.getpid()) or not count.isdecimal():
         return Inheritance()
     sockets: dict[bool, list[socket.socket]] = {False: [], True: []}
     named = names.split(":")
@@ -75,10 +74,11 @@ def inherit(environ: MutableMapping[str, str] = os.environ) -> Inheritance:
 
 
 def heirs_environ(names: list[str], ready: int, lent: bool, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a gateway that is to inherit: sockets of these names, and the descriptor of `Inheritance.ready`."""
+    """The environment for a gateway that is to inherit sockets of these names and the descriptor of `Inheritance.ready`, but for
+    LISTEN_PID, which whoever starts it has to set."""
     kept = {name: value for name, value in environ.items() if name != "WATCHDOG_PID"}  # it will be the main process
-    values = (str(os.getpid()), str(len(names)), ":".join(names), f"{ready} {'lent' if lent else 'own'}")
-    return {**kept, **dict(zip(_VARIABLES, values, strict=True))}
+    values = (str(len(names)), ":".join(names), f"{ready} {'lent' if lent else 'own'}")
+    return {**kept, **dict(zip(_VARIABLES[1:], values, strict=True))}
 
 
 def _listener(descriptor: int) -> socket.socket:

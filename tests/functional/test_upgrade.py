@@ -6,17 +6,18 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic_ns
 
 import pytest
 
-from rgate.testing import ScriptedBackend, http_response
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient
 from ..waiting import eventually
-from .processes import Traffic, listening_socket, rgate, service_manager
+from .processes import PATIENCE_SECONDS, Traffic, listening_socket, rgate, service_manager
 
 # What systemd does: the socket as descriptor 3, and for whom it is.
 ACTIVATED = (
@@ -63,6 +64,35 @@ def test_upgrades_lose_nothing(workers: int, upgrades: int, tmp_path: Path, back
         with RawClient(url) as client:
             stats = client.get("/stats").body
         assert f'"success": {traffic.count}'.encode() in stats, "both processes count into one database"
+        gateway.end(serving)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gateway_that_has_taken_over_is_on_its_own(workers: int, tmp_path: Path) -> None:
+    """Not a child of the one before, as systemd waits for the end of its own children only, and not ended with it."""
+    answer = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while request := connection.read_request():
+            if b"/hello/slow" in request.head:
+                answer.wait(PATIENCE_SECONDS)
+            connection.send(http_response(b"hello"))
+
+    with ScriptedBackend(script) as backend, rgate(written(tmp_path, backend, workers)) as gateway:
+        url = gateway.url()
+        with RawClient(url) as slow:
+            slow.send(b"GET /hello/slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            backend.wait_for_requests(1)
+            serving = gateway.upgrade(gateway.process.pid)
+            assert f"PPid:\t{gateway.process.pid}\n" not in Path(f"/proc/{serving}/status").read_text()
+            os.kill(gateway.process.pid, signal.SIGTERM)
+            if workers == 1:
+                gateway.until("^stopping, ")
+            answer.set()
+            assert slow.response().body == b"hello"
+        assert gateway.process.wait(PATIENCE_SECONDS) == 0
+        with RawClient(url) as quick:
+            assert quick.get("/hello").body == b"hello"
         gateway.end(serving)
 
 
