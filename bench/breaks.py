@@ -31,6 +31,7 @@ from .machine import free_port
 __all__ = ["BREAKS", "Break", "World"]
 
 DATABASE_MEGABYTES = 8
+DRAIN_SECONDS = 3.0  # so long a gateway that was upgraded keeps its tunnels
 UP_SECONDS = 20.0
 END_SECONDS = 30.0
 _SUCCESSOR = re.compile(r"process (\d+) is starting, to take over")
@@ -55,9 +56,7 @@ class World:
     def start(self) -> None:
         """Start all of it. Raises OSError when the gateway does not come up."""
         _adopt_orphans()
-        self.database.parent.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={DATABASE_MEGABYTES}m", "rgate-chaos", str(self.database.parent)]
-        self._mounted = os.geteuid() == 0 and subprocess.run(["mount", *options], stderr=subprocess.DEVNULL).returncode == 0
+        self._mounted = os.geteuid() == 0 and _mounts(self.database.parent)
         self.endpoints.start()
         self.write_certificate()
         self.write_config()
@@ -77,7 +76,7 @@ class World:
         return [self._main, *self.workers()]
 
     @property
-    def can_fill_the_disk(self) -> bool:
+    def has_a_disk(self) -> bool:
         """Whether the database has a file system of its own."""
         return self._mounted
 
@@ -112,6 +111,24 @@ class World:
         if self._mounted:
             subprocess.run(["umount", "--lazy", str(self.database.parent)], check=False)
 
+    def protect(self) -> Iterator[None]:
+        """Have a copy of the database in its place that cannot be written; yields meanwhile, then the database is back.
+
+        A file system on which files are open for writing cannot be made read-only, and permissions mean nothing to root.
+        """
+        copy = self._folder / "copy" / self.database.name
+        _mounts(copy.parent)
+        with contextlib.suppress(sqlite3.Error), _connected(self.database) as source, _connected(copy) as target:
+            source.backup(target)
+        for suffix in ("-wal", "-shm"):  # without them it could not even be read
+            copy.with_name(copy.name + suffix).touch()
+        place = str(self.database.parent)
+        subprocess.run(["mount", "-o", "remount,ro", str(copy.parent)], check=True)
+        subprocess.run(["mount", "--bind", str(copy.parent), place], check=True)
+        yield
+        for mounted in (place, str(copy.parent)):
+            subprocess.run(["umount", "--lazy", mounted], check=True)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the gateway, if it still runs."""
         if self.running:
@@ -137,7 +154,7 @@ class World:
 
     def write_config(self, **more: Any) -> None:
         """Write a good config, in the place of the one there is."""
-        server: dict[str, Any] = {"workers": 2}
+        server: dict[str, Any] = {"workers": 2, "drain_seconds": DRAIN_SECONDS}
         if self.tls:
             server["tls"] = {name: str(self._folder / f"{name}.pem") for name in ("certificate", "key")}
         config = {
@@ -161,6 +178,19 @@ class World:
             where = ["-keyout", str(self._folder / "key.pem"), "-out", str(self._folder / "certificate.pem")]
             how = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=x"]
             subprocess.run(["openssl", "req", *how, *where], check=True, stderr=subprocess.DEVNULL)
+
+
+def _mounts(folder: Path) -> bool:
+    """Make a folder with a small file system of its own; false when only the folder is there."""
+    folder.mkdir(exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={DATABASE_MEGABYTES}m", "rgate-chaos", str(folder)]
+    return subprocess.run(["mount", *options], stderr=subprocess.DEVNULL).returncode == 0
+
+
+@contextlib.contextmanager
+def _connected(database: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(database, timeout=5, isolation_level=None)) as connection:
+        yield connection
 
 
 def _adopt_orphans() -> None:
@@ -193,22 +223,26 @@ def _break(*explains: str, possible: Callable[[World], bool] = lambda world: Tru
     return register
 
 
+# A tunnel ends with either of the two processes that it goes through, and with nothing else.
+TUNNEL_ENDED = ("101 closed", "101 reset")
+
+
 # What was sent to an endpoint that is killed may be done or not: a POST is not sent again.
-@_break("502 closed", "503 refused")
+@_break("502 closed", "503 refused", *TUNNEL_ENDED)
 def endpoint_killed(world: World, chance: random.Random) -> Iterator[None]:
     number = world.endpoints.kill(chance)
     yield
     world.endpoints.start_again(number)
 
 
-@_break("502 closed", "503 refused", possible=lambda world: not world.endpoints.announced)
+@_break("502 closed", "503 refused", *TUNNEL_ENDED, possible=lambda world: not world.endpoints.announced)
 def endpoint_ended(world: World, chance: random.Random) -> Iterator[None]:
     number = world.endpoints.end(chance)
     yield
     world.endpoints.start_again(number)
 
 
-@_break(possible=lambda world: world.endpoints.announced)
+@_break(*TUNNEL_ENDED, possible=lambda world: world.endpoints.announced)
 def endpoint_restarted(world: World, chance: random.Random) -> Iterator[None]:
     number = world.endpoints.end(chance)
     world.endpoints.start_again(number)
@@ -222,7 +256,7 @@ def endpoint_hangs(world: World, chance: random.Random) -> Iterator[None]:
     world.endpoints.resume(number)
 
 
-@_break("502 closed", "503 refused", "503 no_endpoint", "503 breaker_open")
+@_break("502 closed", "503 refused", "503 no_endpoint", "503 breaker_open", *TUNNEL_ENDED)
 def all_endpoints_killed(world: World, chance: random.Random) -> Iterator[None]:
     numbers = [world.endpoints.kill(chance) for _ in range(world.endpoints.count)]
     yield
@@ -238,7 +272,7 @@ def engine_away(world: World, chance: random.Random) -> Iterator[None]:
 
 
 # What a worker had in flight is lost with it.
-@_break("lost closed", "lost reset", "lost truncated")
+@_break("lost closed", "lost reset", "lost truncated", *TUNNEL_ENDED)
 def worker_killed(world: World, chance: random.Random) -> Iterator[None]:
     os.kill(chance.choice(world.workers()), signal.SIGKILL)
     yield
@@ -253,18 +287,23 @@ def worker_hangs(world: World, chance: random.Random) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@_break()
+# The old one cuts the tunnels that are left after DRAIN_SECONDS.
+@_break(*TUNNEL_ENDED)
 def gateway_upgraded(world: World, chance: random.Random) -> Iterator[None]:
     yield from world.upgrade()
 
 
 @_break()
 def database_locked(world: World, chance: random.Random) -> Iterator[None]:
-    lock = sqlite3.connect(world.database, timeout=5, isolation_level=None)
-    with contextlib.suppress(sqlite3.Error):
-        lock.execute("BEGIN EXCLUSIVE")
-    yield
-    lock.close()
+    with _connected(world.database) as lock:
+        with contextlib.suppress(sqlite3.Error):
+            lock.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@_break(possible=lambda world: world.has_a_disk)
+def database_read_only(world: World, chance: random.Random) -> Iterator[None]:
+    yield from world.protect()
 
 
 @_break()
@@ -281,7 +320,7 @@ def database_garbled(world: World, chance: random.Random) -> Iterator[None]:
     yield
 
 
-@_break(possible=lambda world: world.can_fill_the_disk)
+@_break(possible=lambda world: world.has_a_disk)
 def database_full(world: World, chance: random.Random) -> Iterator[None]:
     filling = world.database.parent / "filling"
     with contextlib.suppress(OSError), filling.open("wb", buffering=0) as file:

@@ -1,11 +1,12 @@
-"""Break everything in turn under steady load, and account for every request.
+"""Break everything in turn under steady load, and account for every request and every tunnel.
 
     python -m bench.chaos --seconds 120 --seed 7
     python -m bench.chaos --docker --tls --only "engine away,endpoint restarted"
 
-Clients send GET and POST on kept and on new connections while endpoints, workers, database, config, certificates and, with
---docker, the engine's connection are broken by a plan that the seed decides. In the end every request is accounted for: what
-was not answered well must be explained by what was broken at that moment. The exit code is 0 when all is explained, 1 when
+Clients send GET and POST on kept and on new connections, and others talk through WebSockets, while endpoints, workers, database,
+config, certificates and, with --docker, the engine's connection are broken by a plan that the seed decides. In the end every
+request and every tunnel is accounted for: what was not answered well, and a tunnel that its client has not ended, must be
+explained by what was broken at that moment. The exit code is 0 when all is explained, 1 when
 something is not, and 2 when it cannot start. Only what was started here is broken and ended.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from .breaks import BREAKS, Break, World
 from .clients import Clients, Outcome, by_answer
 from .endpoints import Containers, Processes
+from .tunnels import Tunnel, TunnelClients
 
 __all__ = ["Happened", "account", "main", "plan"]
 
@@ -68,20 +70,20 @@ def plan(possible: Sequence[Break], seconds: float, chance: random.Random) -> It
 
 
 def account(outcomes: Sequence[Outcome], happened: Sequence[Happened]) -> tuple[list[str], int]:
-    """The account as lines, and how many requests are not explained."""
-    bad = [outcome for outcome in outcomes if not outcome.good]
+    """The account as lines, and how many requests and tunnels are not explained."""
     explained: dict[str, Counter[str]] = {}
     unexplained: list[Outcome] = []
-    for outcome in bad:
+    for outcome in outcomes:
+        if outcome.good:
+            continue
         by = next((each for each in happened if each.explains(outcome)), None)
         if by is None:
             unexplained.append(outcome)
         else:
             explained.setdefault(by.broken.name, Counter())[str(outcome)] += 1
-    lost = sum(outcome.status == 0 for outcome in outcomes)
     lines = [
-        f"{len(outcomes):>8,} sent: {len(outcomes) - lost:,} answered, {lost:,} lost",
-        *(f"{count:>8,} {answer}" for answer, count in by_answer(outcomes).most_common()),
+        *_told([outcome for outcome in outcomes if not isinstance(outcome, Tunnel)]),
+        *_told_of_tunnels([outcome for outcome in outcomes if isinstance(outcome, Tunnel)]),
         f"{len(happened):>8,} times something was broken:",
         *(
             f"{times:>8,} {name}{'; explains ' + _listed(explained[name]) if name in explained else ''}"
@@ -89,11 +91,25 @@ def account(outcomes: Sequence[Outcome], happened: Sequence[Happened]) -> tuple[
         ),
         f"{len(unexplained):>8,} unexplained",
     ]
+    began = min((outcome.sent for outcome in outcomes), default=0.0)
     for outcome in unexplained[:20]:
         near = [each.broken.name for each in happened if each.began - 1 <= outcome.ended and outcome.sent <= each.ended + 5]
-        at = f"after {outcome.sent - outcomes[0].sent:.3f} s, {outcome.ended - outcome.sent:.3f} s long"
+        at = f"after {outcome.sent - began:.3f} s, {outcome.ended - outcome.sent:.3f} s long"
         lines.append(f"         {outcome.kind}: {outcome}, {at}; broken about then: {', '.join(near) or 'nothing'}")
     return lines, len(unexplained)
+
+
+def _told(requests: Sequence[Outcome]) -> list[str]:
+    lost = sum(request.status == 0 for request in requests)
+    lines = [f"{len(requests):>8,} sent: {len(requests) - lost:,} answered, {lost:,} lost"]
+    return lines + [f"{count:>8,} {answer}" for answer, count in by_answer(requests).most_common()]
+
+
+def _told_of_tunnels(tunnels: Sequence[Tunnel]) -> list[str]:
+    opened, echoes = sum(tunnel.status == 101 for tunnel in tunnels), sum(tunnel.echoes for tunnel in tunnels)
+    lines = [f"{len(tunnels):>8,} tunnels asked for: {opened:,} opened, {echoes:,} echoes"]
+    words = {"ok": "ended by their client"}
+    return lines + [f"{count:>8,} {words.get(answer, answer)}" for answer, count in by_answer(tunnels).most_common()]
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -122,7 +138,8 @@ def _run(world: World, options: argparse.Namespace) -> int:
     chance = random.Random(options.seed)
     happened: list[Happened] = []
     began = time.monotonic()
-    with Clients(world.port, world.endpoints.path, options.per_second, tls=_trusting() if world.tls else None) as clients:
+    port, path, tls = world.port, world.endpoints.path, _trusting() if world.tls else None
+    with Clients(port, path, options.per_second, tls=tls) as clients, TunnelClients(port, path, tls=tls) as talking:
         time.sleep(CALM_SECONDS)
         for step in list(plan(chosen, options.seconds, chance)):
             print(f"{time.monotonic() - began:7.2f} s  {step.broken.name} for {step.hold_seconds:.1f} s", flush=True)
@@ -132,7 +149,7 @@ def _run(world: World, options: argparse.Namespace) -> int:
                 break
         time.sleep(CALM_SECONDS)
     code = world.stop() if world.running else None
-    lines, unexplained = account(clients.outcomes, happened)
+    lines, unexplained = account([*clients.outcomes, *talking.tunnels], happened)
     print("\n".join(["", f"seed {options.seed}, {time.monotonic() - began:.0f} s", *lines]))
     log = world.log.read_text(errors="replace")
     good = code == 0 and not unexplained and "Traceback" not in log

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-__all__ = ["KINDS", "Clients", "Outcome", "by_answer"]
+__all__ = ["KINDS", "TIMEOUT_SECONDS", "Clients", "Outcome", "by_answer", "connection_to", "judged", "lost"]
 
 TIMEOUT_SECONDS = 35.0  # longer than any of rgate's own
 BODY = b"x" * 200
@@ -99,7 +99,7 @@ class Clients:
             thread.join(TIMEOUT_SECONDS + 5)
 
     def _run(self, name: str, client: str) -> None:
-        kind, connection = KINDS[name], self._connection()
+        kind, connection = KINDS[name], connection_to(self._port, self._tls)
         due = time.monotonic()
         for number in itertools.count():
             due = max(due + self._pause_seconds, time.monotonic() - 1)  # after a long answer no flood
@@ -110,11 +110,6 @@ class Clients:
             self.outcomes.append(self._ask(connection, name, kind, f"{self._path}?n={client}-{number}"))
         connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._tls:
-            return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=TIMEOUT_SECONDS, context=self._tls)
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_SECONDS)
-
     def _ask(self, connection: http.client.HTTPConnection, name: str, kind: Kind, target: str) -> Outcome:
         sent = time.monotonic()
         status, reason, who = 0, "", ""
@@ -123,10 +118,10 @@ class Clients:
             response = connection.getresponse()
             body = response.read()
             status = response.status
-            reason, who = _judged(status, body, target)
+            reason, who = judged(status, body, target)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            status, reason = 0, _lost(error)
+            status, reason = 0, lost(error)
         return Outcome(name, sent, time.monotonic(), status, reason, who)
 
 
@@ -135,7 +130,15 @@ def by_answer(outcomes: Sequence[Outcome]) -> Counter[str]:
     return Counter(map(str, outcomes))
 
 
-def _judged(status: int, body: bytes, target: str) -> tuple[str, str]:
+def connection_to(port: int, tls: ssl.SSLContext | None) -> http.client.HTTPConnection:
+    """A connection to this machine, not made yet."""
+    if tls:
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS, context=tls)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+
+
+def judged(status: int, body: bytes, target: str) -> tuple[str, str]:
+    """The reason why an answer is not good, or nothing, and who has answered."""
     try:
         told = json.loads(body)
     except ValueError:
@@ -146,7 +149,8 @@ def _judged(status: int, body: bytes, target: str) -> tuple[str, str]:
     return "" if told.get("path") == target else "not_mine", str(told.get("instance", ""))
 
 
-def _lost(error: Exception) -> str:
+def lost(error: Exception) -> str:
+    """The reason why there is no whole answer."""
     match error:
         case TimeoutError():
             return "timeout"

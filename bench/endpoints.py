@@ -1,4 +1,5 @@
-"""What stands behind the gateway while it is put through something: the demo's orders service, as processes or containers."""
+"""What stands behind the gateway while it is put through something: the demo's orders service with an echo for WebSockets, as
+processes or containers."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from .machine import free_port
 __all__ = ["Containers", "Endpoints", "Nginxes", "Processes"]
 
 ORDERS = ROOT / "backends" / "orders"
+ECHO = ROOT / "bench" / "backend" / "echo.py"
 UP_SECONDS = 20.0
 
 
@@ -87,7 +89,7 @@ class Processes:
 
     def start_again(self, number: int) -> None:
         command = self._command(number)
-        env = {**os.environ, "INSTANCE": f"orders-{number}"}
+        env = {**os.environ, "INSTANCE": f"orders-{number}", "PYTHONPATH": str(ORDERS)}
         quiet = subprocess.DEVNULL
         self._processes[number] = subprocess.Popen(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
         _wait_until_up(self._ports[number])
@@ -97,7 +99,7 @@ class Processes:
     def restore_engine(self) -> None: ...
 
     def _command(self, number: int) -> list[str]:
-        return [sys.executable, str(ORDERS / "app.py"), "--port", str(self._ports[number])]
+        return [sys.executable, str(ECHO), "--port", str(self._ports[number])]
 
     def _pick(self, chance: random.Random) -> int:
         return chance.choice(sorted(self._processes))
@@ -146,9 +148,8 @@ class Containers:
         _docker("build", "--quiet", "--build-arg", f"BASE_IMAGE={base}", "--tag", "rgate-chaos-orders", str(ORDERS))
         self._relay.restore()
         for number, name in enumerate(self._names):
-            _docker(
-                "run", "--detach", "--name", name, "--label", self._label, "--publish", "127.0.0.1::8000", "rgate-chaos-orders"
-            )
+            told = ["--name", name, "--label", self._label, "--publish", "127.0.0.1::8000", "--volume", f"{ECHO}:/srv/echo.py:ro"]
+            _docker("run", "--detach", *told, "rgate-chaos-orders", "python3", "/srv/echo.py")
             self._running.add(number)
             _wait_until_up(self._port(number))
 

@@ -11,6 +11,7 @@ from bench.breaks import BREAKS
 from bench.chaos import Happened, account, plan
 from bench.clients import Outcome
 from bench.soak import FAULTS, TOLERANCE, flat
+from bench.tunnels import Tunnel
 
 KILLED = Happened(BREAKS["endpoint killed"], 10.0, 12.0)
 LOCKED = Happened(BREAKS["database locked"], 20.0, 22.0)
@@ -39,6 +40,18 @@ def test_account_explains_an_answer_only_by_a_break_that_may_cause_it_at_that_mo
     assert count == unexplained, lines
     assert any("2 sent" in line for line in lines)
     assert any(str(bad) in line for line in lines)
+
+
+def test_account_explains_the_end_of_a_tunnel_by_what_was_broken_then_and_not_before() -> None:
+    def tunnel(sent: float, reason: str = "") -> Tunnel:
+        return Tunnel("WebSocket", sent, sent + 0.01, 101, reason, echoes=50)
+
+    lines, count = account([outcome(8.0), tunnel(11.0, "closed"), tunnel(21.0, "closed"), tunnel(30.0)], [KILLED, LOCKED])
+    assert count == 1, lines
+    assert any("1 sent: 1 answered, 0 lost" in line for line in lines)
+    assert any("3 tunnels asked for: 3 opened, 150 echoes" in line for line in lines)
+    assert any("2 101 closed" in line for line in lines)
+    assert any("1 ended by their client" in line for line in lines)
 
 
 def test_plan_is_the_seeds_and_breaks_everything() -> None:
