@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .errors import ends_process
+from .log import about
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -37,7 +38,7 @@ class _Body(Protocol):
 
 
 def _log_failure(exchange: Exchange, error: BaseException) -> None:
-    _log.error("%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error)
+    _log.error("%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error, extra={"about": about(error)})
 
 
 _numbers = itertools.count(1)

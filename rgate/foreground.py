@@ -22,6 +22,7 @@ from .handover.inheritance import Inheritance, inherit
 from .handover.signals import ENDING, until_signalled
 from .handover.successor import Successor
 from .handover.systemd import notify, watchdog_wanted
+from .log import LogHandler
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
 from .reload.succession import NOTICE, Succession, refusal
@@ -379,7 +380,7 @@ def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
 
 def log_to_stderr(level: str) -> None:
     """Send rgate's log, from `level` on, and warnings of others to stderr. Changes of discovery are told otherwise."""
-    log = logging.StreamHandler(sys.stderr)
+    log = LogHandler(sys.stderr)
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addFilter(lambda record: record.name != "rgate.discovery.changes")
     logging.basicConfig(level=logging.WARNING, handlers=[log])

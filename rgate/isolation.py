@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import GatewayError, ends_process
 from .exchange import Exchange
 from .hookspecs import Middleware
+from .log import about
 from .pipeline import usable
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Isolation:
         """The middleware has failed, and its request goes on without it."""
         _log.error(
             "%s: plugin %s failed in rgate_middlewares, so this request goes on without it: %r",
-            exchange.id, self._plugin, error, exc_info=error,
+            exchange.id, self._plugin, error, exc_info=error, extra={"about": (self._plugin, *about(error))},
         )  # fmt: skip
         with self._lock:
             self._skipped += 1

@@ -25,6 +25,7 @@ from .failures import culprit
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, Middleware
 from .installed import Installed, PluginRecord, builtin_record
 from .lifespan import Lifespan
+from .log import about
 from .pipeline import ROUTING, STANDARD_ORDER, unworkable
 from .plugins import BUILTIN
 from .use import check_used, middleware
@@ -170,12 +171,13 @@ class Registry:
         plugin answers it, and needs no traceback.
         """
         if isinstance(error, GatewayError):
-            _log.warning("%s: %s", exchange.id, error)
+            backend = exchange.route.backend.name if exchange.route is not None else ""
+            _log.warning("%s: %s", exchange.id, error, extra={"about": (backend, error.reason)})
             return
         owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
         found = culprit(error.__traceback__, owners)
         who = f"plugin {self.described(found.plugin)} failed in {hook or found.hook}" if found else "the gateway failed"
-        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error)
+        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"about": (who, *about(error))})
 
     def described(self, name: str) -> str:
         """A plugin's name with its distribution and version; that of an entry of `use` with what it says so."""

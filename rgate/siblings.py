@@ -21,6 +21,8 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import quote, unquote
 
+from .log import about
+
 __all__ = ["Siblings", "as_word", "from_word"]
 
 Action: TypeAlias = Callable[[str], object]
@@ -167,8 +169,8 @@ class _Link:
         try:
             if action is not None:
                 answer = action(argument)
-        except BaseException:
-            _log.exception("a sibling's request for %r failed", topic)
+        except BaseException as error:
+            _log.exception("a sibling's request for %r failed", topic, extra={"about": (topic, *about(error))})
         self.send(f"done {number} {as_word(answer) if isinstance(answer, str) else ''}")
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
+from ..log import about
 from ..model import Backend, Endpoint, Instance
 from .asides import Aside, Asides
 from .loop import STANDARD, SourceLoop, Timing, Wait, described, unexpected
@@ -248,5 +249,5 @@ def _call(callbacks: Iterable[Callable[[Any], object]], what: object) -> None:
     for callback in callbacks:
         try:
             callback(what)
-        except Exception:
-            _log.exception("callback %r failed", callback)
+        except Exception as error:
+            _log.exception("callback %r failed", callback, extra={"about": about(error)})

@@ -23,7 +23,8 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
             sock.setblocking(False)  # its queue may be full; a gateway does not wait for that
             sock.sendto("\n".join(assignments).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
     except OSError as error:
-        _log.warning("cannot tell systemd %s: %s", " ".join(assignments), error)
+        said = " ".join(assignments)
+        _log.warning("cannot tell systemd %s: %s", said, error, extra={"about": (said, str(error))})
 
 
 def reload_begins() -> None:

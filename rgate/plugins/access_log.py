@@ -93,7 +93,8 @@ class AccessLog:
             _log.debug("cannot write: %s", error)
         if lost:
             self._lost -= lost
-            _log.warning("at least %d lines are lost: stdout cannot be written, or not fast enough", lost)
+            words = "at least %d lines are lost: stdout cannot be written, or not fast enough"
+            _log.warning(words, lost, extra={"about": ""})
 
 
 class Writing:

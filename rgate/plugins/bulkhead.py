@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Compartment"]
 
 LOOK_SECONDS: Final = 0.05
-TELL_SECONDS: Final = 10.0
 _log = logging.getLogger("rgate.plugins.bulkhead")
 
 
@@ -90,14 +89,14 @@ class Compartment:
     nothing drifts; threads that come at the same moment may bring it over the limit by their number.
     """
 
-    __slots__ = ("_held", "_looked", "_name", "_seen", "_told", "most", "waiting")
+    __slots__ = ("_held", "_looked", "_name", "_seen", "most", "waiting")
 
     def __init__(self, name: str, most: int) -> None:
         self._name = name
         self.most = most
         self.waiting: dict[Exchange, Any] = {}
         self._held = self._seen = 0
-        self._looked = self._told = float("-inf")
+        self._looked = float("-inf")
 
     def check(self) -> None:
         """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached."""
@@ -107,9 +106,8 @@ class Compartment:
             self._looked, self._seen = now, count  # after it: until then others look for themselves
         if count - self._held < self.most:
             return
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
-            _log.warning("%s: %d requests in flight, which is max_in_flight; more are answered 503", self._name, self.most)
+        words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
+        _log.warning(words, self._name, self.most, extra={"about": self._name})
         raise Overloaded(f"{self._name}: {self.most} requests in flight")
 
 

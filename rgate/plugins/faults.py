@@ -88,8 +88,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         exchange = Exchange.of(environ)
         exchange.error = fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
         if fault is error:
-            quiet = fault.status < 500 or isinstance(fault, _QUIET)
-            _log.log(logging.DEBUG if quiet else logging.WARNING, "%s: %s", exchange.id, fault)
+            _tell(exchange, fault)
         else:
             registry.report_failure(exchange, error)
         try:
@@ -103,6 +102,18 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         return body
 
     return Middleware("faults", wrap, edits_environ=False, essential=True)
+
+
+def _tell(exchange: Exchange, fault: GatewayError) -> None:
+    if fault.status < 500 or isinstance(fault, _QUIET):
+        _log.debug("%s: %s", exchange.id, fault)
+        return
+    where = ""
+    if exchange.endpoint is not None:
+        where = f" (backend {exchange.endpoint.backend}, endpoint {exchange.endpoint.name})"
+    elif exchange.route is not None:
+        where = f" (route {exchange.route.name})"
+    _log.warning("%s: %s%s", exchange.id, fault, where, extra={"about": (where, type(fault).__name__, fault.reason)})
 
 
 def _starting(exchange: Exchange, start_response: StartResponse) -> StartResponse:

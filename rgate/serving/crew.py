@@ -112,7 +112,7 @@ class Crew:
             worker.start()
         except RuntimeError as error:  # no more threads to be had
             self._workers.discard(worker)
-            _log.error("cannot start another thread: %s", error)
+            _log.error("cannot start another thread: %s", error, extra={"about": str(error)})
             return False
         return True
 

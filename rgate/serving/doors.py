@@ -135,7 +135,8 @@ class Doors:
                 if error.errno == errno.EBADF:  # closed by another thread meanwhile
                     return False
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    _log.error("cannot accept connections at present: %s", error.strerror)
+                    why = error.strerror
+                    _log.error("cannot accept connections at present: %s", why, extra={"about": why})
                     self.shut()
                     self._open_again = monotonic() + PAUSE_SECONDS
                     return False

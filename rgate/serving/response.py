@@ -10,6 +10,7 @@ from wsgiref.handlers import format_date_time
 
 from ..errors import InternalFault
 from ..exchange import ENVIRON_KEY, Exchange
+from ..log import about
 from ..wire import fields
 from ..wire.chunked import LAST_CHUNK, chunk_head
 from ..wire.fields import Field, forward_line
@@ -199,21 +200,22 @@ class ResponseStream:
         except OSError as error:
             self._break_off()
             _log.debug("the client is gone: %s", error)
-        except BaseException:  # somebody's SystemExit, too
+        except BaseException as error:  # somebody's SystemExit, too
             self._break_off()
             # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
             exchange: Exchange | None = environ.get(ENVIRON_KEY)
             known = self._head_sent and exchange is not None and exchange.error is not None
-            _log.log(logging.DEBUG if known else logging.ERROR, "the response broke off", exc_info=True)
+            level = logging.DEBUG if known else logging.ERROR
+            _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
             if not self._head_sent:
                 self._send_failure(environ)
         close = getattr(body, "close", None)
         if close is not None:
             try:
                 close()
-            except BaseException:
+            except BaseException as error:
                 self._break_off()
-                _log.exception("closing the response failed")
+                _log.exception("closing the response failed", extra={"about": about(error)})
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
@@ -242,7 +244,7 @@ class ResponseStream:
             if len(block) > self._left:
                 block = block[: self._left]
                 self.keep_alive = False
-                _log.error("the app sent more than its Content-Length")
+                _log.error("the app sent more than its Content-Length", extra={"about": ""})
             self._left -= len(block)
         if not self._has_body:
             block = b""

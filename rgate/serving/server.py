@@ -25,6 +25,7 @@ from werkzeug.serving import BaseWSGIServer
 
 from ..condition import Condition
 from ..errors import Overloaded
+from ..log import about
 from ..wire.client import TrustedProxies, plain_address
 from ..wire.request import RequestReader
 from .admission import TURNED_AWAY, Admission
@@ -218,8 +219,8 @@ class Server(BaseWSGIServer):
                     self._release(connection)
                 try:
                     open_ = connection.advance()
-                except BaseException:  # a plugin's SystemExit, too: it must not end the thread
-                    _log.exception("a connection failed")
+                except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread
+                    _log.exception("a connection failed", extra={"about": about(error)})
                     open_ = False
                 if not open_:
                     if not connection.tunnelled:

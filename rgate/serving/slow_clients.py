@@ -49,7 +49,8 @@ class SlowClients:
         for connection in cut:
             connection.cut()
         if cut:
-            _log.warning("%d clients were cut: more than %d hold up their requests", len(cut), self._most)
+            words = "%d clients were cut: more than %d hold up their requests"
+            _log.warning(words, len(cut), self._most, extra={"about": ""})
 
 
 def _held(connections: Collection[Connection]) -> list[Connection]:

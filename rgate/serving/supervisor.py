@@ -197,6 +197,7 @@ class Supervisor:
         except BaseException:
             _log.exception("worker %d failed", worker.index)
         finally:
+            logging.shutdown()  # which atexit would do
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

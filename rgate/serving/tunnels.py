@@ -22,6 +22,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from ..log import about
 from ..tls.stream import TLSStream
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ class OpenTunnel:
         for act in acts:
             try:
                 act()
-            except BaseException:  # a plugin's SystemExit, too: it must not end the thread of all tunnels
-                _log.exception("ending a tunnel failed")
+            except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread of all tunnels
+                _log.exception("ending a tunnel failed", extra={"about": about(error)})
 
 
 class Tunnels:
@@ -297,8 +298,8 @@ class Tunnels:
             self._watch(other, 0)
         except _Lost as lost:
             self._end(tunnel, lost.args[0])
-        except Exception:
-            _log.exception("a tunnel failed")
+        except Exception as error:
+            _log.exception("a tunnel failed", extra={"about": about(error)})
             self._end(tunnel, side.name)
 
     @staticmethod

@@ -173,14 +173,14 @@ def test_calm_server_counts_nothing_but_for_limits_that_it_could_reach() -> None
     assert seen == [1], "a backend's limit is lower than the number of threads"
 
 
-def test_operator_is_told_once_which_backend_is_at_its_limit(hung: Hanging, caplog: pytest.LogCaptureFixture) -> None:
+def test_operator_is_told_which_backend_is_at_its_limit(hung: Hanging, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "rgate.plugins.bulkhead")
     apps = {"hung": hung, "well": (), "other": ()}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung", "/hung"):
         for _ in range(5):
             assert_fault(client(gateway).get("/hung"), 503, "overloaded")
-    (record,) = caplog.records
-    assert record.getMessage() == "backend 'hung': 2 requests in flight, which is max_in_flight; more are answered 503"
+    words = "backend 'hung': 2 requests in flight, which is max_in_flight; more are answered 503"
+    assert [(record.getMessage(), record.__dict__["about"]) for record in caplog.records] == [(words, "backend 'hung'")] * 5
 
 
 @pytest.mark.parametrize(("backends", "expected"), [(1, 100), (2, 80), (3, 80)])

@@ -11,9 +11,30 @@ from wsgiref.validate import validator
 import pytest
 
 import rgate
-from rgate import Exchange, Gateway, GatewayError, InternalFault, Middleware, NoRoute, Overloaded, Refused, hookimpl
+from rgate import (
+    Exchange,
+    Gateway,
+    GatewayError,
+    InternalFault,
+    Middleware,
+    NoRoute,
+    Overloaded,
+    Refused,
+    ResponseTimeout,
+    UpstreamClosed,
+    hookimpl,
+)
 from rgate.plugins import faults
-from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import (
+    answering,
+    assert_fault,
+    client,
+    make_endpoint,
+    make_environ,
+    make_exchange,
+    make_gateway,
+    running_gateway,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -136,15 +157,35 @@ def test_unexpected_exception_is_500_and_is_reported_with_its_traceback(caplog: 
 
 
 @pytest.mark.parametrize(
-    ("error", "level"), [(rgate.UpstreamClosed, "WARNING"), (rgate.Refused, "DEBUG"), (rgate.RequestError, "DEBUG")]
+    ("error", "level", "where"),
+    [(rgate.UpstreamClosed, "WARNING", " (route /)"), (rgate.Refused, "DEBUG", ""), (rgate.RequestError, "DEBUG", "")],
 )
-def test_fault_detail_goes_to_the_log(error: type[GatewayError], level: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_detail_goes_to_the_log(
+    error: type[GatewayError], level: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG, "rgate.faults")
     exchange = make_exchange()
     client(guarded(raising(error(SECRET))), exchange).get("/")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        (level, f"{exchange.id}: {error.reason}: {SECRET}")
+        (level, f"{exchange.id}: {error.reason}: {SECRET}{where}")
     ]
+
+
+def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCaptureFixture) -> None:
+    for endpoint, error in [
+        (make_endpoint("a"), ResponseTimeout("none for 1 s")),
+        (make_endpoint("a"), ResponseTimeout("none for 2 s")),
+        (make_endpoint("a"), UpstreamClosed()),
+        (make_endpoint("b"), ResponseTimeout()),
+        (make_endpoint("b", backend="others"), ResponseTimeout()),
+    ]:
+        exchange = make_exchange()
+        exchange.endpoint = endpoint
+        client(guarded(raising(error)), exchange).get("/")
+    first, second, *others = (record.__dict__["about"] for record in caplog.records)
+    assert first == second
+    assert len({first, *others}) == 4
+    assert caplog.messages[0].endswith(" (backend orders, endpoint a)")
 
 
 def test_answer_and_good_responses_are_valid_wsgi() -> None:

@@ -77,7 +77,7 @@ class Schedule:
                 self._staff()
             try:
                 job()
-            except Exception:
-                _log.exception("job %r failed", job)
+            except Exception as error:
+                _log.exception("job %r failed", job, extra={"about": (repr(job), repr(error))})
             with self._changed:
                 self._idle += 1

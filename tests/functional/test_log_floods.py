@@ -1,0 +1,70 @@
+"""A failure with every request: the log has the first with its traceback and the number of the others, of every process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rgate.testing import ScriptedBackend, ScriptedConnection
+
+from ..raw_client import RawClient
+from .processes import rgate
+
+CONFIG = """\
+server: {{workers: {workers}}}
+backends:
+  - {{name: gone, endpoints: ["{url}"]}}
+routes:
+  - {{path_prefix: /gone, backend: gone}}
+  - {{path_prefix: /broken, backend: gone}}
+use:
+  - app: broken_app:Broken
+plugins:
+  disable: [stats]
+"""
+BROKEN = """\
+class Broken:
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == "/broken":
+            raise KeyError("acme")
+        return self.app(environ, start_response)
+"""
+TIMES = 20
+
+
+def close(connection: ScriptedConnection) -> None:
+    connection.read_request()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failure_with_every_request_is_told_once_and_counted(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "broken_app.py").write_text(BROKEN)
+    config = tmp_path / "config.yml"
+    with ScriptedBackend(close) as backend:
+        config.write_text(CONFIG.format(workers=workers, url=backend.url))
+        with rgate(config, environ={"PYTHONPATH": str(tmp_path)}) as processes:
+            url = processes.url()
+            with RawClient(url) as client:  # one connection, so one process
+                for _ in range(TIMES):
+                    assert client.get("/broken").status == 500
+                    client.send(b"POST /gone HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+                    assert client.response().status == 502
+            processes.end(processes.process.pid)
+            lines = processes.seen
+    firsts = [line for line in lines if re.search(r"failed in rgate_middlewares: KeyError\('acme'\)$", line)]
+    assert len(firsts) == lines.count("KeyError: 'acme'") >= 1
+    assert counted(lines, r"KeyError\('acme'\)") == TIMES - len(firsts)
+    firsts = [line for line in lines if re.search(r" closed: .* \(backend gone, endpoint [^()]+\)$", line)]
+    assert firsts
+    assert counted(lines, r" closed: .*") == TIMES - len(firsts)
+
+
+def counted(lines: list[str], pattern: str) -> int:
+    """How many lines have been held back, as the log says."""
+    found = (re.search(rf"{pattern} \(([\d,]+) more times? in the last \d+ s\)$", line) for line in lines)
+    return sum(int(match[1]) for match in found if match)
