@@ -57,10 +57,11 @@ def test_failure_with_every_request_is_told_once_and_counted(workers: int, tmp_p
             processes.end(processes.process.pid)
             lines = processes.seen
     firsts = [line for line in lines if re.search(r"failed in rgate_middlewares: KeyError\('acme'\)$", line)]
-    assert len(firsts) == lines.count("KeyError: 'acme'") >= 1
+    assert 1 <= len(firsts) < TIMES / 4, "few, however slow the machine is"
+    assert lines.count("KeyError: 'acme'") == len(firsts)
     assert counted(lines, r"KeyError\('acme'\)") == TIMES - len(firsts)
     firsts = [line for line in lines if re.search(r" closed: .* \(backend gone, endpoint [^()]+\)$", line)]
-    assert firsts
+    assert 1 <= len(firsts) < TIMES / 4
     assert counted(lines, r" closed: .*") == TIMES - len(firsts)
 
 
