@@ -49,6 +49,7 @@ class World:
         self.database = folder / "database" / "rgate.db"
         self._folder = folder
         self._config = folder / "config.yml"
+        self.failed: list[str] = []  # what did not come about although it should have
         self._mounted = False
         self._main = 0
         self._code: int | None = None
@@ -100,8 +101,10 @@ class World:
             time.sleep(0.02)
             found = _SUCCESSOR.search(self.log.read_text(), told)
         yield
-        if found is not None and self._wait(END_SECONDS) is not None:
+        if found is not None and self._wait(END_SECONDS) == 0:
             self._main, self._code = int(found[1]), None
+        else:
+            self.failed.append("the gateway was not upgraded")
 
     def close(self) -> None:
         """Take everything away."""

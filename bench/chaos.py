@@ -6,8 +6,8 @@
 Clients send GET and POST on kept and on new connections, and others talk through WebSockets, while endpoints, workers, database,
 config, certificates and, with --docker, the engine's connection are broken by a plan that the seed decides. In the end every
 request and every tunnel is accounted for: what was not answered well, and a tunnel that its client has not ended, must be
-explained by what was broken at that moment. The exit code is 0 when all is explained, 1 when
-something is not, and 2 when it cannot start. Only what was started here is broken and ended.
+explained by what was broken at that moment, most of all by what was broken last. The exit code is 0 when all is explained, 1
+when something is not, and 2 when it cannot start. Only what was started here is broken and ended.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def account(outcomes: Sequence[Outcome], happened: Sequence[Happened]) -> tuple[
     for outcome in outcomes:
         if outcome.good:
             continue
-        by = next((each for each in happened if each.explains(outcome)), None)
+        by = next((each for each in reversed(happened) if each.explains(outcome)), None)
         if by is None:
             unexplained.append(outcome)
         else:
@@ -150,9 +150,9 @@ def _run(world: World, options: argparse.Namespace) -> int:
         time.sleep(CALM_SECONDS)
     code = world.stop() if world.running else None
     lines, unexplained = account([*clients.outcomes, *talking.tunnels], happened)
-    print("\n".join(["", f"seed {options.seed}, {time.monotonic() - began:.0f} s", *lines]))
+    print("\n".join(["", f"seed {options.seed}, {time.monotonic() - began:.0f} s", *lines, *world.failed]))
     log = world.log.read_text(errors="replace")
-    good = code == 0 and not unexplained and "Traceback" not in log
+    good = code == 0 and not unexplained and not world.failed and "Traceback" not in log
     if not good:
         print(f"the gateway ended with {code}; the end of its log:\n{log[-8_000:]}")
     return 0 if good else 1

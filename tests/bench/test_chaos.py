@@ -42,6 +42,12 @@ def test_account_explains_an_answer_only_by_a_break_that_may_cause_it_at_that_mo
     assert any(str(bad) in line for line in lines)
 
 
+def test_account_explains_by_what_was_broken_last() -> None:
+    again = Happened(BREAKS["all endpoints killed"], 13.0, 14.0)
+    lines, _ = account([outcome(13.5, 502, "closed")], [KILLED, again])
+    assert any("all endpoints killed; explains 1 of 502 closed" in line for line in lines), lines
+
+
 def test_account_explains_the_end_of_a_tunnel_by_what_was_broken_then_and_not_before() -> None:
     def tunnel(sent: float, reason: str = "") -> Tunnel:
         return Tunnel("WebSocket", sent, sent + 0.01, 101, reason, echoes=50)
