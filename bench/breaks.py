@@ -1,7 +1,8 @@
 """A gateway with everything around it, and ways to break each part while it serves.
 
 A break is a generator: it breaks something, yields while it is broken, and mends it. What it `explains` are the only answers
-but good ones that requests may have meanwhile, as Outcome words them; most explain none.
+but good ones that requests may have meanwhile, as Outcome words them; most explain none. It yields the endpoints that it ends,
+by name: it explains nothing of what has to do with others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .endpoints import Endpoints
+from .endpoints import Endpoints, instance
 from .gateways import ROOT
 from .machine import free_port
 
@@ -201,7 +202,8 @@ def _adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-Running: TypeAlias = Callable[[World, random.Random], Iterator[None]]
+Ended: TypeAlias = frozenset[str] | None
+Running: TypeAlias = Callable[[World, random.Random], Iterator[Ended]]
 
 
 @dataclass(frozen=True)
@@ -226,30 +228,30 @@ def _break(*explains: str, possible: Callable[[World], bool] = lambda world: Tru
     return register
 
 
-# A tunnel ends with either of the two processes that it goes through, and with nothing else.
+# A tunnel ends with the worker or the endpoint that it goes through, and with nothing else.
 TUNNEL_ENDED = ("101 closed", "101 reset")
 
 
 # What was sent to an endpoint that is killed may be done or not: a POST is not sent again.
 @_break("502 closed", "503 refused", *TUNNEL_ENDED)
-def endpoint_killed(world: World, chance: random.Random) -> Iterator[None]:
+def endpoint_killed(world: World, chance: random.Random) -> Iterator[Ended]:
     number = world.endpoints.kill(chance)
-    yield
+    yield frozenset({instance(number)})
     world.endpoints.start_again(number)
 
 
 @_break("502 closed", "503 refused", *TUNNEL_ENDED, possible=lambda world: not world.endpoints.announced)
-def endpoint_ended(world: World, chance: random.Random) -> Iterator[None]:
+def endpoint_ended(world: World, chance: random.Random) -> Iterator[Ended]:
     number = world.endpoints.end(chance)
-    yield
+    yield frozenset({instance(number)})
     world.endpoints.start_again(number)
 
 
 @_break(*TUNNEL_ENDED, possible=lambda world: world.endpoints.announced)
-def endpoint_restarted(world: World, chance: random.Random) -> Iterator[None]:
+def endpoint_restarted(world: World, chance: random.Random) -> Iterator[Ended]:
     number = world.endpoints.end(chance)
     world.endpoints.start_again(number)
-    yield
+    yield frozenset({instance(number)})
 
 
 @_break("504 response_timeout")

@@ -46,16 +46,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Happened:
-    """A break that was, in monotonic seconds."""
+    """A break that was, in monotonic seconds, and the only endpoints that it has to do with, if not all."""
 
     broken: Break
     began: float
     ended: float
+    endpoints: frozenset[str] | None = None
 
     def explains(self, outcome: Outcome) -> bool:
-        """Whether a request was on its way then, and may have had this answer."""
+        """Whether a request or tunnel was there then, and may have had this answer."""
         there = outcome.sent <= self.ended + AFTER_SECONDS and outcome.ended >= self.began
-        return there and str(outcome) in self.broken.explains
+        concerned = not self.endpoints or not outcome.who or outcome.who in self.endpoints
+        return there and concerned and str(outcome) in self.broken.explains
 
 
 def plan(possible: Sequence[Break], seconds: float, chance: random.Random) -> Iterator[Step]:
@@ -161,10 +163,10 @@ def _run(world: World, options: argparse.Namespace) -> int:
 def _break(world: World, step: Step, chance: random.Random) -> Happened:
     began = time.monotonic()
     running = step.broken.run(world, chance)
-    next(running)
+    endpoints = next(running)
     time.sleep(step.hold_seconds)
     next(running, None)
-    return Happened(step.broken, began, time.monotonic())
+    return Happened(step.broken, began, time.monotonic(), endpoints)
 
 
 def _trusting() -> ssl.SSLContext:

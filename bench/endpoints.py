@@ -17,11 +17,16 @@ from .gateways import PREFIX, ROOT, fill, program
 from .load import connect
 from .machine import free_port
 
-__all__ = ["Containers", "Endpoints", "Nginxes", "Processes"]
+__all__ = ["Containers", "Endpoints", "Nginxes", "Processes", "instance"]
 
 ORDERS = ROOT / "backends" / "orders"
 ECHO = ROOT / "bench" / "backend" / "echo.py"
 UP_SECONDS = 20.0
+
+
+def instance(number: int) -> str:
+    """What an endpoint calls itself."""
+    return f"orders-{number}"
 
 
 class Endpoints(Protocol):
@@ -89,7 +94,7 @@ class Processes:
 
     def start_again(self, number: int) -> None:
         command = self._command(number)
-        env = {**os.environ, "INSTANCE": f"orders-{number}", "PYTHONPATH": str(ORDERS)}
+        env = {**os.environ, "INSTANCE": instance(number), "PYTHONPATH": str(ORDERS)}
         quiet = subprocess.DEVNULL
         self._processes[number] = subprocess.Popen(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
         _wait_until_up(self._ports[number])
@@ -148,8 +153,9 @@ class Containers:
         _docker("build", "--quiet", "--build-arg", f"BASE_IMAGE={base}", "--tag", "rgate-chaos-orders", str(ORDERS))
         self._relay.restore()
         for number, name in enumerate(self._names):
-            told = ["--name", name, "--label", self._label, "--publish", "127.0.0.1::8000", "--volume", f"{ECHO}:/srv/echo.py:ro"]
-            _docker("run", "--detach", *told, "rgate-chaos-orders", "python3", "/srv/echo.py")
+            known = ["--name", name, "--label", self._label, "--env", f"INSTANCE={instance(number)}"]
+            reached = ["--publish", "127.0.0.1::8000", "--volume", f"{ECHO}:/srv/echo.py:ro"]
+            _docker("run", "--detach", *known, *reached, "rgate-chaos-orders", "python3", "/srv/echo.py")
             self._running.add(number)
             _wait_until_up(self._port(number))
 

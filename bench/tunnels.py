@@ -95,6 +95,7 @@ class TunnelClients:
                 reason, who = judged(status, response.read(), self._path)
                 reason = reason or "no_tunnel"
             else:
+                who = response.headers.get("X-Instance", "")
                 until = time.monotonic() + seconds
                 for number in itertools.count():
                     over = self._stop.wait(PAUSE_SECONDS) or time.monotonic() > until

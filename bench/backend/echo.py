@@ -2,7 +2,8 @@
 
     PYTHONPATH=backends/orders python echo.py --port 8000
 
-It takes frames of less than 126 bytes, each a whole message, as bench.tunnels sends them.
+X-Instance in the 101 says whose tunnel it is. Frames are of less than 126 bytes, each a whole message, as bench.tunnels
+sends them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Echo(app.Orders):  # type: ignore[misc, unused-ignore]
         self.send_header("Upgrade", "websocket")
         self.send_header("Connection", "Upgrade")
         self.send_header("Sec-WebSocket-Accept", base64.b64encode(key.digest()).decode())
+        self.send_header("X-Instance", app.INSTANCE)
         self.end_headers()
         self.wfile.flush()
         self.close_connection = True

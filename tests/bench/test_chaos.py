@@ -13,7 +13,7 @@ from bench.clients import Outcome
 from bench.soak import FAULTS, TOLERANCE, flat
 from bench.tunnels import Tunnel
 
-KILLED = Happened(BREAKS["endpoint killed"], 10.0, 12.0)
+KILLED = Happened(BREAKS["endpoint killed"], 10.0, 12.0, frozenset({"one"}))
 LOCKED = Happened(BREAKS["database locked"], 20.0, 22.0)
 
 
@@ -49,15 +49,23 @@ def test_account_explains_by_what_was_broken_last() -> None:
 
 
 def test_account_explains_the_end_of_a_tunnel_by_what_was_broken_then_and_not_before() -> None:
-    def tunnel(sent: float, reason: str = "") -> Tunnel:
-        return Tunnel("WebSocket", sent, sent + 0.01, 101, reason, echoes=50)
+    def tunnel(sent: float, reason: str = "", who: str = "one") -> Tunnel:
+        return Tunnel("WebSocket", sent, sent + 0.01, 101, reason, who, echoes=50)
 
-    lines, count = account([outcome(8.0), tunnel(11.0, "closed"), tunnel(21.0, "closed"), tunnel(30.0)], [KILLED, LOCKED])
+    ended = [tunnel(11.0, "closed"), tunnel(21.0, "closed"), tunnel(30.0)]
+    lines, count = account([outcome(8.0), *ended], [KILLED, LOCKED])
     assert count == 1, lines
     assert any("1 sent: 1 answered, 0 lost" in line for line in lines)
     assert any("3 tunnels asked for: 3 opened, 150 echoes" in line for line in lines)
     assert any("2 101 closed" in line for line in lines)
     assert any("1 ended by their client" in line for line in lines)
+
+
+def test_account_explains_the_end_of_a_tunnel_only_by_the_end_of_its_own_endpoint() -> None:
+    def count(who: str) -> int:
+        return account([Tunnel("WebSocket", 11.0, 11.1, 101, "closed", who)], [KILLED])[1]
+
+    assert (count("one"), count("another")) == (0, 1)
 
 
 def test_plan_is_the_seeds_and_breaks_everything() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.endpoints import Processes
+from bench.endpoints import Processes, instance
 from bench.tunnels import Tunnel, TunnelClients
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 from tests.waiting import eventually
@@ -55,6 +55,7 @@ def test_tunnel_that_its_client_ends_is_good_and_tells_how_much_came_back() -> N
         echo.stop()
     assert {(tunnel.kind, str(tunnel)) for tunnel in short} == {("WebSocket, short", "ok")}
     assert (lasting.kind, str(lasting), lasting.good) == ("WebSocket", "ok", True)
+    assert lasting.who == instance(0)
     assert lasting.echoes > short[0].echoes > 0
 
 
