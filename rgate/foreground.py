@@ -21,7 +21,7 @@ from .errors import RgateError
 from .handover.inheritance import Inheritance, inherit
 from .handover.signals import ENDING, until_signalled
 from .handover.successor import Successor
-from .handover.systemd import notify, watchdog_wanted
+from .handover.systemd import name_successor, notify, watchdog_wanted
 from .log import LogHandler
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
@@ -91,7 +91,7 @@ def serve(
             if successor is None:
                 notify("STOPPING=1")
             else:
-                _name_successor(successor)
+                name_successor(successor)
             console.line(stop_line(config, successor))
 
         on_beat = _feed_watchdog if watchdog_wanted() else None
@@ -273,7 +273,7 @@ class _Alone(_Serving):
             if not self._stopping:
                 _log.error("no upgrade: %s; this gateway goes on", error)
             return
-        _name_successor(successor.pid)
+        name_successor(successor.pid)
         self.server.retire()
         self.console.line(stop_line(self.config, successor.pid))
 
@@ -342,10 +342,6 @@ def _say_ready(inheritance: Inheritance) -> None:
     if not inheritance.takes_over:
         notify("READY=1")
     inheritance.say_ready()
-
-
-def _name_successor(pid: int) -> None:
-    notify(f"MAINPID={pid}", "STATUS=")
 
 
 def _feed_watchdog() -> None:

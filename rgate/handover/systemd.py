@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
-__all__ = ["notify", "reload_begins", "reload_is_over", "watchdog_wanted"]
+__all__ = ["name_successor", "notify", "reload_begins", "reload_is_over", "watchdog_wanted"]
 
 _log = logging.getLogger("rgate.systemd")
 
@@ -25,6 +25,12 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
     except OSError as error:
         said = " ".join(assignments)
         _log.warning("cannot tell systemd %s: %s", said, error, extra={"about": (said, str(error))})
+
+
+def name_successor(pid: int, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Tell it that another process is the main one, and nothing after that, as it listens to no other."""
+    notify(f"MAINPID={pid}", "STATUS=", environ=environ)
+    environ.pop("NOTIFY_SOCKET", None)
 
 
 def reload_begins() -> None:

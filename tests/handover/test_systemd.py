@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.handover.systemd import notify, watchdog_wanted
+from rgate.handover.systemd import name_successor, notify, watchdog_wanted
 
 
 @pytest.fixture(params=["a path", "an abstract name"])
@@ -25,6 +25,15 @@ def test_notify_sends_one_message(service_manager: tuple[socket.socket, dict[str
     sock, environ = service_manager
     notify("READY=1", "STATUS=fine", environ=environ)
     assert sock.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+def test_process_that_has_named_its_successor_says_no_more(service_manager: tuple[socket.socket, dict[str, str]]) -> None:
+    sock, environ = service_manager
+    name_successor(12, environ)
+    notify("WATCHDOG=1", environ=environ)
+    assert sock.recv(100) == b"MAINPID=12\nSTATUS="
+    with pytest.raises(BlockingIOError):
+        sock.recv(100, socket.MSG_DONTWAIT)
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
