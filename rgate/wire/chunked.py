@@ -9,10 +9,11 @@ __all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 # chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are ignored and never passed on, but must be some.
 _SIZE_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,15}")
-_EXTENSIONS = re.compile(rb"(?:[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+)++")
+# One extension. Python 3.11.2, which is Debian 12's, reads possessive groups wrongly, so only single characters are possessive.
+_EXTENSION = re.compile(rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
 _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
@@ -98,8 +99,12 @@ class ChunkedReader:
             self.complete = True
 
     def _read_extensions(self, line: bytes, start: int) -> None:
-        if not _EXTENSIONS.fullmatch(line, start):
-            raise ValueError("malformed chunk size")
+        at = start
+        while at < len(line):
+            extension = _EXTENSION.match(line, at)
+            if extension is None:
+                raise ValueError("malformed chunk size")
+            at = extension.end()
         if len(line) > self.USUAL_LINE_BYTES:
             self._excess_bytes = max(0, self._excess_bytes + len(line) - self._left)
             if self._excess_bytes > self.MAX_EXCESS_BYTES:
