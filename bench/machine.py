@@ -186,7 +186,7 @@ def description() -> dict[str, str | int]:
         "cpu": cpu.partition(":")[2].strip() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release().partition("-")[0],
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()} (built {platform.python_build()[1]}, {platform.python_compiler()})",
     }
 
 

@@ -16,6 +16,7 @@ from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
 from ..wire.fields import forward_line
+from ..wire.remembered import Remembered
 from .body import ResponseBody, Upload
 from .forwarded import believed_lines, forwarded_lines
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
@@ -44,7 +45,7 @@ class Forwarder:
         self._tls = route.backend.tls
         self._strip = route.path_prefix if route.strip_prefix else ""
         self._edited = edited
-        self._forwarded_lines: dict[tuple[str, str, str, str], bytes] = {}
+        self._forwarded_lines: Remembered[tuple[str, str, str, str], bytes] = Remembered(self.MAX_REMEMBERED)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange: Exchange = environ[ENVIRON_KEY]
@@ -195,9 +196,8 @@ class Forwarder:
             if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
                 known = self._forwarded_lines.get(key)
                 if known is None:
-                    if len(self._forwarded_lines) >= self.MAX_REMEMBERED:
-                        self._forwarded_lines.clear()
-                    known = self._forwarded_lines[key] = forwarded_lines("", "", self._strip, *key)
+                    known = forwarded_lines("", "", self._strip, *key)
+                    self._forwarded_lines.offer(key, known)
                 lines = known
             else:
                 lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get("HTTP_VIA", ""), self._strip, *key)

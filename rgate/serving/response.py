@@ -14,6 +14,7 @@ from ..log import about
 from ..wire import fields
 from ..wire.chunked import LAST_CHUNK, chunk_head
 from ..wire.fields import Field, forward_line
+from ..wire.remembered import Remembered
 
 if TYPE_CHECKING:
     import socket
@@ -45,9 +46,9 @@ class HeadWriter:
     MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
 
     def __init__(self) -> None:
-        self.known_heads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = {}
-        self._lines: dict[tuple[str, str], tuple[bytes, int]] = {}
-        self._status_lines: dict[str, bytes] = {}
+        self.known_heads: Remembered[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = Remembered(self.MAX_HEADS)
+        self._lines: Remembered[tuple[str, str], tuple[bytes, int]] = Remembered(self.MAX_LINES)
+        self._status_lines: Remembered[str, bytes] = Remembered(self.MAX_STATUS_LINES)
         self._date = (0, b"")
 
     def write(self, status: str, headers: Iterable[tuple[str, str]]) -> tuple[list[bytes], int | None, bool]:
@@ -81,9 +82,7 @@ class HeadWriter:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
         names = {name.lower() for name, _ in headers}
         if len(head) <= self.MAX_HEAD_BYTES and "date" in names and "content-length" in names and "set-cookie" not in names:
-            if len(self.known_heads) >= self.MAX_HEADS:
-                self.known_heads.clear()
-            self.known_heads[status, headers] = head, length
+            self.known_heads.offer((status, headers), (head, length))
 
     def switch(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
         """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
@@ -114,9 +113,7 @@ class HeadWriter:
         forward_line("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
         if len(status) <= self.MAX_VALUE_BYTES:
-            if len(self._status_lines) >= self.MAX_STATUS_LINES:
-                self._status_lines.clear()
-            self._status_lines[status] = line
+            self._status_lines.offer(status, line)
         return line
 
     def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
@@ -135,9 +132,7 @@ class HeadWriter:
         elif field.name == "date":
             meaning = _DATE
         if len(value) <= self.MAX_VALUE_BYTES and field.name != "set-cookie":
-            if len(self._lines) >= self.MAX_LINES:
-                self._lines.clear()
-            self._lines[pair] = (line, meaning)
+            self._lines.offer(pair, (line, meaning))
         return line, meaning
 
 

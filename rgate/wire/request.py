@@ -21,6 +21,7 @@ from ..errors import (
 from . import fields
 from .environ import FIELDS_KEY, TARGET_KEY, UPGRADE_KEY
 from .fields import Field, FieldReader, Fields, valid_host
+from .remembered import Remembered
 from .target import Target, read_target
 
 __all__ = ["RequestHead", "RequestReader"]
@@ -79,7 +80,7 @@ class RequestReader:
     it. The size of the head as a whole is the connection's to watch, since it must not even collect more.
 
     Without `upgrades` nobody is told that the client has asked for one.
-    A small head that comes again byte for byte (a client that polls, a service that calls another) is read only once.
+    A small head that comes again byte for byte (a client that polls, a service that calls another) is read no more.
     """
 
     MAX_LINES: Final = 4_096
@@ -92,9 +93,9 @@ class RequestReader:
         self.max_headers = max_headers
         self.max_body_bytes = max_body_bytes
         self.upgrades = True
-        self.known_heads: dict[bytes, RequestHead] = {}
+        self.known_heads: Remembered[bytes, RequestHead] = Remembered(self.MAX_HEADS)
         self._reader = FieldReader()
-        self._known_lines: dict[bytes, tuple[str, Target, int]] = {}
+        self._known_lines: Remembered[bytes, tuple[str, Target, int]] = Remembered(self.MAX_LINES)
 
     def read(self, head: bytes) -> RequestHead:
         """The request in `head`, which ends before its empty line. Raises RequestError. Callers look into `known_heads` first."""
@@ -177,9 +178,7 @@ class RequestReader:
                 raise ExpectationFailed(expect)
             request.expects_continue = True
         if rememberable:
-            if len(self.known_heads) >= self.MAX_HEADS:
-                self.known_heads.clear()
-            self.known_heads[head] = request
+            self.known_heads.offer(head, request)
         return request
 
     def check_incomplete(self, head: bytes, judged: int, max_head_bytes: int) -> None:
@@ -225,9 +224,7 @@ class RequestReader:
             raise RequestError("malformed authority in the request target")
         read = (method, target, 0 if match[4] == b"0" else 1)
         if len(line) <= self.MAX_LINE_BYTES:
-            if len(self._known_lines) >= self.MAX_LINES:
-                self._known_lines.clear()
-            self._known_lines[bytes(line)] = read
+            self._known_lines.offer(line, read)
         return read
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Final
 from ..errors import BadResponse
 from . import fields
 from .fields import FieldReader
+from .remembered import Remembered
 
 __all__ = ["ResponseHead", "ResponseReader"]
 
@@ -42,7 +43,7 @@ class ResponseReader:
 
     `max_head_bytes` is the connection's to watch, since it must not even collect more.
 
-    A small head that comes again byte for byte (a busy service gives the same one many times a second) is read only once.
+    A small head that comes again byte for byte (a busy service gives the same one many times a second) is read no more.
     """
 
     MAX_STATUS_LINES: Final = 256
@@ -52,9 +53,9 @@ class ResponseReader:
     def __init__(self, max_headers: int = 500, max_head_bytes: int = 65_536) -> None:
         self.max_headers = max_headers
         self.max_head_bytes = max_head_bytes
-        self.known_heads: dict[bytes, ResponseHead] = {}
+        self.known_heads: Remembered[bytes, ResponseHead] = Remembered(self.MAX_HEADS)
         self._reader = FieldReader()
-        self._known_lines: dict[bytes, tuple[int, str, int]] = {}
+        self._known_lines: Remembered[bytes, tuple[int, str, int]] = Remembered(self.MAX_STATUS_LINES)
 
     def limit(self, max_headers: int, max_head_bytes: int) -> None:
         """Have other limits from now on."""
@@ -108,9 +109,7 @@ class ResponseReader:
         if nominated is not None:
             self._apply_connection(response, nominated)
         if rememberable:
-            if len(self.known_heads) >= self.MAX_HEADS:
-                self.known_heads.clear()
-            self.known_heads[head] = response
+            self.known_heads.offer(head, response)
         return response
 
     def _read_line(self, line: bytes) -> tuple[int, str, int]:
@@ -121,9 +120,7 @@ class ResponseReader:
         # WSGI servers want a phrase; a backend may leave it out (RFC 9112 §4).
         read = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
         if len(line) <= self.MAX_HEAD_BYTES:
-            if len(self._known_lines) >= self.MAX_STATUS_LINES:
-                self._known_lines.clear()
-            self._known_lines[bytes(line)] = read
+            self._known_lines.offer(line, read)
         return read
 
     @staticmethod

@@ -319,20 +319,22 @@ def test_head_writer_memory_is_bounded() -> None:
     writer = HeadWriter()
     for number in range(HeadWriter.MAX_LINES + 10):
         headers = (("Date", "x"), ("Content-Length", str(number)))
-        writer.write(f"200 {number}", headers)
-        writer.remember("200 OK", headers, b"head", number)
-        assert len(writer._lines) <= HeadWriter.MAX_LINES
-        assert len(writer._status_lines) <= 256
-        assert len(writer.known_heads) <= HeadWriter.MAX_HEADS
+        for _ in range(2):
+            writer.write(f"200 {number}", headers)
+            writer.remember("200 OK", headers, b"head", number)
+        assert 0 < len(writer._lines) <= HeadWriter.MAX_LINES
+        assert 0 < len(writer._status_lines) <= 256
+        assert 0 < len(writer.known_heads) <= HeadWriter.MAX_HEADS
 
 
 def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
     writer = HeadWriter()
     large = "a" * 2_000
     headers = (("Set-Cookie", "a=1"), ("X", large), ("Date", "x"), ("Content-Length", "1"))
-    writer.write(f"200 {large}", headers)
-    writer.remember("200 OK", headers, b"head", 1)
-    writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
+    for _ in range(2):
+        writer.write(f"200 {large}", headers)
+        writer.remember("200 OK", headers, b"head", 1)
+        writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
     assert not writer.known_heads
     assert not [pair for pair in writer._lines if pair[0] in ("Set-Cookie", "X")]
     assert not writer._status_lines, "a hostile backend could fill the memory with long status lines"

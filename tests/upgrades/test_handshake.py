@@ -317,6 +317,8 @@ def test_handshakes_leave_no_trace_in_the_memory_of_heads() -> None:
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
         remembered = len(live.server.requests.known_heads)
         switch(client)
+        with RawClient(live.url) as another:
+            switch(another)
         assert len(live.server.requests.known_heads) == remembered
 
 

@@ -229,8 +229,9 @@ def test_connection_tokens_are_lower_case_and_stripped() -> None:
     assert not Field("Accept", "a, b").tokens
 
 
-def test_field_reader_reads_a_line_once() -> None:
+def test_field_reader_remembers_a_line_that_comes_again() -> None:
     reader = FieldReader()
+    reader.read(b"Accept: text/html")
     field = reader.read(b"Accept: text/html")
     assert reader.known[b"Accept: text/html"] is field
 
@@ -238,16 +239,19 @@ def test_field_reader_reads_a_line_once() -> None:
 @pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "cookie", "Set-Cookie", "X-Api-Key"])
 def test_field_reader_does_not_keep_credentials(name: str) -> None:
     reader = FieldReader()
-    assert reader.read(f"{name}: secret".encode()).secret
+    for _ in range(2):
+        assert reader.read(f"{name}: secret".encode()).secret
     assert not reader.known
 
 
 def test_field_reader_memory_is_bounded() -> None:
     reader = FieldReader()
     for number in range(2 * FieldReader.MAX_LINES):
-        reader.read(b"X: %d" % number)
-        assert len(reader.known) <= FieldReader.MAX_LINES
-    reader.read(b"X: " + b"a" * FieldReader.MAX_LINE_BYTES)
+        for _ in range(2):
+            reader.read(b"X: %d" % number)
+        assert 0 < len(reader.known) <= FieldReader.MAX_LINES
+    for _ in range(2):
+        reader.read(b"X: " + b"a" * FieldReader.MAX_LINE_BYTES)
     assert all(len(line) <= FieldReader.MAX_LINE_BYTES for line in reader.known)
 
 
