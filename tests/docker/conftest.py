@@ -19,7 +19,7 @@ from docker.client import DockerClient
 from docker.models.containers import Container
 
 from .engine import Backends, EngineUnavailable, connect, find_base_image
-from .images import build_gateway_image, build_haproxy_image, build_orders_image, build_stage_image
+from .images import build_gateway_image, build_haproxy_image, build_orders_image, build_stage_image, build_systemd_image
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 
@@ -74,6 +74,12 @@ def build_image(engine: DockerClient, base_image: str) -> str:
 def haproxy_image(engine: DockerClient, base_image: str) -> str:
     """The name of an image with haproxy."""
     return build_haproxy_image(engine, base_image)
+
+
+@pytest.fixture(scope="session")
+def systemd_image(engine: DockerClient, base_image: str, gateway_image: str) -> str:
+    """The name of an image that boots systemd, with rgate as a service of it."""
+    return build_systemd_image(engine, base_image, gateway_image)
 
 
 @pytest.fixture

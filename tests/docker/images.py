@@ -18,7 +18,7 @@ from pathlib import Path
 from docker.client import DockerClient
 from docker.errors import APIError, ImageNotFound
 
-__all__ = ["build_gateway_image", "build_haproxy_image", "build_orders_image", "build_stage_image"]
+__all__ = ["build_gateway_image", "build_haproxy_image", "build_orders_image", "build_stage_image", "build_systemd_image"]
 
 ROOT = Path(__file__).parents[2]
 ORDERS = ROOT / "backends" / "orders"
@@ -28,6 +28,33 @@ _HAPROXY = """\
 ARG BASE_IMAGE
 FROM ${BASE_IMAGE}
 RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends haproxy >/dev/null && rm -rf /var/lib/apt/lists/*
+"""
+_SYSTEMD = """\
+ARG BASE_IMAGE
+ARG GATEWAY_IMAGE
+FROM ${GATEWAY_IMAGE} AS rgate
+FROM ${BASE_IMAGE}
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends systemd systemd-sysv >/dev/null \\
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=rgate /opt/rgate /opt/rgate
+COPY rgate.service rgate.socket orders.service /etc/systemd/system/
+COPY listen.conf /etc/systemd/system/rgate.socket.d/listen.conf
+COPY app.py /opt/orders/app.py
+# The engine mounts control groups read-only, and systemd has to write to its own part of them.
+CMD for at in /sys/fs/cgroup /sys/fs/cgroup/*/; do mountpoint -q $at && mount -o remount,bind,rw $at; done; \\
+    container=docker exec /lib/systemd/systemd
+"""
+_LISTEN = """\
+[Socket]
+ListenStream=
+ListenStream=0.0.0.0:8080
+"""
+_ORDERS_UNIT = """\
+[Service]
+ExecStart=python3 /opt/orders/app.py --port 9000
+DynamicUser=yes
+[Install]
+WantedBy=multi-user.target
 """
 # Where pip has no index of its own to ask, as in most containers of a test machine: it finds all it needs in a folder.
 _BUILD_STAGE = """\
@@ -81,6 +108,24 @@ def build_gateway_image(client: DockerClient, base_image: str) -> str:
     return tag
 
 
+def build_systemd_image(client: DockerClient, base_image: str, gateway_image: str) -> str:
+    """The name of an image that boots systemd and has the units of deploy/: rgate at port 8080, without a config and not yet
+    started, and `orders` at port 9000."""
+    units = [ROOT / "deploy" / "rgate.service", ROOT / "deploy" / "rgate.socket"]
+    text = gateway_image + _SYSTEMD + _LISTEN + _ORDERS_UNIT
+    with _once(client, "rgate-test-systemd", base_image, [*units, ORDERS / "app.py"], text) as (tag, there):
+        if not there:
+            content: dict[str, str | Path] = {unit.name: unit for unit in units}
+            content |= {
+                "Dockerfile": _SYSTEMD,
+                "listen.conf": _LISTEN,
+                "orders.service": _ORDERS_UNIT,
+                "app.py": ORDERS / "app.py",
+            }
+            _build(client, content, tag, base_image, GATEWAY_IMAGE=gateway_image)
+    return tag
+
+
 @contextlib.contextmanager
 def _once(
     client: DockerClient, repository: str, base_image: str, files: list[Path], text: str = ""
@@ -109,7 +154,7 @@ def _remove_old(client: DockerClient, repository: str) -> None:
                     client.images.remove(tag)
 
 
-def _build(client: DockerClient, content: dict[str, str | Path], tag: str, base_image: str) -> None:
+def _build(client: DockerClient, content: dict[str, str | Path], tag: str, base_image: str, **arguments: str) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, what in content.items():
@@ -120,9 +165,8 @@ def _build(client: DockerClient, content: dict[str, str | Path], tag: str, base_
                 member.size = len(what.encode())
                 archive.addfile(member, io.BytesIO(what.encode()))
     packed.seek(0)
-    client.images.build(
-        fileobj=packed, custom_context=True, buildargs={"BASE_IMAGE": base_image}, tag=tag, rm=True, network_mode="host"
-    )
+    arguments["BASE_IMAGE"] = base_image
+    client.images.build(fileobj=packed, custom_context=True, buildargs=arguments, tag=tag, rm=True, network_mode="host")
 
 
 def _download(python_version: str, folder: str) -> None:
