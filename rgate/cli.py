@@ -206,7 +206,9 @@ def plugins(path: str | None, as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="A running gateway.")
+@click.option(
+    "--url", default="http://127.0.0.1:8080", show_default=True, help="A running gateway; unix:PATH for its unix socket."
+)
 @click.option("--database", metavar="FILE|URL", help="Read a database instead: a file, or a URL as in the config.")
 @click.option("--by", help="Divide by route, backend, endpoint, status or plugin, or several with commas between.")
 @click.option("--since", help="Leave out what is older: 30m, 1h, 7d, or a time (2026-01-31T12:00).")
@@ -226,7 +228,9 @@ def stats(url: str, database: str | None, by: str | None, since: str | None, as_
 
 
 @command.command("healthcheck")
-@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+@click.option(
+    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
+)
 @click.option("-c", "--config", "path", metavar="FILE", help="The gateway of this config, on this machine, instead.")
 def healthcheck_(url: str, path: str | None) -> int:
     """Tell whether a gateway is ready for requests.
@@ -241,6 +245,8 @@ def _url_of(config: Config) -> str:
     """Where the pages under /-/ of a gateway on this machine are."""
     server, admin = config.server, config.plugins.get("admin")
     if address := getattr(admin, "address", None):
+        if address.startswith("unix:"):
+            return str(address)
         return f"http://{address.replace('0.0.0.0:', '127.0.0.1:').replace('[::]:', '[::1]:')}"
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
@@ -249,7 +255,9 @@ def _url_of(config: Config) -> str:
 @command.command()
 @click.argument("endpoint", required=False)
 @click.option("--undo", is_flag=True, help="Give it new requests again.")
-@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+@click.option(
+    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
+)
 def drain(endpoint: str | None, undo: bool, url: str) -> int:
     """Give an endpoint no new requests; those that it has go on.
 
@@ -274,7 +282,9 @@ def drain(endpoint: str | None, undo: bool, url: str) -> int:
 
 
 @command.command("reload")
-@click.option("--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway.")
+@click.option(
+    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
+)
 def reload_(url: str) -> None:
     """Have a gateway read its config again, and wait until it is in force.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -12,6 +13,7 @@ from .exchange import Exchange
 from .hookspecs import LocalRoutes
 from .scope import ExchangeScope, raise_refused
 from .serving.listeners import Listeners
+from .serving.place import Place
 from .serving.server import Server
 from .serving.sockets import listen
 
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SideServer"]
 
+UNIX: Final = "unix:"
 END_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 1.0
 LIMITS: Final = ServerConfig(threads=2, max_in_flight=16, max_slow_clients=16, max_connections=128, drain_seconds=1)
+_log = logging.getLogger("rgate.side")
 
 
 class SideServer:
@@ -33,14 +38,19 @@ class SideServer:
     one over reloads (`gateway.keep`), returns it from `rgate_lifespan`, and offers it every gateway's routes there; the gateway
     in force is the one that answers. Every worker process has one, all at the same port, and so has the next program while it
     takes over; the kernel chooses by connection. Entering raises PluginError when the address cannot be listened at.
+
+    A `host` that is "unix:PATH" stands for a unix socket of this `mode`, without a port. One process at a time has it: the last
+    that was started, or, when that is gone without another in its place, within some two seconds any other.
     """
 
-    def __init__(self, name: str, host: str, port: int) -> None:
+    def __init__(self, name: str, host: str, port: int = 0, mode: int = 0o600) -> None:
         self._name = name
         self._host, self._port = host, port
+        self._place = Place(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
         self._offered: list[tuple[Gateway, WSGIApplication]] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()
 
     def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
         """Have `routes` answered as soon as `gateway` is in force."""
@@ -50,30 +60,59 @@ class SideServer:
     @property
     def url(self) -> str:
         """Where it listens, while it does."""
-        return self._server.url if self._server else ""
+        if self._server is None:
+            return ""
+        return self._host if self._place is not None else self._server.url
 
     def __enter__(self) -> SideServer:
+        self._over.clear()
         try:
-            listener = listen(self._host, self._port, shared=True)
+            self._server = self._listening()
         except OSError as error:
-            where = f"{self._host} port {self._port}"
+            where = f"{self._host} port {self._port}" if self._place is None else self._host
             raise PluginError(f"{self._name}: cannot listen on {where}: {error.strerror or error}") from error
-        with listener:
-            self._server = Server(self, LIMITS, Listeners((listener,)))
-        self._thread = threading.Thread(target=self._server.run, name=f"rgate-{self._name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"rgate-{self._name}", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         assert self._server is not None and self._thread is not None
+        self._over.set()
         self._server.stop()
         self._thread.join(END_SECONDS)
         self._server.server_close()
+        if self._place is not None:
+            self._place.leave()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         offered = self._offered
         app = next((app for gateway, app in reversed(offered) if gateway.in_force), offered[-1][1])
         return app(environ, start_response)
+
+    def _listening(self) -> Server:
+        place = self._place
+        with listen(self._host, self._port, shared=True) if place is None else place.take() as listener:
+            server = Server(self, LIMITS, Listeners((listener,)))
+        if place is not None:
+            server.beat = lambda: None if place.is_served() else server.stop()
+        return server
+
+    def _run(self) -> None:
+        """Serve, and once more where the place of a unix socket has become empty."""
+        assert self._server is not None
+        self._server.run()
+        while not self._over.is_set():
+            self._server.server_close()
+            try:
+                self._server = self._listening()
+            except OSError as error:
+                why = error.strerror or str(error)
+                _log.warning("%s: cannot listen on %s: %s", self._name, self._host, why, extra={"about": (self._host, why)})
+                self._over.wait(AGAIN_SECONDS)
+                continue
+            if self._over.is_set():  # and only the one before has been stopped
+                self._server.stop()
+            self._server.run()
 
 
 def _nothing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

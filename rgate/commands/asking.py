@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Mapping
-from http.client import HTTPException
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from ..errors import RgateError
 
@@ -39,19 +41,23 @@ def ask(
     not_there: str = "",
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> tuple[Any, str]:
-    """What the gateway at `url` answers at `path`, or at the path of `url` when it has one, and the URL that was asked.
+    """What the gateway at `url` answers at `path`, or at the path of `url` when it has one, and the URL that was asked. A `url`
+    like unix:/run/rgate/admin.sock is a unix socket.
 
     `query` may have None for what is not asked. `not_there` is what to say when the answer is not one of rgate's. The answer is
     None when it is no JSON. Where http is refused because the gateway speaks TLS, it is asked by https; the certificate of one on
     this machine is not verified, as it need not name an address of loopback. Raises NoAnswer.
     """
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    path_of_socket = url.removeprefix("unix:") if url.startswith("unix:") else ""
+    parts = urlsplit("http://localhost" if path_of_socket else url if "//" in url else f"//{url}", scheme="http")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise NoAnswer(f"{url!r} is no URL of a gateway; write one like http://127.0.0.1:8080")
     asked_for = urlencode({name: value for name, value in query.items() if value is not None})
     asked = parts._replace(path=parts.path if parts.path.strip("/") else path, query=asked_for).geturl()
+    request = Request(asked, method=method)
+    asked = f"{url} ({path})" if path_of_socket else asked
     try:
-        with _opener(parts.hostname or "").open(Request(asked, method=method), timeout=timeout_seconds) as response:
+        with _opener(parts.hostname or "", path_of_socket).open(request, timeout=timeout_seconds) as response:
             return _json(response.read(MAX_BYTES)), asked
     except HTTPError as error:
         with error:
@@ -68,7 +74,33 @@ def ask(
         raise NoAnswer(f"no gateway answers at {asked}: {why}; is it running? --url names another") from None
 
 
-def _opener(host: str) -> OpenerDirector:
+class _UnixConnection(HTTPConnection):
+    """HTTP over the unix socket at this path."""
+
+    def __init__(self, path: str, host: str, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _UnixHandler(HTTPHandler):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, request: Request) -> HTTPResponse:
+        """Ask over the socket, whatever the host."""
+        return self.do_open(partial(_UnixConnection, self._path), request)
+
+
+def _opener(host: str, path_of_socket: str) -> OpenerDirector:
+    if path_of_socket:
+        return build_opener(ProxyHandler({}), _UnixHandler(path_of_socket))
     context = ssl.create_default_context()
     if _is_here(host):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

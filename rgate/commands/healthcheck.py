@@ -36,19 +36,22 @@ def run(url: str = DEFAULT_URL) -> int:
 
 
 def ask(url: str = DEFAULT_URL) -> tuple[bool, str]:
-    """Whether the gateway at `url` is ready, and a line that says so or why not. Raises ValueError.
+    """Whether the gateway at `url` is ready, and a line that says so or why not. unix:/run/rgate/admin.sock is a unix socket.
+    Raises ValueError.
 
     The path is /-/ready unless the URL has another one; anything but 200 means no. Certificates are not verified: the question
     is whether it answers, it usually runs on this machine, and nothing is told to it.
     """
     parts = _URL.fullmatch(url)
+    if unix := url.startswith("unix:/"):
+        parts = _URL.fullmatch("localhost")
     if parts is None or int(parts["port"] or 0) > 65_535:
         raise ValueError(f"{url!r} is no URL of a gateway; write one like {DEFAULT_URL}")
     tls = parts["scheme"] == "https"
     path = parts["path"] if (parts["path"] or "/") != "/" else PATH
     port = int(parts["port"] or (443 if tls else 80))
     try:
-        status, body = _get(parts["host"], port, path, tls)
+        status, body = _get(parts["host"], port, path, tls, url.removeprefix("unix:") if unix else "")
         if status == 400 and not tls and b'"not_tls"' in body:
             status, body = _get(parts["host"], port, path, tls=True)
     except (OSError, ValueError) as error:
@@ -58,8 +61,8 @@ def ask(url: str = DEFAULT_URL) -> tuple[bool, str]:
     return False, _why_not(url, path, status, body)
 
 
-def _get(host: str, port: int, path: str, tls: bool) -> tuple[int, bytes]:
-    with socket.create_connection((host.strip("[]"), port), TIMEOUT_SECONDS) as plain:
+def _get(host: str, port: int, path: str, tls: bool, path_of_socket: str = "") -> tuple[int, bytes]:
+    with _connected(host, port, path_of_socket) as plain:
         sock = plain
         if tls:
             import ssl
@@ -76,6 +79,19 @@ def _get(host: str, port: int, path: str, tls: bool) -> tuple[int, bytes]:
     if not re.match(rb"HTTP/1\.[01] [0-9]{3} ", head):
         raise ValueError("what answers there does not speak HTTP")
     return int(head[9:12]), body
+
+
+def _connected(host: str, port: int, path_of_socket: str) -> socket.socket:
+    if not path_of_socket:
+        return socket.create_connection((host.strip("[]"), port), TIMEOUT_SECONDS)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(TIMEOUT_SECONDS)
+        sock.connect(path_of_socket)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _why_not(url: str, path: str, status: int, body: bytes) -> str:

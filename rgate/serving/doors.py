@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .events import EXCLUSIVE, READABLE
-from .sockets import handshakes_under_way, ignore_newcomers, set_timeout
+from .sockets import handshakes_under_way, ignore_newcomers, located, set_timeout
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -104,7 +104,7 @@ class Doors:
         """
         for listener, _ in self._doors.values():
             ignore_newcomers(listener)
-        coming = wait and any(handshakes_under_way(listener.getsockname()[1]) for listener, _ in self._doors.values())
+        coming = wait and any(handshakes_under_way(located(listener)[1]) for listener, _ in self._doors.values())
         self._empty_queues()
         closing = not wait or (self._looked and not coming)  # another CPU may just have been at one that was not to be seen
         self._looked = True
@@ -143,8 +143,11 @@ class Doors:
                 continue
             try:
                 sock.setblocking(True)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+                if isinstance(peer, tuple):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+                else:
+                    peer = ("", 0)  # a unix socket
                 set_timeout(sock, socket.SO_SNDTIMEO, self._write_seconds)
                 self._take_in(kind, sock, peer)
             except OSError:

@@ -39,6 +39,7 @@ from .listeners import Listeners
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
+from .sockets import located
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
@@ -87,7 +88,7 @@ class Server(BaseWSGIServer):
         self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._take)
         self._doors = Doors(self._epoll, self._take_in, config.write_seconds)
         self.listeners = own = Listeners.open(config) if listeners is None else listeners.duplicate()
-        name, port = own.main[0].getsockname()[:2]
+        name, port = located(own.main[0])
         super().__init__(name, port, app, fd=own.main[0].fileno())  # takes one more duplicate, which nobody needs
         super().server_close()
         self.config = config
@@ -100,7 +101,9 @@ class Server(BaseWSGIServer):
         self.admission = Admission(config, self.trusted_proxies)
         self.heads = HeadWriter()
         self.requests = self._requests(config)
-        self.template: dict[str, Any] = template(name, port, "https" if self.tls else "http", multiprocess=config.processes > 1)
+        self.template: dict[str, Any] = template(
+            name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
+        )
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
         self._held: dict[Connection, float] = {}

@@ -18,6 +18,7 @@ __all__ = [
     "has_ended",
     "ignore_newcomers",
     "listen",
+    "located",
     "reset_when_closed",
     "set_timeout",
 ]
@@ -46,6 +47,14 @@ def listen(host: str, port: int, shared: bool = False) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def located(listener: socket.socket) -> tuple[str, int]:
+    """Host and port of a listening socket; of a unix socket "unix://PATH" and 0."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix://{listener.getsockname()}", 0
+    host, port = listener.getsockname()[:2]
+    return host, port
 
 
 def has_ended(sock: socket.socket) -> bool:

@@ -45,7 +45,9 @@ def rgate_lifespan(gateway: Gateway) -> SideServer | None:
     if options.listen is None:
         return None
     host, port = options.listen
-    server = gateway.keep("admin.address", options.listen, lambda: SideServer("plugins.admin.address", host, port))
+    mode = int(options.mode, 8)
+    key = (options.listen, mode)
+    server = gateway.keep("admin.address", key, lambda: SideServer("plugins.admin.address", host, port, mode))
     allowed = everybody if options.allow is None else AllowedClients(options.allow)
     apps = {path: route.app if isinstance(route, LocalRoute) else route for path, route in gateway.local_routes.items()}
     local = {path: LocalRoute(app, allowed) for path, app in apps.items()}
