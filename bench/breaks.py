@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .clients import connection_to
 from .endpoints import Endpoints, instance
 from .gateways import ROOT
 from .machine import free_port
@@ -106,6 +108,15 @@ class World:
             self._main, self._code = int(found[1]), None
         else:
             self.failed.append("the gateway was not upgraded")
+
+    def counted(self, tls: ssl.SSLContext | None) -> int:
+        """How many requests `/stats` has. Raises OSError and HTTPException."""
+        connection = connection_to(self.port, tls)
+        try:
+            connection.request("GET", "/stats")
+            return sum(json.loads(connection.getresponse().read())["requests_count"].values())
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Take everything away."""
@@ -208,21 +219,25 @@ Running: TypeAlias = Callable[[World, random.Random], Iterator[Ended]]
 
 @dataclass(frozen=True)
 class Break:
-    """`explains`: the answers that requests may have while it lasts; `possible`: what it needs."""
+    """`explains`: the answers that requests may have while it lasts; `possible`: what it needs; `miscounts`: whether /stats may
+    have other counts afterwards than the clients."""
 
     name: str
     run: Running
     explains: frozenset[str] = frozenset()
     possible: Callable[[World], bool] = lambda world: True
+    miscounts: bool = False
 
 
 BREAKS: dict[str, Break] = {}
 
 
-def _break(*explains: str, possible: Callable[[World], bool] = lambda world: True) -> Callable[[Running], Running]:
+def _break(
+    *explains: str, possible: Callable[[World], bool] = lambda world: True, miscounts: bool = False
+) -> Callable[[Running], Running]:
     def register(run: Running) -> Running:
         name = run.__name__.replace("_", " ")
-        BREAKS[name] = Break(name, run, frozenset(explains), possible)
+        BREAKS[name] = Break(name, run, frozenset(explains), possible, miscounts)
         return run
 
     return register
@@ -277,7 +292,7 @@ def engine_away(world: World, chance: random.Random) -> Iterator[None]:
 
 
 # What a worker had in flight is lost with it.
-@_break("lost closed", "lost reset", "lost truncated", *TUNNEL_ENDED)
+@_break("lost closed", "lost reset", "lost truncated", *TUNNEL_ENDED, miscounts=True)
 def worker_killed(world: World, chance: random.Random) -> Iterator[None]:
     os.kill(chance.choice(world.workers()), signal.SIGKILL)
     yield
@@ -311,14 +326,14 @@ def database_read_only(world: World, chance: random.Random) -> Iterator[None]:
     yield from world.protect()
 
 
-@_break()
+@_break(miscounts=True)
 def database_deleted(world: World, chance: random.Random) -> Iterator[None]:
     for path in world.database.parent.glob("rgate.db*"):
         path.unlink(missing_ok=True)
     yield
 
 
-@_break()
+@_break(miscounts=True)
 def database_garbled(world: World, chance: random.Random) -> Iterator[None]:
     with contextlib.suppress(OSError), world.database.open("r+b") as file:
         file.write(chance.randbytes(8192))
@@ -358,7 +373,7 @@ def certificate_renewed(world: World, chance: random.Random) -> Iterator[None]:
     yield
 
 
-@_break()
+@_break(miscounts=True)
 def clients_broken(world: World, chance: random.Random) -> Iterator[None]:
     half = b"POST /api/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf"
     pieces = [b"", b"GET /api", b"\x16\x03\x01", half, b"\0" * 99]

@@ -6,8 +6,9 @@
 Clients send GET and POST on kept and on new connections, and others talk through WebSockets, while endpoints, workers, database,
 config, certificates and, with --docker, the engine's connection are broken by a plan that the seed decides. In the end every
 request and every tunnel is accounted for: what was not answered well, and a tunnel that its client has not ended, must be
-explained by what was broken at that moment, most of all by what was broken last. The exit code is 0 when all is explained, 1
-when something is not, and 2 when it cannot start. Only what was started here is broken and ended.
+explained by what was broken at that moment, most of all by what was broken last; and unless something was broken that changes
+counts, /stats has to have them all. The exit code is 0 when that is so, 1 when it is not, and 2 when it cannot start. Only what
+was started here is broken and ended.
 """
 
 from __future__ import annotations
@@ -150,8 +151,13 @@ def _run(world: World, options: argparse.Namespace) -> int:
             if not world.running:
                 break
         time.sleep(CALM_SECONDS)
+    outcomes = [*clients.outcomes, *talking.tunnels]
+    counted = world.counted(tls) if world.running else 0
+    if counted != len(outcomes) and not any(each.broken.miscounts for each in happened):
+        world.failed.append(f"/stats has {counted:,} requests instead of {len(outcomes):,}")
     code = world.stop() if world.running else None
-    lines, unexplained = account([*clients.outcomes, *talking.tunnels], happened)
+    lines, unexplained = account(outcomes, happened)
+    lines.append(f"{counted:>8,} in /stats")
     print("\n".join(["", f"seed {options.seed}, {time.monotonic() - began:.0f} s", *lines, *world.failed]))
     log = world.log.read_text(errors="replace")
     good = code == 0 and not unexplained and not world.failed and "Traceback" not in log
