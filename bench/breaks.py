@@ -123,8 +123,9 @@ class World:
         if self._main:
             self.stop()
         self.endpoints.stop()
-        if self._mounted:
-            subprocess.run(["umount", "--lazy", str(self.database.parent)], check=False)
+        places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([place for place in places if place.startswith(f"{self._folder}/")]):
+            subprocess.run(["umount", "--lazy", place], check=False)
 
     def protect(self) -> Iterator[None]:
         """Have a copy of the database in its place that cannot be written; yields meanwhile, then the database is back.
