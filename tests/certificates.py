@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -81,4 +83,6 @@ class Pair:
 @cache
 def authority(name: str = "trusted") -> Authority:
     """The authority of this name, one for the whole test run."""
-    return Authority(Path(mkdtemp(prefix="rgate-test-certificates-")), name)
+    folder = mkdtemp(prefix="rgate-test-certificates-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Authority(Path(folder), name)

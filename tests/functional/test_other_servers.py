@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
@@ -120,7 +121,7 @@ def hosted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield running
         finally:
             running.stop()
-        with sqlite3.connect(folder / "stats.db") as database:
+        with closing(sqlite3.connect(folder / "stats.db")) as database:
             (table,) = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name LIMIT 1").fetchone()
             assert table, "the plugins' lifespan ended with the process, and has written what was counted"
 

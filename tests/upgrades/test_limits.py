@@ -146,7 +146,7 @@ def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: 
 def test_stop_gives_tunnels_their_time_and_closes_them_then() -> None:
     ended: list[bytes] = []
     held = switching(lambda connection: ended.append(connection.read(5)))
-    with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=0.3) as live, open_tunnel(live) as client:
+    with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=2) as live, open_tunnel(live) as client:
         live.server.stop()
         eventually(lambda: live.server.draining)
         assert len(live.server.tunnels) == 1, "it has its time"

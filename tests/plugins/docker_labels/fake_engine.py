@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
+
+from ...certificates import authority
 
 DEADLINE_SECONDS = 10.0
 
@@ -90,17 +92,11 @@ class FakeEngine(ThreadingMixIn, UnixStreamServer):
 
 
 def certificates(directory: Path) -> None:
-    """ca.pem, cert.pem and key.pem for the client, server.pem with both for the engine: all one day old at most."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    openssl(*new, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
-    for name, key, more in (("127.0.0.1", "server.key", ["-addext", "subjectAltName=IP:127.0.0.1"]), ("client", "key.pem", [])):
-        signed = "cert.pem" if name == "client" else "server.crt"
-        ca = ("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE")
-        openssl(*new, *ca, "-subj", f"/CN={name}", *more, "-keyout", key, "-out", signed)
+    """ca.pem, cert.pem and key.pem for the client, by the names that Docker gives them, and server.pem for the engine."""
+    engine, client = authority().issue("127.0.0.1"), authority().issue("client.example", common_name="client")
+    files = {"ca": authority().file, "cert": client.certificate, "key": client.key, "server": engine.both}
+    for name, file in files.items():
+        shutil.copy(file, directory / f"{name}.pem")
 
 
 @contextmanager
@@ -108,7 +104,7 @@ def tls_engine(directory: Path) -> Iterator[tuple[int, list[str]]]:
     """An engine without containers that wants a certificate of its clients; the names that it saw in them."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(directory / "ca.pem"))
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(directory / "server.crt", directory / "server.key")
+    context.load_cert_chain(directory / "server.pem")
     seen: list[str] = []
 
     class Answering(BaseHTTPRequestHandler):
@@ -117,7 +113,8 @@ def tls_engine(directory: Path) -> Iterator[tuple[int, list[str]]]:
         def do_GET(self) -> None:
             body = b'{"ApiVersion": "1.41"}' if self.path == "/version" else b"[]"
             if not seen:
-                seen.append(self.connection.getpeercert()["subject"][0][0][1])
+                subject = self.connection.getpeercert()["subject"]
+                seen.extend(value for ((name, value),) in subject if name == "commonName")
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
