@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-__all__ = ["KINDS", "TIMEOUT_SECONDS", "Clients", "Outcome", "by_answer", "connection_to", "judged", "lost"]
+__all__ = ["KINDS", "TIMEOUT_SECONDS", "Clients", "Outcome", "Threads", "by_answer", "connection_to", "judged", "lost"]
 
 TIMEOUT_SECONDS = 35.0  # longer than any of rgate's own
 BODY = b"x" * 200
@@ -63,7 +63,26 @@ class Outcome:
         return "ok" if self.good else f"{self.status or 'lost'} {self.reason}"
 
 
-class Clients:
+class Threads:
+    """Threads that run while inside `with`; they must end soon once `_stop` is set."""
+
+    _threads: Sequence[threading.Thread]
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(TIMEOUT_SECONDS + 5)
+
+
+class Clients(Threads):
     """So many threads, one for each of `kinds` in turn, that together send `per_second` requests while inside `with`.
 
     The backend has to answer with JSON that says `path`, and may say `instance`, as those of the demo do. Each request's
@@ -79,24 +98,14 @@ class Clients:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.outcomes: list[Outcome] = []
+        super().__init__()
         self._port, self._path, self._tls = port, path, tls
-        self._stop = threading.Event()
         kinds = tuple(kinds)
         self._pause_seconds = len(kinds) / per_second
         self._threads = [
             threading.Thread(target=self._run, args=(kind, f"{number}"), name=f"client-{number}", daemon=True)
             for number, kind in enumerate(kinds)
         ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_SECONDS + 5)
 
     def _run(self, name: str, client: str) -> None:
         kind, connection = KINDS[name], connection_to(self._port, self._tls)

@@ -11,10 +11,9 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import Self
+from types import MappingProxyType
 
-from .clients import TIMEOUT_SECONDS, Outcome, connection_to, judged, lost
+from .clients import Outcome, Threads, connection_to, judged, lost
 
 __all__ = ["TUNNELS", "Tunnel", "TunnelClients"]
 
@@ -43,7 +42,7 @@ class Tunnel(Outcome):
         return self.status == 101 and not self.reason
 
 
-class TunnelClients:
+class TunnelClients(Threads):
     """`each` clients of every kind, that open tunnels at `path` while inside `with`.
 
     A tunnel that has ended is opened again at once. The backend has to be an echo, as bench/backend/echo.py is. `tunnels`, in
@@ -59,23 +58,13 @@ class TunnelClients:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.tunnels: list[Tunnel] = []
+        super().__init__()
         self._port, self._path, self._tls = port, path, tls
-        self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(kind, seconds), name=f"tunnel-{number}", daemon=True)
             for number in range(each)
             for kind, seconds in kinds.items()
         ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_SECONDS + 5)
 
     def _run(self, kind: str, seconds: float) -> None:
         while not self._stop.is_set():
