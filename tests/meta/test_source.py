@@ -1,4 +1,4 @@
-"""Habits that a reader relies on: who prints, how long files are, and nothing left for later."""
+"""Habits that a reader relies on: which modules print, and that nothing is left for later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from .source import FILES, calls
 
 PRINTING = {"rgate.cli", "rgate.console", "rgate.commands.healthcheck"}
-MAX_LINES = 400
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -21,7 +20,6 @@ def test_module_prints_only_where_it_should(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_module_is_short_and_finished(name: str) -> None:
+def test_module_is_finished(name: str) -> None:
     text = FILES[name].read_text()
-    assert len(text.splitlines()) <= MAX_LINES, f"{name} wants more rooms"
     assert not re.findall(r"\b(?:TODO|FIXME|XXX|NotImplementedError)\b", text)
