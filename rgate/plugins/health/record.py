@@ -87,12 +87,18 @@ class Record:
         self._checks = 0  # of one outcome in a row
 
     def follow(self, endpoint: Endpoint, rules: HealthConfig) -> None:
-        """Be the record of this endpoint, by these rules, from now on."""
+        """Be the record of this endpoint, by these rules, from now on. The table's lock is held."""
         self.endpoint, self.rules = endpoint, rules
         load = endpoint.load
         load.on_fault = self.fault if rules.max_ejected_percent else None
-        load.on_response = self.response if rules.count_5xx or self.state != "well" else None
-        load.claim = self.claim if self.state == "on trial" else None
+        if rules.count_5xx or self.state != "well":
+            load.on_response = self.response  # which removes itself when there is nothing left to count
+        # The record's lock comes before the table's (_eject() sets the endpoint aside), so it cannot be taken here. Whoever
+        # changes the state writes `claim` after it: when the state is still the same, so is what it asks for.
+        state: str | None = None
+        while state is not self.state:
+            state = self.state
+            load.claim = self.claim if state == "on trial" else None
 
     def fault(self, exchange: Exchange, error: BaseException) -> None:
         """An attempt has failed. What is the client's fault, or the gateway's own, says nothing about the endpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -55,7 +56,8 @@ class Health:
         self._gateway: Gateway
         self._rules: dict[str, HealthConfig] = {}
         self._records: dict[tuple[str, Address], Record] = {}
-        self._growing = False
+        self._growing = False  # _grow() is due
+        self._growth_lock = threading.Lock()  # of `_growing`, and of what it follows from; nothing else is locked within it
         self._begun = False  # an endpoint that is there from the beginning is not fresh
 
     def __enter__(self) -> Health:
@@ -196,22 +198,24 @@ class Health:
         if not record.rules.slow_start_seconds:
             record.fresh_since, record.endpoint.load.share = None, 1.0
             return
-        record.fresh_since, record.endpoint.load.share = self._clock(), LEAST_SHARE
-        if not self._growing:
-            self._growing = True
+        with self._growth_lock:
+            record.fresh_since, record.endpoint.load.share = self._clock(), LEAST_SHARE
+            due, self._growing = self._growing, True
+        if not due:
             self._jobs.after(GROWTH_SECONDS, self._grow)
 
     def _grow(self) -> None:
-        now, more = self._clock(), False
-        for record in list(self._records.values()):
-            if record.fresh_since is not None and record.state == "well":
-                share = (now - record.fresh_since) / (record.rules.slow_start_seconds or 1.0)
-                record.endpoint.load.share = min(1.0, max(LEAST_SHARE, share))
-                if share < 1:
-                    more = True
-                else:
-                    record.fresh_since = None
-        self._growing = more
+        with self._growth_lock:
+            now, more = self._clock(), False
+            for record in list(self._records.values()):
+                if record.fresh_since is not None and record.state == "well":
+                    share = (now - record.fresh_since) / (record.rules.slow_start_seconds or 1.0)
+                    record.endpoint.load.share = min(1.0, max(LEAST_SHARE, share))
+                    if share < 1:
+                        more = True
+                    else:
+                        record.fresh_since = None
+            self._growing = more
         if more:
             self._jobs.after(GROWTH_SECONDS, self._grow)
         else:

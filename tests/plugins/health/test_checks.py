@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
@@ -103,6 +104,30 @@ class TestSlowStart:
             x.jobs.passes(6)
             assert x.share("c") == 1
             assert x.jobs.due == [], "nothing more is to be done"
+
+    def test_endpoint_that_is_back_while_the_last_one_ends_its_slow_start_grows_too(self) -> None:
+        with world("ab", slow_start_seconds=10) as x:
+            x.reloads("abc", slow_start_seconds=10)
+            x.jobs.passes(9.9)
+            back = threading.Thread(target=x.health._slow_down, args=(x.record("a"),))
+            rules = x.record("c").rules
+
+            class Rules:
+                """Looked at for the last endpoint that grows: at this moment another thread finds "a" back."""
+
+                @property
+                def slow_start_seconds(self) -> float:
+                    back.start()
+                    back.join(0.05)  # it need not be through: the schedule may be locked
+                    x.record("c").rules = rules
+                    return 10.0
+
+            x.record("c").rules = Rules()  # type: ignore[assignment]
+            x.jobs.passes(0.3)
+            back.join()
+            assert (x.share("a"), x.share("c")) == (0.1, 1)
+            x.jobs.passes(11)
+            assert x.share("a") == 1
 
     def test_endpoint_that_is_back_begins_slowly_too(self) -> None:
         with world(slow_start_seconds=10) as x:

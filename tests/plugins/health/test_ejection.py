@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,6 +23,8 @@ from rgate import (
     UpstreamClosed,
     build,
 )
+
+from rgate.model import EndpointLoad
 
 from .world import composed, world
 
@@ -306,6 +309,24 @@ class TestComingAndGoing:
             assert x.candidates == "cd"
             x.jobs.passes(1.2)
             assert x.candidates == "ABcd"
+
+    def test_trial_that_begins_while_a_reload_follows_the_endpoint_is_kept(self) -> None:
+        with world(all_bad="fail") as x:
+            x.fails("a", Refused(), times=5)
+            record, endpoint = x.record("a"), x["a"]
+
+            class Load(EndpointLoad):
+                """When `claim` is written for the first time, the time of the ejection is over at this very moment."""
+
+                def __setattr__(self, name: str, value: object) -> None:
+                    if name == "claim" and record.endpoint.load is self and record.state == "ejected":
+                        record.looked_at(None)
+                    super().__setattr__(name, value)
+
+            load = Load()
+            record.follow(replace(endpoint, load=load), record.rules)
+            assert record.state == "on trial"
+            assert load.claim is not None, "no request would ever be its trial"
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
