@@ -7,6 +7,7 @@ import logging
 import resource
 import threading
 from collections.abc import Collection
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ class Admission:
 
     def change(self, config: ServerConfig, trusted: TrustedProxies) -> None:
         """Count by these limits from now on. Connections that have not been counted so far stay so."""
-        self._config = config
         self._trusted = trusted
         self._most_per_client = config.max_connections_per_client
         in_flight = config.max_in_flight + config.max_slow_clients
@@ -58,19 +58,13 @@ class Admission:
             if not self._room and self._looked_at_tick != tick:  # looking at all of them is dear
                 self._looked_at_tick = tick
                 idle = [it for it in list(connections) if it.idle and not it.late and it is not newest]
-                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=self.idle_since):
+                for connection in heapq.nsmallest(IDLE_AT_ONCE, idle, key=attrgetter("idle_since")):
                     connection.expire()
                     self._room += 1
             if not self._room:
                 return False
             self._room -= 1
             return True
-
-    def idle_since(self, connection: Connection) -> float:
-        """Since when an idle connection is idle, by the server's clock; one without a request yet, since it was made."""
-        config = self._config
-        unused = connection.remaining == config.max_requests_per_connection
-        return connection.deadline - (config.head_seconds if unused else config.keep_alive_seconds)
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection for the address it comes from; false when that has too many. Trusted proxies may have any."""

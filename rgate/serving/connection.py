@@ -51,6 +51,7 @@ class Connection:
     deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
     turn       held by the thread that works on the connection
     events     what epoll has told of it and nobody has acted on
+    idle_since when the last request ended, or the connection was made (the server's clock); for one that is idle
     late       the deadline has passed
     leaving    it has been idle for long, and ends unless a request comes at this moment
     remaining  how many more requests it may bring
@@ -64,8 +65,8 @@ class Connection:
 
     __slots__ = (
         "_collected", "_identify", "_lingering", "_pending", "_response", "_rest_of_requests", "_server", "_sock",
-        "_template", "_tunnel", "_wait_seconds", "address", "body", "collecting", "counted", "deadline", "events",
-        "gone", "late", "leaving", "on_gone", "queued", "remaining", "streams", "tunnelled", "turn",
+        "_template", "_trusted", "_tunnel", "_wait_seconds", "address", "body", "collecting", "counted", "deadline", "events",
+        "gone", "idle_since", "late", "leaving", "on_gone", "queued", "remaining", "streams", "tunnelled", "turn",
     )  # fmt: skip
     plain = True  # what comes on the socket is HTTP itself
 
@@ -82,6 +83,7 @@ class Connection:
         self._lingering = False
         self.remaining = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
+        self.idle_since = server.now
         self.deadline = server.now + server.config.head_seconds
         self.counted = ""
         self.late = self.leaving = False
@@ -97,9 +99,13 @@ class Connection:
     def _come_from(self, address: str, port: int) -> None:
         """Take note of where the connection has come from."""
         self.address = address = plain_address(address)
-        trusted = self._server.trusted_proxies
-        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if address in trusted else None
         self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
+        self._trust()
+
+    def _trust(self) -> None:
+        """Decide by the proxies that are trusted now what is believed of the requests to come."""
+        self._trusted = trusted = self._server.trusted_proxies
+        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if self.address in trusted else None
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -258,7 +264,8 @@ class Connection:
         return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends(rest)
 
     def _rest(self) -> bool:
-        self.deadline = self._server.now + self._server.config.keep_alive_seconds
+        self.idle_since = now = self._server.now
+        self.deadline = now + self._server.config.keep_alive_seconds
         return True
 
     def _incomplete(self, block: bytes, judged: int) -> bool:
@@ -288,6 +295,8 @@ class Connection:
         server = self._server
         environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
+        if self._trusted is not server.trusted_proxies:  # a reload has changed them
+            self._trust()
         if self._identify is not None:
             self._identify(environ)
         self.deadline = 0.0
@@ -391,6 +400,11 @@ class Connection:
         on_gone = self.on_gone
         if on_gone is not None:
             on_gone()
+
+    def limit_writes(self, seconds: float) -> None:
+        """Let each send take at most this long. Called by the server, from any thread."""
+        with contextlib.suppress(OSError):  # closed at this moment
+            set_timeout(self._sock, socket.SO_SNDTIMEO, seconds)
 
     def close(self) -> None:
         self._sock.close()

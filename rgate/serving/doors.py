@@ -39,13 +39,14 @@ class Doors:
     """Listening sockets that are waited for with `poll`, or not.
 
     `take_in(kind, sock, peer)` is given every new connection; what it makes of an OSError is that the connection is closed.
-    Each method may be called by any thread. look() must be called now and then.
+    Each method may be called by any thread. look() must be called now and then. `write_seconds` bounds a send on connections
+    that are accepted from now on.
     """
 
     def __init__(self, poll: _Poll, take_in: TakeIn, write_seconds: float) -> None:
         self._poll = poll
         self._take_in = take_in
-        self._write_seconds = write_seconds
+        self.write_seconds = write_seconds
         self._doors: dict[int, tuple[socket.socket, type[Connection]]] = {}
         self._inside: set[int] = set()
         self._open_again = 0.0
@@ -148,7 +149,7 @@ class Doors:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
                 else:
                     peer = ("", 0)  # a unix socket
-                set_timeout(sock, socket.SO_SNDTIMEO, self._write_seconds)
+                set_timeout(sock, socket.SO_SNDTIMEO, self.write_seconds)
                 self._take_in(kind, sock, peer)
             except OSError:
                 sock.close()

@@ -32,12 +32,13 @@ _log = logging.getLogger("rgate.serving")
 class SecureConnection(Connection):
     """A connection that begins with a TLS handshake, which holds no thread either, and has `head_seconds`."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_certificate", "_stream")
     plain = False
 
     def __init__(self, server: Server, sock: socket.socket, peer: tuple[str, int]) -> None:
         assert server.tls is not None
         self._stream = TLSStream(sock, server.tls.context)
+        self._certificate: Field | None = None
         super().__init__(server, cast(socket.socket, self._stream), peer)
 
     def advance(self) -> bool:
@@ -81,8 +82,14 @@ class SecureConnection(Connection):
         self._template |= environ_of(stream.tls)
         client = header_value(stream.tls)
         if client is not None:
-            self._identify = partial(_vouch, Field(HEADER, client), self._identify)
+            self._certificate = Field(HEADER, client)
+            self._trust()
         return self.advance()
+
+    def _trust(self) -> None:
+        super()._trust()
+        if self._certificate is not None:
+            self._identify = partial(_vouch, self._certificate, self._identify)
 
     def _answer_plainly(self, block: bytes) -> bool:
         self._sock = self._stream.sock

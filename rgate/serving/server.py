@@ -117,6 +117,7 @@ class Server(BaseWSGIServer):
         else:
             self._crew = Crew(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
         self._lent = own.lent
+        self._retiring = False
         kind = SecureConnection if self.tls else Connection
         self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
         for listener in own.main:
@@ -126,7 +127,6 @@ class Server(BaseWSGIServer):
         self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
         self.beat: Callable[[], object] = lambda: None
         self._beaten = 0.0
-        self._idle_drain_seconds = config.idle_drain_seconds
 
     def _requests(self, config: ServerConfig) -> RequestReader:
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
@@ -149,6 +149,12 @@ class Server(BaseWSGIServer):
     def threads(self) -> int:
         """How many worker threads there are at present."""
         return len(self._crew)
+
+    @property
+    def idle_drain_seconds(self) -> float:
+        """How long a connection without a request stays open while the server drains."""
+        config = self.config
+        return max(config.idle_drain_seconds, config.drain_seconds / 2) if self._retiring else config.idle_drain_seconds
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
@@ -174,8 +180,11 @@ class Server(BaseWSGIServer):
         self._slow_clients = SlowClients(config.max_slow_clients)
         if isinstance(self._crew, Crew):
             self._crew.most = _most_threads(config)
+        self._doors.write_seconds = config.write_seconds
         self.tls, self.config = tls, config
         self.app = app
+        for connection in list(self._connections.values()):
+            connection.limit_writes(config.write_seconds)
         # Whoever has taken the app of before has made the connection busy first.
         return Underway(self._connections.values()).is_over
 
@@ -189,8 +198,7 @@ class Server(BaseWSGIServer):
     def retire(self) -> None:
         """The same, but others serve the sockets on, so there is no hurry: connections without a request have half of
         `drain_seconds`."""
-        self._lent = True
-        self._idle_drain_seconds = max(self.config.idle_drain_seconds, self.config.drain_seconds / 2)
+        self._lent = self._retiring = True
         self._stop.set()
 
     def server_close(self) -> None:
@@ -342,8 +350,8 @@ class Server(BaseWSGIServer):
                 connection.retire()
 
     def _idle_for_too_long(self, connection: Connection) -> bool:
-        begun = max(self._drain_began, self.admission.idle_since(connection))
-        return self.draining and self.now - begun >= self._idle_drain_seconds
+        begun = max(self._drain_began, connection.idle_since)
+        return self.draining and self.now - begun >= self.idle_drain_seconds
 
     def _drain(self) -> None:
         self._drain_began = monotonic()

@@ -23,7 +23,6 @@ from rgate import (
     UpstreamClosed,
     build,
 )
-
 from rgate.model import EndpointLoad
 
 from .world import composed, world
