@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,11 +94,32 @@ def test_word_that_is_not_known_is_refused_with_what_is() -> None:
         Query.parse("sicne=1h", NOON)
 
 
-@given(st.text())
-def test_any_query_is_read_or_refused(text: str) -> None:
+_names = st.one_of(st.sampled_from(BY), st.text(max_size=8))
+_since = st.one_of(
+    st.builds("{}{}".format, st.integers(0, 10**12), st.sampled_from("smhdx")),
+    st.datetimes().map(lambda moment: moment.isoformat()),
+    st.text(max_size=12),
+)
+_pairs = st.one_of(
+    st.tuples(st.just("by"), st.lists(_names, max_size=5).map(",".join)),
+    st.tuples(st.just("since"), _since),
+    st.tuples(st.text(max_size=4), st.text(max_size=4)),
+)
+
+
+@given(st.lists(_pairs, max_size=3))
+def test_any_query_is_read_or_refused(pairs: list[tuple[str, str]]) -> None:
     try:
-        query = Query.parse(text, NOON)
+        query = Query.parse(urlencode(pairs), NOON)
     except QueryError:
         return
-    assert set(query.by) <= set(BY)
-    assert query.since_minute is None or query.since_minute >= 0
+    asked = [name for key, value in pairs if key == "by" for name in value.split(",")]
+    assert set(query.by) == set(asked) and set(asked) <= set(BY)
+    assert (query.since_minute is not None) == any(key == "since" for key, _ in pairs)
+    assert query.since_minute is None or 0 <= query.since_minute <= NOON_MINUTE
+
+
+@given(st.lists(st.sampled_from(["route", "backend", "endpoint", "status"]), min_size=1), st.integers(0, 10**8))
+def test_query_of_known_words_is_always_read(names: list[str], minutes: int) -> None:
+    query = Query.parse(f"by={','.join(names)}&since={minutes}m", NOON)
+    assert query == Query(tuple(dict.fromkeys(names)), max(0, NOON_MINUTE - minutes))
