@@ -46,7 +46,9 @@ class SecureClient(RawClient):
     def _more(self) -> bool:
         try:
             return super()._more()
-        except ssl.SSLEOFError:
+        except ssl.SSLError as error:  # SSLEOFError, but for Python 3.11.2
+            if error.reason != "UNEXPECTED_EOF_WHILE_READING" and not isinstance(error, ssl.SSLEOFError):
+                raise
             self.was_cut = True
             return False
 
