@@ -22,6 +22,7 @@ NOTICE: Final = "config"  # the key of gateway.condition.notices
 LOOK_SECONDS: Final = 0.1
 LAST_SECONDS: Final = 3_600.0  # for the requests that a gateway still has when another takes its place
 _log = logging.getLogger("rgate.reload")
+_freezing = threading.Lock()
 
 
 class Succession:
@@ -125,6 +126,7 @@ def freeze() -> None:
     """Collect what is garbage, and have the collector leave alone what stays: it need not go through all of that again while
     requests wait. What was frozen before is looked at again, as a gateway that is over is garbage; a worker process thereby
     makes copies of what it has shared with the others (some 15 MB)."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    with _freezing:  # else garbage that one has not collected yet is frozen by the other, for good
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()

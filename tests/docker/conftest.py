@@ -25,6 +25,9 @@ from .relay import EngineRelay
 
 HERE = Path(__file__).parent
 
+# dockerd, ip and mount are there, and not in the PATH of every user who may run them.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

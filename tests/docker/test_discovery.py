@@ -33,7 +33,7 @@ def watched(engine: DockerClient, namespace: str) -> Iterator[Watched]:
     made = Watched(namespace)
     made.table.start()
     yield made
-    made.table.stop()
+    made.close()
 
 
 def test_started_container_is_an_endpoint_at_its_published_port(watched: Watched, backends: Backends) -> None:
@@ -54,7 +54,7 @@ def test_containers_there_before_are_endpoints_when_start_returns(
     try:
         assert {endpoint.id for endpoint in late.endpoints} == {one.id, two.id}
     finally:
-        late.table.stop()
+        late.close()
 
 
 def test_stopped_container_is_out_before_it_has_ended(watched: Watched, backends: Backends) -> None:
@@ -276,7 +276,7 @@ def test_cut_off_from_the_engine_keeps_the_list_and_recovers_within_three_second
         with relayed.sees("kill after the engine was away", lambda: not relayed.endpoints):
             stays.kill()
     finally:
-        relayed.table.stop()
+        relayed.close()
 
 
 def test_engine_absent_at_start_is_found_later_and_survives_its_restart(
@@ -309,7 +309,7 @@ def test_engine_absent_at_start_is_found_later_and_survives_its_restart(
         print(f"engine restarted: {(time.monotonic() - began) * 1000:.0f} ms after it answered")
         again.close()
     finally:
-        patient.table.stop()
+        patient.close()
 
 
 def test_network_address_of_the_harness_is_what_discovery_finds(watched: Watched, backends: Backends) -> None:

@@ -59,7 +59,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
         with relayed.sees("start after the silence", lambda: relayed.endpoints):
             backends.run("comes", wait=False)
     finally:
-        relayed.table.stop()
+        relayed.close()
 
 
 def test_engine_that_hangs_is_noticed_its_last_list_kept_and_found_again_within_three_seconds(
@@ -86,7 +86,7 @@ def test_engine_that_hangs_is_noticed_its_last_list_kept_and_found_again_within_
         container.kill()
         watched.settled(lambda: not watched.endpoints, "what happens is seen again")
     finally:
-        watched.table.stop()
+        watched.close()
 
 
 def test_hundreds_of_containers_are_listed_and_events_are_followed_as_ever(
@@ -130,4 +130,4 @@ def test_hundreds_of_containers_are_listed_and_events_are_followed_as_ever(
         with watched.sees("kill of all others", lambda: not watched.endpoints), ThreadPoolExecutor(MAKERS) as killers:
             list(killers.map(Container.kill, running))
     finally:
-        watched.table.stop()
+        watched.close()

@@ -16,6 +16,7 @@ from .engine import wait_until
 __all__ = ["LIMIT_SECONDS", "Watched"]
 
 LIMIT_SECONDS = 2.0
+ENGINE_SECONDS = 30.0  # a call of the engine's takes no longer than that
 STANDARD = Timing()
 
 
@@ -30,6 +31,13 @@ class Watched:
         self.lines: list[str] = []
         self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source], timing=timing)
         self.table.on_change(lambda changes: self.lines.extend(map(str, changes)))
+
+    def close(self) -> None:
+        """End discovery and its threads; stop() alone leaves one behind, with its socket, that still waits for the engine."""
+        own = [thread for thread in threading.enumerate() if thread.name.startswith(("rgate-discovery", "rgate-docker"))]
+        self.table.stop()
+        for thread in own:
+            thread.join(ENGINE_SECONDS)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
