@@ -13,8 +13,10 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from .discovery import Change, remarks
+
 if TYPE_CHECKING:
-    from .discovery import Change, Snapshot
+    from .discovery import Snapshot
     from .gateway import Gateway
     from .installed import PluginRecord
     from .model import Route
@@ -67,10 +69,12 @@ class Console:
             ("ROUTE", "BACKEND", "ENDPOINT", "ADDRESS"),
             [*rows, ("all others", "", f"{default.status_code} default_response", "")],
         )
+        for change in remarks(snapshot):
+            self.change(change)
 
     def change(self, change: Change) -> None:
         """One line about something that discovery has noticed."""
-        self.line(str(change), {"+": "green", "-": "yellow", "!": "red"}[change.sign])
+        self.line(str(change), {"+": "green", "-": "yellow", "!": "red", "?": "red", "~": ""}[change.sign])
 
     def plugins(self, records: Iterable[PluginRecord], chains: Mapping[str, Sequence[str]]) -> None:
         """All plugins there are, then the chain of every route."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
 
-DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with "true" it gets no new requests
+DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with true, yes, on or 1 it gets no new requests
 WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})
@@ -169,7 +169,8 @@ class Instance:
 
     Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
     ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
-    source knows that itself; otherwise the labels decide.
+    source knows that itself; otherwise the labels decide. `notes` are what an operator should be told about it once, whether
+    it can be used or not ("unknown label rgate.prot; did you mean 'rgate.port'?").
     """
 
     id: str
@@ -178,3 +179,4 @@ class Instance:
     address: Address | None = None
     reason: str | None = None
     backend: str | None = None
+    notes: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ table.py     EndpointTable: all of it, running
 """
 
 from .loop import Timing
-from .snapshot import Change, SetAside, Snapshot, SourceState, why_not
+from .snapshot import Change, NearMiss, SetAside, Snapshot, SourceState, remarks, why_not
 from .table import EndpointTable
 
-__all__ = ["Change", "EndpointTable", "SetAside", "Snapshot", "SourceState", "Timing", "why_not"]
+__all__ = ["Change", "EndpointTable", "NearMiss", "SetAside", "Snapshot", "SourceState", "Timing", "remarks", "why_not"]

@@ -30,7 +30,8 @@ class Timing:
     The first notice after quiet is acted on at once; further ones wait until `coalesce` after the last list, or as long
     as that list took, so that listing never takes more than half of a thread. Without a notice a source is listed every
     `resync`. One that fails is tried again after `backoff`, doubled up to `backoff_limit`, less up to half of it at
-    random. `start_patience` bounds how long EndpointTable.start() waits for the first lists.
+    random; that counts from the beginning of the attempt, as one may have waited long for an address that has gone.
+    `start_patience` bounds how long EndpointTable.start() waits for the first lists.
     """
 
     coalesce: float = 0.1
@@ -39,9 +40,10 @@ class Timing:
     backoff_limit: float = 3.0
     start_patience: float = 2.0
 
-    def retry_after(self, failures: int, chance: float) -> float:
-        """The pause after so many failures in a row; `chance` is a random number from 0 to 1."""
-        return min(self.backoff_limit, self.backoff * 2.0 ** min(failures - 1, 32)) * (1 - chance / 2)
+    def retry_after(self, failures: int, chance: float, took: float = 0.0) -> float:
+        """The pause after so many failures in a row, the last of which took so long; `chance` is a random number from 0 to 1."""
+        pause = min(self.backoff_limit, self.backoff * 2.0 ** min(failures - 1, 32)) * (1 - chance / 2)
+        return max(pause - took, min(pause, self.backoff))
 
 
 STANDARD = Timing()
@@ -113,7 +115,7 @@ class SourceLoop:
             began = self._clock()
             failures = 0 if self.list_once(stop) else failures + 1
             ended = self._clock()
-            pause = self._timing.retry_after(failures, random.random()) if failures else self._timing.resync
+            pause = self._timing.retry_after(failures, random.random(), ended - began) if failures else self._timing.resync
             if self._wait(self._changed, pause):
                 quiet_until = ended + max(self._timing.coalesce, ended - began)
                 self._wait(stop, max(0.0, quiet_until - self._clock()))
@@ -136,7 +138,7 @@ class SourceLoop:
                 told = True
                 reason, trace = described(error), unexpected(error)
                 _log.warning("%s: cannot watch, so listing more often: %s", self.source.name, reason, exc_info=trace)
-            self._wait(stop, self._timing.retry_after(failures, random.random()))
+            self._wait(stop, self._timing.retry_after(failures, random.random(), self._clock() - began))
             self.changed()
 
     def _watch_once(self, stop: threading.Event) -> BaseException | None:

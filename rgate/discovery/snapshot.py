@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from ..model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
 
-__all__ = ["Change", "Matcher", "SetAside", "Snapshot", "SourceState", "changes", "why_not"]
+__all__ = [
+    "Change",
+    "Matcher",
+    "NearMiss",
+    "SetAside",
+    "Snapshot",
+    "SourceState",
+    "changes",
+    "changes_of_notes",
+    "remarks",
+    "why_not",
+]
 
 NAMES_SHOWN = 3
+NEAR_MISSES_TOLD = 3
 MAX_WEIGHT = 1_000
-NOTHING: Mapping[str, tuple[SetAside, ...]] = MappingProxyType({})
+NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+_TRUE = frozenset(["true", "yes", "on", "1"])
+_FALSE = frozenset(["false", "no", "off", "0", ""])  # empty is what `rgate.drain=${DRAIN}` leaves when DRAIN is not set
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +68,27 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True)
+class NearMiss:
+    """An instance that carries some of a backend's labels but not all, and belongs to no backend.
+
+    `detail` says which: "app_name=orders, but env=Prod instead of env=production".
+    """
+
+    instance: Instance
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Discovery at one moment, joined over all sources. A tuple of endpoints that has not changed is the same object as before.
 
-    endpoints  what new requests of every backend choose from, sorted by id; empty when there is nothing
-    unusable   per backend the instances that belong to it but have no address, sorted by id, each with its reason
-    sources    by name
-    found      every endpoint that has an address, those set aside included
-    set_aside  those of `found` that somebody has set aside
+    endpoints    what new requests of every backend choose from, sorted by id; empty when there is nothing
+    unusable     per backend the instances that belong to it but have no address, sorted by id, each with its reason
+    sources      by name
+    found        every endpoint that has an address, those set aside included
+    set_aside    those of `found` that somebody has set aside
+    near_misses  per backend the instances that nearly belong to it, sorted by name; backends without any are left out
+    noted        the instances that belong to a backend and have notes, by id
     """
 
     endpoints: Mapping[str, tuple[Endpoint, ...]]
@@ -67,26 +96,34 @@ class Snapshot:
     sources: Mapping[str, SourceState]
     found: Mapping[str, tuple[Endpoint, ...]]
     set_aside: Mapping[str, tuple[SetAside, ...]]
+    near_misses: Mapping[str, tuple[NearMiss, ...]] = field(default_factory=lambda: NOTHING)
+    noted: Mapping[str, Instance] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line for the operator: an endpoint came ("+") or went ("-"), or some cannot be used ("!") and why.
+    """One line for the operator: an endpoint came ("+") or went ("-"), or some cannot be used ("!") and why, or have notes
+    ("?", with no backend), or nearly belong to the backend ("~").
 
-    Instances that cannot be used for the same reason share a line, so that a hundred stopped containers are one.
+    Instances of which the same is to be said share a line, so that a hundred stopped containers are one.
     """
 
-    sign: Literal["+", "-", "!"]
+    sign: Literal["+", "-", "!", "?", "~"]
     backend: str
     names: tuple[str, ...]
     detail: str
 
     def __str__(self) -> str:
-        if self.sign != "!":
-            return f"backend {self.backend}: {self.sign} {self.names[0]} {self.detail}".rstrip()
-        shown, rest = ", ".join(self.names[:NAMES_SHOWN]), len(self.names) - NAMES_SHOWN
+        shown, rest, one = ", ".join(self.names[:NAMES_SHOWN]), len(self.names) - NAMES_SHOWN, len(self.names) == 1
         who = f"{shown} and {rest} more" if rest > 0 else shown
-        return f"backend {self.backend}: {who} {'is' if len(self.names) == 1 else 'are'} not usable: {self.detail}"
+        match self.sign:
+            case "!":
+                return f"backend {self.backend}: {who} {'is' if one else 'are'} not usable: {self.detail}"
+            case "?":
+                return f"{who}: {self.detail}"
+            case "~":
+                return f"backend {self.backend}: {who} {'has' if one else 'have'} {self.detail}"
+        return f"backend {self.backend}: {self.sign} {who} {self.detail}".rstrip()
 
 
 def why_not(instance: Instance, backend: Backend) -> tuple[str, ...]:
@@ -114,10 +151,13 @@ class Matcher:
     def __init__(self, backends: Iterable[Backend]) -> None:
         self._names: list[str] = []
         self._by_label: dict[tuple[str, str], list[Backend]] = {}
+        self._by_any_label: dict[tuple[str, str], list[Backend]] = {}
         for backend in backends:
             self._names.append(backend.name)
             if backend.match_labels:
                 self._by_label.setdefault(backend.match_labels[0], []).append(backend)
+            for label in backend.match_labels:
+                self._by_any_label.setdefault(label, []).append(backend)
 
     def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
         """The snapshot of what `sources` say, with nothing set aside. Loads go along from `before` while id and address of an
@@ -125,11 +165,19 @@ class Matcher:
         loads = {old.key: old.load for group in before.found.values() for old in group}
         endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
+        near: dict[str, list[NearMiss]] = {}
+        noted: dict[str, Instance] = {}
         for instance in (instance for source in sources.values() for instance in source.instances):
             names, weight, address = self._backends(instance), 1, instance.address
-            if names and address and instance.labels.get(DRAIN_LABEL, "").strip().lower() == "true":
-                instance, address = replace(instance, address=None, reason=f"draining, its label {DRAIN_LABEL} says"), None
-            elif names and address and WEIGHT_LABEL in instance.labels:
+            if not names:
+                if nearest := self._nearest(instance):
+                    near.setdefault(nearest.name, []).append(NearMiss(instance, _near_miss(instance, nearest)))
+                continue
+            if instance.notes:
+                noted[instance.id] = instance
+            if address and (draining := _draining(instance.labels.get(DRAIN_LABEL, ""))):
+                instance, address = replace(instance, address=None, reason=draining), None
+            elif address and WEIGHT_LABEL in instance.labels:
                 try:
                     weight = _weight(instance.labels[WEIGHT_LABEL].strip())
                 except ValueError as error:
@@ -142,7 +190,16 @@ class Matcher:
                 endpoints[name].append(Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight))
         found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
         without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
-        return Snapshot(found, MappingProxyType(without_address), sources, found, NOTHING)
+        near_misses = {name: tuple(sorted(group, key=lambda miss: miss.instance.name)) for name, group in near.items()}
+        return Snapshot(
+            found,
+            MappingProxyType(without_address),
+            sources,
+            found,
+            NOTHING,
+            MappingProxyType(near_misses),
+            MappingProxyType(noted),
+        )
 
     def _backends(self, instance: Instance) -> set[str]:
         found = {
@@ -154,6 +211,54 @@ class Matcher:
         if instance.backend in self._names:
             found.add(instance.backend)
         return found
+
+    def _nearest(self, instance: Instance) -> Backend | None:
+        """The backend that an instance which belongs to none carries the most labels of.
+
+        One that is as near to several is probably not meant for any of them (all of them may be `env=production`), unless it
+        has what looks like a misspelt label of one.
+        """
+        carried = Counter(backend for label in instance.labels.items() for backend in self._by_any_label.get(label, ()))
+        most = max(carried.values(), default=0)
+        nearest = [backend for backend, count in carried.items() if count == most]
+        if len(nearest) > 1:
+            nearest = [backend for backend in nearest if any(_is_misspelt(instance, label) for label in backend.match_labels)]
+        return nearest[0] if len(nearest) == 1 else None
+
+
+def _is_misspelt(instance: Instance, label: tuple[str, str]) -> bool:
+    name, wanted = label
+    value = instance.labels.get(name, wanted)
+    return value != wanted and bool(difflib.get_close_matches(value.lower(), [wanted.lower()]))
+
+
+def _near_miss(instance: Instance, backend: Backend) -> str:
+    fits, misses = [], []
+    for name, value in backend.match_labels:
+        if name not in instance.labels:
+            misses.append(f"no {name}={value}")
+        elif instance.labels[name] != value:
+            misses.append(f"{name}={_shown(instance.labels[name])} instead of {name}={value}")
+        else:
+            fits.append(f"{name}={value}")
+    return f"{', '.join(fits)}, but {', '.join(misses)}"
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:50]}…"
+
+
+def _draining(text: str) -> str:
+    """Why a container with this value of the label `rgate.drain` gets no requests; "" when it gets some.
+
+    A value that is neither yes nor no drains, because who sets the label wants no requests.
+    """
+    value = text.strip().lower()
+    if value in _FALSE:
+        return ""
+    if value in _TRUE:
+        return f"draining, its label {DRAIN_LABEL} says"
+    return f"draining, because its label {DRAIN_LABEL}={_shown(text)!r} is neither true nor false"
 
 
 def _weight(text: str) -> int:
@@ -196,6 +301,38 @@ def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]
             by_reason.setdefault(reasons[instance.id], []).append(instance.name)
     for reason, names in by_reason.items():
         yield Change("!", backend, tuple(sorted(names)), reason)
+    yield from _new_near_misses(backend, before, after)
+
+
+def _new_near_misses(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
+    """Some of those that could be endpoints but for their labels; /-/backends has more of them."""
+    told = {(miss.instance.id, miss.detail) for miss in before.near_misses.get(backend, ()) if miss.instance.address}
+    by_detail: dict[str, list[str]] = {}
+    for miss in after.near_misses.get(backend, ()):
+        if miss.instance.address and (miss.instance.id, miss.detail) not in told:
+            by_detail.setdefault(miss.detail, []).append(miss.instance.name)
+    for detail, names in list(by_detail.items())[:NEAR_MISSES_TOLD]:
+        yield Change("~", backend, tuple(names), detail)
+
+
+def changes_of_notes(before: Snapshot, after: Snapshot) -> Iterable[Change]:
+    """What is new in the notes of instances that belong to a backend, each once, however many backends these are."""
+    by_note: dict[str, list[str]] = {}
+    for id, instance in after.noted.items():
+        told = before.noted[id].notes if id in before.noted else ()
+        for note in instance.notes:
+            if note not in told:
+                by_note.setdefault(note, []).append(instance.name)
+    for note, names in by_note.items():
+        yield Change("?", "", tuple(sorted(names)), note)
+
+
+def remarks(snapshot: Snapshot) -> Iterable[Change]:
+    """Every note and near miss of a snapshot, as if there had been none before."""
+    nothing = Snapshot(NOTHING, NOTHING, MappingProxyType({}), NOTHING, NOTHING)
+    yield from changes_of_notes(nothing, snapshot)
+    for backend in snapshot.near_misses:
+        yield from _new_near_misses(backend, nothing, snapshot)
 
 
 def _where(endpoint: Endpoint, why: str | None = None) -> str:

@@ -15,7 +15,7 @@ from ..log import about
 from ..model import Backend, Endpoint, Instance
 from .asides import Aside, Asides
 from .loop import STANDARD, SourceLoop, Timing, Wait, described, unexpected
-from .snapshot import NOTHING, Change, Matcher, Snapshot, SourceState, changes
+from .snapshot import NOTHING, Change, Matcher, Snapshot, SourceState, changes, changes_of_notes
 
 if TYPE_CHECKING:
     from ..hookspecs import DiscoverySource
@@ -238,8 +238,9 @@ class EndpointTable:
         self.snapshot = after = self._asides.applied(joined, before)
         told = self._backends if self._before is None else ()  # else it is not in force
         found = [change for backend in told for change in changes(backend, before, after)]
+        found += changes_of_notes(before, after) if told else ()
         for change in found:
-            _changes_log.log(logging.WARNING if change.sign == "!" else logging.INFO, "%s", change)
+            _changes_log.log(logging.WARNING if change.sign in "!?" else logging.INFO, "%s", change)
         _call(self._swap_callbacks, after)
         if found:
             _call(self._callbacks, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate import WEIGHT_LABEL, Address, Backend, Endpoint, Exchange, Instance, PluginError, RgateError
-from rgate.discovery import Change, EndpointTable, why_not
+from rgate.discovery import Change, EndpointTable, remarks, why_not
 
 from .sources import FIXED, PAYMENT, Listing, found, ids, payment, table
 
@@ -43,13 +44,28 @@ class TestMatching:
         assert joined.snapshot.endpoints["payment"] == ()
         assert joined.snapshot.unusable["payment"] == ()
 
-    @pytest.mark.parametrize(("label", "drains"), [("true", True), (" True ", True), ("false", False), ("", False), ("1", False)])
-    def test_instance_that_is_to_drain_is_not_usable(self, label: str, drains: bool) -> None:
+    @pytest.mark.parametrize("label", ["true", " True ", "1", "yes", "on", "YES"])
+    def test_instance_that_is_to_drain_is_not_usable(self, label: str) -> None:
         joined = table(Listing("l", payment("a", **{"rgate.drain": label}), payment("b", 8002)))
         joined.refresh()
-        assert ids(joined.snapshot, "payment") == (["b"] if drains else ["a", "b"])
-        reasons = [instance.reason for instance in joined.snapshot.unusable["payment"]]
-        assert reasons == (["draining, its label rgate.drain says"] if drains else [])
+        assert ids(joined.snapshot, "payment") == ["b"]
+        assert [i.reason for i in joined.snapshot.unusable["payment"]] == ["draining, its label rgate.drain says"]
+
+    @pytest.mark.parametrize("label", ["false", "", " ", "0", "no", "off", "False"])
+    def test_instance_that_is_not_to_drain_is_an_endpoint(self, label: str) -> None:
+        joined = table(Listing("l", payment("a", **{"rgate.drain": label})))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["a"]
+
+    @pytest.mark.parametrize(
+        ("label", "shown"), [("maybe", "'maybe'"), ("tru", "'tru'"), ("2", "'2'"), ("x" * 5_000, f"'{'x' * 50}…'")]
+    )
+    def test_drain_that_means_nothing_drains_and_is_told(self, label: str, shown: str) -> None:
+        joined = table(Listing("l", payment("a", **{"rgate.drain": label}), payment("b", 8002)))
+        joined.refresh()
+        assert ids(joined.snapshot, "payment") == ["b"]
+        (unusable,) = joined.snapshot.unusable["payment"]
+        assert unusable.reason == f"draining, because its label rgate.drain={shown} is neither true nor false"
 
     def test_backend_without_labels_gets_only_what_names_it(self) -> None:
         joined = table(Listing("l", payment("a"), found("b", 81, backend="fixed"), found("c", 82, backend="unheard-of")))
@@ -122,6 +138,33 @@ class TestMatching:
         assert why_not(payment("a"), FIXED) == ("backend fixed has no match_labels",)
         assert why_not(found("a", backend="fixed"), FIXED) == ()
         assert why_not(found("a", None, backend="fixed"), FIXED) == ("paused",)
+
+    @pytest.mark.parametrize(
+        ("labels", "near"),
+        [
+            ({"app_name": "payment", "env": "Prod"}, "app_name=payment, but env=Prod instead of env=production"),
+            ({"app_name": "payment"}, "app_name=payment, but no env=production"),
+            ({"app_name": "payment", "env": "x" * 5_000}, f"app_name=payment, but env={'x' * 50}… instead of env=production"),
+            ({"app_name": "paiment", "env": "production"}, "env=production, but app_name=paiment instead of app_name=payment"),
+            ({"app_name": "Payment", "env": "production"}, "env=production, but app_name=Payment instead of app_name=payment"),
+            ({"app_name": "catalog", "env": "production"}, None),
+            ({"env": "production"}, None),
+            ({"app_name": "else"}, None),
+            ({}, None),
+        ],
+    )
+    def test_instance_with_some_of_the_labels_is_a_near_miss_of_the_backend_it_is_meant_for(
+        self, labels: dict[str, str], near: str | None
+    ) -> None:
+        joined = table(Listing("l", Instance("a", "a", labels, Address("http", "h", 1))))
+        joined.refresh()
+        misses = {name: [miss.detail for miss in group] for name, group in joined.snapshot.near_misses.items()}
+        assert misses == ({"payment": [near]} if near else {})
+
+    def test_instance_of_one_backend_is_not_a_near_miss_of_another(self) -> None:
+        joined = table(Listing("l", payment("a")))
+        joined.refresh()
+        assert dict(joined.snapshot.near_misses) == {}
 
     def test_two_sources_of_one_name_are_refused(self) -> None:
         with pytest.raises(PluginError, match="two discovery sources are named 'one'"):
@@ -285,6 +328,60 @@ class TestChanges:
         old = [payment(f"{number:03}", reason="not running (exited)") for number in range(200)]
         assert self.listed(followed, source, seen, *old) == [
             "backend payment: name-of-000, name-of-001, name-of-002 and 197 more are not usable: not running (exited)"
+        ]
+
+    def test_changes_tell_notes_once_whatever_else_becomes_of_the_instance(
+        self, followed: EndpointTable, source: Listing, seen: list[str]
+    ) -> None:
+        def noted(id: str, *notes: str, reason: str | None = None) -> Instance:
+            return replace(payment(id, {"a": 80, "b": 81}[id], reason=reason), notes=notes)
+
+        told = self.listed(followed, source, seen, noted("a", "unknown label x"), noted("b", "unknown label x"))
+        assert told[-1] == "name-of-a, name-of-b: unknown label x"
+        stopped = self.listed(
+            followed, source, seen, noted("a", "unknown label x", reason="paused"), noted("b", "unknown label x")
+        )
+        assert stopped == ["backend payment: - name-of-a http://127.0.0.1:80 (paused)"]
+        again = self.listed(followed, source, seen, noted("a", "unknown label x", "another"), noted("b", "unknown label x"))
+        assert again == ["backend payment: + name-of-a http://127.0.0.1:80", "name-of-a: another"]
+
+    def test_changes_tell_a_note_once_for_an_instance_of_two_backends(self, caplog: pytest.LogCaptureFixture) -> None:
+        other = Backend("other", (("env", "production"),))
+        joined = table(Listing("l", replace(payment("a"), notes=("unknown label x",))), backends=[PAYMENT, other])
+        with caplog.at_level(logging.INFO, "rgate.discovery.changes"):
+            joined.refresh()
+        assert [(r.levelname, r.getMessage()) for r in caplog.records if "unknown" in r.getMessage()] == [
+            ("WARNING", "name-of-a: unknown label x")
+        ]
+
+    def test_changes_tell_near_misses_once_and_some_of_many(
+        self, followed: EndpointTable, source: Listing, seen: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        alike = [found(f"a{n}", 81, app_name="payment", env="Prod") for n in range(5)]
+        with caplog.at_level(logging.INFO, "rgate.discovery.changes"):
+            first = self.listed(followed, source, seen, *alike)
+        assert first == [
+            "backend payment: name-of-a0, name-of-a1, name-of-a2 and 2 more have app_name=payment, but env=Prod"
+            " instead of env=production"
+        ]
+        assert [r.levelname for r in caplog.records] == ["INFO"]
+        assert self.listed(followed, source, seen, *alike, found("z", 82, app_name="else")) == []
+        stopped = found("s", app_name="payment", env="old", reason="stopped")
+        assert self.listed(followed, source, seen, *alike, stopped) == [], "it is no endpoint for another reason, too"
+        others = [found(f"b{n}", 81, app_name="payment", env=f"e{n}") for n in range(20)]
+        assert len(self.listed(followed, source, seen, *alike, *others)) == 3
+        assert len(followed.snapshot.near_misses["payment"]) == 25
+
+    def test_remarks_are_what_is_known_when_a_gateway_starts(self, source: Listing) -> None:
+        source.instances = [
+            replace(payment("a"), notes=("unknown label x",)),
+            found("b", 81, app_name="payment", env="Prod"),
+        ]
+        joined = table(source)
+        joined.refresh()
+        assert list(map(str, remarks(joined.snapshot))) == [
+            "name-of-a: unknown label x",
+            "backend payment: name-of-b has app_name=payment, but env=Prod instead of env=production",
         ]
 
     def test_changes_of_a_name_or_of_no_backend_are_none(self, followed: EndpointTable, source: Listing, seen: list[str]) -> None:

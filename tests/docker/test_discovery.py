@@ -5,6 +5,7 @@ Each test prints what it measured (`pytest -rP`): the time from the end of Docke
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .private_engine import PrivateEngine
 from .relay import EngineRelay
 from .watched import LIMIT_SECONDS, Watched
 
+FREE_PORT = -1  # the test finds one
 STUBBORN = ["python3", "-c", "import signal; [signal.signal(s, signal.SIG_IGN) for s in (1, 15)]; signal.pause()"]
 
 
@@ -214,16 +216,45 @@ def test_container_without_usable_address_is_none_and_says_why(
         ({"ports": {"8000/tcp": None, "9000/tcp": None}, "labels": {"rgate.port": "8000"}}, None),
         ({"ports": {"8000/tcp": ("0.0.0.0", None)}}, None),
         ({"ports": {"8000/tcp": ("127.0.0.1", None), "5353/udp": None}}, None),
-        ({"labels": {"rgate.port": "18000"}, "network_mode": "host", "publish": False}, 18000),
+        ({"network_mode": "host", "publish": False}, FREE_PORT),
     ],
     ids=["port label", "all addresses", "udp beside it", "host network"],
 )
 def test_container_with_usable_address_is_an_endpoint_there(
     watched: Watched, backends: Backends, options: dict[str, object], port: int | None
 ) -> None:
+    if port is FREE_PORT:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        options = {**options, "labels": {"rgate.port": str(port)}, "environment": {"PORT": str(port)}}
     container = backends.run(wait=False, **options)  # type: ignore[arg-type]
     watched.settled(lambda: watched.endpoints, "the container is an endpoint")
     assert watched.addresses == [("127.0.0.1", port) if port else published_address(container)]
+
+
+def test_container_at_whose_port_nothing_listens_stays_out_and_says_so(watched: Watched, backends: Backends) -> None:
+    labels = {"rgate.network": "bridge", "rgate.port": "9999"}
+    container = backends.run(publish=False, labels=labels)
+    host, _ = network_address(container)
+    reason = f"nothing listens at {host}:9999; is rgate.port=9999 right?"
+    watched.settled(lambda: watched.reasons == {container.name: reason}, "it is told")
+    assert not watched.endpoints
+
+
+def test_container_with_unknown_labels_is_an_endpoint_and_they_are_told_once(watched: Watched, backends: Backends) -> None:
+    container = backends.run(labels={"rgate.prot": "8000"})
+    watched.settled(lambda: watched.endpoints, "the container is an endpoint")
+    container.restart(timeout=0)
+    watched.settled(lambda: " + " in watched.lines[-1] and len(watched.lines) > 3, "the container is back")
+    told = [line for line in watched.lines if "unknown label" in line]
+    assert told == [f"{container.name}: unknown label rgate.prot; did you mean rgate.port?"]
+
+
+def test_container_of_compose_run_is_none(watched: Watched, backends: Backends) -> None:
+    container = backends.run(labels={"com.docker.compose.oneoff": "True"})
+    reason = "a one-off container of `docker compose run` (label com.docker.compose.oneoff)"
+    watched.settled(lambda: watched.reasons == {container.name: reason}, "it is told")
+    assert not watched.endpoints
 
 
 def test_container_in_another_ones_network_is_reached_at_that_ones_port(watched: Watched, backends: Backends) -> None:

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 from .readiness import age_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rgate import Backend, Endpoint, Gateway, Instance
 
 __all__ = ["backends", "shown_endpoint"]
 
+NEAR_MISSES_SHOWN = 10
+
 
 def backends(gateway: Gateway) -> dict[str, Any]:
-    """Every backend with its endpoints and its unusable instances, and every discovery source. Requests in flight are those
-    of this process."""
+    """Every backend with its endpoints, its unusable instances and some of those that it nearly has, and every discovery
+    source. Requests in flight are those of this process."""
     return {
         "backends": [_backend(gateway, backend) for backend in gateway.backends.values()],
         "sources": [
@@ -39,6 +43,7 @@ def shown_endpoint(endpoint: Endpoint) -> dict[str, Any]:
 def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
     snapshot = gateway.table.snapshot
     in_use = {endpoint.key for endpoint in snapshot.endpoints[backend.name]}
+    misses = snapshot.near_misses.get(backend.name, ())
     asides = {aside.endpoint.key: dict(aside.reasons) for aside in snapshot.set_aside.get(backend.name, ())}
     return {
         "name": backend.name,
@@ -53,12 +58,26 @@ def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
                 "share": endpoint.load.share,
                 "in_use": endpoint.key in in_use,
                 "set_aside": asides.get(endpoint.key, {}),
+                "notes": _notes(snapshot.noted, endpoint.id),
             }
             for endpoint in snapshot.found[backend.name]
         ],
-        "unusable": [_unusable(instance) for instance in snapshot.unusable[backend.name]],
+        "unusable": [
+            {
+                "name": instance.name,
+                "id": instance.id,
+                "reason": instance.reason or "no address",
+                "notes": _notes(snapshot.noted, instance.id),
+            }
+            for instance in snapshot.unusable[backend.name]
+        ],
+        "near_misses": [
+            {"name": miss.instance.name, "id": miss.instance.id, "reason": f"has {miss.detail}"}
+            for miss in misses[:NEAR_MISSES_SHOWN]
+        ],
+        "near_misses_not_shown": max(0, len(misses) - NEAR_MISSES_SHOWN),
     }
 
 
-def _unusable(instance: Instance) -> dict[str, Any]:
-    return {"name": instance.name, "id": instance.id, "reason": instance.reason or "no address"}
+def _notes(noted: Mapping[str, Instance], id: str) -> list[str]:
+    return list(noted[id].notes) if id in noted else []

@@ -10,6 +10,9 @@ Labels that a container may carry to say how it is reached:
     rgate.network   reach it at its own address in this network, instead of at a published port
     rgate.scheme    http (default) or https
 
+Those of the core, for instances of every source, are rgate.drain and rgate.weight. Any other label that begins with `rgate.`
+is told to the operator as unknown, unless a backend asks for it.
+
     source.py    lists and watches           engine.py     the talk; the only module that knows docker-py
     mapping.py   container → instance        container.py  what the engine says of a container
     events.py    what events mean            own.py        the container that rgate itself runs in

@@ -1,4 +1,6 @@
-"""From a container to an instance: its address, or the reason why it has none. Pure; every rule is a line of a table test.
+"""From a container to an instance: its address, or the reason why it has none, and what is wrong with its labels.
+
+Pure; every rule is a line of a table test.
 
 The address is, first that applies:
 
@@ -11,22 +13,28 @@ The port is what the label `rgate.port` says, else the only tcp port there is (u
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
 
-from rgate import Address, Instance
+from rgate import DRAIN_LABEL, WEIGHT_LABEL, Address, Instance
 
 from .container import Container, Port
 
-__all__ = ["NETWORK_LABEL", "PORT_LABEL", "SCHEME_LABEL", "Vantage", "to_instance"]
+__all__ = ["KNOWN_LABELS", "NETWORK_LABEL", "PORT_LABEL", "SCHEME_LABEL", "Vantage", "to_instance"]
 
 PORT_LABEL = "rgate.port"
 NETWORK_LABEL = "rgate.network"
 SCHEME_LABEL = "rgate.scheme"
 
+KNOWN_LABELS = (PORT_LABEL, NETWORK_LABEL, SCHEME_LABEL, DRAIN_LABEL, WEIGHT_LABEL)
+ONE_OFF_LABEL = "com.docker.compose.oneoff"  # set by compose: "True" for `docker compose run`, "False" for a service's own
+
+_OURS = re.compile(r"rgate[^0-9a-z]", re.IGNORECASE)
+_NOTES_SHOWN = 5
 _CANDIDATES_SHOWN = 8
 # One reason from being told to stop until being removed, so that it is told once and not at every step.
 _STOPPED = "stopped or stopping"
@@ -60,15 +68,35 @@ class _Unusable(Exception):
     """Why a container has no address."""
 
 
-def to_instance(container: Container, vantage: Vantage, sharing: Container | None = None) -> Instance:
-    """The instance that a container is. `sharing` is the container whose network it uses, when there is one."""
+def to_instance(
+    container: Container, vantage: Vantage, sharing: Container | None = None, matched: Collection[str] = ()
+) -> Instance:
+    """The instance that a container is. `sharing` is the container whose network it uses, when there is one; `matched` are
+    the names of labels that some backend asks for, which may be called as anybody likes."""
     address, reason = None, None
     try:
+        _check_one_off(container.labels)
         _check_state(container)
         address = _address(container, vantage, sharing)
     except _Unusable as why:
         reason = str(why)
-    return Instance(container.id, container.name, container.labels, address, reason)
+    return Instance(container.id, container.name, container.labels, address, reason, notes=_notes(container.labels, matched))
+
+
+def _notes(labels: Mapping[str, str], matched: Collection[str]) -> tuple[str, ...]:
+    unknown = [name for name in labels if _OURS.match(name) and name not in KNOWN_LABELS and name not in matched]
+    return tuple(f"unknown label {name[:100]}{_did_you_mean(name)}" for name in sorted(unknown)[:_NOTES_SHOWN])
+
+
+def _did_you_mean(name: str) -> str:
+    ours = {label.removeprefix("rgate."): label for label in KNOWN_LABELS}  # what all have in common says nothing
+    close = difflib.get_close_matches(name[len("rgate.") :].lower(), ours, 1)
+    return f"; did you mean {ours[close[0]]}?" if close else f"; rgate knows {', '.join(sorted(KNOWN_LABELS))}"
+
+
+def _check_one_off(labels: Mapping[str, str]) -> None:
+    if labels.get(ONE_OFF_LABEL, "").lower() == "true":
+        raise _Unusable(f"a one-off container of `docker compose run` (label {ONE_OFF_LABEL})")
 
 
 def _check_state(container: Container) -> None:

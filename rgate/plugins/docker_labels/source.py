@@ -123,7 +123,7 @@ class DockerSource:
         self._known = frozenset({*containers, *others, self._own_id})
         self._note_running(containers.values())
         return self._arrivals.hold(
-            to_instance(self._as_stopping(container), vantage, others.get(container.sharing))
+            to_instance(self._as_stopping(container), vantage, others.get(container.sharing), self._label_names)
             for container in containers.values()
             if not _about_to_start(container)
         )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from rgate import ConfigError, Gateway
+from rgate import ConfigError, Gateway, Instance
+from rgate.discovery import NearMiss
 from rgate.plugins.admin import PAGES
 from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
 
@@ -160,6 +161,25 @@ def test_backends_shows_endpoints_and_sources(gateway: Gateway, local: Client) -
     (source,) = shown["sources"]
     assert (source["name"], source["instances"], source["error"]) == ("testing", 2, None)
     assert source["age_seconds"] >= 0
+
+
+def test_backends_shows_notes_and_the_nearest_of_those_that_nearly_match(gateway: Gateway, local: Client) -> None:
+    table = gateway.table
+    noted = Instance(table.snapshot.found["orders"][0].id, "orders-1", notes=("unknown label rgate.prot",))
+    unusable = Instance("u", "web_9", reason="paused", notes=("unknown label rgate.x",))
+    near = [NearMiss(Instance(str(n), f"web_{n}"), "app_name=orders, but no env=production") for n in range(13)]
+    table.snapshot = replace(
+        table.snapshot,
+        noted={noted.id: noted, unusable.id: unusable},
+        unusable={**table.snapshot.unusable, "orders": (unusable,)},
+        near_misses={"orders": tuple(near)},
+    )
+    (orders, empty) = local.get("/-/backends").json["backends"]
+    assert [endpoint["notes"] for endpoint in orders["endpoints"]] == [["unknown label rgate.prot"], []]
+    assert orders["unusable"] == [{"name": "web_9", "id": "u", "reason": "paused", "notes": ["unknown label rgate.x"]}]
+    assert (len(orders["near_misses"]), orders["near_misses_not_shown"]) == (10, 3)
+    assert orders["near_misses"][0] == {"name": "web_0", "id": "0", "reason": "has app_name=orders, but no env=production"}
+    assert (empty["near_misses"], empty["near_misses_not_shown"]) == ([], 0)
 
 
 def test_plugins_shows_versions_hooks_and_places(local: Client) -> None:

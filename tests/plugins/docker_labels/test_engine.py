@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
+from contextlib import closing
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from rgate import RgateError
+from rgate.discovery.loop import STANDARD
 from rgate.plugins.docker_labels import engine as talk
 from rgate.plugins.docker_labels.engine import Engine, EngineError
 
@@ -95,6 +99,23 @@ class TestRequests:
         fake.answers["/containers/json"] = Request.hang
         with pytest.raises(EngineError, match=r"timed out|Read timed out"):
             engine.containers("app")
+
+    def test_connect_of_which_nothing_is_heard_is_given_up_long_before_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(talk, "_CONNECT_SECONDS", 0.2)
+        monkeypatch.setattr(talk, "_REQUEST_SECONDS", 2 * DEADLINE_SECONDS)
+        with closing(socket.socket()) as full, closing(socket.socket()) as queued:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            queued.connect(full.getsockname())  # takes the only place in the queue; the kernel drops what comes after it
+            began = time.monotonic()
+            with pytest.raises(EngineError, match="timed out"):
+                Engine(f"tcp://127.0.0.1:{full.getsockname()[1]}")
+            assert time.monotonic() - began < DEADLINE_SECONDS
+
+    def test_connect_and_the_pause_after_it_end_within_what_is_promised(self) -> None:
+        for failures in range(1, 20):
+            pause = STANDARD.retry_after(failures, 0.0, talk._CONNECT_SECONDS)
+            assert talk._CONNECT_SECONDS + pause <= 3.0
 
     def test_answer_that_breaks_off_is_an_error(self, engine: Engine, fake: FakeEngine) -> None:
         fake.answers["/containers/json"] = lambda request: request.stream(b'[{"Id": "a"}')

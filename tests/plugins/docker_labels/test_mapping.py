@@ -87,6 +87,8 @@ def container(
         (container(mode="host", networks={}, labels={"rgate.port": "9000"}), HOST, "http://127.0.0.1:9000"),
         (container(mode="host", networks={}, labels={"rgate.port": "9000"}), REMOTE, "http://docker.example:9000"),
         (container(mode="host", networks={}, labels={"rgate.port": "9000"}), Vantage(network="front"), "http://127.0.0.1:9000"),
+        # a service's own container, as compose labels it
+        (container(EIGHTY, labels={"com.docker.compose.oneoff": "False"}), HOST, "http://127.0.0.1:32768"),
         # health
         (container(EIGHTY, health="healthy"), HOST, "http://127.0.0.1:32768"),
     ],
@@ -112,6 +114,16 @@ def test_container_that_can_be_reached_has_its_address(found: Container, vantage
         (container(EIGHTY, labels={"rgate.port": "-80"}), HOST, "label rgate.port='-80' is no port from 1 to 65535"),
         (container(EIGHTY, labels={"rgate.port": "٨٠"}), HOST, "label rgate.port='٨٠' is no port from 1 to 65535"),
         (container(EIGHTY, labels={"rgate.port": "80/tcp"}), HOST, "label rgate.port='80/tcp' is no port from 1 to 65535"),
+        (
+            container(EIGHTY, labels={"com.docker.compose.oneoff": "True"}),
+            HOST,
+            "a one-off container of `docker compose run` (label com.docker.compose.oneoff)",
+        ),
+        (
+            container(EIGHTY, labels={"com.docker.compose.oneoff": "True"}, state="exited"),
+            HOST,
+            "a one-off container of `docker compose run` (label com.docker.compose.oneoff)",
+        ),
         (container(EIGHTY, labels={"rgate.scheme": "h2c"}), HOST, "label rgate.scheme='h2c' is neither http nor https"),
         (
             container(Port(80, "127.0.0.1", 8080)),
@@ -325,3 +337,29 @@ def test_port_is_chosen_only_when_there_is_one(numbers: list[int]) -> None:
         assert instance.address.port == numbers[0]
     else:
         assert str(instance.reason).startswith("several tcp ports: ")
+
+
+KNOWN = "rgate knows rgate.drain, rgate.network, rgate.port, rgate.scheme, rgate.weight"
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [
+        ({}, ()),
+        ({"rgate.port": "80", "rgate.weight": "2", "rgate.drain": "no", "rgate.scheme": "http", "rgate.network": ""}, ()),
+        ({"rgate.prot": "80"}, ("unknown label rgate.prot; did you mean rgate.port?",)),
+        ({"rgate.Port": "80"}, ("unknown label rgate.Port; did you mean rgate.port?",)),
+        ({"rgate_port": "80"}, ("unknown label rgate_port; did you mean rgate.port?",)),
+        ({"rgate.draining": "true"}, ("unknown label rgate.draining; did you mean rgate.drain?",)),
+        ({"rgate.zzz": ""}, (f"unknown label rgate.zzz; {KNOWN}",)),
+        ({"rgate": "yes", "rgates.port": "1", "my.rgate.port": "1", "traefik.enable": "true"}, ()),
+        ({"rgate.asked": "x", "rgate.b": ""}, (f"unknown label rgate.b; {KNOWN}",)),
+        ({f"rgate.x{n}": "" for n in range(1_000)}, tuple(f"unknown label rgate.x{n}; {KNOWN}" for n in (0, 1, 10, 100, 101))),
+    ],
+    ids=["none", "known", "misspelt", "case", "underscore", "similar", "unlike", "not ours", "asked for", "a thousand"],
+)
+def test_unknown_labels_are_noted_and_take_nothing_out(labels: Mapping[str, str], notes: tuple[str, ...]) -> None:
+    vantage = Vantage(network="bridge") if "rgate.network" in labels else HOST
+    instance = to_instance(container(EIGHTY, labels=labels), vantage, matched=["rgate.asked"])
+    assert instance.notes == notes
+    assert instance.address is not None

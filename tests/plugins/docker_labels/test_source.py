@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rgate import Instance, RgateError
-from rgate.plugins.docker_labels.arrivals import NOT_OPEN, Arrivals
+from rgate.plugins.docker_labels.arrivals import NOT_OPEN, Arrivals, Outcome
 from rgate.plugins.docker_labels.source import DockerSource
 
 DEADLINE_SECONDS = 10.0
@@ -166,6 +166,10 @@ class TestList:
             assert str(instance.address) == "http://127.0.0.1:8080"
         assert script.asked == ["app", "elsewhere", "app"]
 
+    def test_list_notes_unknown_labels_but_those_that_backends_ask_for(self, script: Script) -> None:
+        script.listed = {"rgate.test": [record("a", Labels={"rgate.test": "x", "rgate.prot": "8000"})]}
+        assert self.listed(script, "rgate.test")["a"].notes == ("unknown label rgate.prot; did you mean rgate.port?",)
+
     def test_list_takes_the_configured_network(self, script: Script) -> None:
         script.listed = {"app": [record("a")]}
         assert str(self.listed(script, network="bridge")["a"].address) == "http://172.17.0.2:80"
@@ -182,12 +186,13 @@ class Watch:
     def __init__(self, script: Script, *labels: str) -> None:
         self.now = 1_000.0
         self.script = script
-        self.ports_open = True
+        self.ports = Outcome.OPEN
 
         def clock() -> float:
             return self.now
 
-        self.source = DockerSource(script.connect, labels or ("app",), clock=clock, arrivals=Arrivals(clock, lambda _: self))
+        self.arrivals = Arrivals(clock, lambda _: self)
+        self.source = DockerSource(script.connect, labels or ("app",), clock=clock, arrivals=self.arrivals)
         self.stop = threading.Event()
         self.notices = 0
         self.error: Exception | None = None
@@ -207,9 +212,9 @@ class Watch:
             self.notices += 1
             self._noticed.notify_all()
 
-    def stands(self) -> bool:
+    def outcome(self) -> Outcome:
         """What becomes of a connection to a container that has just started."""
-        return self.ports_open
+        return self.ports
 
     def start(self) -> None:
         self._thread.start()
@@ -246,8 +251,12 @@ class Watch:
             assert any(len(self.script.asked) > asked or pause.wait(0.001) for _ in range(ticks)), "the watch does not go on"
 
     @property
+    def instance(self) -> Instance:
+        return next(instance for instance in self.source.list() if instance.id == "a")
+
+    @property
     def reason(self) -> str | None:
-        return next(instance.reason for instance in self.source.list() if instance.id == "a")
+        return self.instance.reason
 
     def join(self) -> None:
         self._thread.join(DEADLINE_SECONDS)
@@ -390,25 +399,69 @@ class TestStopping:
 
 class TestStarting:
     def test_container_that_has_started_is_in_once_its_port_is_open(self, watch: Watch) -> None:
-        watch.ports_open = False
+        watch.ports = Outcome.UNCLEAR
         watch.tell(event("start"))
         assert watch.reason == NOT_OPEN
         watch.after(1.5, 1)  # the echoes
         assert watch.reason == NOT_OPEN
         watch.after(0.2, 0)
-        watch.ports_open = True
+        watch.ports = Outcome.OPEN
         watch.after(0.2, 1)
         assert watch.reason is None
 
-    def test_container_whose_port_never_opens_counts_after_ten_seconds_like_any_other(self, watch: Watch) -> None:
-        watch.ports_open = False
+    def test_container_whose_connections_are_dropped_is_in_after_ten_seconds_with_a_note(self, watch: Watch) -> None:
+        watch.ports = Outcome.UNCLEAR
+        watch.tell(event("start"))
+        watch.after(1.5, 1)
+        assert watch.reason == NOT_OPEN
+        watch.after(8.4, 0)
+        assert (watch.reason, watch.instance.notes) == (NOT_OPEN, ())
+        watch.after(0.2, 1)
+        assert watch.reason is None
+        (note,) = watch.instance.notes
+        assert note == (
+            "in its first 10 s no connection to 127.0.0.1:8080 stood; if its service uses another port, set rgate.port"
+        )
+        watch.ports = Outcome.OPEN
+        watch.tell(event("start"))
+        watch.after(1.5, 1)
+        assert watch.instance.notes == (), "it has started anew"
+
+    @pytest.mark.parametrize(
+        ("labels", "hint"),
+        [({"rgate.port": "80"}, "is rgate.port=80 right?"), ({}, "if its service uses another port, set rgate.port")],
+    )
+    def test_container_whose_port_refuses_stays_out_until_it_is_open(
+        self, watch: Watch, labels: dict[str, str], hint: str
+    ) -> None:
+        watch.script.listed = {"app": [record("a", Labels={"app": "a", **labels}), record("b")]}
+        watch.ports = Outcome.REFUSED
         watch.tell(event("start"))
         watch.after(1.5, 1)
         assert watch.reason == NOT_OPEN
         watch.after(8.4, 0)
         assert watch.reason == NOT_OPEN
         watch.after(0.2, 1)
-        assert watch.reason is None
+        assert watch.reason == f"nothing listens at 127.0.0.1:8080; {hint}"
+        watch.after(600.0, 0)
+        assert watch.reason == f"nothing listens at 127.0.0.1:8080; {hint}"
+        watch.ports = Outcome.OPEN
+        watch.after(1.1, 0)  # the next trial is made
+        watch.after(0.2, 1)
+        assert (watch.reason, watch.instance.notes) == (None, ())
+
+    def test_container_that_ends_while_its_port_refuses_is_tried_no_more(self, watch: Watch) -> None:
+        watch.ports = Outcome.REFUSED
+        watch.tell(event("start"))
+        watch.after(1.5, 1)
+        assert watch.reason == NOT_OPEN
+        watch.settle()  # a trial is made
+        watch.after(9.0, 1)
+        assert watch.reason == "nothing listens at 127.0.0.1:8080; if its service uses another port, set rgate.port"
+        watch.script.listed = {"app": [record("a", state="exited"), record("b")]}
+        assert watch.reason == "stopped or stopping"
+        watch.after(2.0, 0)
+        assert watch.arrivals.look_in_seconds() == float("inf")
 
     def test_container_that_was_not_running_in_the_list_before_counts_as_started_without_an_event(self, watch: Watch) -> None:
         watch.script.listed = {"app": [record("a", state="exited")]}
@@ -427,7 +480,7 @@ class TestStarting:
         assert watch.reason is None
 
     def test_nobody_is_held_back_while_nobody_watches(self, watch: Watch) -> None:
-        watch.ports_open = False
+        watch.ports = Outcome.UNCLEAR
         watch.tell(event("start"))
         assert watch.reason == NOT_OPEN
         watch.script.events_queue.put(None)
