@@ -26,6 +26,7 @@ from .foreground import counted, log_to_stderr, serve
 from .gateway import Gateway, build
 from .registry import Registry
 from .reload.config_file import ConfigFile
+from .serving.listeners import is_here
 from .version import VERSION
 
 __all__ = ["main"]
@@ -63,6 +64,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _without_brackets(ctx: click.Context, parameter: click.Parameter, host: str | None) -> str | None:
+    return host[1:-1] if host and host.startswith("[") and host.endswith("]") else host
+
+
 @click.group(
     cls=_Commands,
     invoke_without_command=True,
@@ -72,7 +77,10 @@ class _Commands(click.Group):
     "-c", "--config", "path", metavar="FILE", default="config.yml", show_default=True, help="Routes, backends and options."
 )
 @click.option(
-    "--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.  [default: the config's, else 127.0.0.1]"
+    "--host",
+    metavar="ADDRESS",
+    callback=_without_brackets,
+    help="Where to listen; 0.0.0.0 is everywhere.  [default: the config's, else 127.0.0.1]",
 )
 @click.option("-p", "--port", type=click.IntRange(0, 65_535), help="0 takes a free one.  [default: the config's, else 8080]")
 @click.option(
@@ -157,24 +165,40 @@ def check(path: str, as_json: bool) -> int:
     """Tell every problem of a config, each with its line.
 
     FILE is config.yml unless given. Nothing is started and nothing is connected to. The exit code is 0 when rgate can serve the
-    config and 2 when it cannot.
+    config and 2 when it cannot. What keeps nothing from running but is probably not meant is told too: backends that no route
+    leads to, an address that is not this machine's.
     """
     registry = Registry()
     problems: tuple[ConfigProblem, ...] = ()
+    notices: tuple[ConfigProblem, ...] = ()
     try:
         gateway = build(load(path, registry), registry)
+        notices = (*gateway.config.notices, *_notices_here(gateway.config, path))
     except ConfigError as error:
         problems = error.problems
     except PluginError as error:
         problems = (ConfigProblem((), str(error), path),)
     if as_json:
-        found = [{"location": p.location, "path": list(p.path), "message": p.message} for p in problems]
-        click.echo(json.dumps({"file": path, "ok": not problems, "problems": found}, indent=2))
+        found = {"problems": _as_json(problems), "notices": _as_json(notices)}
+        click.echo(json.dumps({"file": path, "ok": not problems, **found}, indent=2))
     elif problems:
         _complain("\n".join(map(str, problems)))
     else:
+        for notice in notices:
+            click.echo(str(notice))
         click.echo(f"{path}: OK ({counted(gateway)})")
     return 2 if problems else 0
+
+
+def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
+    return [{"location": p.location, "path": list(p.path), "message": p.message} for p in problems]
+
+
+def _notices_here(config: Config, path: str) -> Sequence[ConfigProblem]:
+    """What may be meant for another machine, but would not do on this one."""
+    if is_here(config.server.host):
+        return ()
+    return (ConfigProblem(("server", "host"), f"{config.server.host!r} is not an address of this machine", path),)
 
 
 @command.command()
@@ -296,7 +320,9 @@ def reload_(url: str) -> None:
 
 
 @command.command("demo")
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--host", metavar="ADDRESS", default="127.0.0.1", callback=_without_brackets, show_default=True, help="Where to listen."
+)
 @click.option("-p", "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--docker", is_flag=True, help="The backends as containers, by docker compose.")
 def demo_(host: str, port: int, docker: bool) -> None:

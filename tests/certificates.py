@@ -21,8 +21,8 @@ PASSWORD = "tell nobody"
 class Authority:
     """Issues certificates. `file` is its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._ca = trustme.CA(organization_name=name)
+    def __init__(self, folder: Path, name: str, issuer: Authority | None = None) -> None:
+        self._ca = issuer._ca.create_child_ca() if issuer else trustme.CA(organization_name=name)
         self._folder = folder
         self._name = name
         self.file = str(folder / f"{name}-ca.pem")
@@ -38,15 +38,20 @@ class Authority:
         pair.write(b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes())
         return pair
 
-    def revoke(self, *pairs: Pair, days: int = 30) -> str:
+    def intermediate(self, name: str) -> Authority:
+        """An authority whose own certificate this one has issued; what it issues has that behind it."""
+        return Authority(self._folder, name, self)
+
+    def revoke(self, *revoked: Pair | Authority, days: int = 30) -> str:
         """A file with a revocation list that names these, and is good for so many days."""
         key = load_pem_private_key(self._ca.private_key_pem.bytes(), None)
         issuer = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject
         now = datetime.now(UTC)
         made = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - timedelta(days=60))
         made = made.next_update(now + timedelta(days=days))
-        for pair in pairs:
-            number = x509.load_pem_x509_certificate(Path(pair.certificate).read_bytes()).serial_number
+        for each in revoked:
+            file = each.file if isinstance(each, Authority) else each.certificate
+            number = x509.load_pem_x509_certificate(Path(file).read_bytes()).serial_number
             made = made.add_revoked_certificate(
                 x509.RevokedCertificateBuilder().serial_number(number).revocation_date(now - timedelta(days=1)).build()
             )

@@ -104,6 +104,19 @@ def test_check_as_json_has_the_problems_in_parts(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
+def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path, more="server: {host: 192.0.2.1}\n")
+    Path(path).write_text(Path(path).read_text().replace("backends: [", "backends: [{name: b, match_labels: [a=b]}, "))
+    assert main(["check", path]) == 0
+    unused, elsewhere, ok = capsys.readouterr().out.splitlines()
+    assert unused.startswith(f"{path}:") and unused.endswith("backends[0]: no route leads to 'b', so it is not used")
+    assert elsewhere == f"{path}: server.host: '192.0.2.1' is not an address of this machine"
+    assert ok == f"{path}: OK (1 route, 2 backends)"
+    assert main(["check", "--json", path]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], answer["problems"], len(answer["notices"])) == (True, [], 2)
+
+
 def test_check_chain_that_cannot_be_built_is_a_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +213,7 @@ def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> No
     ("error", "words"),
     [
         (PermissionError(13, "Permission denied"), "on 127.0.0.1 port 0: no permission; choose a port from 1024 on"),
+        (PermissionError(13, "Permission denied"), "(deploy/rgate.socket), or give rgate the capability CAP_NET_BIND_SERVICE"),
         (OSError(99, "Cannot assign requested address"), "this is no address of this machine; choose another with --host"),
         (OSError(23, "Too many open files in system"), "port 0: Too many open files in system"),
         (socket.gaierror(-2, "Name or service not known"), "on '127.0.0.1': no such host"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .fields import Labels, Model, Name, Number, RequestHeaders, Seconds, ServerName, Whole
+from .fields import Flag, Labels, Model, Name, Number, RequestHeaders, Seconds, ServerName, Whole
 
 __all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "HealthConfig", "StickyConfig"]
 
@@ -59,7 +59,7 @@ class BackendTLSConfig(Model):
     key: str | None = None
     key_password: str | None = None
     server_name: ServerName | None = None
-    verify: bool = True
+    verify: Flag = True
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class HealthConfig(Model):
     fault_percent: Annotated[Number, Field(ge=0, le=100)] = 50.0
     min_requests: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
     window_seconds: Seconds = 10.0
-    count_5xx: bool = False
+    count_5xx: Flag = False
     eject_seconds: Seconds = 1.0
     max_eject_seconds: Seconds = 3.0
     max_ejected_percent: Annotated[Number, Field(ge=0, le=100)] = 100.0

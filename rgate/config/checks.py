@@ -9,7 +9,7 @@ from .models import Config, RouteConfig
 from .tree import Node, Report, is_secret
 from .wording import did_you_mean, listed
 
-__all__ = ["check", "named"]
+__all__ = ["check", "named", "notices"]
 
 
 def check(config: Config, root: Node, backends: Collection[str], report: Report) -> Iterator[ConfigProblem]:
@@ -75,6 +75,16 @@ def _backends(config: Config, root: Node) -> Iterator[ConfigProblem]:
 
 def _line(root: Node, *path: str | int) -> int:
     return root.find(path)[0].line
+
+
+def notices(config: Config) -> Iterator[ConfigProblem]:
+    """What keeps nothing from running, but is probably not meant: backends that no route leads to, a config without routes."""
+    if not config.routes:
+        yield ConfigProblem(("routes",), "there are none, so every request gets the default_response")
+    used = {route.backend for route in config.routes}
+    for index, backend in enumerate(config.backends):
+        if backend.name not in used:
+            yield ConfigProblem(("backends", index), f"no route leads to {backend.name!r}, so it is not used")
 
 
 def _pipeline(config: Config) -> Iterator[ConfigProblem]:

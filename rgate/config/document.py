@@ -6,6 +6,8 @@ blow up to is bounded. Dates stay the text that they are.
 
 from __future__ import annotations
 
+import re
+
 import yaml
 
 from .tree import Node, Path, Report
@@ -110,11 +112,46 @@ def _line(error: yaml.MarkedYAMLError) -> int:
     return mark.line + 1 if mark is not None else 1
 
 
+_PLAIN: tuple[tuple[str, str], ...] = (
+    (
+        r".*found character '\\t'.*",
+        "a tab in the indentation; indent with spaces",
+    ),
+    (
+        r"expected <block end>, but found '(<block mapping start>|<block sequence start>|<scalar>|\?|-)'",
+        "the indentation does not fit: the entries of a list or mapping begin in the same column{since}",
+    ),
+    (
+        r"mapping values are not allowed here",
+        "a key cannot stand here; put a text with ': ' in quotes, or mend the indentation here or in the line above",
+    ),
+    (r"could not find expected ':'", "a key without a ':' after it, or a text of several lines without quotes{since}"),
+    (r"expected ',' or '([]}])', but got .*", "a list or mapping in brackets is not closed: expected ',' or '{0}'{since}"),
+    (r"found unexpected end of stream", "a text in quotes is not closed{since}"),
+    (r"found unknown escape character '(.*)'", "'\\{0}' means nothing between double quotes; use single quotes"),
+    (
+        r"while scanning for the next token found character '(.*)' that cannot start any token",
+        "a text cannot begin with '{0}'; put it in quotes",
+    ),
+    (r"expected alphabetic or numeric character, but found .*", "a text cannot begin with '*' or '&'; put it in quotes"),
+    (
+        r"found undefined alias '(.*)'",
+        "'*{0}' repeats what stands nowhere (an alias without its anchor); put a text that begins with '*' in quotes",
+    ),
+    (r"expected <document start>, but found .*", "this does not belong to what stands before it; is a line indented too little?"),
+    (r"expected <block end>, but found '([]},])'", "a '{0}' that nothing has been opened for"),
+    (r"while parsing a flow node expected the node content, but found '(.*)'", "a value is missing before '{0}'"),
+    (r"expected the node content, but found '(.*)'", "a value is missing before '{0}'"),
+    (r"but found another document", "a second document begins here ('---'); a config is one document"),
+)
+"""PyYAML's words, which are those of its grammar, and what is to be done. What is not here comes as PyYAML says it."""
+
+
 def _words(error: yaml.MarkedYAMLError) -> str:
-    context = f"{error.context} " if error.context and error.context_mark is None else ""
-    words = f"{context}{error.problem or 'unreadable'}"
-    if "\\t" in words:
-        return f"{words}; indent with spaces"
-    if "but found another document" in words:
-        return "a second document begins here ('---'); a config is one document"
-    return words
+    problem, mark, place = error.problem or "unreadable", error.context_mark, error.problem_mark
+    context = f"{error.context} " if error.context and mark is None else ""
+    since = f" (it begins on line {mark.line + 1})" if mark is not None and place is not None and mark.line != place.line else ""
+    for pattern, plain in _PLAIN:
+        if found := re.fullmatch(pattern, problem) or re.fullmatch(pattern, context + problem):
+            return plain.replace("{since}", since).replace("{0}", found[1] if found.groups() else "")
+    return context + problem

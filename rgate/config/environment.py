@@ -16,9 +16,10 @@ def expand(root: Node, environ: Mapping[str, str], report: Report) -> None:
     """Put in variables everywhere in values, never in keys.
 
     `${NAME}` is the variable's value. `${NAME:-default}` is the default when the variable is not set or empty, as in a
-    shell. `$${` stands for `${` itself. A variable that is not set and has no default is a problem.
+    shell. `$${` stands for `${` itself. A variable that is not set and has no default is a problem; what needs it is cut out
+    of the tree, since nothing else that could be said of it would be new.
     """
-    for node in root.walk():
+    for node in reversed(list(root.walk())):  # the last first, so that no index moves
         if not isinstance(node.value, str) or "${" not in node.value:
             continue
         node.source = node.value
@@ -26,6 +27,16 @@ def expand(root: Node, environ: Mapping[str, str], report: Report) -> None:
             node.value = _VARIABLE.sub(lambda match: _value(match, environ), node.value)
         except ValueError as error:
             report.add(node, str(error))
+            _cut(root, node)
+            report.cut(node)
+
+
+def _cut(root: Node, node: Node) -> None:
+    parent, _ = root.find(node.path[:-1])
+    if isinstance(parent.value, dict):
+        parent.value = {key: below for key, below in parent.value.items() if below is not node}
+    elif isinstance(parent.value, list):
+        parent.value = [below for below in parent.value if below is not node]
 
 
 def _value(match: re.Match[str], environ: Mapping[str, str]) -> str:

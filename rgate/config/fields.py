@@ -13,8 +13,10 @@ from ..wire.target import read_target
 
 __all__ = [
     "CertificateHost",
+    "Flag",
     "HostName",
     "Labels",
+    "ListenHost",
     "MediaType",
     "Method",
     "Model",
@@ -31,6 +33,8 @@ __all__ = [
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
+# What regular expressions, globs and templates are made of. "*" and "$" may stand in paths, but hardly ever do.
+_PATTERN = re.compile(r"^[\^~]|\.[*+]|\*|\(\?|\{[^}]*\}?|\[[^\]]*\]?|[\^|]|\$$")
 _HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*")
 
@@ -46,6 +50,15 @@ def _no_bool(kind: Literal["int_type", "float_type"]) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
+def _flag(value: object) -> object:
+    """true or false, and these as text, because that is what a variable brings in. pydantic takes "yes", "on" and 1 as well."""
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise PydanticKnownError("bool_type")
+
+
 def _name(text: str) -> str:
     if not text or text != text.strip() or not text.isprintable() or len(text) > 200:
         raise ValueError("a name is 1 to 200 printable characters, with no space at either end")
@@ -53,6 +66,9 @@ def _name(text: str) -> str:
 
 
 def _path_prefix(text: str) -> str:
+    if pattern := _PATTERN.search(text):
+        found = f"is a prefix, not a pattern: {pattern[0]!r} would stand for itself"
+        raise ValueError(f"{found}; write {_without_pattern(text)}, which takes all paths below it too")
     if not text.startswith("/"):
         raise ValueError(f"must begin with '/'; found {text!r}")
     for sign, meaning in (("?", "a query"), ("#", "a fragment")):
@@ -66,6 +82,16 @@ def _path_prefix(text: str) -> str:
     if canonical != text:
         raise ValueError(f"must be in canonical form, which is {canonical!r}")
     return text
+
+
+def _without_pattern(text: str) -> str:
+    """The whole segments before what looks like a pattern."""
+    path = text.lstrip("^~ ")
+    pattern = _PATTERN.search(path)
+    if pattern is not None:
+        at_the_end = pattern[0] in (".*", "*", "$") and pattern.end() == len(path)
+        path = path[: pattern.start() if at_the_end else path.rfind("/", 0, pattern.start()) + 1]
+    return f"/{path.strip('/')}"
 
 
 def one_or_more(value: object) -> object:
@@ -124,6 +150,15 @@ def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
+def _listen_host(text: str) -> str:
+    if text == "*":
+        raise ValueError("'*' is no address; write 0.0.0.0 for all of IPv4, or '::' for IPv6 too")
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if re.search(r"[\s/\[\]]", host) or (host.count(":") == 1 and not host.startswith(":")):
+        raise ValueError(f"{text!r} is no address to listen at; write one like 0.0.0.0 or ::1, and the port under 'port'")
+    return host
+
+
 def _certificate_host(text: str) -> str:
     """A host as TLS names it: no address, but `*.` in front stands for one label."""
     host = _host(text.removeprefix("*."))
@@ -154,10 +189,12 @@ def _media_type(text: str) -> str:
     return text
 
 
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Whole = Annotated[int, _no_bool("int_type")]
 Number = Annotated[float, _no_bool("float_type")]
 Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
 Name = Annotated[str, AfterValidator(_name)]
+ListenHost = Annotated[str, AfterValidator(_listen_host)]
 HostName = Annotated[str, AfterValidator(_host)]
 PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 Method = Annotated[str, AfterValidator(_method)]

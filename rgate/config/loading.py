@@ -105,6 +105,7 @@ def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: 
     for problem in (*checks.check(config, root, backends, report), *certificates.check(config), *plugins.check(config)):
         report.add_check(root, problem)
     report.raise_any()
+    config._notices.extend(report.located(root, notice) for notice in checks.notices(config))
     config._sources.update({node.path: node.source for node in root.walk() if node.source is not None})
     return config
 

@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
+from ..errors import ConfigProblem
 from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, HealthConfig, StickyConfig
 from .fields import (
     CertificateHost,
+    Flag,
     HostName,
+    ListenHost,
     MediaType,
     Method,
     Model,
@@ -73,7 +76,7 @@ class RouteConfig(Model):
     hosts: Annotated[tuple[HostName, ...], BeforeValidator(one_or_more)] = Field(default=(), alias="host")
     methods: tuple[Method, ...] = ()
     headers: RequestHeaders = Field(default={})
-    strip_prefix: bool = False
+    strip_prefix: Flag = False
     max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
     plugins: dict[str, Any] = Field(default={})
@@ -105,7 +108,7 @@ class ClientCertificatesConfig(Model):
 
     ca: str
     crl: str | None = None
-    require: bool = True
+    require: Flag = True
 
 
 class TLSConfig(Model):
@@ -134,7 +137,7 @@ class TLSConfig(Model):
 class ServerConfig(Model):
     """The client's side: where to listen, how much to accept, how long to wait. And how much of a response head to take."""
 
-    host: str = "127.0.0.1"
+    host: ListenHost = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
@@ -157,9 +160,9 @@ class ServerConfig(Model):
     keep_alive_seconds: Seconds = 75.0
     max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
-    proxy_protocol: bool = False
+    proxy_protocol: Flag = False
     trusted_proxies: tuple[Network, ...] = ()
-    reload_on_change: bool = True
+    reload_on_change: Flag = True
     tls: TLSConfig | None = None
 
     @property
@@ -198,7 +201,7 @@ class TreatmentConfig(Model):
     """
 
     on_error: Annotated[Literal["fail", "skip"] | DisableAfter, BeforeValidator(_on_error)] = "fail"
-    timed: bool = False
+    timed: Flag = False
 
 
 class UseConfig(TreatmentConfig):
@@ -245,6 +248,12 @@ class Config(Model):
     pipeline: tuple[str, ...] | None = None
     _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
     _treatments: dict[str, TreatmentConfig] = PrivateAttr(default_factory=dict)
+    _notices: list[ConfigProblem] = PrivateAttr(default_factory=list)
+
+    @property
+    def notices(self) -> tuple[ConfigProblem, ...]:
+        """What keeps nothing from running, but is probably not meant, with its place in the file."""
+        return tuple(self._notices)
 
     def treatment(self, name: str) -> TreatmentConfig:
         """How the core treats what a plugin, or an entry of `use`, has in the chain."""

@@ -123,6 +123,11 @@ class Report:
         if self.is_whole(node.path + rest):
             self.add(node, problem.message, rest)
 
+    def located(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
+        """The same with file and line, and without secrets; it is not added."""
+        node, rest = root.find(problem.path)
+        return ConfigProblem(node.path + rest, self._clean(problem.message), f"{self.file}:{node.line}")
+
     def cut(self, node: Node) -> None:
         """Remember that a node has been taken out of the tree because of a problem that has been added."""
         self._cut.append(node.path)

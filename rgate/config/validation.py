@@ -37,6 +37,15 @@ _TYPES: Mapping[str, str] = {
     "tuple": "a list",
 }
 _WRONG_TYPE = re.compile(r"(.+?)(?:_attributes)?_(?:type|parsing|parsing_size|from_float|required|sub_type|unicode)")
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "_seconds": {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400},
+    "_bytes": {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    | {f"{letter}b": 1_000**power for power, letter in enumerate("kmg", 1)}
+    | {f"{letter}ib": 1_024**power for power, letter in enumerate("kmg", 1)},
+    "_megabytes": {"m": 1, "mb": 1, "mib": 1, "g": 1_024, "gb": 1_024, "gib": 1_024},
+    "_days": {"d": 1, "days": 1, "w": 7},
+    "_percent": {},
+}
 _LIMITS: Mapping[str, str] = {
     "enum": "{expected}",
     "finite_number": "a finite number",
@@ -139,13 +148,38 @@ def _way_out(node: Node, expected: list[str], group: list[ErrorDetails]) -> str:
         return ""
     if node.value is None:
         return "; fill it in or leave the key out"
+    if "match_labels" in node.path[-2:] and (label := _as_label(node)):
+        return f"; write {label if isinstance(node.path[-1], int) else f'[{label}]'}"
     if expected == ["text"] and isinstance(node.value, bool | int | float):
         return "; put it in quotes"
+    if expected == ["true or false"]:
+        meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(node.value).lower())
+        return f"; write {meant}" if meant else ""
+    if isinstance(node.value, str) and expected[0] in ("a number", "a whole number") and (said := _in_unit(node)):
+        return said
     if expected == ["a list"] and isinstance(node.value, str):
         return f"; write [{node.value}]"
     if isinstance(node.value, str) and group[0]["type"] in ("literal_error", "enum"):
         return did_you_mean(node.value, [word for word in str(group[0].get("ctx", {}).get("expected", "")).split("'") if word])
     return ""
+
+
+def _as_label(node: Node) -> str:
+    """`app_name=orders` for a mapping {app_name: orders}, which is how YAML reads `- app_name: orders`."""
+    pairs = [f"{key}={below.value}" for key, below in node.items().items() if isinstance(below.value, str | int | float)]
+    return ", ".join(pairs)
+
+
+def _in_unit(node: Node) -> str:
+    """The way out for a number with a unit: what it is in the unit that the key is named after."""
+    unit, factors = next(((unit, factors) for unit, factors in _UNITS.items() if str(node.path[-1]).endswith(unit)), ("", {}))
+    amount = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-zA-Z]+)", str(node.value))
+    if not unit:
+        return ""
+    if amount is None or amount[2].lower() not in factors:
+        return f"; it is a number of {unit.strip('_')}"
+    value = float(amount[1]) * factors[amount[2].lower()]
+    return f"; it is a number of {unit.strip('_')}, so write {value:.15g}"
 
 
 def _number(value: object) -> object:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..config.models import ServerConfig
     from ..handover.inheritance import Inheritance
 
-__all__ = ["CannotListen", "Listeners"]
+__all__ = ["CannotListen", "Listeners", "is_here"]
 
 
 class CannotListen(RgateError):
@@ -67,6 +67,17 @@ class Listeners:
             listener.close()
 
 
+def is_here(host: str) -> bool:
+    """Whether a gateway on this machine could listen at `host`; nothing listens afterwards."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
 def _bind(host: str, port: int, count: int = 1) -> tuple[socket.socket, ...]:
     """So many sockets on one port. Raises CannotListen when it is taken."""
     listeners: list[socket.socket] = []
@@ -89,7 +100,8 @@ def _why_not(error: OSError, host: str, port: int) -> str:
         return f"cannot listen on {host!r}: no such host; give an address of this machine with --host"
     way_out = {
         errno.EADDRINUSE: "the port is taken; choose another with --port (0 takes a free one)",
-        errno.EACCES: "no permission; choose a port from 1024 on with --port",
+        errno.EACCES: "no permission; choose a port from 1024 on with --port, or have systemd listen there (deploy/rgate.socket),"
+        " or give rgate the capability CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "this is no address of this machine; choose another with --host",
     }.get(error.errno or 0, error.strerror or str(error))
     return f"cannot listen on {host} port {port}: {way_out}"

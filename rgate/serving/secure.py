@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedirectConnection", "SecureConnection"]
 
+_OF_CLIENT_CERTIFICATES = ("CERTIFICATE_VERIFY_FAILED", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
 _log = logging.getLogger("rgate.serving")
 
 
@@ -67,7 +68,9 @@ class SecureConnection(Connection):
         except PlainText as plain:
             return self._answer_plainly(plain.args[0])
         except ssl.SSLError as error:
-            _log.debug("%s: no TLS: %s", self._template["REMOTE_ADDR"], error)
+            refused = server.tls is not None and server.tls.asks_clients and error.reason in _OF_CLIENT_CERTIFICATES
+            level, reason = logging.INFO if refused else logging.DEBUG, error.reason
+            _log.log(level, "%s: no TLS: %s", self._template["REMOTE_ADDR"], error, extra={"about": reason})
             self._lingering = True
             return self._linger()  # what the client is told must not be lost
         except OSError:

@@ -49,7 +49,8 @@ def load_pair(context: ssl.SSLContext, certificate: str, key: str | None, passwo
         context.load_cert_chain(certificate, key, answer)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None)
-        if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        # The last is what OpenSSL says of a certificate for one kind of key beside a key of another.
+        if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             raise PemError(option, f"the private key in {file} does not belong to the certificate in {certificate}") from None
         if asked and not password:
             raise PemError(option, f"the private key in {file} is encrypted; give its password under 'key_password'") from None
@@ -76,14 +77,18 @@ def load_authorities(context: ssl.SSLContext, file: str) -> None:
 
 
 def load_revocations(context: ssl.SSLContext, file: str) -> None:
-    """Let `context` refuse what the lists in a file revoke, and all of an authority that has no list there. Raises PemError."""
+    """Let `context` refuse what the lists in a file revoke, and all of an authority that has no list there. Raises PemError.
+
+    That holds for every certificate of a chain up to the root: one whose intermediate has been revoked is refused too. So
+    each authority but those that issue nothing to be checked needs a list, the root for its intermediates.
+    """
     if b"-----BEGIN X509 CRL-----" not in _read("crl", file):
         raise PemError("crl", f"{file} holds no revocation list in PEM form (-----BEGIN X509 CRL-----)")
     try:
         context.load_verify_locations(cafile=file)
     except (ssl.SSLError, ValueError) as error:
         raise PemError("crl", f"{file} is damaged: {getattr(error, 'reason', None) or 'not a revocation list'}") from None
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
 
 def names_of(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:

@@ -53,6 +53,14 @@ def test_certificate_that_can_be_used_is_no_problem(options: dict[str, str]) -> 
     assert loaded(f"server:\n  tls:\n{lines}").server.tls is not None
 
 
+def test_key_of_another_kind_than_the_certificate_is_said_not_to_belong_to_it(tmp_path: Path) -> None:
+    curve, rsa = self_signed(tmp_path / "curve.pem", *CURVE), self_signed(tmp_path / "rsa.pem", "-newkey", "rsa:2048")
+    for certificate, key in ((curve, f"{rsa}.key"), (rsa, f"{curve}.key")):
+        assert told(certificate=certificate, key=key) == (
+            f"config.yml:4: server.tls.key: the private key in {key} does not belong to the certificate in {certificate}"
+        )
+
+
 PROBLEMS: list[tuple[dict[str, str], str]] = [
     ({"certificate": "/nowhere.pem"}, "config.yml:3: server.tls.certificate: /nowhere.pem: no such file"),
     (

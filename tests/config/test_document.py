@@ -8,6 +8,8 @@ from rgate.config.document import MAX_DEPTH, MAX_VALUES, read
 from rgate.config.tree import Node, Report
 from rgate.errors import ConfigError
 
+NO_KEY = "a key cannot stand here; put a text with ': ' in quotes, or mend the indentation here or in the line above"
+
 
 def tree(text: str) -> Node:
     report = Report("config.yml")
@@ -66,14 +68,27 @@ def test_read_alias_within_its_own_anchor_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1, 2\nb: 3\n", "config.yml:2: not valid YAML: expected ',' or ']', but got"),
         (
-            "a:\n\t- b\n",
-            "config.yml:2: not valid YAML: while scanning for the next token found character '\\t' that cannot start",
+            "a: [1, 2\nb: 3\n",
+            "config.yml:2: not valid YAML: a list or mapping in brackets is not closed: expected ',' or ']' (it begins on line",
         ),
-        ("a: b: c\n", "config.yml:1: not valid YAML: mapping values are not allowed here"),
+        ("a:\n\t- b\n", "config.yml:2: not valid YAML: a tab in the indentation; indent with spaces"),
+        ("a: b: c\n", f"config.yml:1: not valid YAML: {NO_KEY}"),
+        ("r:\n  - a: 1\n     b: 2\n", f"config.yml:3: not valid YAML: {NO_KEY}"),
+        (
+            "r:\n  - a: 1\n    b: 2\n   c: 3\n",
+            "config.yml:4: not valid YAML: the indentation does not fit: the entries of a list or mapping begin in the same "
+            "column (it begins on line 2)",
+        ),
+        ("a: 'b\nc: 1\n", "config.yml:3: not valid YAML: a text in quotes is not closed (it begins on line 1)"),
+        ('a: "\\d"\n', "config.yml:1: not valid YAML: '\\d' means nothing between double quotes; use single quotes"),
+        ("a: @b\n", "config.yml:1: not valid YAML: a text cannot begin with '@'; put it in quotes"),
+        ("a: *.example.com\n", "config.yml:1: not valid YAML: a text cannot begin with '*' or '&'; put it in quotes"),
+        ("a: 1\nb\nc: 2\n", "config.yml:3: not valid YAML: a key without a ':' after it"),
+        ("a: [1,,2]\n", "config.yml:1: not valid YAML: a value is missing before ','"),
+        ("a: |x\n  b\n", "config.yml:1: not valid YAML: expected chomping or indentation indicators, but found 'x'"),
         ("a: 1\n---\nb: 2\n", "config.yml:2: not valid YAML: a second document begins here ('---'); a config is one document"),
-        ("a: *nowhere\n", "config.yml:1: not valid YAML: found undefined alias 'nowhere'"),
+        ("a: *nowhere\n", "config.yml:1: not valid YAML: '*nowhere' repeats what stands nowhere (an alias without its anchor)"),
         ("a: 1\nb: \x01\n", "config.yml:2: not valid YAML: the character U+0001 is not allowed"),
         (
             "a: !!python/object:os.system x\n",

@@ -42,6 +42,25 @@ def test_variable_that_is_not_set_is_a_problem_at_its_place() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["server: {port: '${ABSENT}'}", "backends: [{name: '${ABSENT}', endpoints: ['http://127.0.0.1:9']}]", "routes: '${ABSENT}'"],
+    ids=["number", "required", "list"],
+)
+def test_variable_that_is_not_set_is_told_once(text: str) -> None:
+    (found,) = problems(text, environ=ENVIRON)
+    assert "the environment variable ABSENT is not set" in found
+
+
+def test_variables_of_a_list_that_are_not_set_are_each_told_at_their_line() -> None:
+    labels = "backends:\n  - name: a\n    match_labels:\n      - ${A}\n      - a=b\n      - ${B}\n      - ${C:-c=d}\n      - e\n"
+    assert [line.partition(": the env")[0] for line in problems(labels, environ=ENVIRON)] == [
+        "config.yml:4: backends[0].match_labels[0]",
+        "config.yml:6: backends[0].match_labels[2]",
+        "config.yml:8: backends[0].match_labels[4]: 'e' is no label; write name=value, without spaces around the '='",
+    ]
+
+
 @pytest.mark.parametrize("text", ["${", "${}", "${1}", "${a b}", "${BODY", "${BODY:+x}", "${BODY-x}"])
 def test_variable_that_is_malformed_is_a_problem(text: str) -> None:
     (found,) = problems(f"default_response: {{body: '{text}'}}", environ=ENVIRON)

@@ -139,3 +139,102 @@ def test_content_type_must_be_a_media_type(media_type: str) -> None:
 def test_models_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().server.port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("strip_prefix: 'yes'", "strip_prefix: expected true or false, found 'yes'; write true"),
+        ("strip_prefix: 'on'", "strip_prefix: expected true or false, found 'on'; write true"),
+        ("strip_prefix: 1", "strip_prefix: expected true or false, found 1"),
+        ("timeouts: {connect_seconds: 10s}", "timeouts.connect_seconds: expected a number, found '10s'; {s}, so write 10"),
+        ("timeouts: {connect_seconds: 500 ms}", "timeouts.connect_seconds: expected a number, found '500 ms'; {s}, so write 0.5"),
+        ("timeouts: {connect_seconds: 1m}", "timeouts.connect_seconds: expected a number, found '1m'; {s}, so write 60"),
+        ("timeouts: {connect_seconds: soon}", "timeouts.connect_seconds: expected a number, found 'soon'; {s}"),
+        ("max_body_bytes: 10MB", "max_body_bytes: expected a whole number, found '10MB'; {b}, so write 10000000"),
+        ("max_body_bytes: 10MiB", "max_body_bytes: expected a whole number, found '10MiB'; {b}, so write 10485760"),
+        ("max_body_bytes: 8k", "max_body_bytes: expected a whole number, found '8k'; {b}, so write 8192"),
+    ],
+)
+def test_value_of_another_type_has_the_way_out(text: str, problem: str) -> None:
+    problem = problem.replace("{s}", "it is a number of seconds").replace("{b}", "it is a number of bytes")
+    assert problems(f"{ONE_BACKEND}routes: [{{path_prefix: /a, backend: orders, {text}}}]") == [
+        f"config.yml:2: routes[0].{problem}"
+    ]
+
+
+def test_flag_may_come_from_a_variable() -> None:
+    text = f"{ONE_BACKEND}routes: [{{path_prefix: /a, backend: orders, strip_prefix: '${{STRIP:-true}}'}}]"
+    assert loaded(text).routes[0].strip_prefix is True
+    assert loaded(text, environ={"STRIP": "false"}).routes[0].strip_prefix is False
+    (found,) = problems(text, environ={"STRIP": "yes"})
+    assert found == "config.yml:2: routes[0].strip_prefix: expected true or false, found '${STRIP:-true}'"
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ("[app_name: a]", "match_labels[0]: expected text, found a mapping; write app_name=a"),
+        ("[a=b, {port: 80}]", "match_labels[1]: expected text, found a mapping; write port=80"),
+        ("{app_name: a, env: b}", "match_labels: expected a list, found a mapping; write [app_name=a, env=b]"),
+    ],
+)
+def test_labels_written_as_a_mapping_have_the_way_out(labels: str, problem: str) -> None:
+    assert problems(f"backends: [{{name: a, match_labels: {labels}}}]") == [f"config.yml:1: backends[0].{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "pattern", "plain"),
+    [
+        ("/api/.*", ".*", "/api"),
+        ("/api.*", ".*", "/api"),
+        ("/api/*", "*", "/api"),
+        ("/*", "*", "/"),
+        ("^/api", "^", "/api"),
+        ("^/api/v[12]/", "^", "/api"),
+        ("~ ^/api", "~", "/api"),
+        ("/users/{id}", "{id}", "/users"),
+        ("/users/{id}/orders", "{id}", "/users"),
+        ("/v[0-9]+/x", "[0-9]", "/"),
+        ("/(?:a|b)/x", "(?", "/"),
+        ("/a|/b", "|", "/"),
+        ("/api$", "$", "/api"),
+        ("*", "*", "/"),
+    ],
+)
+def test_path_prefix_that_looks_like_a_pattern_is_refused_with_the_way_out(prefix: str, pattern: str, plain: str) -> None:
+    (found,) = problems(f"{ONE_BACKEND}routes: [{{path_prefix: '{prefix}', backend: orders}}]")
+    assert found == (
+        f"config.yml:2: routes[0].path_prefix: is a prefix, not a pattern: {pattern!r} would stand for itself;"
+        f" write {plain}, which takes all paths below it too"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["/$metadata", "/c++", "/a(1)", "/~user", "/a.b", "/a,b;c=d", "/@scope", "/a!b'c"])
+def test_path_prefix_with_odd_characters_is_good(prefix: str) -> None:
+    text = f'{ONE_BACKEND}routes: [{{path_prefix: "{prefix}", backend: orders}}]'
+    assert loaded(text).routes[0].path_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("host", "taken"),
+    [("[::1]", "::1"), ("::1", "::1"), ("::", "::"), ("0.0.0.0", "0.0.0.0"), ("", ""), ("localhost", "localhost")],
+)
+def test_listen_host_is_taken_as_people_write_it(host: str, taken: str) -> None:
+    assert loaded(f"server: {{host: '{host}'}}").server.host == taken
+
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1", "127.0.0.1:80", "a b", "[::1]:80", "*"])
+def test_listen_host_that_is_none_is_a_problem(host: str) -> None:
+    (found,) = problems(f"server: {{host: '{host}'}}")
+    assert found.startswith("config.yml:1: server.host: ") and "write" in found
+
+
+def test_notices_name_what_is_not_used() -> None:
+    backends = "backends:\n" + "".join(f"  - {{name: {name}, endpoints: ['http://127.0.0.1:9']}}\n" for name in "ab")
+    assert list(map(str, loaded(f"{backends}routes: [{{path_prefix: /, backend: a}}]").notices)) == [
+        "config.yml:3: backends[1]: no route leads to 'b', so it is not used"
+    ]
+    assert str(loaded(f"{backends}server: {{}}").notices[0]) == (
+        "config.yml:1: routes: there are none, so every request gets the default_response"
+    )

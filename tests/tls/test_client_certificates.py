@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from ..certificates import Pair, authority
 from ..raw_client import RawClient
 from ..security.live import gateway_before
 from ..serving.live import echo, serving
+from ..waiting import eventually
 from .live import SHOP, SecureClient
 
 STAFF = authority("staff")
@@ -73,6 +75,37 @@ def test_certificate_that_is_revoked_is_refused_and_no_other() -> None:
             ask(SecureClient(server.url, pair=bob))
         with SecureClient(server.url, pair=ALICE) as client:
             assert client.get().status == 200
+
+
+def test_certificate_of_an_intermediate_that_is_revoked_is_refused(tmp_path: Path) -> None:
+    office = STAFF.intermediate("office")
+    carol = office.issue("carol.example", common_name="Carol")
+    lists = tmp_path / "lists.crl"
+    own = Path(office.revoke()).read_bytes()
+    lists.write_bytes(Path(STAFF.revoke()).read_bytes() + own)
+    with serving(echo, **revoking(str(lists))) as server, SecureClient(server.url, pair=carol) as client:
+        assert client.get().status == 200
+    lists.write_bytes(Path(STAFF.revoke(office)).read_bytes() + own)
+    with serving(echo, **revoking(str(lists))) as server, pytest.raises(ssl.SSLError, match=r"(?i)revoked"):
+        ask(SecureClient(server.url, pair=carol))
+
+
+def test_certificate_of_an_intermediate_whose_issuer_has_no_list_is_refused() -> None:
+    office = STAFF.intermediate("branch")
+    with serving(echo, **revoking(office.revoke())) as server, pytest.raises(ssl.SSLError):
+        ask(SecureClient(server.url, pair=office.issue("dan.example", common_name="Dan")))
+
+
+def test_certificate_that_is_refused_is_told_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    stranger = authority("stranger").issue("alice.example", common_name="Alice")
+    with caplog.at_level(logging.INFO, "rgate.serving"), serving(echo, **asking(True)) as server:
+        for pair in (stranger, None):
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                ask(SecureClient(server.url, pair=pair))
+        assert eventually(lambda: len(caplog.messages) == 2)
+    assert all(message.startswith("127.0.0.1: no TLS: ") for message in caplog.messages)
+    assert "CERTIFICATE_VERIFY_FAILED" in caplog.messages[0] and "PEER_DID_NOT_RETURN_A_CERTIFICATE" in caplog.messages[1]
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 @pytest.mark.parametrize("crl", [STAFF.revoke(days=-1), authority("stranger").revoke()], ids=["out of date", "of another"])

@@ -22,6 +22,7 @@ is told to the operator as unknown, unless a backend asks for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from rgate import Config, ConfigProblem, DiscoverySource, hookimpl
 
@@ -37,6 +38,8 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
     if host is not None and not (host.startswith(_SCHEMES) and host.partition("://")[2]):
         message = f"{host!r} is no address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT"
         yield ConfigProblem(("docker", "host"), message)
+    elif host is not None and host.startswith("ssh://") and find_spec("paramiko") is None:
+        yield ConfigProblem(("docker", "host"), "ssh:// needs the package paramiko, which is not installed: pip install paramiko")
 
 
 @hookimpl
