@@ -205,7 +205,8 @@ def _compose(gateway: Gateway) -> None:
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
         _check_workable(f"route {route.name!r}", (*outer, *own))
-        forwarder = Forwarder(gateway.upstreams, route, edited=any(m.edits_environ for m in (*outer, *own)))
+        edited = any(m.edits_environ for m in (*outer, *own))
+        forwarder = Forwarder(gateway.upstreams, route, edited, gateway.config.server.via)
         app = compose(forwarder, own, partial(gateway.options, route=route))
         apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
         gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}

@@ -162,6 +162,7 @@ class ServerConfig(Model):
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
     proxy_protocol: Flag = False
     trusted_proxies: tuple[Network, ...] = ()
+    via: Flag = True
     reload_on_change: Flag = True
     tls: TLSConfig | None = None
 

@@ -18,7 +18,7 @@ from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_
 from ..wire.fields import forward_line
 from ..wire.remembered import Remembered
 from .body import ResponseBody, Upload
-from .forwarded import believed_lines, forwarded_lines
+from .forwarded import CDN_LOOP_KEY, VIA_KEY, believed_lines, forwarded_lines
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ class Forwarder:
 
     MAX_REMEMBERED: Final = 4_096
 
-    def __init__(self, upstreams: Upstreams, route: Route, edited: bool) -> None:
+    def __init__(self, upstreams: Upstreams, route: Route, edited: bool, via: bool = True) -> None:
         self._upstreams = upstreams
         self._timeouts = route.timeouts
         self._tls = route.backend.tls
         self._strip = route.path_prefix if route.strip_prefix else ""
         self._edited = edited
+        self._passed_key = VIA_KEY if via else CDN_LOOP_KEY
         self._forwarded_lines: Remembered[tuple[str, str, str, str], bytes] = Remembered(self.MAX_REMEMBERED)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -190,17 +191,18 @@ class Forwarder:
         if self._edited:
             host = sent_host(environ)
         if PEER_KEY in environ:
-            lines = believed_lines(environ, self._strip, host)
+            lines = believed_lines(environ, self._passed_key, self._strip, host)
         else:
             key = (get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host, environ["SERVER_PROTOCOL"])
-            if host and "HTTP_X_FORWARDED_FOR" not in environ and "HTTP_VIA" not in environ:
+            if host and "HTTP_X_FORWARDED_FOR" not in environ and self._passed_key not in environ:
                 known = self._forwarded_lines.get(key)
                 if known is None:
-                    known = forwarded_lines("", "", self._strip, *key)
+                    known = forwarded_lines("", "", self._passed_key, self._strip, *key)
                     self._forwarded_lines.offer(key, known)
                 lines = known
             else:
-                lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get("HTTP_VIA", ""), self._strip, *key)
+                before, passed = get("HTTP_X_FORWARDED_FOR", ""), get(self._passed_key, "")
+                lines = forwarded_lines(before, passed, self._passed_key, self._strip, *key)
         # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
         return lines if own else lines + forward_line("Host", address.authority)
 

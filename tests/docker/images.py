@@ -11,7 +11,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ __all__ = ["build_gateway_image", "build_haproxy_image", "build_orders_image", "
 
 ROOT = Path(__file__).parents[2]
 ORDERS = ROOT / "backends" / "orders"
+REQUIREMENTS = ROOT / "deploy" / "requirements.txt"
 OLD_SECONDS = 3_600.0
 
 _HAPROXY = """\
@@ -85,7 +85,7 @@ def build_haproxy_image(client: DockerClient, base_image: str) -> str:
 
 def build_stage_image(client: DockerClient, base_image: str) -> str:
     """The name of an image in which the Dockerfile's `pip install` needs no network."""
-    with _once(client, "rgate-test-build", base_image, [ROOT / "pyproject.toml"], _BUILD_STAGE) as (tag, there):
+    with _once(client, "rgate-test-build", base_image, [REQUIREMENTS], _BUILD_STAGE) as (tag, there):
         if not there:
             python = "import sys; print(*sys.version_info[:2], sep='.')"
             version = client.containers.run(base_image, ["python3", "-c", python], remove=True).decode().strip()
@@ -100,6 +100,7 @@ def build_gateway_image(client: DockerClient, base_image: str) -> str:
     stage = build_stage_image(client, base_image)
     files = sorted((ROOT / "rgate").rglob("*.py"))
     files += [ROOT / name for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "setup.py", "README.md", "LICENSE")]
+    files.append(REQUIREMENTS)
     with _once(client, "rgate-test-gateway", base_image, files, stage) as (tag, there):
         if not there:
             arguments = {"BASE_IMAGE": base_image, "BUILD_IMAGE": stage}
@@ -170,8 +171,7 @@ def _build(client: DockerClient, content: dict[str, str | Path], tag: str, base_
 
 
 def _download(python_version: str, folder: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", folder]
-    done = subprocess.run([*command, "--python-version", python_version, *wanted], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps", "--require-hashes"]
+    command += ["--python-version", python_version, "--dest", folder, "--requirement", str(REQUIREMENTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"pip download failed:\n{done.stderr}"

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rgate.forwarding.forwarded import VIA
+from rgate.forwarding.forwarded import CDN_LOOP, VIA
 from rgate.testing import RawRequest, ScriptedBackend, http_response
 
 from ..raw_client import RawClient
+from ..security.live import gateway_before
 from ..wire.test_target import KEPT
 from .live import Forwarding, forwarding
 
@@ -140,6 +141,22 @@ def test_request_that_has_been_here_is_a_loop(live: Forwarding, backend: Scripte
         response = client.get("/", f"Via: {via}")
         assert (response.status, b'"loop"' in response.body) == (508, True)
     assert len(backend.requests) == count
+
+
+def test_request_without_via_has_cdn_loop_instead(backend: ScriptedBackend) -> None:
+    added = FORWARDED.replace(f"Via: {VIA}".encode(), f"CDN-Loop: {CDN_LOOP}".encode())
+    with gateway_before(backend, via=False) as live, RawClient(live.url) as client:
+        for headers in ((), ("Via: 1.1 other",)):
+            client.send(get(*headers))
+            assert client.response().status == 200
+            assert backend.requests[-1].head.endswith(added + b"\r\n"), "nginx does not compress for any Via"
+        client.send(get("CDN-Loop: other; x=1"))
+        assert client.response().status == 200
+        assert backend.requests[-1].values("CDN-Loop") == ["other; x=1", CDN_LOOP]
+        for loop in (CDN_LOOP, f"other, {CDN_LOOP};x=1"):
+            client.send(get(f"CDN-Loop: {loop}"))
+            response = client.response()
+            assert (response.status, b'"loop"' in response.body) == (508, True)
 
 
 def test_request_via_of_another_gateway_of_this_kind_is_no_loop(sent: Callable[[bytes], RawRequest]) -> None:
