@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from ..errors import ConfigProblem
-from ..tls.pem import PemError, load_authorities, load_pair, load_revocations, names_of
+from ..tls.pem import PemError, authorities_without_list, load_authorities, load_pair, load_revocations, names_of
 from .models import BackendConfig, CertificateConfig, ClientCertificatesConfig, Config, TLSConfig
 
-__all__ = ["check", "pairs"]
+__all__ = ["check", "notices", "pairs"]
 
 _Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -25,6 +25,15 @@ def check(config: Config) -> Iterator[ConfigProblem]:
             yield from _clients(tls.client_certificates)
     for index, backend in enumerate(config.backends):
         yield from _backend(backend, ("backends", index, "tls"))
+
+
+def notices(config: Config) -> Iterator[ConfigProblem]:
+    """Authorities of clients that have no revocation list where others have: nothing that they have issued is accepted."""
+    clients = config.server.tls.client_certificates if config.server.tls is not None else None
+    if clients is not None and clients.crl is not None:
+        for name in authorities_without_list(clients.ca, clients.crl):
+            message = f"holds no list of the authority {name!r}, so all clients are refused whose certificates come from it"
+            yield ConfigProblem(("server", "tls", "client_certificates", "crl"), message)
 
 
 def pairs(tls: TLSConfig) -> Iterator[tuple[_Path, CertificateConfig]]:

@@ -105,7 +105,8 @@ def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: 
     for problem in (*checks.check(config, root, backends, report), *certificates.check(config), *plugins.check(config)):
         report.add_check(root, problem)
     report.raise_any()
-    config._notices.extend(report.located(root, notice) for notice in checks.notices(config))
+    notices = (*checks.notices(config), *certificates.notices(config))
+    config._notices.extend(report.located(root, notice) for notice in notices)
     config._sources.update({node.path: node.source for node in root.walk() if node.source is not None})
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import ssl
 from collections.abc import Callable
@@ -9,9 +10,18 @@ from typing import Any, Final
 
 from ..errors import RgateError
 
-__all__ = ["PemError", "end_of", "load_authorities", "load_pair", "load_revocations", "names_of"]
+__all__ = [
+    "PemError",
+    "authorities_without_list",
+    "end_of",
+    "load_authorities",
+    "load_pair",
+    "load_revocations",
+    "names_of",
+]
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
+_REVOCATION_LIST: Final = re.compile(rb"-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----")
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for
 
@@ -89,6 +99,52 @@ def load_revocations(context: ssl.SSLContext, file: str) -> None:
     except (ssl.SSLError, ValueError) as error:
         raise PemError("crl", f"{file} is damaged: {getattr(error, 'reason', None) or 'not a revocation list'}") from None
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+
+
+def authorities_without_list(ca: str, crl: str) -> tuple[str, ...]:
+    """The authorities in `ca` that have no revocation list in `crl`, by name. Raises PemError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    load_authorities(context, ca)
+    lists = [_from_pem(block, b"X509 CRL") for block in _REVOCATION_LIST.findall(_read("crl", crl))]
+    issuers = {_name_in(der, 1) for der in lists}
+    found = zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
+    return tuple(_readable(shown) for der, shown in found if _name_in(der, 3) not in issuers)
+
+
+def _readable(shown: dict[str, Any]) -> str:
+    parts = [value for part in shown.get("subject", ()) for _, value in part]
+    return ", ".join(map(str, parts)) or "one without a name"
+
+
+def _from_pem(block: bytes, kind: bytes) -> bytes:
+    return base64.b64decode(block.removeprefix(b"-----BEGIN %b-----" % kind).removesuffix(b"-----END %b-----" % kind))
+
+
+def _name_in(der: bytes, skipped: int) -> bytes:
+    """The name that is the sequence after so many others in what is signed: the issuer of a list (RFC 5280 §5.1) after the
+    algorithm; the subject of a certificate (§4.1) after algorithm, issuer and validity. As it is encoded, which is how OpenSSL
+    finds a list. b"" when it is not there."""
+    try:
+        at = _value(der, _value(der, 0)[0])[0]  # inside of the signed part of the whole
+        sequences = 0
+        while True:
+            end = _value(der, at)[1]
+            if der[at] == 0x30:
+                if sequences == skipped:
+                    return der[at:end]
+                sequences += 1
+            at = end
+    except IndexError:
+        return b""
+
+
+def _value(der: bytes, at: int) -> tuple[int, int]:
+    """Where the value of the element at a place begins and ends."""
+    length, start = der[at + 1], at + 2
+    if length >= 0x80:
+        start += length - 0x80
+        length = int.from_bytes(der[at + 2 : start], "big")
+    return start, start + length
 
 
 def names_of(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rgate.tls.pem import PemError, names_of
+from rgate.tls.pem import PemError, _name_in, names_of
 
 from ..certificates import PASSWORD, authority
-from .configs import loaded, problems
+from .configs import ONE_BACKEND, loaded, problems
 
-TRUSTED = authority()
+TRUSTED, OTHER_AUTHORITY = authority(), authority("revoking")
 SHOP, OTHER = TRUSTED.issue("shop.example", "*.shop.example"), TRUSTED.issue("other.example")
 
 
@@ -196,3 +196,22 @@ def test_backend_that_has_no_https_endpoint_needs_no_tls() -> None:
 def test_server_name_may_be_an_address() -> None:
     config = loaded(BACKEND.format("https://127.0.0.1:9", "server_name: '::1'"))
     assert config.backends[0].tls.server_name == "::1"
+
+
+def test_authority_without_a_revocation_list_is_noticed(tmp_path: Path) -> None:
+    office = OTHER_AUTHORITY.intermediate("desk")
+    both, lists = tmp_path / "both.pem", tmp_path / "lists.crl"
+    both.write_bytes(Path(OTHER_AUTHORITY.file).read_bytes() + Path(office.file).read_bytes())
+    config = f"server: {{tls: {{certificate: {SHOP.both}, client_certificates: {{ca: {both}, crl: {lists}}}}}}}\n{ONE_BACKEND}"
+    config += "routes: [{path_prefix: /, backend: orders}]"
+    lists.write_bytes(Path(office.revoke()).read_bytes())
+    (notice,) = map(str, loaded(config).notices)
+    assert notice.startswith("config.yml:1: server.tls.client_certificates.crl: holds no list of the authority '")
+    assert "revoking" in notice, "the root, by its name"
+    lists.write_bytes(Path(office.revoke(SHOP)).read_bytes() + b"# a comment\n" + Path(OTHER_AUTHORITY.revoke()).read_bytes())
+    assert loaded(config).notices == ()
+
+
+@pytest.mark.parametrize("der", [b"", b"\x30", b"\x30\x82\xff\xff", b"\x30\x80\x30\x80" * 9, b"\x30\x03\x30\x01\x00", bytes(64)])
+def test_reading_what_is_no_list_ends(der: bytes) -> None:
+    assert isinstance(_name_in(der, 1), bytes)

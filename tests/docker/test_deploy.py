@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from docker.client import DockerClient
 from docker.models.containers import Container
 
 from .compose import Compose
-from .engine import answers, published_address, wait_until
+from .engine import FOUND_SECONDS, MACHINE_SECONDS, answers, published_address, wait_until
 
 ROOT = Path(__file__).parents[2]
 PORT = 8080
@@ -130,6 +131,24 @@ def test_deployed_gateway_sees_a_stopped_backend_through_the_filter_at_once(depl
     wait_until(lambda: deployed.instances() == {str(stays.id)[:12]}, "the events come through the filter", LIMIT_SECONDS)
     goes.start()
     wait_until(lambda: len(deployed.instances()) == 2, "the events come through the filter", LIMIT_SECONDS)
+
+
+def test_deployed_gateway_finds_the_engine_again_within_three_seconds_of_the_filter(deployed: Deployed) -> None:
+    (socket_proxy,) = deployed.containers["socket-proxy"]
+
+    def told(words: str) -> int:
+        return deployed.gateway.logs().decode().count(words)
+
+    for _ in range(3):
+        before = told("trying again"), told("answers again")
+        socket_proxy.stop(timeout=1)
+        wait_until(lambda before=before: told("trying again") > before[0], "the outage is noticed")  # type: ignore[misc]
+        socket_proxy.start()
+        began = time.monotonic()
+        wait_until(lambda before=before: told("answers again") > before[1], "the engine is found again")  # type: ignore[misc]
+        took = time.monotonic() - began
+        print(f"found again {took:.2f} s after the filter has started")
+        assert took < FOUND_SECONDS + MACHINE_SECONDS
 
 
 def test_deployed_gateway_is_nobody_and_writes_only_its_statistics(deployed: Deployed) -> None:
