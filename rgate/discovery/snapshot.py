@@ -71,11 +71,13 @@ class SetAside:
 class NearMiss:
     """An instance that carries some of a backend's labels but not all, and belongs to no backend.
 
-    `detail` says which: "app_name=orders, but env=Prod instead of env=production".
+    `detail` says which: "app_name=orders, but env=Prod instead of env=production". `reachable` is whether it has had an address
+    since it is one, so that one which stops and starts is told of once.
     """
 
     instance: Instance
     detail: str
+    reachable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +169,14 @@ class Matcher:
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         near: dict[str, list[NearMiss]] = {}
         noted: dict[str, Instance] = {}
+        reached = {(miss.instance.id, miss.detail) for group in before.near_misses.values() for miss in group if miss.reachable}
         for instance in (instance for source in sources.values() for instance in source.instances):
             names, weight, address = self._backends(instance), 1, instance.address
             if not names:
                 if nearest := self._nearest(instance):
-                    near.setdefault(nearest.name, []).append(NearMiss(instance, _near_miss(instance, nearest)))
+                    detail = _near_miss(instance, nearest)
+                    reachable = instance.address is not None or (instance.id, detail) in reached
+                    near.setdefault(nearest.name, []).append(NearMiss(instance, detail, reachable))
                 continue
             if instance.notes:
                 noted[instance.id] = instance
@@ -245,7 +250,9 @@ def _near_miss(instance: Instance, backend: Backend) -> str:
 
 
 def _shown(value: str) -> str:
-    return value if len(value) <= 60 else f"{value[:50]}…"
+    """A label's value for a message: not too long, and without what could end the line."""
+    value = value if len(value) <= 60 else f"{value[:50]}…"
+    return value if value.isprintable() else ascii(value)[1:-1]
 
 
 def _draining(text: str) -> str:
@@ -258,7 +265,7 @@ def _draining(text: str) -> str:
         return ""
     if value in _TRUE:
         return f"draining, its label {DRAIN_LABEL} says"
-    return f"draining, because its label {DRAIN_LABEL}={_shown(text)!r} is neither true nor false"
+    return f"draining, because its label {DRAIN_LABEL}='{_shown(text)}' is neither true nor false"
 
 
 def _weight(text: str) -> int:
@@ -306,10 +313,10 @@ def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]
 
 def _new_near_misses(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
     """Some of those that could be endpoints but for their labels; /-/backends has more of them."""
-    told = {(miss.instance.id, miss.detail) for miss in before.near_misses.get(backend, ()) if miss.instance.address}
+    told = {(miss.instance.id, miss.detail) for miss in before.near_misses.get(backend, ()) if miss.reachable}
     by_detail: dict[str, list[str]] = {}
     for miss in after.near_misses.get(backend, ()):
-        if miss.instance.address and (miss.instance.id, miss.detail) not in told:
+        if miss.reachable and (miss.instance.id, miss.detail) not in told:
             by_detail.setdefault(miss.detail, []).append(miss.instance.name)
     for detail, names in list(by_detail.items())[:NEAR_MISSES_TOLD]:
         yield Change("~", backend, tuple(names), detail)

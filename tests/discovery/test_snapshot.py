@@ -145,6 +145,7 @@ class TestMatching:
             ({"app_name": "payment", "env": "Prod"}, "app_name=payment, but env=Prod instead of env=production"),
             ({"app_name": "payment"}, "app_name=payment, but no env=production"),
             ({"app_name": "payment", "env": "x" * 5_000}, f"app_name=payment, but env={'x' * 50}… instead of env=production"),
+            ({"app_name": "payment", "env": "a\n\x1b"}, "app_name=payment, but env=a\\n\\x1b instead of env=production"),
             ({"app_name": "paiment", "env": "production"}, "env=production, but app_name=paiment instead of app_name=payment"),
             ({"app_name": "Payment", "env": "production"}, "env=production, but app_name=Payment instead of app_name=payment"),
             ({"app_name": "catalog", "env": "production"}, None),
@@ -368,6 +369,12 @@ class TestChanges:
         assert self.listed(followed, source, seen, *alike, found("z", 82, app_name="else")) == []
         stopped = found("s", app_name="payment", env="old", reason="stopped")
         assert self.listed(followed, source, seen, *alike, stopped) == [], "it is no endpoint for another reason, too"
+        assert self.listed(followed, source, seen) == []
+        assert self.listed(followed, source, seen, found("r", reason="paused", app_name="payment", env="Prod")) == []
+        assert len(self.listed(followed, source, seen, found("r", 82, app_name="payment", env="Prod"))) == 1
+        assert self.listed(followed, source, seen, found("r", reason="paused", app_name="payment", env="Prod")) == []
+        assert self.listed(followed, source, seen, found("r", 82, app_name="payment", env="Prod")) == [], "it was told before"
+        self.listed(followed, source, seen, *alike)
         others = [found(f"b{n}", 81, app_name="payment", env=f"e{n}") for n in range(20)]
         assert len(self.listed(followed, source, seen, *alike, *others)) == 3
         assert len(followed.snapshot.near_misses["payment"]) == 25

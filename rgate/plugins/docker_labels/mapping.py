@@ -85,7 +85,11 @@ def to_instance(
 
 def _notes(labels: Mapping[str, str], matched: Collection[str]) -> tuple[str, ...]:
     unknown = [name for name in labels if _OURS.match(name) and name not in KNOWN_LABELS and name not in matched]
-    return tuple(f"unknown label {name[:100]}{_did_you_mean(name)}" for name in sorted(unknown)[:_NOTES_SHOWN])
+    return tuple(f"unknown label {_shown(name)}{_did_you_mean(name)}" for name in sorted(unknown)[:_NOTES_SHOWN])
+
+
+def _shown(name: str) -> str:
+    return name[:100] if name.isprintable() else ascii(name[:100])[1:-1]
 
 
 def _did_you_mean(name: str) -> str:

@@ -352,11 +352,24 @@ KNOWN = "rgate knows rgate.drain, rgate.network, rgate.port, rgate.scheme, rgate
         ({"rgate_port": "80"}, ("unknown label rgate_port; did you mean rgate.port?",)),
         ({"rgate.draining": "true"}, ("unknown label rgate.draining; did you mean rgate.drain?",)),
         ({"rgate.zzz": ""}, (f"unknown label rgate.zzz; {KNOWN}",)),
+        ({"rgate.z\n\x1b": ""}, (f"unknown label rgate.z\\n\\x1b; {KNOWN}",)),
         ({"rgate": "yes", "rgates.port": "1", "my.rgate.port": "1", "traefik.enable": "true"}, ()),
         ({"rgate.asked": "x", "rgate.b": ""}, (f"unknown label rgate.b; {KNOWN}",)),
         ({f"rgate.x{n}": "" for n in range(1_000)}, tuple(f"unknown label rgate.x{n}; {KNOWN}" for n in (0, 1, 10, 100, 101))),
     ],
-    ids=["none", "known", "misspelt", "case", "underscore", "similar", "unlike", "not ours", "asked for", "a thousand"],
+    ids=[
+        "none",
+        "known",
+        "misspelt",
+        "case",
+        "underscore",
+        "similar",
+        "unlike",
+        "control",
+        "not ours",
+        "asked for",
+        "a thousand",
+    ],
 )
 def test_unknown_labels_are_noted_and_take_nothing_out(labels: Mapping[str, str], notes: tuple[str, ...]) -> None:
     vantage = Vantage(network="bridge") if "rgate.network" in labels else HOST
