@@ -47,7 +47,8 @@ assert "docker" not in sys.modules
 @pytest.mark.parametrize(
     "host", ["unix:///run/docker.sock", "tcp://127.0.0.1:2375", "https://h:2376", "ssh://me@h", "npipe:////./pipe/d"]
 )
-def test_docker_host_that_is_one_is_no_problem(host: str) -> None:
+def test_docker_host_that_is_one_is_no_problem(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.plugins.docker_labels.find_spec", lambda name: object())
     assert list(rgate_check_config(config(host=host))) == []
 
 
@@ -56,3 +57,9 @@ def test_docker_host_that_is_none_is_a_problem_with_the_way_out(host: str) -> No
     (problem,) = rgate_check_config(config(host=host))
     assert problem.path == ("docker", "host")
     assert problem.message == (f"{host!r} is no address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT")
+
+
+def test_docker_host_by_ssh_without_its_package_is_a_problem_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.plugins.docker_labels.find_spec", lambda name: None)
+    (problem,) = rgate_check_config(config(host="ssh://me@h"))
+    assert problem.message == "ssh:// needs the package paramiko, which is not installed: pip install paramiko"
