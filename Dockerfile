@@ -1,8 +1,8 @@
 # rgate itself; deploy/compose.yml runs it.
 #   docker build -t rgate .
-#   docker run --read-only -p 8080:8080 -v "$PWD:/etc/rgate:ro" -v rgate-statistics:/var/lib/rgate \
+#   docker run --read-only --tmpfs /run/rgate:uid=10001,mode=0700 -p 8080:8080 -v "$PWD:/etc/rgate:ro" -v rgate-statistics:/var/lib/rgate \
 #       -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" rgate
-# Containers that share a network with it are reached there, without published ports.
+# Containers that share a network with it are reached there, without published ports. In it: docker exec NAME rgate stats.
 ARG BASE_IMAGE=python:3.13-slim
 # What it is built in: the same Python with pip or ensurepip. Nothing of it but /opt/rgate is in the image.
 ARG BUILD_IMAGE=${BASE_IMAGE}
@@ -22,18 +22,21 @@ RUN /opt/rgate/bin/pip install --no-cache-dir --no-deps --no-build-isolation . &
 FROM ${BASE_IMAGE}
 RUN groupadd --gid 10001 rgate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/rgate --shell /usr/sbin/nologin rgate \
-    && install --directory --owner=rgate --group=rgate /var/lib/rgate
+    && install --directory --owner=rgate --group=rgate /var/lib/rgate \
+    && install --directory --owner=rgate --group=rgate --mode=0700 /run/rgate
 COPY --from=build /opt/rgate /opt/rgate
+ENV PATH=/opt/rgate/bin:$PATH
 # By number: Kubernetes' runAsNonRoot does not look into /etc/passwd.
 USER 10001:10001
-# The only place that is written to: the statistics database.
+# What is written to: the statistics database here, and the admin socket in /run/rgate (with a read-only root, a tmpfs).
 VOLUME /var/lib/rgate
 WORKDIR /var/lib/rgate
 # For `docker exec CONTAINER rgate stats`.
 ENV PATH=/opt/rgate/bin:$PATH
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# At port 8080, as CMD has it, in TLS or not. Without --config, which would import the gateway every ten seconds.
+# It asks at the admin socket, so at whatever port and with whatever TLS. Without --config, which would import the gateway every
+# ten seconds.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/opt/rgate/bin/rgate", "healthcheck"]
 ENTRYPOINT ["/opt/rgate/bin/rgate"]
 CMD ["--host", "0.0.0.0", "--port", "8080", "--config", "/etc/rgate/config.yml"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -10,11 +11,15 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     match sys.argv[1:]:
-        case ["healthcheck"] | ["healthcheck", "--url", _] as asked:
+        case ["healthcheck", "--url", _] as asked:
             # What runs every few seconds does without the command line, which takes a third of a second to import.
             from .commands.healthcheck import run
 
             return run(*asked[2:])
+        case ["healthcheck"] if not os.path.isfile("config.yml"):  # which would say where to ask
+            from .commands.healthcheck import run
+
+            return run()
     from .cli import main as run_command
 
     return run_command()

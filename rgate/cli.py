@@ -11,13 +11,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from . import demo
-from .commands import draining, healthcheck, reloading, statistics
+from .commands import draining, finding, healthcheck, reloading, statistics
 from .commands.asking import NoAnswer
 from .config import Config, load
 from .console import Console
@@ -166,7 +166,7 @@ def check(path: str, as_json: bool) -> int:
 
     FILE is config.yml unless given. Nothing is started and nothing is connected to. The exit code is 0 when rgate can serve the
     config and 2 when it cannot. What keeps nothing from running but is probably not meant is told too: backends that no route
-    leads to, an address that is not this machine's.
+    leads to, an address that is not this machine's, commands that it makes impossible.
     """
     registry = Registry()
     problems: tuple[ConfigProblem, ...] = ()
@@ -195,10 +195,12 @@ def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
 
 
 def _notices_here(config: Config, path: str) -> Sequence[ConfigProblem]:
-    """What may be meant for another machine, but would not do on this one."""
-    if is_here(config.server.host):
-        return ()
-    return (ConfigProblem(("server", "host"), f"{config.server.host!r} is not an address of this machine", path),)
+    """What may be meant for another machine, but would not do on this one; and the commands that would not work."""
+    notices = [ConfigProblem((), sentence, path) for sentence in finding.impossible(config)]
+    if not is_here(config.server.host):
+        message = f"{config.server.host!r} is not an address of this machine"
+        notices.append(ConfigProblem(("server", "host"), message, path))
+    return notices
 
 
 @command.command()
@@ -229,22 +231,52 @@ def plugins(path: str | None, as_json: bool) -> None:
         Console().plugins(registry.records(), chains)
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _which_gateway(function: _F) -> _F:
+    """The options that say which gateway a command asks."""
+    url = click.option("--url", metavar="URL", help="A running gateway: http://127.0.0.1:8080, or unix:PATH.")
+    path = click.option(
+        "-c",
+        "--config",
+        "path",
+        metavar="FILE",
+        help="The gateway of this config, on this machine.  [default: config.yml, if there]",
+    )
+    return url(path(function))
+
+
+def _find(url: str | None, path: str | None, *, at_port: bool, any_gateway: bool = True) -> str:
+    """The URL of the gateway that is meant; a remark about it goes to stderr."""
+    if url is not None and path is not None:
+        raise click.UsageError("--url and --config both say which gateway; give one of them.")
+    where = finding.find(url, path, lambda file: load(file, Registry()), at_port=at_port, any_gateway=any_gateway)
+    if where.remark:
+        _complain(where.remark)
+    return where.url
+
+
 @command.command()
-@click.option(
-    "--url", default="http://127.0.0.1:8080", show_default=True, help="A running gateway; unix:PATH for its unix socket."
-)
+@_which_gateway
 @click.option("--database", metavar="FILE|URL", help="Read a database instead: a file, or a URL as in the config.")
 @click.option("--by", help="Divide by route, backend, endpoint, status or plugin, or several with commas between.")
 @click.option("--since", help="Leave out what is older: 30m, 1h, 7d, or a time (2026-01-31T12:00).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in the form of /stats.")
-def stats(url: str, database: str | None, by: str | None, since: str | None, as_json: bool) -> None:
+def stats(url: str | None, path: str | None, database: str | None, by: str | None, since: str | None, as_json: bool) -> None:
     """Show how many requests there were, and how long they took.
+
+    A gateway is asked at its admin socket, where it is found by --config, or without anything if it is the only one; where there
+    is none, at its port, which tells no addresses.
 
     \b
       rgate stats --by route,status --since 1h
       rgate stats --database rgate.db
     """
-    report = statistics.of_database(database, by, since) if database else statistics.of_gateway(url, by, since)
+    if database:
+        report = statistics.of_database(database, by, since)
+    else:
+        report = statistics.of_gateway(_find(url, path, at_port=True), by, since)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -252,41 +284,30 @@ def stats(url: str, database: str | None, by: str | None, since: str | None, as_
 
 
 @command.command("healthcheck")
-@click.option(
-    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
-)
-@click.option("-c", "--config", "path", metavar="FILE", help="The gateway of this config, on this machine, instead.")
-def healthcheck_(url: str, path: str | None) -> int:
+@_which_gateway
+def healthcheck_(url: str | None, path: str | None) -> int:
     """Tell whether a gateway is ready for requests.
 
-    It asks at /-/ready, or at the path of the URL, and says one line. The exit code is 0 when it is ready, and 1 when it is
-    not or nothing answers. Certificates are not verified.
+    It asks at /-/ready, or at the path of the URL, and says one line: at the admin socket of the gateway, or with --url at this
+    very URL. The exit code is 0 when it is ready, and 1 when it is not or nothing answers. Certificates are not verified.
     """
-    return healthcheck.run(url if path is None else _url_of(load(path, Registry())))
-
-
-def _url_of(config: Config) -> str:
-    """Where the pages under /-/ of a gateway on this machine are."""
-    server, admin = config.server, config.plugins.get("admin")
-    if address := getattr(admin, "address", None):
-        if address.startswith("unix:"):
-            return str(address)
-        return f"http://{address.replace('0.0.0.0:', '127.0.0.1:').replace('[::]:', '[::1]:')}"
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    if url is None and (path is not None or os.path.isfile(finding.DEFAULT_CONFIG)):
+        return healthcheck.run(_find(None, path, at_port=True, any_gateway=False))
+    if path is not None:
+        _find(url, path, at_port=True)  # which says that one is too many
+    return healthcheck.run(url)
 
 
 @command.command()
 @click.argument("endpoint", required=False)
 @click.option("--undo", is_flag=True, help="Give it new requests again.")
-@click.option(
-    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
-)
-def drain(endpoint: str | None, undo: bool, url: str) -> int:
+@_which_gateway
+def drain(endpoint: str | None, undo: bool, url: str | None, path: str | None) -> int:
     """Give an endpoint no new requests; those that it has go on.
 
     ENDPOINT is its name (a container's), its id or the beginning of it, or its address. It stays drained until that is undone or
-    it is gone. Without ENDPOINT those that are drained are told.
+    it is gone. Without ENDPOINT those that are drained are told. The gateway is asked at its admin socket, where it is found by
+    --config, or without anything if it is the only one.
 
     \b
       rgate drain orders_1
@@ -295,9 +316,9 @@ def drain(endpoint: str | None, undo: bool, url: str) -> int:
     if endpoint is None:
         if undo:
             raise click.UsageError("--undo needs the endpoint that is to have requests again.")
-        lines, told = draining.drained(url) or ["nothing is drained"], True
+        lines, told = draining.drained(_find(url, path, at_port=False)) or ["nothing is drained"], True
     else:
-        lines, told = draining.drain(url, endpoint, undo)
+        lines, told = draining.drain(_find(url, path, at_port=False), endpoint, undo)
     for line in lines:
         click.echo(line)
     if not told:
@@ -306,16 +327,15 @@ def drain(endpoint: str | None, undo: bool, url: str) -> int:
 
 
 @command.command("reload")
-@click.option(
-    "--url", default=healthcheck.DEFAULT_URL, show_default=True, help="A running gateway; unix:PATH for its unix socket."
-)
-def reload_(url: str) -> None:
+@_which_gateway
+def reload_(url: str | None, path: str | None) -> None:
     """Have a gateway read its config again, and wait until it is in force.
 
     The exit code is 0 when it is, in every worker process; 2 when it is refused, with every problem, and then the config before
-    stays in force; 1 when no gateway answers. SIGHUP does the same without an answer.
+    stays in force; 1 when no gateway answers. SIGHUP does the same without an answer. The gateway is asked at its admin socket,
+    where it is found by --config, or without anything if it is the only one.
     """
-    for line in reloading.reload(url):
+    for line in reloading.reload(_find(url, path, at_port=False)):
         click.echo(line)
 
 

@@ -150,6 +150,7 @@ class _Serving(ABC):
 
     def prepare(self, gateway: Gateway) -> None:
         """Called for every gateway before it runs."""
+        gateway.listening, gateway.tells = (self.server.host, self.server.port), self.console is not None
         if gateway.tls is not None:
             gateway.tls.quiet = self.console is None
         gateway.table.on_change(self._tell_changes)

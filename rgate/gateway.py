@@ -26,6 +26,7 @@ from .pipeline import ROUTING, RouteDispatch, compose, order, unworkable
 from .plugins import BUILTIN
 from .registry import Registry
 from .running import Running
+from .runtime_dir import socket_paths
 from .scope import ExchangeScope, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
@@ -57,6 +58,8 @@ class Gateway:
     condition     whether this process wants new traffic, and what an operator should know
     in_force      whether it runs and no other has taken its place
     on_reload     what reload() does in this process
+    listening     host and port that rgate's own server listens at; None under another WSGI server, and until it is known
+    tells         whether this is the one of several worker processes that tells what concerns all of them
 
     `before` is the gateway whose place it is to take when the config has changed; what that one has kept it may go on with.
     """
@@ -84,10 +87,12 @@ class Gateway:
         self.siblings: Siblings = Siblings(before.siblings if before else None)
         self.condition: Condition = before.condition if before else Condition()
         self.on_reload: Callable[[], str] = before.on_reload if before else _cannot_reload
+        self.listening: tuple[str, int] | None = before.listening if before else None
+        self.tells: bool = before.tells if before else True
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.isolations: dict[str, Isolation] = {}
-        self.in_force = False
+        self.in_force: bool = False
         self.app: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -123,6 +128,11 @@ class Gateway:
         or "" when it is in force; that takes some seconds at most. From any thread. Raises RgateError where that cannot be
         known, or where nothing can be read again, as under another WSGI server."""
         return self.on_reload()
+
+    def socket_paths(self) -> list[str]:
+        """Where a unix socket of this gateway may be that commands on this machine are to find: the paths, the best first. None
+        under another WSGI server, which may have several processes, each with a gateway and all at once."""
+        return socket_paths(*self.listening) if self.listening is not None else []
 
     def probe(self, endpoint: Endpoint, target: str = "", headers: Mapping[str, str] = _NONE, seconds: float = 2.0) -> int:
         """Ask an endpoint, on a connection of its own: GET `target`. Returns the status; without a target it only connects,

@@ -96,16 +96,24 @@ class Middleware:
     essential: bool = False
 
 
+def _admits_nobody(environ: WSGIEnvironment) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LocalRoute:
-    """A local route that is not for everybody.
+    """A local route that is not for everybody. `LocalRoute(app)` is for operators: at the admin socket, and nowhere else.
 
     `app` answers the requests that `admits(environ)` is true for (rgate.AllowedClients is made for that). Any other goes on
     through the chain as if there were no such local route, so it neither learns of it nor loses a route of its own.
+
+    At the admin socket everybody who can connect is admitted. There `admin_app` answers, where it is given, in place of `app`:
+    for what is too much for the gateway's port, on which a client elsewhere may look like one on this machine.
     """
 
     app: WSGIApplication
-    admits: Callable[[WSGIEnvironment], bool]
+    admits: Callable[[WSGIEnvironment], bool] = _admits_nobody
+    admin_app: WSGIApplication | None = None
 
 
 class DiscoverySource(Protocol):

@@ -12,6 +12,7 @@ from .errors import GatewayError, InternalFault, PluginError, RequestError, ends
 from .exchange import ENVIRON_KEY, Exchange
 from .hookspecs import LocalRoute
 from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
+from .wire.target import Target, target_from_environ_path
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -46,7 +47,8 @@ def admit(environ: WSGIEnvironment) -> bool:
 class ExchangeScope:
     """The outermost app: gives every request its Exchange, answers local routes, and ends the exchange in time.
 
-    A local route that does not admit a request is none for it. `refused` is the outer chain around `raise_refused`. What
+    A local route that does not admit a request is none for it, nor is one for a path that is spelt otherwise (`/%2d/config`):
+    a proxy's rule about the path may not have seen through that. `refused` is the outer chain around `raise_refused`. What
     still comes out of the chain as an exception before the response has begun becomes a plain answer in the common shape.
     `on_failure` is told of everything unexpected, with the hook that has brought the code where it cannot be seen otherwise.
     A response that still streams from the backend is closed at the end, whatever the chain has done with it.
@@ -109,6 +111,9 @@ class ExchangeScope:
         return body
 
     def _admits(self, local: LocalRoute, environ: WSGIEnvironment) -> bool:
+        target: Target = environ[TARGET_KEY]
+        if target.raw.partition("?")[0] != target_from_environ_path(target.path, ""):
+            return False
         try:
             return local.admits(environ)
         except BaseException as error:

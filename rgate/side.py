@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .config.models import ServerConfig
 from .errors import NoRoute, PluginError
 from .exchange import Exchange
-from .hookspecs import LocalRoutes
+from .hookspecs import LocalRoute, LocalRoutes
+from .runtime_dir import prepare
 from .scope import ExchangeScope, raise_refused
 from .serving.listeners import Listeners
 from .serving.place import Place
 from .serving.server import Server
 from .serving.sockets import listen
+from .wire.client import AllowedClients, is_of_web_page
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -40,13 +42,32 @@ class SideServer:
     takes over; the kernel chooses by connection. Entering raises PluginError when the address cannot be listened at.
 
     A `host` that is "unix:PATH" stands for a unix socket of this `mode`, without a port. One process at a time has it: the last
-    that was started, or, when that is gone without another in its place, within some two seconds any other.
+    that was started, or, when that is gone without another in its place, within some two seconds any other. With `paths` in place
+    of a host it is the first of these where a socket can be, and its directory is made; where none can be nothing listens, and
+    `on_trouble` is called with the reasons.
+
+    Whoever can connect is admitted, if the route admits him too. But no web page ever is; and at a port the Host has to be an
+    address, `localhost` or one of `hosts`, and nothing comes in that a proxy has forwarded (AllowedClients says why).
     """
 
-    def __init__(self, name: str, host: str, port: int = 0, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        name: str,
+        host: str = "",
+        port: int = 0,
+        mode: int = 0o600,
+        *,
+        hosts: Iterable[str] = (),
+        paths: Sequence[str] = (),
+        on_trouble: Callable[[str], object] = lambda why: None,
+    ) -> None:
         self._name = name
         self._host, self._port = host, port
+        self._mode = mode
+        self._paths = paths
+        self._on_trouble = on_trouble
         self._place = Place(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
+        self._at_port = AllowedClients(AllowedClients.EVERYWHERE, hosts)
         self._offered: list[tuple[Gateway, WSGIApplication]] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -54,12 +75,13 @@ class SideServer:
 
     def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
         """Have `routes` answered as soon as `gateway` is in force."""
-        app = ExchangeScope(_nothing, raise_refused, routes, gateway.registry.report_failure)
+        admitted = {path: self._route(route) for path, route in routes.items()}
+        app = ExchangeScope(_nothing, raise_refused, admitted, gateway.registry.report_failure)
         self._offered = [*(offered for offered in self._offered if offered[0].in_force), (gateway, app)]
 
     @property
     def url(self) -> str:
-        """Where it listens, while it does."""
+        """Where it listens, while it does. A unix socket is "unix:PATH"."""
         if self._server is None:
             return ""
         return self._host if self._place is not None else self._server.url
@@ -67,16 +89,19 @@ class SideServer:
     def __enter__(self) -> SideServer:
         self._over.clear()
         try:
-            self._server = self._listening()
+            self._server = self._listening_somewhere() if self._paths else self._listening()
         except OSError as error:
             where = f"{self._host} port {self._port}" if self._place is None else self._host
             raise PluginError(f"{self._name}: cannot listen on {where}: {error.strerror or error}") from error
+        if self._server is None:
+            return self
         self._thread = threading.Thread(target=self._run, name=f"rgate-{self._name}", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        assert self._server is not None and self._thread is not None
+        if self._server is None or self._thread is None:
+            return
         self._over.set()
         self._server.stop()
         self._thread.join(END_SECONDS)
@@ -88,6 +113,26 @@ class SideServer:
         offered = self._offered
         app = next((app for gateway, app in reversed(offered) if gateway.in_force), offered[-1][1])
         return app(environ, start_response)
+
+    def _route(self, route: WSGIApplication | LocalRoute) -> LocalRoute:
+        local = route if isinstance(route, LocalRoute) else LocalRoute(route, _admit)
+        return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.admits(environ))
+
+    def _admits(self, environ: WSGIEnvironment) -> bool:
+        return self._at_port(environ) if self._place is None else not is_of_web_page(environ)
+
+    def _listening_somewhere(self) -> Server | None:
+        """At the first of the paths; None where there can be no socket at any of them."""
+        failures = []
+        for path in self._paths:
+            self._place, self._host = Place(path, self._mode), f"{UNIX}{path}"
+            try:
+                prepare(path)
+                return self._listening()
+            except OSError as error:
+                failures.append(f"{path}: {error.strerror or error}")
+        self._on_trouble("; ".join(failures))
+        return None
 
     def _listening(self) -> Server:
         place = self._place
@@ -113,6 +158,10 @@ class SideServer:
             if self._over.is_set():  # and only the one before has been stopped
                 self._server.stop()
             self._server.run()
+
+
+def _admit(environ: WSGIEnvironment) -> bool:
+    return True
 
 
 def _nothing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +13,15 @@ from hypothesis import settings
 
 settings.register_profile("rgate", deadline=None)  # how long an example takes says more about the machine than about rgate
 settings.load_profile("rgate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where gateways of these tests have their admin sockets, and commands find them: no other gateway's, and a short path."""
+    with tempfile.TemporaryDirectory(prefix="rgate-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNTIME_DIRECTORY", folder)
+        patch.setattr("rgate.runtime_dir.SYSTEM", "")
+        yield Path(folder)
 
 
 @pytest.fixture

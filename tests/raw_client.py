@@ -46,10 +46,11 @@ class RawResponse:
 
 
 class RawClient:
-    """One connection to a server. A context manager."""
+    """One connection to a server. A context manager. `host` is what get() says as Host."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, host: str = "x") -> None:
         parts = urlsplit(url)
+        self.host = host
         self.sock = socket.create_connection((parts.hostname, parts.port), PATIENCE_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.unread = b""
@@ -73,7 +74,11 @@ class RawClient:
 
     def get(self, target: str = "/", *headers: str, method: str = "GET") -> RawResponse:
         """Send a plain request and read its response."""
-        self.send("".join(f"{line}\r\n" for line in [f"{method} {target} HTTP/1.1", "Host: x", *headers, ""]).encode("latin-1"))
+        self.send(
+            "".join(f"{line}\r\n" for line in [f"{method} {target} HTTP/1.1", f"Host: {self.host}", *headers, ""]).encode(
+                "latin-1"
+            )
+        )
         return self.response(method)
 
     def response(self, method: str = "GET") -> RawResponse:

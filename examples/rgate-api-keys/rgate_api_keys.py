@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from rgate import (
-    AllowedClients,
     Config,
     ConfigProblem,
     ConfigSection,
@@ -168,4 +167,4 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
-    return {"/-/api-keys": LocalRoute(page, AllowedClients(["127.0.0.0/8", "::1"]))}
+    return {"/-/api-keys": LocalRoute(page)}

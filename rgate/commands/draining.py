@@ -10,7 +10,7 @@ from .asking import NoAnswer, ask
 __all__ = ["NoSuchEndpoint", "drain", "drained"]
 
 PATH = "/-/drain"
-NOT_FOR_US = "its pages under /-/ are not for this machine, or at another address (plugins.admin)"
+NOT_FOR_US = "the pages under /-/ are not answered there (plugins.admin.allow says to whom), and no admin socket has been found"
 
 
 class NoSuchEndpoint(RgateError):

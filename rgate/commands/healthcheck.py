@@ -12,8 +12,11 @@ import socket
 import sys
 from typing import Final
 
+from ..runtime_dir import admin_sockets
+
 __all__ = ["DEFAULT_URL", "ask", "run"]
 
+DEFAULT_PORT: Final = 8080
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 PATH: Final = "/-/ready"
 TIMEOUT_SECONDS: Final = 4.0
@@ -24,10 +27,11 @@ _URL = re.compile(
 )
 
 
-def run(url: str = DEFAULT_URL) -> int:
-    """Ask, print the line, and return the exit code: 0 for ready, 1 for not, 2 for what is no URL."""
+def run(url: str | None = None) -> int:
+    """Ask, print the line, and return the exit code: 0 for ready, 1 for not, 2 for what is no URL. Without a URL it is the
+    admin socket of the gateway at port 8080, or the only one that there is, else port 8080 itself."""
     try:
-        ready, line = ask(url)
+        ready, line = ask(_found() if url is None else url)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -59,6 +63,12 @@ def ask(url: str = DEFAULT_URL) -> tuple[bool, str]:
     if status == 200:
         return True, "ready"
     return False, _why_not(url, path, status, body)
+
+
+def _found() -> str:
+    usable = [each for each in admin_sockets() if each.usable]
+    chosen = [each for each in usable if each.port == DEFAULT_PORT and not each.host] or usable
+    return f"unix:{chosen[0].path}" if len(chosen) == 1 else DEFAULT_URL
 
 
 def _get(host: str, port: int, path: str, tls: bool, path_of_socket: str = "") -> tuple[int, bytes]:
@@ -103,5 +113,5 @@ def _why_not(url: str, path: str, status: int, body: bytes) -> str:
     except (ValueError, TypeError, AttributeError):
         pass
     if path == PATH:
-        return f"{url} answers {status} at {path}; is it for this machine (plugins.admin), and is this rgate?"
+        return f"{url} answers {status} at {path}; is this rgate, and may this machine ask (plugins.admin.probes)?"
     return f"{url} answers {status}"

@@ -10,7 +10,10 @@ from .asking import NoAnswer, ask
 __all__ = ["Refused", "reload"]
 
 PATH: Final = "/-/reload"
-NOT_FOR_US: Final = "its pages under /-/ are not for this machine, or at another address (plugins.admin); send it SIGHUP instead"
+NOT_FOR_US: Final = (
+    "the pages under /-/ are not answered there (plugins.admin.allow says to whom), and no admin socket has been found; "
+    "send it SIGHUP instead"
+)
 WAIT_SECONDS: Final = 90
 
 

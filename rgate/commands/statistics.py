@@ -19,7 +19,8 @@ def of_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
 
 
 def of_database(database: str, by: str | None, since: str | None) -> dict[str, Any]:
-    """What a database holds, given as a file or as a URL. Raises NoAnswer."""
+    """What a database holds, given as a file or as a URL. Raises NoAnswer, whose message names it without a password."""
+    from ..config.shown import without_password
     from ..plugins.stats.query import QueryError  # here, because nothing else of the command line needs SQLAlchemy
     from ..plugins.stats.report import report
     from ..plugins.stats.trouble import Trouble
@@ -27,5 +28,8 @@ def of_database(database: str, by: str | None, since: str | None) -> dict[str, A
     url = database if "://" in database else f"sqlite:///{database}"
     try:
         return report(url, by.split(",") if by else (), since)
-    except (QueryError, Trouble) as error:
+    except QueryError as error:
         raise NoAnswer(str(error)) from error
+    except Trouble as error:
+        name = without_password(database)
+        raise NoAnswer(str(error) if name in str(error) else f"{name}: {error}") from error

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .tree import Path, is_secret
+from .tree import Path, is_secret, without_password
 
 if TYPE_CHECKING:
     from .models import Config
 
-__all__ = ["HIDDEN", "shown"]
+__all__ = ["HIDDEN", "shown", "without_password"]
 
 HIDDEN: Final = "***"
-
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s@]+@")
 
 
 def shown(config: Config, sources: Mapping[Path, str]) -> dict[str, Any]:
@@ -36,5 +33,5 @@ def _shown(value: Any, path: Path, sources: Mapping[Path, str]) -> Any:
     if value is not None and not isinstance(value, bool) and any(isinstance(key, str) and is_secret(key) for key in path):
         return HIDDEN
     if path in sources:
-        return sources[path]
-    return _USER_INFO.sub(f"{HIDDEN}@", value) if isinstance(value, str) else value
+        return without_password(sources[path])
+    return without_password(value) if isinstance(value, str) else value

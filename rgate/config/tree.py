@@ -6,23 +6,51 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from ..errors import ConfigError, ConfigProblem
 from .wording import as_yaml
 
-__all__ = ["Node", "Path", "Report", "is_secret"]
+__all__ = ["Node", "Path", "Report", "is_secret", "without_password"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 
 _SECRET_KEY = re.compile(
     r"passw|passphrase|token|secret|credential|api[-_]?key|private[-_]?key|authorization|cookie", re.IGNORECASE
 )
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
+_HTTP_HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?=[/?#\s'\"]|$)")
+# Whatever a reader of URLs could take for a name and a password: a password may hold any character, even "/", "#", "?" and "@".
+_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<info>[^:/\n]*(?::[^\n]*)?)@")
+_PARAMETER = re.compile(r"(?<=[?&;])(?P<name>[^=&;?\s]+)=(?P<value>[^&\n]*)")
+_PARAMETER_IN_WORDS = re.compile(r"(?<=[?&;])(?P<name>[^=&;?\s]+)=(?P<value>[^&\s'\"]*)")
+_SECRET_PARAMETERS = frozenset({"pass", "pwd", "key", "sig", "signature", "auth", "sas", "jwt"})
 
 
 def is_secret(key: str) -> bool:
     """Whether a key is called like one whose value must not be shown."""
     return _SECRET_KEY.search(key) is not None
+
+
+def without_password(text: str, in_words: bool = False) -> str:
+    """A value as it may be shown: in a URL user name and password are ***, and so is what its query gives under a key that is
+    called like a secret. `in_words`: the text is a message, in which there may be a URL. Rather too much is hidden than too
+    little, but nothing of an http URL without a user name."""
+    if "://" not in text:
+        return text
+    text = _USER_INFO.sub(_without_user_info, text)
+    return (_PARAMETER_IN_WORDS if in_words else _PARAMETER).sub(_without_value, text)
+
+
+def _without_user_info(match: re.Match[str]) -> str:
+    if match["scheme"].lower() in ("http", "https", "ws", "wss") and _HTTP_HOST.match(match.string, match.start("info")):
+        begin = f"{match['scheme']}://"
+        return begin + _USER_INFO.sub(_without_user_info, match[0][len(begin) :])  # there may be another URL behind it
+    return f"{match['scheme']}://***@"
+
+
+def _without_value(match: re.Match[str]) -> str:
+    name = unquote(match["name"]).lower()
+    return f"{match['name']}=***" if is_secret(name) or name in _SECRET_PARAMETERS else match[0]
 
 
 @dataclass(slots=True)
@@ -106,6 +134,7 @@ class Report:
         self._found: dict[ConfigProblem, int] = {}
         self._cut: list[Path] = []
         self._hidden: set[str] = set()
+        self._urls: dict[str, str] = {}
 
     def add(self, node: Node, message: str, rest: Path = ()) -> None:
         """A problem at `node`, or at something that is missing under it (`rest`)."""
@@ -144,6 +173,9 @@ class Report:
         """Keep the secrets of `root` out of every message, also of those that a plugin words."""
         texts = (str(node.value) for node in root.walk() if node.secret and isinstance(node.value, str | int | float))
         self._hidden.update(text for text in texts if len(text) > 3)
+        for text in (text for node in root.walk() for text in (node.value, node.source) if isinstance(text, str)):
+            if (safe := without_password(text)) != text:
+                self._urls |= {text: safe, repr(text)[1:-1]: safe}
 
     def raise_any(self) -> None:
         """Raise ConfigError with all that has been added, if anything has."""
@@ -156,6 +188,8 @@ class Report:
         return ConfigError([ConfigProblem((), message, self.file if line is None else f"{self.file}:{line}")])
 
     def _clean(self, message: str) -> str:
+        for text in sorted(self._urls, key=len, reverse=True):
+            message = message.replace(text, self._urls[text])
         for text in sorted(self._hidden, key=len, reverse=True):
             message = message.replace(text, "***")
-        return _USER_INFO.sub("***@", message)
+        return without_password(message, in_words=True)

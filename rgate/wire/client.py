@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
-from .environ import FIELDS_KEY, PEER_KEY
-from .fields import CLAIM, Fields
+from .environ import ANNOUNCED_KEY, FIELDS_KEY, PEER_KEY
+from .fields import CLAIM, FORWARDING_KEYS, Fields
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["AllowedClients", "TrustedProxies", "plain_address"]
+__all__ = ["AllowedClients", "TrustedProxies", "is_of_web_page", "plain_address"]
 
-_FORWARDING: Final = frozenset({"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_TRUE_CLIENT_IP"})
+_OWN_CERTIFICATE: Final = "HTTP_X_FORWARDED_CLIENT_CERT"  # of a client that has shown one to this gateway, which says so itself
 MAX_HOPS: Final = 64  # more trusted proxies in a row than any request passes
 
 
@@ -72,41 +72,70 @@ class TrustedProxies:
 
 
 class AllowedClients:
-    """Whether a request may come in, by where it comes from: `AllowedClients(["127.0.0.0/8", "::1"])(environ)`.
+    """Whether a client may have what is not for everybody: `AllowedClients(["10.1.0.0/16"])(environ)`.
 
-    The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR. A request that has been forwarded, as
-    its headers say, comes in only when a trusted proxy sent it and named the client, because otherwise everybody behind a
-    proxy on this machine would come from loopback. For the same reason loopback never counts as the client of a forwarded
-    request: it is the loopback of another. And a request from loopback must be for this machine by its Host, which is an
-    address or localhost: else a proxy has sent it that says nothing of itself, or a web page whose name has been made to lead
-    here (DNS rebinding). Raises ValueError for what is no network.
+    networks  whose machines may. The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR
+    hosts     names by which such a machine may ask for this one, beside its addresses and `localhost`
+
+    All of this must hold:
+
+    - The client's address is in `networks`.
+    - No web page has made a browser ask: there is no Origin, and no Sec-Fetch-Site but "none", which stands for a person who
+      has typed the URL (Fetch Metadata §2.4).
+    - The request has not been forwarded, unless a trusted proxy names the client: no header says so, and it is not HTTP/1.0,
+      which nginx before 1.29.7 speaks to its backends when nothing else is configured.
+    - Host is an address, `localhost` or one of `hosts`; else a browser may ask for a web page whose name has been made to lead
+      here (DNS rebinding).
+    - A client with an address of loopback has connected to this machine itself: there is no PROXY header, no trusted proxy that
+      names it (its loopback is another's), and Host is of loopback too, as there is no other way to get here from there.
+
+    One thing cannot be told from a client on this machine: a proxy on it that forwards bytes (or HTTP/1.1) and adds nothing,
+    while its clients say `Host: localhost`. So nothing that a client elsewhere must not see belongs on the gateway's port.
+    Raises ValueError for what is no network.
     """
 
-    def __init__(self, networks: Iterable[str]) -> None:
+    LOOPBACK: Final = ("127.0.0.0/8", "::1")
+    EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
+
+    def __init__(self, networks: Iterable[str], hosts: Iterable[str] = ()) -> None:
         try:
             self._networks = TrustedProxies(networks)
         except ValueError as problem:
             raise ValueError(f"{problem}; write a network like 10.0.0.0/8, or an address like 192.0.2.1") from None
+        self._hosts = frozenset(host.lower() for host in hosts)
 
     def __call__(self, environ: WSGIEnvironment) -> bool:
         client: str = environ.get("REMOTE_ADDR", "")
-        if client not in self._networks:
+        if client not in self._networks or is_of_web_page(environ):
             return False
         loopback = _parse(client).is_loopback
-        if any(key in _FORWARDING or key.startswith("HTTP_X_FORWARDED_") for key in environ):
-            return environ.get(PEER_KEY, client) != client and not loopback
-        return not loopback or _is_for_this_machine(environ.get("HTTP_HOST", ""))
+        believed = environ.get(PEER_KEY, client) != client
+        if loopback and (believed or ANNOUNCED_KEY in environ):
+            return False
+        if not believed and _is_forwarded(environ):
+            return False
+        return self._is_for_this_machine(environ.get("HTTP_HOST", ""), loopback)
+
+    def _is_for_this_machine(self, host: str, loopback: bool) -> bool:
+        name = (host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]).lower()
+        if name in ("localhost", ""):
+            return True
+        try:
+            return _parse(name).is_loopback or not loopback
+        except ValueError:
+            return name in self._hosts
 
 
-def _is_for_this_machine(host: str) -> bool:
-    name = host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
-    if name.lower() in ("localhost", ""):
-        return True
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
+def is_of_web_page(environ: WSGIEnvironment) -> bool:
+    """Whether a web page has made a browser send this request, as far as browsers tell."""
+    return "HTTP_ORIGIN" in environ or environ.get("HTTP_SEC_FETCH_SITE", "none") != "none"
+
+
+def _is_forwarded(environ: WSGIEnvironment) -> bool:
+    own = _OWN_CERTIFICATE if environ.get("SSL_CLIENT_VERIFY") == "SUCCESS" else ""
+    return environ.get("SERVER_PROTOCOL") == "HTTP/1.0" or any(
+        key in FORWARDING_KEYS or (key.startswith("HTTP_X_FORWARDED_") and key != own) for key in environ
+    )
 
 
 def plain_address(address: str) -> str:

@@ -9,6 +9,7 @@ rgate.upgrade  the protocols that the client asks to switch to, lower-case, unde
                header itself is never passed on
 rgate.peer     the address of the trusted proxy that the request came from; absent when it came from anybody else. Then
                REMOTE_ADDR is the client's address and wsgi.url_scheme what the client used, as that proxy says
+rgate.announced  true when the connection began with a PROXY header, so that its peer is what that says
 rgate.refused  a GatewayError, or what makes one of the environ: the server does not serve the request, and the outer chain
                answers it
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = [
+    "ANNOUNCED_KEY",
     "CLIENT_KEY",
     "FIELDS_KEY",
     "PEER_KEY",
@@ -40,6 +42,7 @@ __all__ = [
     "sent_host",
 ]
 
+ANNOUNCED_KEY: Final = "rgate.announced"
 TARGET_KEY: Final = "rgate.target"
 FIELDS_KEY: Final = "rgate.fields"
 CLIENT_KEY: Final = "rgate.client"

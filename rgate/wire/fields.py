@@ -24,6 +24,7 @@ __all__ = [
     "COOKIE",
     "EXPECT",
     "FORWARDED",
+    "FORWARDING_KEYS",
     "HOP_BY_HOP",
     "HOST",
     "NEVER_NOMINATED",
@@ -98,6 +99,11 @@ _OTHER_CLAIMS: Final = frozenset(
     | {"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-script-name"}
     | {"x-scheme", "x-url-scheme", "front-end-https"}
 )
+FORWARDING_KEYS: Final = frozenset(
+    "HTTP_" + name.upper().replace("-", "_") for name in (*_OTHER_CLAIMS, "forwarded", "via", "cdn-loop")
+)
+"""The environ keys of headers that a request has because a proxy has sent it; so has every one that begins with
+HTTP_X_FORWARDED_."""
 # Connection cannot take these away (CVE-2024-45410 and its kin): they are not the client's to remove.
 NEVER_NOMINATED: Final = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "cookie", "authorization", "close", "keep-alive"}

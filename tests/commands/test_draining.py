@@ -16,7 +16,12 @@ from ..serving.live import serving
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as gateway, serving(gateway) as running:
+    with (
+        running_gateway(
+            {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}, {"orders": [answering(b"1"), answering(b"2")]}
+        ) as gateway,
+        serving(gateway) as running,
+    ):
         yield running
 
 
@@ -64,7 +69,7 @@ def test_drain_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[st
 def test_drain_where_the_pages_are_not_for_this_machine_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with running_gateway({"plugins": {"admin": {"allow": []}}}) as gateway, serving(gateway) as server:
         assert rgate("drain", "orders-1", "--url", server.url) == 1
-    assert "not for this machine" in capsys.readouterr().err
+    assert "not answered there" in capsys.readouterr().err
 
 
 def test_drain_at_something_else_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

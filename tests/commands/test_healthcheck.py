@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway({}, {}) as running:
+    with running_gateway({"plugins": {"admin": {"allow": ["127.0.0.1"]}}}, {}) as running:
         yield running
 
 
@@ -55,7 +55,7 @@ def test_url_that_is_none_is_exit_code_2(url: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("response", "says"),
     [
-        (http_response(b"nothing", "404 Not Found"), "answers 404 at /-/ready; is it for this machine"),
+        (http_response(b"nothing", "404 Not Found"), "answers 404 at /-/ready; is this rgate, and may this machine ask"),
         (http_response(b'{"ready": false}', "503 Service Unavailable"), "not ready: it does not say why"),
         (http_response(b'["ready"]', "503 Service Unavailable"), "answers 503"),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "does not speak HTTP"),
@@ -109,6 +109,7 @@ finally:
     assert {name for name in loaded if name.startswith("rgate.")} <= {
         "rgate.commands",
         "rgate.commands.healthcheck",
+        "rgate.runtime_dir",
         "rgate.__main__",
     }
     assert not loaded & {"pydantic", "urllib3", "werkzeug", "click", "http.client", "ssl", "yaml"}

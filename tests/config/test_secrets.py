@@ -4,12 +4,14 @@ from typing import Annotated
 
 import pytest
 from pydantic import AfterValidator, BaseModel
+from sqlalchemy.engine import make_url
 
 from rgate import ConfigProblem, ConfigSection, hookimpl
 from rgate.config import Config
+from rgate.config.tree import without_password
 from rgate.registry import Registry
 
-from .configs import problems
+from .configs import loaded, problems
 
 SECRET = "hunter2-correct-horse"
 
@@ -66,3 +68,58 @@ def test_problem_with_a_use_option_does_not_print_a_secret() -> None:
     found = problems(f"use: [{{app: 'werkzeug.middleware.proxy_fix:ProxyFix', options: {{x_forr: 1, token: {SECRET}}}}}]")
     assert found
     assert SECRET not in "\n".join(found)
+
+
+PASSWORDS = ["horse", "ho/rse", "ho#rse", "ho?rse", "ho@rse", "ho rse", "ho'rse", 'ho"rse', "h%2Fo:rse", "12/rse"]
+URLS = [
+    *(f"postgresql://user:{password}@db.example/rgate" for password in PASSWORDS),
+    *(f"redis://:{password}@cache.example:6379/0" for password in PASSWORDS),
+    "postgresql://db.example/rgate?user=user&password=horse",
+    "postgresql://db.example/rgate?sslmode=require&PassWord=horse&x=1",
+    "postgresql://db.example/rgate?p%61ssword=horse",
+    "https://hooks.example/x?token=horse",
+    "https://user:ho/rse@hooks.example/x",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_password_in_a_url_is_never_shown(url: str) -> None:
+    shown = without_password(url)
+    assert "rse" not in shown and "***" in shown, shown
+    assert ".example" in shown, "where it is may be shown"
+    registry = Registry()
+    registry.register("vault", Vault())
+    quoted = url.replace("\\", "\\\\").replace('"', '\\"')
+    (printed, _) = problems(f'plugins: {{vault: {{url: "{quoted}"}}}}\n', registry)
+    assert "is not good enough" in printed and "rse" not in printed, printed
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if url.startswith("postgresql")])
+def test_password_that_sqlalchemy_finds_is_not_shown(url: str) -> None:
+    found = make_url(url)
+    password = found.password or next(value for name, value in found.query.items() if name.lower() == "password")
+    assert str(password) not in without_password(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:9000/a@b",
+        "https://[::1]/x?y=1@2",
+        "unix:///run/x@y.sock",
+        "git://host/a@b",
+        "me@example.org",
+        "a?token=b",
+    ],
+)
+def test_text_without_a_password_is_shown_as_it_is(text: str) -> None:
+    assert without_password(text) == text
+
+
+def test_password_in_the_second_url_of_a_text_is_not_shown() -> None:
+    assert without_password("http://a.example/x or redis://u:horse@b") == "http://a.example/x or redis://***@b"
+
+
+def test_password_that_is_a_default_of_a_variable_is_not_shown() -> None:
+    config = loaded("plugins: {stats: {database: '${NO_SUCH_URL:-postgresql://u:ho/rse@db/x}'}}")
+    assert config.shown()["plugins"]["stats"]["database"] == "${NO_SUCH_URL:-postgresql://***@db/x}"

@@ -125,6 +125,23 @@ def test_deployed_gateway_is_healthy(deployed: Deployed) -> None:
     wait_until(lambda: health() == "healthy", "the image's HEALTHCHECK", HEALTH_SECONDS)
 
 
+def test_deployed_gateway_can_be_asked_by_its_commands_in_the_container_only(deployed: Deployed) -> None:
+    gateway = deployed.gateway
+
+    def command(*arguments: str) -> str:
+        code, output = gateway.exec_run(["rgate", *arguments])
+        assert code == 0, output.decode()
+        return str(output.decode())
+
+    assert command("healthcheck") == "ready\n"
+    assert command("reload") == "reloaded\n"
+    assert command("drain") == "nothing is drained\n"
+    assert "orders" in command("stats", "--by", "endpoint")
+    assert gateway.exec_run(["stat", "-c", "%a %u", "/run/rgate/8080.sock"]).output.split() == [b"600", b"10001"]
+    assert deployed.get("/-/ready") == (200, {"ready": True}), "the host's own checks"
+    assert [deployed.get(path)[0] for path in ("/stats", "/-/config", "/-/backends")] == [403] * 3
+
+
 def test_deployed_gateway_sees_a_stopped_backend_through_the_filter_at_once(deployed: Deployed) -> None:
     stays, goes = deployed.containers["orders"]
     goes.stop(timeout=8)

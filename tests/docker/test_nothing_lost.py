@@ -5,13 +5,11 @@ GET and POST, on kept connections and on new ones. Nothing may be lost but what 
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,8 @@ import pytest
 from docker.models.containers import Container
 
 from bench.clients import Clients, Outcome, by_answer
+from rgate.commands.asking import ask
+from rgate.runtime_dir import admin_sockets
 
 from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, address, answers, wait_until
 from .private_engine import PrivateEngine
@@ -49,8 +49,9 @@ class Loaded:
     @property
     def notice(self) -> str:
         """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/-/ready", timeout=10) as answer:  # raises for a 503
-            return str(json.load(answer)["notices"].get("docker_labels", ""))
+        socket = next(each.path for each in admin_sockets(port=self._port))
+        answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
+        return str(answer["notices"].get("docker_labels", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""

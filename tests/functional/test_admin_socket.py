@@ -6,12 +6,20 @@ import json
 import os
 import signal
 import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
+from ..certificates import authority
+from ..raw_client import RawClient
 from ..waiting import eventually
-from .processes import PATIENCE_SECONDS, rgate
+from .processes import PATIENCE_SECONDS, ROOT, rgate
 
 CONFIG = """\
 server: {{workers: {workers}}}
@@ -62,3 +70,109 @@ def test_unix_socket_goes_to_the_successor_and_comes_back_from_one_that_gives_up
             eventually(lambda: process_at(path) == second, "it goes on", PATIENCE_SECONDS)
             processes.end(second)
         assert not path.exists()
+
+
+BY_DEFAULT = """\
+server: {{workers: {workers}}}
+backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
+routes: [{{path_prefix: /, backend: a}}]
+plugins: {{disable: [docker_labels], stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+"""
+
+
+def command(*arguments: str, folder: Path) -> str:
+    """What a command of rgate prints, run in an empty directory with no other gateway than those of `folder`."""
+    environ = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "PYTHONPATH": str(ROOT)}
+    asked = subprocess.run(
+        [sys.executable, "-m", "rgate", *arguments],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert asked.returncode == 0, asked.stderr
+    return asked.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_socket_is_there_by_default_under_the_port_for_this_user_and_over_reload_and_upgrade(
+    tmp_path: Path, workers: int
+) -> None:
+    with TemporaryDirectory(prefix="rgate-") as folder_name:
+        folder, config = Path(folder_name), tmp_path / "config.yml"
+        config.write_text(BY_DEFAULT.format(workers=workers, folder=tmp_path))
+        with rgate(config, environ={"RUNTIME_DIRECTORY": folder_name}) as processes:
+            port = int(processes.url().rpartition(":")[2])
+            path = folder / f"{port}.sock"
+            eventually(lambda: process_at(path), "it answers", PATIENCE_SECONDS)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert command("healthcheck", folder=folder) == "ready\n"
+            assert command("reload", folder=folder) == "reloaded\n"
+            assert command("drain", folder=folder) == "nothing is drained\n"
+            assert command("stats", "--by", "endpoint", folder=folder).split() != []
+            assert command("reload", "--url", f"http://127.0.0.1:{port}", folder=folder) == "reloaded\n"
+            second = processes.upgrade(processes.process.pid)
+            eventually(lambda: process_at(path), "the successor answers", PATIENCE_SECONDS)
+            assert command("reload", folder=folder) == "reloaded\n"
+            processes.end(second)
+        assert os.listdir(folder) == []
+
+
+def test_commands_work_behind_required_client_certificates(tmp_path: Path) -> None:
+    pair = authority().issue("gateway.example")
+    config = tmp_path / "config.yml"
+    text = BY_DEFAULT.format(workers=1, folder=tmp_path)
+    tls = f"tls: {{certificate: {pair.both}, client_certificates: {{ca: {authority().file}}}}}"
+    config.write_text(text.replace("{workers: 1}", f"{{{tls}}}"))
+    commands_work(config)
+
+
+def test_commands_work_behind_the_proxy_protocol_and_nobody_is_local_there(tmp_path: Path) -> None:
+    """Whoever reaches the port can say that he comes from loopback."""
+    config = tmp_path / "config.yml"
+    text = BY_DEFAULT.format(workers=1, folder=tmp_path).replace("workers: 1", "proxy_protocol: true")
+    config.write_text(text.replace("{disable:", "{admin: {allow: [127.0.0.1]}, disable:"))
+
+    def attack(url: str) -> None:
+        for header in (b"PROXY TCP4 127.0.0.1 127.0.0.1 4711 80\r\n", b"PROXY UNKNOWN\r\n"):
+            for path, status in (("/stats", 503), ("/-/config", 503), ("/-/live", 200)):
+                with RawClient(url, host="localhost") as client:
+                    client.send(header)
+                    assert client.get(path).status == status, (header, path)
+
+    commands_work(config, attack)
+
+
+def commands_work(config: Path, also: Callable[[str], None] = lambda url: None) -> None:
+    with TemporaryDirectory(prefix="rgate-") as name, rgate(config, environ={"RUNTIME_DIRECTORY": name}) as processes:
+        url = processes.until(r"listening on (https?://\S+)")[1]
+        eventually(lambda: process_at(Path(name) / f"{url.rpartition(':')[2]}.sock"), "it answers", PATIENCE_SECONDS)
+        assert command("healthcheck", folder=Path(name)) == "ready\n"
+        assert command("reload", folder=Path(name)) == "reloaded\n"
+        assert command("drain", folder=Path(name)) == "nothing is drained\n"
+        assert "SUCCESS" in command("stats", folder=Path(name))
+        also(url)
+        processes.end(processes.process.pid)
+
+
+def test_directory_that_cannot_be_used_is_told_once_by_all_workers_and_requests_are_served(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text(BY_DEFAULT.format(workers=2, folder=tmp_path))
+    with rgate(config, sys.executable, "-c", NOWHERE_ELSE) as processes:  # a path that is too long, whoever the user is
+        url = processes.url()
+        with RawClient(url) as client:
+            assert client.get("/-/live").status == 200
+        processes.end(processes.process.pid)
+        told = [line for line in processes.seen if "no admin socket" in line]
+        assert len(told) == 1 and "set plugins.admin.address" in told[0], processes.seen
+
+
+NOWHERE_ELSE = """
+import runpy, sys
+import rgate.runtime_dir
+rgate.runtime_dir.directories = lambda environ=None: ["/" + "x" * 120]
+sys.argv = sys.argv[2:]
+sys.orig_argv = [sys.executable, *sys.argv]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from rgate.commands.asking import ask
 from rgate.testing import ScriptedBackend, http_response
 
 from .test_example_plugin import DIRECT, EXAMPLES, PATIENCE_SECONDS, config, gateway, installed, output
@@ -32,7 +33,7 @@ def asked(url: str, **headers: str) -> tuple[int, str]:
 
 
 def test_only_clients_with_a_key_come_in_and_the_backend_never_sees_it(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime_directory: Path
 ) -> None:
     monkeypatch.setenv("SHOP_KEY", KEY)
     with ScriptedBackend(http_response(b"hello")) as backend:
@@ -42,8 +43,10 @@ def test_only_clients_with_a_key_come_in_and_the_backend_never_sees_it(
             assert asked(f"{url}/orders", **{"X-API-Key": KEY}) == (200, "hello")
             assert asked(f"{url}/orders", **{"X-API-Key": KEY}) == (200, "hello")
             assert asked(f"{url}/orders", **{"X-API-Key": KEY}) == (429, "too_many_requests")
-            assert asked(f"{url}/-/api-keys") == (200, '{"shop": 3}')
-            assert KEY not in asked(f"{url}/-/config")[1]
+            socket = f"unix:{runtime_directory}/{url.rpartition(':')[2]}.sock"
+            assert ask(socket, "/-/api-keys", {})[0] == {"shop": 3}
+            assert KEY not in str(ask(socket, "/-/config", {})[0])
+            assert asked(f"{url}/-/api-keys") == (404, "no_route")
     assert [request.values("X-Client") for request in backend.requests] == [["shop"], ["shop"]]
     assert not [request for request in backend.requests if KEY.encode() in request.head]
 

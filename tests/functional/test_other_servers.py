@@ -128,7 +128,7 @@ def hosted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def client(hosted: Hosted) -> Iterator[RawClient]:
-    with RawClient(hosted.url) as connected:
+    with RawClient(hosted.url, host="localhost") as connected:
         yield connected
 
 

@@ -61,7 +61,7 @@ def test_upgrades_lose_nothing(workers: int, upgrades: int, tmp_path: Path, back
             eventually(lambda: traffic.count > before + 50, "the last one serves")
         assert not traffic.lost
         assert (traffic.refused, set(traffic.answers)) == (0, {200})
-        with RawClient(url) as client:
+        with RawClient(url, host="localhost") as client:
             stats = client.get("/stats").body
         assert f'"success": {traffic.count}'.encode() in stats, "both processes count into one database"
         gateway.end(serving)

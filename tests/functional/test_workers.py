@@ -85,7 +85,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 routes: [{{path_prefix: /hello, backend: hello}}]
 backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
 server: {{workers: 2}}
-plugins: {{stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
+plugins: {{admin: {{allow: [127.0.0.1]}}, stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
 """)
         gateway = Running(config)
         try:

@@ -97,7 +97,7 @@ REQUESTS: dict[str, tuple[bytes, int]] = {
     "streamed": (b"GET /streamed HTTP/1.1\r\nHost: x\r\n\r\n", 200),
     "204": (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 204),
     "JSON": (b"GET /json HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-    "local route": (b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "local route": (b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
     "no endpoint": (b"GET /gone HTTP/1.1\r\nHost: x\r\n\r\n", 503),
     "refused": (b"GET /refusing HTTP/1.1\r\nHost: x\r\n\r\n", 503),
     "no response": (b"GET /bad HTTP/1.1\r\nHost: x\r\n\r\n", 502),

@@ -11,7 +11,7 @@ from .source import FILES, imports, module_of
 # Lowest first. A module may import what stands below it, and its own package; not its neighbours.
 LAYERS = (
     # Of plugins only BUILTIN, the names.
-    {"condition", "errors", "kept", "log", "model", "version", "plugins"},
+    {"condition", "errors", "kept", "log", "model", "runtime_dir", "version", "plugins"},
     {"handover", "wire", "siblings", "tls"},
     {"exchange", "config", "hookspecs"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},

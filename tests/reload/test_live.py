@@ -22,7 +22,7 @@ ROUTE = "routes: [{{path_prefix: /{path}, backend: one}}]\n"
 REST = """
 backends: [{{name: one, endpoints: ["{url}"]}}]
 server: {{workers: {workers}, reload_on_change: {watch}}}
-plugins: {{stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+plugins: {{admin: {{allow: [127.0.0.1]}}, stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
 """
 
 

@@ -115,7 +115,7 @@ def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: S
     for client in clients:
         client.join()
     assert set(statuses) == {200}
-    with RawClient(served.server.url) as client:
+    with RawClient(served.server.url, host="localhost") as client:
         counted = client.get("/stats").body
     assert b'"success": %d' % len(statuses) in counted and b'"error": 0' in counted, (len(statuses), counted)
 

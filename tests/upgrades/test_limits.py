@@ -221,7 +221,7 @@ def test_exchange_is_over_with_the_switch_and_its_endpoint_busy_until_the_end() 
 def test_statistics_have_the_exchange_while_the_tunnel_is_open(tmp_path: Path) -> None:
     options = {"stats": {"database": f"sqlite:///{tmp_path}/stats.db"}}
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend, options=options) as live:
-        with open_tunnel(live), RawClient(live.url) as client:
+        with open_tunnel(live), RawClient(live.url, host="localhost") as client:
             report = json.loads(client.get("/stats?by=status").body)
             assert report["requests_count"] == {"success": 1, "error": 0}
             assert [group["status"] for group in report["groups"]] == [101]

@@ -9,19 +9,25 @@
     /-/drain     which endpoints get no new requests because an operator says so; POST changes that (see drain.py)
     /-/reload    POST has the config read again, in every worker process, and tells how that went (see reload.py)
 
-They are answered to machines that are allowed, which is this one unless the options say otherwise; everybody else gets
-what they would get without this plugin. Or they have an address of their own, with threads of its own. With several worker
+They are answered at the admin socket, a unix socket that the commands find by themselves, or at the `address` that the options
+say; so are `/stats` and the local routes of other plugins. On the gateway's port everybody gets the first two, with yes or no,
+and only those whom `allow` names get all of them; to anybody else there is nothing at these paths. With several worker
 processes any of them answers; `process` says which. Options: see AdminOptions.
 """
 
 from __future__ import annotations
 
+import logging
+
 from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, SideServer, hookimpl
 
-from .options import LOOPBACK, AdminOptions
+from .options import AdminOptions
 from .site import PAGES, PROBES, everybody, probes, site
 
 __all__ = ["PAGES", "PROBES", "AdminOptions"]
+
+NOTICE = "admin"  # the key of gateway.condition.notices
+_log = logging.getLogger("rgate.plugins.admin")
 
 
 @hookimpl
@@ -32,24 +38,46 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("admin") or AdminOptions()
-    allowed = AllowedClients(LOOPBACK if options.allow is None else options.allow)
-    public = options.probes == "public"
-    if options.listen is None:
-        return site(gateway, options.stale_seconds, allowed, public_probes=public)
-    return probes(gateway, options.stale_seconds, allowed, everybody if public else allowed)
+    allowed = AllowedClients(options.allow_at_port, options.hosts)
+    admits = everybody if options.probes == "public" else allowed
+    if not options.allow_at_port:
+        return probes(gateway, options.stale_seconds, allowed, admits)
+    return {**site(gateway, options.stale_seconds, allowed), **probes(gateway, options.stale_seconds, allowed, admits)}
 
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> SideServer | None:
     options = gateway.options("admin") or AdminOptions()
-    if options.listen is None:
-        return None
-    host, port = options.listen
     mode = int(options.mode, 8)
-    key = (options.listen, mode)
-    server = gateway.keep("admin.address", key, lambda: SideServer("plugins.admin.address", host, port, mode))
-    allowed = everybody if options.allow is None else AllowedClients(options.allow)
-    apps = {path: route.app if isinstance(route, LocalRoute) else route for path, route in gateway.local_routes.items()}
-    local = {path: LocalRoute(app, allowed) for path, app in apps.items()}
+    if options.listen is not None:
+        host, port = options.listen
+        key: object = (options.listen, mode, options.hosts)
+        server = gateway.keep(
+            "admin.address", key, lambda: SideServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
+        )
+    elif options.address is None and (paths := gateway.socket_paths()):
+
+        def tell(why: str) -> None:
+            message = (
+                f"no admin socket, so `rgate reload`, `drain` and `stats` cannot ask this gateway: {why}; "
+                "make one of these directories writable, or set plugins.admin.address"
+            )
+            gateway.condition.notices[NOTICE] = message
+            if gateway.tells:
+                _log.warning("%s", message)
+
+        gateway.condition.notices.pop(NOTICE, None)
+        server = gateway.keep(
+            "admin.socket",
+            (tuple(paths), mode),
+            lambda: SideServer("plugins.admin", mode=mode, paths=paths, on_trouble=tell),
+        )
+    else:
+        return None
+    allowed = everybody if options.allow is None or options.is_unix else AllowedClients(options.allow, options.hosts)
+    local = {
+        path: LocalRoute((route.admin_app or route.app) if isinstance(route, LocalRoute) else route, allowed)
+        for path, route in gateway.local_routes.items()
+    }
     server.offer(gateway, {**local, **site(gateway, options.stale_seconds, allowed)})
     return server

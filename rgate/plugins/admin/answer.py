@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from rgate import Exchange, GatewayError, MethodNotAllowed, RequestError
+from rgate import Exchange, GatewayError, MethodNotAllowed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -24,23 +24,12 @@ def showing(page: Callable[[WSGIEnvironment], Answer]) -> WSGIApplication:
 
 
 def acting(action: Callable[[Mapping[str, str]], Answer], page: Callable[[WSGIEnvironment], Answer]) -> WSGIApplication:
-    """An app that does something at POST, with the parameters of the query, and shows `page` at GET and HEAD.
-
-    A request of a web page is refused (403): a browser on the operator's machine comes from an address that is allowed,
-    whoever has written the page. Browsers say Origin with every POST.
-    """
+    """An app that does something at POST, with the parameters of the query, and shows `page` at GET and HEAD."""
 
     def act(environ: WSGIEnvironment) -> Answer:
-        if "HTTP_ORIGIN" in environ:
-            raise _OfAWebPage
         return action(dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)))
 
     return _answering({"GET": page, "HEAD": page, "POST": act})
-
-
-class _OfAWebPage(RequestError):
-    status = 403
-    message = "No web page may ask for this."
 
 
 def _answering(methods: Mapping[str, Callable[[WSGIEnvironment], Answer]]) -> WSGIApplication:

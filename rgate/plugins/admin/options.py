@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rgate import AllowedClients
 
-__all__ = ["LOOPBACK", "AdminOptions"]
+__all__ = ["AdminOptions"]
 
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
 _ADDRESS = re.compile(r"unix:(?P<path>/[!-~]{1,90})|(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})")
-LOOPBACK = ("127.0.0.0/8", "::1")
 
 
 class AdminOptions(BaseModel):
     """Where the admin pages are answered, and to whom.
 
-    address        "127.0.0.1:9901" or "[::1]:9901": they are answered there, as are `/stats` and all other local routes; on the
-                   port of the gateway only `/-/live` and `/-/ready` stay. "unix:/run/rgate/admin.sock": at a unix socket,
-                   for those whom its `mode` lets. Default None
+    address        where they are answered, as are `/stats` and all other local routes. Default None: at a unix socket in a
+                   runtime directory, /run/rgate/8080.sock for the gateway at port 8080 (see rgate/runtime_dir.py), where the
+                   commands find it. "unix:/run/rgate/admin.sock": at this one. "127.0.0.1:9901" or "[::1]:9901": at a port of
+                   their own. False: nowhere but on the gateway's port, for those whom `allow` names
     mode           of the unix socket, in octal: "600", the default, is for this user only, "660" for its group too
-    allow          networks whose machines get an answer; [] is nobody. Default None: loopback ("127.0.0.0/8", "::1"), or at an
-                   address of their own whoever reaches it
-    probes         "allowed": `/-/live` and `/-/ready` are like the others. "public": on the port of the gateway everybody gets
-                   them, for load balancers; who is not allowed learns nothing but yes or no. Default "allowed"
+    allow          networks whose machines get an answer at a port: the one of `address`, or else the gateway's. Default None:
+                   whoever reaches that of `address`; nobody on the gateway's
+    hosts          names by which they may ask for this machine at a port, beside its addresses and localhost. Default ()
+    probes         who gets `/-/live` and `/-/ready` on the gateway's port. "public": everybody, but who is not allowed learns
+                   nothing but yes or no. "allowed": those whom `allow` names. Default "public"
     stale_seconds  how old the list of a discovery source may be before the gateway is not ready. Default 300, 1 to 86,400;
                    None: any age will do
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str | None = None
+    address: str | Literal[False] | None = None
     mode: Annotated[str, Field(pattern="^0?[0-7]{3}$")] = "600"
     allow: tuple[str, ...] | None = None
-    probes: Literal["allowed", "public"] = "allowed"
+    hosts: tuple[str, ...] = ()
+    probes: Literal["allowed", "public"] = "public"
     stale_seconds: Annotated[float, Field(ge=1, le=86_400)] | None = 300
 
-    @field_validator("address")
+    @field_validator("address", mode="before")
     @classmethod
-    def _is_an_address(cls, address: str | None) -> str | None:
-        found = None if address is None else _ADDRESS.fullmatch(address)
-        if address is not None and (found is None or int(found["port"] or 0) > 65_535):
-            like = "127.0.0.1:9901 or [::1]:9901, or the path of a unix socket like unix:/run/rgate/admin.sock"
-            raise ValueError(f"{address!r} is no address with a port; write one like {like}")
+    def _is_an_address(cls, address: Any) -> Any:
+        if address is None or address is False:
+            return address
+        found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+        if found is None or int(found["port"] or 0) > 65_535:
+            like = "127.0.0.1:9901 or [::1]:9901, or the path of a unix socket like unix:/run/rgate/admin.sock; false is none"
+            raise ValueError(f"{address!r} is not an address with a port; write one like {like}")
         return address
 
     @field_validator("allow")
@@ -53,23 +58,34 @@ class AdminOptions(BaseModel):
         AllowedClients(allow or ())
         return allow
 
+    @field_validator("hosts")
+    @classmethod
+    def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if _HOST.fullmatch(host) is None:
+                raise ValueError(f"{host!r} is not a host name; write the name alone, like gateway.internal")
+        return hosts
+
     @model_validator(mode="after")
     def _go_together(self) -> AdminOptions:
-        if self.is_unix and self.allow is not None:
-            raise ValueError("allow has no effect at a unix socket, where nobody has an address; mode says who may connect")
         if not self.is_unix and "mode" in self.model_fields_set:
-            raise ValueError("mode has no effect without an address that is a unix socket")
+            raise ValueError("mode has no effect without a unix socket")
         return self
 
     @property
     def is_unix(self) -> bool:
-        """Whether `address` is a unix socket."""
-        return self.address is not None and self.address.startswith("unix:")
+        """Whether they are answered at a unix socket."""
+        return self.address is None or (self.address is not False and self.address.startswith("unix:"))
+
+    @property
+    def allow_at_port(self) -> tuple[str, ...]:
+        """The networks whose machines get all of them on the gateway's port."""
+        return (self.allow or ()) if self.is_unix or self.address is False else ()
 
     @property
     def listen(self) -> tuple[str, int] | None:
-        """Host and port of `address`; a unix socket is a host without a port."""
-        if self.address is None:
+        """Host and port of `address`, None where that is no definite one; a unix socket is a host without a port."""
+        if self.address is None or self.address is False:
             return None
         if self.is_unix:
             return self.address, 0

@@ -41,15 +41,15 @@ def everybody(environ: WSGIEnvironment) -> bool:
     return True
 
 
-def site(gateway: Gateway, stale_seconds: float | None, allowed: Admits, *, public_probes: bool = False) -> LocalRoutes:
-    """Every path, for those who are `allowed`; with `public_probes` the probes are for everybody."""
+def site(gateway: Gateway, stale_seconds: float | None, allowed: Admits) -> LocalRoutes:
+    """Every path, for those who are `allowed`."""
 
     def page(show: Callable[[Gateway], dict[str, Any]]) -> LocalRoute:
         return LocalRoute(showing(lambda environ: (200, {"process": os.getpid(), **show(gateway)})), allowed)
 
     drain, reload = Drain(gateway), Reload(gateway)
     return {
-        **probes(gateway, stale_seconds, allowed, everybody if public_probes else allowed),
+        **probes(gateway, stale_seconds, allowed, allowed),
         **{path: page(show) for path, show in PAGES.items()},
         "/-/drain": LocalRoute(acting(drain.act, lambda environ: drain.show()), allowed),
         "/-/reload": LocalRoute(acting(reload.act, lambda environ: reload.show()), allowed),

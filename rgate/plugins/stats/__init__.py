@@ -4,9 +4,11 @@
 
 Every exchange is counted when it is over: success up to status 399, error above; latency from the request's arrival to the
 last of the response. What the gateway answers itself counts too, the local routes do not. `?by=route,backend,endpoint,status`
-(one or several) adds `groups`, `?since=1h` leaves out what is older and adds where it begins. The counts are of all
-processes that share the database and outlive restarts; `kill -9` loses `flush_seconds` of them. `storage` appears in
-the answer when the database is or was in trouble.
+(one or several) adds `groups`, `?since=1h` leaves out what is older and adds where it begins. On the gateway's port this is for
+those whom `allow` names, by default for this machine, and `by` is for names only (route, backend, status): who forwards bytes
+from elsewhere looks like this machine. All of it is at the admin socket. One report is made at a time. The counts are of all
+processes that share the database and outlive restarts; `kill -9` loses `flush_seconds` of them. `storage` appears in the
+answer when the database is or was in trouble.
 
 With `by` or `since` the report tells of `retries`, too: how many requests took more than one attempt, and how many attempts
 these took, in all and by route and backend. `?by=plugin` (and route, backend) tells, in place of requests, how long requests
@@ -37,7 +39,9 @@ from rgate import (
 from .answer import answering
 from .options import StatsOptions
 from .pending import Pending
+from .query import BY_NAME
 from .recorder import Recorder
+from .turns import Turns
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -92,8 +96,9 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("stats") or StatsOptions()
-    app = answering(recorder_of(gateway).report)
-    return {options.path: app if options.allow is None else LocalRoute(app, AllowedClients(options.allow))}
+    turns = Turns(recorder_of(gateway).report)
+    allowed = AllowedClients(AllowedClients.LOOPBACK if options.allow is None else options.allow, options.hosts)
+    return {options.path: LocalRoute(answering(turns.line(), by=BY_NAME), allowed, answering(turns.line()))}
 
 
 @hookimpl

@@ -20,7 +20,9 @@ class StatsOptions(BaseModel):
                     is absolute). sqlite or postgresql (whose driver is yours to install). Worker processes, and for
                     postgresql machines too, may share one: counts add up
     path            where they are answered. Default "/stats"
-    allow           networks whose machines get an answer; anybody else's requests go on to the routes. Default None: everybody
+    allow           networks whose machines get an answer on the gateway's port; anybody else's requests go on to the routes.
+                    Default None: this machine, as far as it can be told
+    hosts           names by which they may ask for it, beside its addresses and localhost. Default ()
     flush_seconds   how often counts go to the database; what `kill -9` may lose. Default 0.5, 0.05 to 1
     retention_days  how long counts are kept. Default 30, 1 to 3,650. By the minute they are kept for 3 hours, by the hour
                     for 8 days, by the day for all of it
@@ -33,6 +35,7 @@ class StatsOptions(BaseModel):
     database: str = "sqlite:///rgate.db"
     path: str = "/stats"
     allow: tuple[str, ...] | None = None
+    hosts: tuple[str, ...] = ()
     flush_seconds: Annotated[float, Field(ge=0.05, le=1)] = 0.5
     retention_days: Annotated[int, Field(ge=1, le=3_650)] = 30
     max_megabytes: Annotated[int, Field(ge=1, le=1_000_000)] = 256

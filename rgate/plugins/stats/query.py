@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
-__all__ = ["BY", "Query", "QueryError"]
+__all__ = ["BY", "BY_NAME", "Query", "QueryError"]
 
 BY = ("route", "backend", "endpoint", "status", "plugin")
 """What counts can be divided by: requests by the first four, the time in timed plugins by `plugin`, `route` and `backend`."""
 
+BY_NAME = ("route", "backend", "status")
+"""Of these, what holds nothing but names out of the config, and no address."""
+
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_AHEAD_SECONDS = 60.0  # that the clock of whoever asks may be fast
 _SINCE = "a number with s, m, h or d (30s, 15m, 1h, 7d), or an ISO 8601 time (2026-01-31T12:00:00Z)"
 
 
@@ -67,4 +71,6 @@ def _minute(since: str, now_seconds: float) -> int:
             seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             raise QueryError(f"since={since} cannot be read; allowed is {_SINCE}") from None
+    if seconds > now_seconds + _AHEAD_SECONDS:
+        raise QueryError(f"since={since} is in the future; allowed is {_SINCE}")
     return int(min(max(0.0, seconds), now_seconds) // 60)

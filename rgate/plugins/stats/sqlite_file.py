@@ -28,6 +28,11 @@ class SqliteFile:
         """Remember the present file as the one that is open."""
         self._opened = self._identity()
 
+    def create(self) -> None:
+        """Make the file if it is not there, for this user alone; SQLite gives the same mode to what it writes beside it."""
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
     @property
     def noted(self) -> bool:
         """Whether there was a file when `note()` was called."""

@@ -167,6 +167,9 @@ class Store:
             self._file.note()
             if self._read_only and not self._file.noted:
                 raise FileNotFoundError(f"there is no {self._file.path}")
+            if not self._file.noted and "mode" not in self._engine.url.query:  # which may say that none is to be made
+                self._file.create()
+                self._file.note()
         with self._engine.connect().execution_options(sqlite_begin=READ) as connection, connection.begin():
             version = int(read_meta(connection).get("schema_version", 0))
         if version > len(MIGRATIONS):

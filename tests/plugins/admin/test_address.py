@@ -30,7 +30,7 @@ def config(**admin: Any) -> dict[str, Any]:
 
 
 def asked(gateway: Gateway, path: str, *headers: str) -> RawResponse:
-    with RawClient(f"http://{gateway.options('admin').address}") as raw:
+    with RawClient(f"http://{gateway.options('admin').address}", host="127.0.0.1:9901") as raw:
         return raw.get(path, *headers)
 
 
@@ -60,26 +60,47 @@ def test_other_local_routes_are_answered_at_the_address_too() -> None:
         assert client(gateway).get("/numbers").data == b"42"
 
 
-def test_address_answers_whoever_reaches_it_unless_allow_says_otherwise() -> None:
+def test_address_answers_whoever_reaches_it_himself_unless_allow_says_otherwise() -> None:
     with running_gateway(config()) as gateway:
-        assert asked(gateway, "/-/config", "X-Forwarded-For: 192.0.2.7").status == 200
+        assert asked(gateway, "/-/config").status == 200
+        assert asked(gateway, "/-/config", "X-Forwarded-For: 192.0.2.7").status == 404
     with running_gateway(config(allow=["192.0.2.0/24"]), {}, {"local": Local()}) as gateway:
         assert asked(gateway, "/-/config").status == asked(gateway, "/numbers").status == 404
 
 
-def test_probes_stay_on_the_port_of_the_gateway_for_this_machine() -> None:
-    """A container's health check asks there."""
+@pytest.mark.parametrize(
+    ("host", "status"), [("127.0.0.1:9901", 200), ("localhost", 200), ("attacker.example", 404), ("192.0.2.1", 404)]
+)
+def test_address_answers_nobody_who_asks_for_another_host(host: str, status: int) -> None:
+    """A web page may have its own name lead here (DNS rebinding)."""
+    with running_gateway(config(), {}, {"local": Local()}) as gateway:
+        for path in ("/-/config", "/-/live", "/numbers"):
+            with RawClient(f"http://{gateway.options('admin').address}", host=host) as raw:
+                assert raw.get(path).status == status, path
+
+
+@pytest.mark.parametrize("header", ["Origin: http://127.0.0.1:9901", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"])
+def test_address_answers_no_web_page(header: str) -> None:
+    with running_gateway(config(), {}, {"local": Local()}) as gateway:
+        assert asked(gateway, "/-/config", header).status == asked(gateway, "/numbers", header).status == 404
+        assert asked(gateway, "/-/config", "Sec-Fetch-Site: none").status == 200, "somebody has typed the URL"
+
+
+def test_probes_stay_on_the_port_of_the_gateway_for_everybody() -> None:
+    """Load balancers and container engines ask there."""
     with running_gateway(config()) as gateway:
         for path in ("/-/live", "/-/ready"):
-            assert asked(gateway, path).status == client(gateway).get(path).status_code == 200
-            assert_fault(client(gateway).get(path, environ_base={"REMOTE_ADDR": "192.0.2.7"}), 404, "no_route")
-
-
-def test_public_probes_are_for_everybody_on_the_port_of_the_gateway_only() -> None:
-    with running_gateway(config(probes="public")) as gateway:
-        assert client(gateway).get("/-/ready", environ_base={"REMOTE_ADDR": "192.0.2.7"}).json == {"ready": True}
-        assert_fault(client(gateway).get("/-/config"), 404, "no_route")
+            for address in ("127.0.0.1", "192.0.2.7"):
+                answer = client(gateway).get(path, environ_base={"REMOTE_ADDR": address})
+                assert (answer.status_code, answer.json) == (200, {path.rpartition("/")[2]: True})
         assert "notices" in json.loads(asked(gateway, "/-/ready").body)
+        assert_fault(client(gateway).get("/-/config"), 404, "no_route")
+
+
+def test_probes_for_the_allowed_are_nowhere_on_the_port_when_they_have_an_address() -> None:
+    with running_gateway(config(probes="allowed")) as gateway:
+        assert asked(gateway, "/-/live").status == 200
+        assert_fault(client(gateway).get("/-/live"), 404, "no_route")
 
 
 def test_address_that_is_taken_stops_the_start() -> None:
@@ -93,8 +114,8 @@ def test_address_that_is_taken_stops_the_start() -> None:
             pass
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", ":9901", "127.0.0.1:99999", "http://127.0.0.1:9901", "::1:9901", "[::1]"])
-def test_address_that_is_none_is_a_problem_with_the_way_out(address: str) -> None:
+@pytest.mark.parametrize("address", [True, "127.0.0.1", ":9901", "127.0.0.1:99999", "http://127.0.0.1:9901", "::1:9901", "[::1]"])
+def test_address_that_is_none_is_a_problem_with_the_way_out(address: object) -> None:
     with pytest.raises(ConfigError, match=r"plugins\.admin\.address.*write one like 127\.0\.0\.1:9901 or \[::1\]:9901"):
         make_gateway({"plugins": {"admin": {"address": address}}})
 
@@ -128,7 +149,7 @@ def test_address_goes_on_over_a_reload_and_shows_the_gateway_in_force() -> None:
     running = Running(first)
     second = running_with(address, "/two", first)
     after = Running(second, running)
-    with RawClient(f"http://{address}") as raw:
+    with RawClient(f"http://{address}", host="localhost") as raw:
         assert prefixes(first) == ["/one"], "the next one is not in force yet"
         after.take_over()
         running.end()

@@ -17,12 +17,13 @@ from rgate.plugins.admin import PAGES
 from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
 
 ALL = ("/-/live", "/-/ready", *PAGES)
+HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 ROUTE_THERE = {"routes": [{"path_prefix": "/-", "backend": "orders"}]}
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway({}, {"orders": [answering(b"a"), answering(b"b")], "empty": ()}) as running:
+    with running_gateway(HERE, {"orders": [answering(b"a"), answering(b"b")], "empty": ()}) as running:
         yield running
 
 
@@ -59,7 +60,7 @@ def test_page_asked_for_by_another_method_says_which_are_allowed(local: Client, 
     assert response.headers["Allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("path", ALL)
+@pytest.mark.parametrize("path", PAGES)
 def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -> None:
     """Not told from a path that was never there."""
     there, nowhere = asked(gateway, path, "192.0.2.7"), asked(gateway, "/nowhere", "192.0.2.7")
@@ -67,11 +68,25 @@ def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -
     assert set(there.headers.keys()) == set(nowhere.headers.keys())
 
 
-@pytest.mark.parametrize("path", ALL)
-def test_page_asked_for_from_elsewhere_is_the_routes(path: str) -> None:
+@pytest.mark.parametrize("path", [*PAGES, "/-/drain", "/-/reload", "/-/", "/-/live/", "/%2d/ready"])
+@pytest.mark.parametrize("address", ["192.0.2.7", "127.0.0.1"])
+def test_page_is_the_routes_for_everybody_whom_allow_does_not_name(path: str, address: str) -> None:
+    """By default nobody on the gateway's port; and whoever is allowed has to spell the path as it is."""
     with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
-        assert asked(gateway, path, "192.0.2.7").data == b"the backend's"
-        assert b"the backend's" not in asked(gateway, path, "127.0.0.1").data
+        assert asked(gateway, path, address).data == b"the backend's"
+
+
+@pytest.mark.parametrize("path", ["/-/live", "/-/ready"])
+def test_probes_are_the_only_paths_that_no_route_can_have(path: str) -> None:
+    with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
+        assert asked(gateway, path, "192.0.2.7").json == {path.rpartition("/")[2]: True}
+    with running_gateway({**ROUTE_THERE, "plugins": {"admin": {"probes": "allowed"}}}, {"orders": answering(b"its")}) as gateway:
+        assert asked(gateway, path, "127.0.0.1").data == b"its"
+
+
+@pytest.mark.parametrize("spelling", ["/-%2Fconfig", "/%2d/config"])
+def test_page_is_answered_at_its_own_spelling_only(gateway: Gateway, spelling: str) -> None:
+    assert_fault(asked(gateway, spelling, "127.0.0.1"), 404, "no_route")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,7 @@ def test_page_asked_for_by_an_allowed_network_is_answered() -> None:
 
 
 def test_probes_that_are_public_are_answered_without_reasons_to_others() -> None:
-    gateway = make_gateway({"plugins": {"admin": {"probes": "public"}}})
+    gateway = make_gateway(HERE)
     gateway.condition.unready["stopping"] = "SIGTERM 3 s ago"
     assert asked(gateway, "/-/live", "192.0.2.7").json == {"live": True}
     ready = asked(gateway, "/-/ready", "192.0.2.7")
@@ -105,7 +120,7 @@ def test_allow_that_is_no_network_is_refused_with_the_way_out() -> None:
 
 
 def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
-    gateway = make_gateway({}, {"orders": answering()})
+    gateway = make_gateway(HERE, {"orders": answering()})
     response = client(gateway).get("/-/ready")
     assert (response.status_code, response.json["ready"]) == (503, False)
     assert response.json["reasons"] == {"testing": "no list yet: listing"}
@@ -197,7 +212,7 @@ def test_config_is_shown_without_secrets() -> None:
         "default_response": {"body": "${GREETING:-hello}"},
         "routes": [{"path_prefix": "/", "backend": "orders", "headers": {"Authorization": "Bearer c2VjcmV0"}}],
         "backends": [{"name": "orders", "match_labels": ["a=b"], "tls": {"verify": False}}],
-        "plugins": {"disable": ["websocket"]},
+        "plugins": {"disable": ["websocket"], **HERE["plugins"]},
     }
     gateway = make_gateway(config, environ={"PORT": "8123"})
     response = client(gateway).get("/-/config")

@@ -114,9 +114,9 @@ def test_folder_that_is_not_there_stops_the_start(path: Path) -> None:
 @pytest.mark.parametrize(
     ("admin", "problem"),
     [
-        ({"address": "unix:relative.sock"}, "is no address with a port; write one like .* unix:/run/rgate/admin.sock"),
-        ({"address": "unix:/" + "x" * 100}, "is no address with a port"),
-        ({"address": "unix:/x", "allow": ["127.0.0.1"]}, "allow has no effect at a unix socket"),
+        ({"address": "unix:relative.sock"}, "is not an address with a port; write one like .* unix:/run/rgate/admin.sock"),
+        ({"address": "unix:/" + "x" * 100}, "is not an address with a port"),
+        ({"hosts": ["gateway.internal:80"]}, "is not a host name; write the name alone"),
         ({"address": "127.0.0.1:9901", "mode": "660"}, "mode has no effect without"),
         ({"address": "unix:/x", "mode": "rw"}, r"plugins\.admin\.mode"),
         ({"address": "unix:/x", "mode": "888"}, r"plugins\.admin\.mode"),

@@ -8,6 +8,7 @@ from wsgiref.validate import validator
 import pytest
 from werkzeug.test import Client
 
+from rgate import Overloaded
 from rgate.plugins.stats.answer import answering
 from rgate.plugins.stats.query import Query
 from rgate.testing import assert_fault
@@ -85,3 +86,20 @@ def test_faults_of_two_requests_have_two_ids(client: Client) -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_answer_is_valid_wsgi(asked: Asked, target: str, method: str) -> None:
     Client(validator(answering(asked))).open(target, method=method).close()
+
+
+def test_report_that_may_not_wait_is_a_503_that_says_when_to_ask_again() -> None:
+    def refuse(query: Query) -> dict[str, Any]:
+        raise Overloaded
+
+    response = Client(answering(refuse)).get("/stats")
+    assert_fault(response, 503, "overloaded")
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_by_that_is_not_for_here_is_a_400_that_says_where(asked: Asked) -> None:
+    here = Client(answering(asked, Clock(), by=("route", "status")))
+    assert here.get("/stats?by=route").status_code == 200
+    answer = assert_fault(here.get("/stats?by=status,endpoint"), 400, "bad_request")
+    assert answer["body"] == "by=endpoint is answered at the admin socket only; here route, status are allowed."
+    assert len(asked.queries) == 1

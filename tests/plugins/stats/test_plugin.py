@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -68,7 +70,12 @@ def test_stats_are_divided_as_asked(running: Callable[..., AbstractContextManage
         groups = stats_of(gateway, "?by=route,backend,status&since=1m")["groups"]
         found = [(group["route"], group["backend"], group["status"]) for group in groups]
         assert found == [(None, None, 404), ("/empty", "empty", 503), ("/orders", "orders", 200), ("/payment", "payment", 500)]
-        endpoints = {group["endpoint"] for group in stats_of(gateway, "?by=endpoint")["groups"]}
+        refused = client(gateway).get("/stats?by=route,endpoint")
+        assert "by=endpoint is answered at the admin socket only" in assert_fault(refused, 400, "bad_request")["body"]
+        assert_fault(client(gateway).get("/stats?by=plugin"), 400, "bad_request")
+        at_socket = gateway.local_routes["/stats"].admin_app  # type: ignore[union-attr]
+        answer: Any = client(at_socket).get("/stats?by=endpoint").json
+        endpoints = {group["endpoint"] for group in answer["groups"]}
         assert endpoints <= {None, "orders-1", "orders-2", "payment-1"} and None in endpoints
 
 
@@ -171,6 +178,7 @@ def test_options_have_defaults() -> None:
         "database": "sqlite:///rgate.db",
         "path": "/stats",
         "allow": None,
+        "hosts": (),
         "flush_seconds": 0.5,
         "retention_days": 30,
         "max_megabytes": 256,
@@ -219,3 +227,49 @@ def test_stats_that_are_closed_are_answered_to_those_who_are_allowed(
 def test_allow_that_is_no_network_is_a_problem() -> None:
     with pytest.raises(ConfigError, match=r"plugins\.stats\.allow.*write a network like 10\.0\.0\.0/8"):
         make_gateway({"plugins": {"stats": {"allow": ["everybody"]}}})
+
+
+@pytest.mark.parametrize(
+    ("address", "headers"),
+    [
+        ("192.0.2.7", {}),
+        ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}),
+        ("127.0.0.1", {"CF-Connecting-IP": "192.0.2.7"}),
+        ("127.0.0.1", {"Host": "shop.example"}),
+        ("127.0.0.1", {"Sec-Fetch-Site": "cross-site"}),
+    ],
+)
+def test_stats_are_for_this_machine_and_a_backend_has_the_path_for_all_others(
+    url: str, address: str, headers: dict[str, str]
+) -> None:
+    config = {"routes": [{"path_prefix": "/", "backend": "proxy"}], "plugins": {"stats": {"database": url}}}
+    with running_gateway(config, {"proxy": answering(b"the backend's own")}) as gateway:
+        answer = client(gateway).get("/stats", headers=headers, environ_base={"REMOTE_ADDR": address})
+        assert answer.data == b"the backend's own"
+        assert "requests_count" in stats_of(gateway)
+        assert client(gateway).get("/st%61ts").data == b"the backend's own"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_database_is_this_users_alone(
+    running: Callable[..., AbstractContextManager[Gateway]], tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with running() as gateway:
+            client(gateway).get("/orders").close()
+            stats_of(gateway)
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"rgate.db": 0o600, "rgate.db-wal": 0o600, "rgate.db-shm": 0o600}
+
+
+def test_database_that_is_there_keeps_its_mode(running: Callable[..., AbstractContextManager[Gateway]], tmp_path: Path) -> None:
+    """An operator may have opened it to a group."""
+    (tmp_path / "rgate.db").touch(0o600)
+    (tmp_path / "rgate.db").chmod(0o640)
+    with running() as gateway:
+        client(gateway).get("/orders").close()
+        stats_of(gateway)
+        assert stat.S_IMODE((tmp_path / "rgate.db-wal").stat().st_mode) == 0o640
