@@ -160,7 +160,9 @@ class _Exchanging(HTTPConnection):
         """What has come when the head that begins with `block` is whole, and where it ends."""
         until = monotonic() + self._wait_seconds
         end = -1
+        judged = searched = 0
         while end < 0:
+            judged = self.responses.check_incomplete(block, judged, searched)
             if len(block) > self.responses.max_head_bytes:
                 raise BadResponse("the response head is too large")
             if monotonic() > until:
@@ -168,9 +170,9 @@ class _Exchanging(HTTPConnection):
             more = self.receive()
             if not more:
                 raise UpstreamClosed("closed within the response head")
-            searched = max(len(block) - 3, 0)
+            searched = len(block)
             block += more
-            end = block.find(b"\r\n\r\n", searched)
+            end = block.find(b"\r\n\r\n", max(searched - 3, 0))
         return block, end
 
     def abort(self) -> None:
