@@ -58,7 +58,7 @@ __all__ = [
 class TimeoutsConfig(Model):
     """How long to wait for a backend (see model.Timeouts). Each is above 0 and at most a day."""
 
-    connect_seconds: Seconds = 2.0
+    connect_seconds: Seconds = 4.0
     response_seconds: Seconds = 30.0
 
 

@@ -41,6 +41,7 @@ from ..errors import (
 from ..model import Address, Timeouts, UpstreamTLS
 from ..tls.stream import TLSStream
 from ..wire.response import ResponseHead, ResponseReader
+from .connecting import ConnectQueue
 from .tls import context_for
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
@@ -64,6 +65,7 @@ class _Exchanging(HTTPConnection):
 
     sock: socket.socket
     responses: ResponseReader
+    connecting: ConnectQueue
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
     aborted = False  # abort() was called
@@ -74,13 +76,22 @@ class _Exchanging(HTTPConnection):
     _poll: Callable[[int], list[tuple[int, int]]]
 
     def open(self, timeouts: Timeouts) -> None:
-        """Connect. Raises the GatewayError that says why it is not possible."""
-        self.timeout = timeouts.connect_seconds
+        """Connect, when it is our turn. Raises the GatewayError that says why it is not possible."""
+        began = monotonic()
+        until = began + timeouts.connect_seconds
+        if not self.connecting.enter(self, until):
+            raise ConnectTimeout("too many connections to this endpoint are being made")
+        entered = monotonic()
+        self.timeout = until - entered
+        fault = None
         try:
             self.connect()
         except (HTTPError, OSError) as error:
             self.close()
-            raise translate(error) from error
+            fault = translate(error)
+            raise fault from error
+        finally:
+            self.connecting.connected(self, monotonic() - entered, not isinstance(fault, ConnectTimeout))
         poll = select.poll()  # made once: it is asked before every request
         poll.register(self.sock, select.POLLIN)
         self._poll = poll.poll
@@ -145,6 +156,8 @@ class _Exchanging(HTTPConnection):
             raw = block[:end]
             head = responses.known_heads.get(raw) or responses.read(raw)
             block = block[end + 4 :]
+            if not self.used:
+                self.connecting.accepted(self)
             if head.code >= 200 or head.code == 101:
                 self.used = True
                 return head, block
@@ -232,6 +245,8 @@ class _RestingPool(HTTPConnectionPool):
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
         self.resting: deque[UpstreamConnection] = deque()
+        self.settling: deque[UpstreamConnection] = deque()
+        self.connecting = ConnectQueue()
         self.retired = False  # the endpoint is gone; what is still under way is closed at its end
 
     def fresh(self, timeouts: Timeouts) -> UpstreamConnection:
@@ -239,6 +254,7 @@ class _RestingPool(HTTPConnectionPool):
         connection = self._new_conn()
         assert isinstance(connection, _Exchanging)
         connection.responses = self.responses
+        connection.connecting = self.connecting
         connection.open(timeouts)
         return connection  # type: ignore[return-value]
 

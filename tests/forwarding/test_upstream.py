@@ -28,6 +28,7 @@ from rgate import (
     UpstreamClosed,
 )
 from rgate.forwarding import upstream
+from rgate.forwarding.connecting import ConnectQueue
 from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, Upstreams, translate
 from rgate.testing import ScriptedBackend, http_response
 from rgate.wire.response import ResponseReader
@@ -115,6 +116,7 @@ def reading(*blocks: bytes | OSError) -> UpstreamConnection:
     connection = UpstreamConnection("127.0.0.1", 1)
     connection.sock = Broken(*blocks)  # type: ignore[assignment]
     connection.responses = ResponseReader()
+    connection.connecting = ConnectQueue()
     connection._wait_seconds = 10
     return connection
 
