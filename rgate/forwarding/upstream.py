@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -43,6 +43,9 @@ from ..tls.stream import TLSStream
 from ..wire.response import ResponseHead, ResponseReader
 from .connecting import ConnectQueue
 from .tls import context_for
+
+if TYPE_CHECKING:
+    from .body import Upload
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 
@@ -131,12 +134,12 @@ class _Exchanging(HTTPConnection):
         except OSError as error:
             raise UpstreamClosed(str(error)) from error
 
-    def read_head(self, go_on: Callable[[], object] | None = None) -> tuple[ResponseHead, bytes]:
+    def read_head(self, client: Any = None, upload: Upload | None = None) -> tuple[ResponseHead, bytes]:
         """The final response head (101 is one), and the bytes that came with it.
 
-        Interim responses are swallowed: 100 is between us and the backend, 102 and 103 are hints. `go_on` is called after
-        one, as they may come while a request body is still on its way. A head that has begun must be whole in the time of
-        a single wait. Raises StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
+        Interim responses are given to the client's connection, `client`, but for 100, which lets the body of `upload` go. That
+        goes on after an interim response, as they may come while a request body is still on its way. A head that has begun
+        must be whole in the time of a single wait. Raises StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
         """
         responses = self.responses
         try:
@@ -161,9 +164,14 @@ class _Exchanging(HTTPConnection):
             if head.code >= 200 or head.code == 101:
                 self.used = True
                 return head, block
+            if head.code == 100:
+                if upload is not None:
+                    upload.release()
+            elif client is not None:
+                client.send_interim(head.status, head.headers)
             if not block:
-                if go_on is not None:
-                    go_on()
+                if upload is not None:
+                    upload.pump()
                 block = self.receive()
                 if not block:
                     raise UpstreamClosed("closed after an interim response")

@@ -15,6 +15,7 @@ from ..errors import BadResponse
 from . import fields
 from .fields import Field, FieldReader
 from .remembered import Remembered
+from .trailers import announced_trailers
 
 __all__ = ["ResponseHead", "ResponseReader"]
 
@@ -41,6 +42,7 @@ class ResponseHead:
 
     length: int | None = None
     chunked = False
+    trailer = ""
     upgrade = ""
 
     def __init__(self, code: int, status: str, minor: int) -> None:
@@ -123,7 +125,11 @@ class ResponseReader:
                 elif meaning == fields.UPGRADE:
                     response.upgrade = f"{response.upgrade}, {field.value.lower()}" if response.upgrade else field.value.lower()
                     continue
-                elif meaning == fields.HOP_BY_HOP:
+                elif meaning == fields.TRAILER:
+                    names = announced_trailers(field.value)
+                    response.trailer = f"{response.trailer}, {names}" if response.trailer and names else response.trailer or names
+                    continue
+                elif meaning == fields.HOP_BY_HOP or meaning == fields.TE:
                     continue
             headers.append(field.pair)
         if response.chunked and response.length is not None:

@@ -193,6 +193,17 @@ def test_response_persistence_is_read(line: bytes, headers: list[bytes], keep_al
     assert read(*headers, line=line).keep_alive is keep_alive
 
 
+def test_response_of_http_10_with_a_coding_is_refused() -> None:
+    """Its framing is faulty (RFC 9112 §6.1)."""
+    with pytest.raises(BadResponse, match=r"HTTP/1\.0"):
+        read(b"Connection: keep-alive", b"Transfer-Encoding: chunked", line=b"HTTP/1.0 200 OK")
+
+
+def test_response_trailers_are_announced_without_what_is_none() -> None:
+    head = read(b"Trailer: X-Sum, Content-Length", b"Trailer: Set-Cookie", b"trailer: Server-Timing")
+    assert (head.headers, head.trailer) == ([], "X-Sum, Server-Timing")
+
+
 def test_response_switch_of_protocols_is_named() -> None:
     head = read(b"Connection: Upgrade", b"Upgrade: WebSocket", line=b"HTTP/1.1 101 Switching Protocols")
     assert (head.code, head.upgrade, head.headers) == (101, "websocket", [])
