@@ -98,6 +98,7 @@ class Forwarder:
             start_response(response.status, response.headers.copy())
             return []
         reusable = response.keep_alive
+        settled = upload is None
         if upload is not None:
             if upload.complete:
                 upload = None
@@ -108,6 +109,9 @@ class Forwarder:
         length = response.length
         chunked = response.chunked
         if method == "HEAD" or response.code == 204 or response.code == 304:
+            if length or chunked:
+                # There is none, but whoever announces one may send it: it would be the answer to the next request.
+                reusable = False
             length, chunked = 0, False
         elif chunked and block.endswith(LAST_CHUNK):
             block, length = _whole(connection, block)
@@ -115,7 +119,7 @@ class Forwarder:
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
             if reusable and len(block) == length and not (client is not None and client.gone):
-                upstream.pool.give_back(connection)
+                upstream.pool.give_back(connection, settled)
             else:
                 connection.close()
             endpoint.load.running.discard(exchange)
@@ -123,7 +127,7 @@ class Forwarder:
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
-        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
+        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable, settled)
         body = ResponseBody(length, chunked, block, connection, upload, done)
         if exchange.streaming is not None:
             exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
@@ -155,7 +159,7 @@ class Forwarder:
             head += b"\r\n"
         repeatable = stream is None and method in IDEMPOTENT
         timeouts = self._timeouts
-        connection = upstream.pool.take(timeouts)
+        connection = upstream.pool.take(timeouts, repeatable)
         while True:
             upload = None
             try:
@@ -324,6 +328,7 @@ def _done(
     exchange: Exchange,
     client: Any,
     reusable: bool,
+    settled: bool,
     whole: bool,
     fault: Truncated | None,
     trailers: Sequence[bytes],
@@ -333,7 +338,7 @@ def _done(
     if client is not None:
         client.on_gone = None
     if reusable and whole and not (client is not None and client.gone):
-        upstream.pool.give_back(connection)
+        upstream.pool.give_back(connection, settled)
     else:
         connection.close()
     endpoint.load.running.discard(exchange)

@@ -167,7 +167,8 @@ def test_response_to_head_has_its_headers_and_no_body(lines: bytes, headers: lis
             for _ in range(2):
                 assert headers_of(client.get(method="HEAD")) == headers
         assert [request.line for request in backend.requests] == ["HEAD / HTTP/1.1"] * 2
-        assert len(backend.connections) == 1
+        # A body that is announced may come all the same, and would be the answer to the next request.
+        assert len(backend.connections) == (2 if lines else 1)
 
 
 # Interim responses
