@@ -62,9 +62,10 @@ class Forwarder:
         if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
             upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
         head = self._head(environ, upstream)
-        if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here
-            head += _TE
-        if exchange.tunnel is not None:
+        if exchange.tunnel is None:
+            if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here
+                head += _TE
+        else:
             head += f"Connection: Upgrade\r\nUpgrade: {exchange.tunnel.protocol}\r\n".encode("latin-1")
         exchange.attempts += 1
         if exchange._response_trailers:
