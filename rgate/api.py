@@ -36,7 +36,7 @@ from .errors import (
     UpstreamClosed,
     VersionNotSupported,
 )
-from .exchange import Exchange, Tunnel
+from .exchange import Exchange, Tunnel, send_interim
 from .gateway import Gateway, build
 from .hookspecs import (
     ConfigSection,
@@ -117,5 +117,6 @@ __all__ = [
     "__version__",
     "build",
     "hookimpl",
+    "send_interim",
     "wrap_body",
 ]

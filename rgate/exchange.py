@@ -11,12 +11,13 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .errors import ends_process
 from .log import about
+from .wire.environ import CLIENT_KEY
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .model import Endpoint, Route
 
-__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "Tunnel"]
+__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "Tunnel", "send_interim"]
 
 ENVIRON_KEY = "rgate.exchange"
 
@@ -70,6 +71,10 @@ class Exchange:
     bytes_sent  body bytes handed to the server; written by ExchangeScope
     finished    monotonic seconds, 0.0 while running; written by ExchangeScope
     plugin_seconds  what has been spent inside of each timed plugin, by name, or None; written by the plugins' clocks
+    request_trailers, response_trailers    the trailer fields as (name, value), empty until the body before them has been read to
+                its end: the client's, written by the server, and the backend's, written by the forwarder. Middleware may add
+                to them and take away. The first go to the backend after a body that streams, or is at hand with a length; the
+                second to clients that take them (environ has HTTP_TE), after a body without a Content-Length
     streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
                 latest, whatever has become of it in the chain
     """
@@ -88,6 +93,8 @@ class Exchange:
     plugin_seconds: dict[str, float] | None = None
     streaming: _Body | None = None
     _notes: dict[str, Any] | None = None
+    _request_trailers: list[tuple[str, str]] | None = None
+    _response_trailers: list[tuple[str, str]] | None = None
 
     def __init__(self) -> None:
         self.started = monotonic()
@@ -111,6 +118,18 @@ class Exchange:
         if self._notes is None:
             self._notes = {}
         return self._notes
+
+    @property
+    def request_trailers(self) -> list[tuple[str, str]]:
+        if self._request_trailers is None:
+            self._request_trailers = []
+        return self._request_trailers
+
+    @property
+    def response_trailers(self) -> list[tuple[str, str]]:
+        if self._response_trailers is None:
+            self._response_trailers = []
+        return self._response_trailers
 
     @property
     def elapsed_seconds(self) -> float:
@@ -140,6 +159,18 @@ class Exchange:
                 if ends_process(error):
                     raise
                 on_failure(self, error)
+
+
+def send_interim(environ: WSGIEnvironment, status: str, headers: Iterable[tuple[str, str]] = ()) -> bool:
+    """Send the client an interim response: `send_interim(environ, "103 Early Hints", [("Link", "</a.css>; rel=preload")])`.
+
+    False, and nothing is sent, when the client is not to have any (see `server.interim_responses`), when its response has begun
+    or it is gone, and under another WSGI server than rgate's own. Headers of the connection are left out, and those of a body
+    that does not come. May be called any number of times; raises ValueError for what is not an interim status (102 to 199)
+    or no header may contain. It waits for a client that reads slowly, as any part of a response does.
+    """
+    client = environ.get(CLIENT_KEY)
+    return client is not None and client.send_interim(status, headers)
 
 
 class Tunnel:

@@ -34,7 +34,7 @@ class Timeouts:
     response, so a download or an event stream may last as long as bytes keep coming.
     """
 
-    connect_seconds: float = 2.0
+    connect_seconds: float = 4.0
     response_seconds: float = 30.0
 
 

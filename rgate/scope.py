@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from .errors import GatewayError, InternalFault, PluginError, RequestError, ends_process
 from .exchange import ENVIRON_KEY, Exchange
 from .hookspecs import LocalRoute
-from .wire.environ import REFUSED_KEY, TARGET_KEY, adopt
+from .wire.environ import REFUSED_KEY, TARGET_KEY, TRAILERS_KEY, adopt
 from .wire.target import Target, target_from_environ_path
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class ExchangeScope:
             app = local.app  # outside the chain: never forwarded and never counted
             on_failure = self._on_local_failure
         environ[ENVIRON_KEY] = exchange = Exchange()
+        if TRAILERS_KEY in environ:
+            exchange._request_trailers = environ[TRAILERS_KEY]
         sent: list[tuple[str, str]] = []
 
         def begin(status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None) -> Callable[[bytes], object]:

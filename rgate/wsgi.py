@@ -7,9 +7,10 @@
 RGATE_CONFIG names the config, by default config.yml in the working directory; its section `server` does not count here.
 
 What the other server does not pass on is lost: repeated headers come joined, a header's name with "_" cannot be told from
-one with "-", granian has the path decoded only, a client that leaves is noticed only when there is something to send to it,
-and an early answer of a backend reaches the client only when its upload is complete. rgate's own server has none of that, and
-is several times as fast.
+one with "-", granian has the path decoded only, interim responses and trailers are dropped, the other server answers
+`Expect: 100-continue` by itself, a client that leaves is noticed only when there is something to send to it, and an early
+answer of a backend reaches the client only when its upload is complete. rgate's own server has none of that, and is several
+times as fast.
 """
 
 from __future__ import annotations

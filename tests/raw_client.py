@@ -14,11 +14,12 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RawResponse:
-    """One response as it came. `complete` says that the body ended as its framing says."""
+    """One response as it came. `complete` says that the body ended as its framing says; `trailers` are the lines behind it."""
 
     head: bytes
     body: bytes
     complete: bool = True
+    trailers: bytes = b""
 
     @property
     def line(self) -> str:
@@ -100,13 +101,16 @@ class RawClient:
         body = b""
         while line := self.until(b"\r\n"):
             size = int(line, 16) if line.endswith(b"\r\n") else -1
+            if not size:
+                trailers = b""
+                while (trailer := self.until(b"\r\n")) not in (b"\r\n", b""):
+                    trailers += trailer
+                return RawResponse(head, body, complete=trailer == b"\r\n", trailers=trailers)
             block = self.read(size + 2)
             body += block[:size] if block.endswith(b"\r\n") else block
             if size < 0 or len(block) < size + 2:
                 break
             assert block.endswith(b"\r\n"), f"no CRLF after a chunk of {size} bytes, but {block[size:]!r}"
-            if not size:
-                return RawResponse(head, body)
         return RawResponse(head, body, complete=False)
 
     def until(self, end: bytes) -> bytes:

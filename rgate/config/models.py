@@ -58,7 +58,7 @@ __all__ = [
 class TimeoutsConfig(Model):
     """How long to wait for a backend (see model.Timeouts). Each is above 0 and at most a day."""
 
-    connect_seconds: Seconds = 2.0
+    connect_seconds: Seconds = 4.0
     response_seconds: Seconds = 30.0
 
 
@@ -158,6 +158,7 @@ class ServerConfig(Model):
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
+    interim_responses: Literal["auto", "all", "none"] = "auto"
     max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
     max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
     proxy_protocol: Flag = False

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
-from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
+from ..wire.chunked import ChunkedReader, chunk_head, last_chunk
 from .pipe import SPLICE, Pipe
 from .upstream import BLOCK_BYTES, UpstreamConnection
 
 __all__ = ["ResponseBody", "Upload"]
 
 LARGE_BLOCK_BYTES: Final = 262_144
+CONTINUE_SECONDS: Final = 1.0  # a backend that asks for no body by then may know nothing of Expect (RFC 9110 §10.1.1)
 SPLICE_FROM_BYTES: Final = 262_144  # a pipe costs some system calls of its own
 
 
@@ -23,24 +25,60 @@ class Upload:
 
     `stream` is wsgi.input. When it is one of rgate's own server it has `fileno()` and `buffered`, and pump() waits for
     the client and the backend at once, so that neither an early response nor a slow client holds up the other. A large one
-    of known length between plain sockets goes through a pipe. close() it if it does not become `complete`.
+    of known length between plain sockets goes through a pipe. `trailers` is asked for the trailer fields of a chunked one when
+    that has been read to its end. close() it if it does not become `complete`.
     """
 
-    __slots__ = ("_connection", "_left", "_outgoing", "_own", "_pipe", "_read", "_stream", "_timeout_seconds", "complete")
+    __slots__ = (
+        "_connection",
+        "_held_until",
+        "_left",
+        "_outgoing",
+        "_own",
+        "_pipe",
+        "_read",
+        "_stream",
+        "_timeout_seconds",
+        "_trailers",
+        "complete",
+    )
 
-    def __init__(self, stream: Any, length: int | None, connection: UpstreamConnection, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        length: int | None,
+        connection: UpstreamConnection,
+        timeout_seconds: float,
+        trailers: Callable[[], Iterable[tuple[str, str]]] = tuple,
+    ) -> None:
         self._stream = stream
         self._read: Callable[[int], bytes] = getattr(stream, "read1", None) or stream.read
         self._left = length
         self._connection = connection
         self._outgoing = memoryview(b"")
         self._timeout_seconds = timeout_seconds
-        self._own = hasattr(stream, "buffered")
+        self._trailers = trailers
+        self._held_until = 0.0
+        self._own = hasattr(stream, "take_in")
         self._pipe: Pipe | None = None
         large = length is not None and length >= SPLICE_FROM_BYTES
         if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
             self._pipe = Pipe()
         self.complete = False
+
+    def hold(self) -> None:
+        """Send nothing before the backend has asked for it, the client sends unasked, or CONTINUE_SECONDS have passed. For a
+        request of rgate's own server with `Expect: 100-continue`; the client is told to send when the body may go."""
+        self._held_until = monotonic() + CONTINUE_SECONDS
+
+    def release(self) -> None:
+        """Hold it no longer: the backend has asked for it."""
+        self._held_until = 0.0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing of it has been asked for yet."""
+        return bool(self._held_until)
 
     def close(self) -> None:
         """Give up what has not been sent. May be called again."""
@@ -65,7 +103,7 @@ class Upload:
 
     def _pump(self) -> None:
         connection = self._connection
-        if connection.holds:
+        if connection.holds or (self.is_held and self._backend_answers()):
             return
         own, pipe = self._own, self._pipe
         poll = select.poll()
@@ -97,6 +135,22 @@ class Upload:
                 return
             self._send()
 
+    def _backend_answers(self) -> bool:
+        """Whether something has come from the backend while the body was held. If not, it is held no longer."""
+        connection = self._connection
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        poll.register(self._stream.fileno(), select.POLLIN)
+        while (left_seconds := self._held_until - monotonic()) > 0:
+            ready = dict(poll.poll(left_seconds * 1000))
+            if connection.sock.fileno() in ready:
+                if connection.has_come:
+                    return True
+            elif ready:
+                break  # the client sends, or has left
+        self.release()
+        return False
+
     def _next_block(self) -> None:
         if self._pipe is not None and not self._stream.buffered:
             assert self._left is not None
@@ -104,7 +158,8 @@ class Upload:
             return
         block = self._read(LARGE_BLOCK_BYTES if self._left is None else min(LARGE_BLOCK_BYTES, self._left))
         if self._left is None:
-            self._outgoing = memoryview(b"%b%b\r\n" % (chunk_head(len(block)), block) if block else LAST_CHUNK)
+            coded = b"%b%b\r\n" % (chunk_head(len(block)), block) if block else last_chunk(tuple(self._trailers()))
+            self._outgoing = memoryview(coded)
             self._left = None if block else 0
         elif block:
             self._outgoing = memoryview(block)
@@ -134,8 +189,8 @@ class ResponseBody:
     """A response body as a WSGI iterable: each block as it comes, checked against its framing.
 
     Raises Truncated when the backend ends, stalls or errs before the body is complete, so that the client's connection
-    is cut and no partial body looks whole. `done(whole, fault)` is called once, at the end or in close(); `fault` is what
-    the backend has done wrong, if it is that what ends the body.
+    is cut and no partial body looks whole. `done(whole, fault, trailers)` is called once, at the end or in close(); `fault` is
+    what the backend has done wrong, if it is that what ends the body, and `trailers` the lines that have come behind it.
     """
 
     __slots__ = ("_chunks", "_connection", "_done", "_first", "_left", "_upload")
@@ -147,11 +202,11 @@ class ResponseBody:
         first: bytes,
         connection: UpstreamConnection,
         upload: Upload | None,
-        done: Callable[[bool, Truncated | None], None],
+        done: Callable[[bool, Truncated | None, Sequence[bytes]], None],
     ) -> None:
         self._connection = connection
         self._upload = upload
-        self._done: Callable[[bool, Truncated | None], None] | None = done
+        self._done: Callable[[bool, Truncated | None, Sequence[bytes]], None] | None = done
         self._first = first
         self._left = length
         self._chunks = ChunkedReader() if chunked else None
@@ -213,7 +268,8 @@ class ResponseBody:
     def _end(self, whole: bool, fault: Truncated | None = None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(whole and (self._upload is None or self._upload.complete), fault)
+            trailers = () if self._chunks is None else self._chunks.trailers
+            done(whole and (self._upload is None or self._upload.complete), fault, trailers)
             if self._upload is not None:
                 self._upload.close()
 

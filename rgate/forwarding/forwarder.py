@@ -6,17 +6,18 @@ back the same way. Nothing is decoded, followed, retried elsewhere or made up he
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import BadResponse, InternalFault, RequestError, Truncated, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
-from ..wire.chunked import LAST_CHUNK, ChunkedReader
+from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
 from ..wire.fields import forward_line
 from ..wire.remembered import Remembered
+from ..wire.trailers import read_trailers
 from .body import ResponseBody, Upload
 from .forwarded import CDN_LOOP_KEY, VIA_KEY, believed_lines, forwarded_lines
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
@@ -32,6 +33,9 @@ __all__ = ["Forwarder"]
 
 # Sending these twice has the same effect as once (RFC 9110 §9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
+
+_TE: Final = b"TE: trailers\r\nConnection: TE\r\n"
 
 
 class Forwarder:
@@ -58,9 +62,14 @@ class Forwarder:
         if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
             upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
         head = self._head(environ, upstream)
-        if exchange.tunnel is not None:
+        if exchange.tunnel is None:
+            if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here
+                head += _TE
+        else:
             head += f"Connection: Upgrade\r\nUpgrade: {exchange.tunnel.protocol}\r\n".encode("latin-1")
         exchange.attempts += 1
+        if exchange._response_trailers:
+            exchange._response_trailers.clear()  # an earlier attempt's
         running = load.running
         running.add(exchange)
         try:
@@ -82,7 +91,7 @@ class Forwarder:
     ) -> Iterable[bytes]:
         client = environ.get(CLIENT_KEY)
         method = environ["REQUEST_METHOD"]
-        connection, response, block, upload = self._exchange(environ, client, method, upstream, head)
+        connection, response, block, upload = self._exchange(environ, exchange, client, method, upstream, head)
         if endpoint.load.on_response is not None:
             endpoint.load.on_response(exchange, response.code)
         if response.code < 200:
@@ -90,16 +99,20 @@ class Forwarder:
             start_response(response.status, response.headers.copy())
             return []
         reusable = response.keep_alive
+        settled = upload is None
         if upload is not None:
             if upload.complete:
                 upload = None
-            elif response.code >= 300:
+            elif response.code >= 300 or upload.is_held:
                 # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
                 upload.close()
                 upload, reusable = None, False
         length = response.length
         chunked = response.chunked
         if method == "HEAD" or response.code == 204 or response.code == 304:
+            if length or chunked:
+                # There is none, but whoever announces one may send it: it would be the answer to the next request.
+                reusable = False
             length, chunked = 0, False
         elif chunked and block.endswith(LAST_CHUNK):
             block, length = _whole(connection, block)
@@ -107,7 +120,7 @@ class Forwarder:
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
             if reusable and len(block) == length and not (client is not None and client.gone):
-                upstream.pool.give_back(connection)
+                upstream.pool.give_back(connection, settled)
             else:
                 connection.close()
             endpoint.load.running.discard(exchange)
@@ -115,13 +128,16 @@ class Forwarder:
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
-        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
+        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable, settled)
         body = ResponseBody(length, chunked, block, connection, upload, done)
         if exchange.streaming is not None:
             exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
         exchange.streaming = body
+        headers = response.headers.copy()
+        if chunked and response.trailer and client is not None and "HTTP_TE" in environ:
+            headers.append(("Trailer", response.trailer))
         try:
-            start_response(response.status, response.headers.copy())
+            start_response(response.status, headers)
             if client is not None and not block and connection.is_quiet():
                 client.flush_head()
         except BaseException:
@@ -130,17 +146,21 @@ class Forwarder:
         return body
 
     def _exchange(
-        self, environ: WSGIEnvironment, client: Any, method: str, upstream: Upstream, head: bytes
+        self, environ: WSGIEnvironment, exchange: Exchange, client: Any, method: str, upstream: Upstream, head: bytes
     ) -> tuple[UpstreamConnection, ResponseHead, bytes, Upload | None]:
         """Send the request and read the response's head; once more on a new connection when the pooled one was stale."""
         stream = length = None
+        expects = False
         if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
-            stream, length, head = _framing(environ, head)
+            if "HTTP_EXPECT" in environ and getattr(environ["wsgi.input"], "awaits_continue", False):
+                expects = True
+                head += b"Expect: 100-continue\r\n"
+            stream, length, head = _framing(environ, exchange, head)
         else:
             head += b"\r\n"
         repeatable = stream is None and method in IDEMPOTENT
         timeouts = self._timeouts
-        connection = upstream.pool.take(timeouts)
+        connection = upstream.pool.take(timeouts, repeatable)
         while True:
             upload = None
             try:
@@ -149,11 +169,18 @@ class Forwarder:
                     client.on_gone = connection.abort
                 connection.send_bytes(head)
                 if stream is None:
-                    response, block = connection.read_head()
+                    reused = connection.used
+                    response, block = connection.read_head(client)
+                    if response.code == 408 and reused and not response.keep_alive:
+                        # The request was whole: this is the end of a connection that has rested too long, said in words.
+                        raise StaleConnection("the backend has given up waiting for a request")
                 else:
-                    upload = Upload(stream, length, connection, timeouts.response_seconds)
+                    trailers = partial(_trailers, environ, exchange)
+                    upload = Upload(stream, length, connection, timeouts.response_seconds, trailers)
+                    if expects:
+                        upload.hold()
                     upload.pump()
-                    response, block = connection.read_head(upload.pump)
+                    response, block = connection.read_head(client, upload)
                 break
             except (StaleConnection, UpstreamClosed) as error:
                 connection.close()
@@ -231,35 +258,47 @@ def _is_below(prefix: str, path: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/", "?")
 
 
-def _framing(environ: WSGIEnvironment, head: bytes) -> tuple[Any, int | None, bytes]:
+def _framing(environ: WSGIEnvironment, exchange: Exchange, head: bytes) -> tuple[Any, int | None, bytes]:
     """The stream still to be sent (None when there is none), its length (None: chunked), and the head made complete.
 
-    A body that is wholly at hand goes out with the head.
+    A body that is wholly at hand goes out with the head, chunked only when there are trailers for it.
     """
     length = environ.get("CONTENT_LENGTH")
     if length:
-        head += b"Content-Length: %d\r\n\r\n" % int(length)
         stream = environ["wsgi.input"]
         if type(stream) is BytesIO:
             body = stream.read(int(length))
             if len(body) < int(length):
                 raise InternalFault("a middleware has read the request body and put none in its place")
-            return None, None, head + body
+            trailers = _trailers(environ, exchange) if exchange._request_trailers else []
+            if trailers:
+                chunk = b"%b%b\r\n" % (chunk_head(len(body)), body) if body else b""
+                return None, None, b"%bTransfer-Encoding: chunked\r\n\r\n%b%b" % (head, chunk, last_chunk(trailers))
+            return None, None, b"%bContent-Length: %d\r\n\r\n%b" % (head, int(length), body)
+        head += b"Content-Length: %d\r\n\r\n" % int(length)
         return (stream, int(length), head) if int(length) else (None, None, head)
     if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
         return environ["wsgi.input"], None, head + b"Transfer-Encoding: chunked\r\n\r\n"
     return None, None, head + b"\r\n"
 
 
+def _trailers(environ: WSGIEnvironment, exchange: Exchange) -> list[tuple[str, str]]:
+    """The request's trailer fields, but those that stand in its head: whoever merges the two must find what the chain has
+    seen or set."""
+    return [pair for pair in exchange.request_trailers if "HTTP_" + pair[0].upper().replace("-", "_") not in environ]
+
+
 def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | None]:
-    """A chunked body decoded, and its length, when all of it came with the head; else as it is, and None."""
+    """A chunked body decoded, and its length, when all of it came with the head and nothing is behind it; else as it is, and
+    None."""
     chunks = ChunkedReader()
     try:
         payload = chunks.feed(block)
     except ValueError as error:
         connection.close()
         raise BadResponse(str(error)) from error
-    return (payload + chunks.rest, len(payload)) if chunks.complete else (block, None)
+    whole = chunks.complete and not chunks.trailers
+    return (payload + chunks.rest, len(payload)) if whole else (block, None)
 
 
 def _switch(
@@ -290,13 +329,17 @@ def _done(
     exchange: Exchange,
     client: Any,
     reusable: bool,
+    settled: bool,
     whole: bool,
     fault: Truncated | None,
+    trailers: Sequence[bytes],
 ) -> None:
+    if trailers:
+        exchange.response_trailers.extend(read_trailers(trailers))
     if client is not None:
         client.on_gone = None
     if reusable and whole and not (client is not None and client.gone):
-        upstream.pool.give_back(connection)
+        upstream.pool.give_back(connection, settled)
     else:
         connection.close()
     endpoint.load.running.discard(exchange)

@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -41,13 +41,24 @@ from ..errors import (
 from ..model import Address, Timeouts, UpstreamTLS
 from ..tls.stream import TLSStream
 from ..wire.response import ResponseHead, ResponseReader
+from .connecting import ConnectQueue
 from .tls import context_for
+
+if TYPE_CHECKING:
+    from .body import Upload
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 
 BLOCK_BYTES: Final = 65_536
 UNSENT_BYTES: Final = 131_072  # so much of an upload waits in the kernel for a backend that reads slowly, not megabytes
 MAX_INTERIM_HEADS: Final = 16
+
+# A server that has not read a large body may close the connection although it has said that it stays open, some milliseconds
+# after its answer (gunicorn's gthread worker; or seconds, when it waits for another such client to close: 2 s each). So after a
+# body that did not go out with its head, a connection carries nothing that can't be sent again until it has rested this long
+# and is still open.
+SETTLE_SECONDS: Final = 2.5
+MAX_LOOKED_AT: Final = 8  # of those that settle, the last ones, with every request
 
 # A pooled connection rests at most this long: less than the keep-alive time of common servers (5 s), so that closing
 # races are rare.
@@ -64,6 +75,7 @@ class _Exchanging(HTTPConnection):
 
     sock: socket.socket
     responses: ResponseReader
+    connecting: ConnectQueue
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
     aborted = False  # abort() was called
@@ -74,13 +86,22 @@ class _Exchanging(HTTPConnection):
     _poll: Callable[[int], list[tuple[int, int]]]
 
     def open(self, timeouts: Timeouts) -> None:
-        """Connect. Raises the GatewayError that says why it is not possible."""
-        self.timeout = timeouts.connect_seconds
+        """Connect, when it is our turn. Raises the GatewayError that says why it is not possible."""
+        began = monotonic()
+        until = began + timeouts.connect_seconds
+        if not self.connecting.enter(self, until):
+            raise ConnectTimeout("too many connections to this endpoint are being made")
+        entered = monotonic()
+        self.timeout = until - entered
+        fault = None
         try:
             self.connect()
         except (HTTPError, OSError) as error:
             self.close()
-            raise translate(error) from error
+            fault = translate(error)
+            raise fault from error
+        finally:
+            self.connecting.connected(self, monotonic() - entered, not isinstance(fault, ConnectTimeout))
         poll = select.poll()  # made once: it is asked before every request
         poll.register(self.sock, select.POLLIN)
         self._poll = poll.poll
@@ -120,12 +141,12 @@ class _Exchanging(HTTPConnection):
         except OSError as error:
             raise UpstreamClosed(str(error)) from error
 
-    def read_head(self, go_on: Callable[[], object] | None = None) -> tuple[ResponseHead, bytes]:
+    def read_head(self, client: Any = None, upload: Upload | None = None) -> tuple[ResponseHead, bytes]:
         """The final response head (101 is one), and the bytes that came with it.
 
-        Interim responses are swallowed: 100 is between us and the backend, 102 and 103 are hints. `go_on` is called after
-        one, as they may come while a request body is still on its way. A head that has begun must be whole in the time of
-        a single wait. Raises StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
+        Interim responses are given to the client's connection, `client`, but for 100, which lets the body of `upload` go. That
+        goes on after an interim response, as they may come while a request body is still on its way. A head that has begun
+        must be whole in the time of a single wait. Raises StaleConnection, UpstreamClosed, ResponseTimeout, BadResponse.
         """
         responses = self.responses
         try:
@@ -145,12 +166,19 @@ class _Exchanging(HTTPConnection):
             raw = block[:end]
             head = responses.known_heads.get(raw) or responses.read(raw)
             block = block[end + 4 :]
+            if not self.used:
+                self.connecting.accepted(self)
             if head.code >= 200 or head.code == 101:
                 self.used = True
                 return head, block
+            if head.code == 100:
+                if upload is not None:
+                    upload.release()
+            elif client is not None:
+                client.send_interim(head.status, head.headers)
             if not block:
-                if go_on is not None:
-                    go_on()
+                if upload is not None:
+                    upload.pump()
                 block = self.receive()
                 if not block:
                     raise UpstreamClosed("closed after an interim response")
@@ -160,7 +188,9 @@ class _Exchanging(HTTPConnection):
         """What has come when the head that begins with `block` is whole, and where it ends."""
         until = monotonic() + self._wait_seconds
         end = -1
+        judged = searched = 0
         while end < 0:
+            judged = self.responses.check_incomplete(block, judged, searched)
             if len(block) > self.responses.max_head_bytes:
                 raise BadResponse("the response head is too large")
             if monotonic() > until:
@@ -168,9 +198,9 @@ class _Exchanging(HTTPConnection):
             more = self.receive()
             if not more:
                 raise UpstreamClosed("closed within the response head")
-            searched = max(len(block) - 3, 0)
+            searched = len(block)
             block += more
-            end = block.find(b"\r\n\r\n", searched)
+            end = block.find(b"\r\n\r\n", max(searched - 3, 0))
         return block, end
 
     def abort(self) -> None:
@@ -222,7 +252,10 @@ class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
 
 
 class _RestingPool(HTTPConnectionPool):
-    """A pool whose resting connections lie in a deque: taking and giving back is atomic and needs no lock."""
+    """A pool whose resting connections lie in deques: taking and giving back is atomic and needs no lock.
+
+    Those in `settling` have carried a large body and are not trusted with every request yet (see SETTLE_SECONDS).
+    """
 
     ConnectionCls = UpstreamConnection
     responses: ResponseReader
@@ -230,6 +263,8 @@ class _RestingPool(HTTPConnectionPool):
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
         self.resting: deque[UpstreamConnection] = deque()
+        self.settling: deque[UpstreamConnection] = deque()
+        self.connecting = ConnectQueue()
         self.retired = False  # the endpoint is gone; what is still under way is closed at its end
 
     def fresh(self, timeouts: Timeouts) -> UpstreamConnection:
@@ -237,51 +272,86 @@ class _RestingPool(HTTPConnectionPool):
         connection = self._new_conn()
         assert isinstance(connection, _Exchanging)
         connection.responses = self.responses
+        connection.connecting = self.connecting
         connection.open(timeouts)
         return connection  # type: ignore[return-value]
 
-    def take(self, timeouts: Timeouts) -> UpstreamConnection:
+    def take(self, timeouts: Timeouts, repeatable: bool = True) -> UpstreamConnection:
         """A resting connection that is still good, or a new one. Each is looked at, however short its rest (0.9 µs): what has
-        come meanwhile, asked for by nobody, would be taken for the answer to the next request, and so on. Raises
-        Unavailable faults."""
+        come meanwhile, asked for by nobody, would be taken for the answer to the next request, and so on. `repeatable` says
+        that the request can be sent again when the connection turns out to be closed. Raises Unavailable faults."""
+        if self.settling:
+            self._close_what_is_closed()
         while True:
             try:
                 connection = self.resting.pop()
             except IndexError:
-                return self.fresh(timeouts)
+                settling = self._settling(repeatable) if self.settling else None
+                if settling is None:
+                    return self.fresh(timeouts)
+                connection = settling
             rested = monotonic() - connection.rested_since
             if rested > MAX_IDLE_SECONDS or not connection.is_quiet():
                 connection.close()
                 continue
             return connection
 
-    def give_back(self, connection: UpstreamConnection) -> None:
-        """Let a connection rest whose exchange is complete on both sides."""
+    def _close_what_is_closed(self) -> None:
+        """Close those that settle and that the backend has closed, of the last few: it may wait for that, and serve nobody."""
+        good: list[UpstreamConnection] = []
+        while self.settling and len(good) < MAX_LOOKED_AT:
+            try:
+                connection = self.settling.pop()
+            except IndexError:  # another thread has taken the last one
+                break
+            if connection.is_quiet():
+                good.append(connection)
+            else:
+                connection.close()
+        self.settling.extend(reversed(good))
+
+    def _settling(self, repeatable: bool) -> UpstreamConnection | None:
+        """The one of those that are settling that has rested longest, if that is long enough for the request."""
+        try:
+            connection = self.settling.popleft()
+        except IndexError:  # another thread has taken the last one
+            return None
+        if repeatable or monotonic() - connection.rested_since >= SETTLE_SECONDS:
+            return connection
+        self.settling.appendleft(connection)
+        return None
+
+    def give_back(self, connection: UpstreamConnection, settled: bool = True) -> None:
+        """Let a connection rest whose exchange is complete on both sides, as far as is known. Not `settled`: the backend may
+        not have read the request's body."""
         connection.rested_since = monotonic()
-        if len(self.resting) < MAX_IDLE_CONNECTIONS and not self.retired and not connection.broken:
-            self.resting.append(connection)
+        place = self.resting if settled else self.settling
+        if len(place) < MAX_IDLE_CONNECTIONS and not self.retired and not connection.broken:
+            place.append(connection)
         else:
             connection.close()
 
     def expire(self) -> None:
         """Close what has rested too long. The oldest lie on the left."""
-        while self.resting:
-            try:
-                connection = self.resting.popleft()
-            except IndexError:
-                return
-            if monotonic() - connection.rested_since <= MAX_IDLE_SECONDS:
-                self.resting.appendleft(connection)
-                return
-            connection.close()
+        for place in (self.resting, self.settling):
+            while place:
+                try:
+                    connection = place.popleft()
+                except IndexError:
+                    break
+                if monotonic() - connection.rested_since <= MAX_IDLE_SECONDS:
+                    place.appendleft(connection)
+                    break
+                connection.close()
 
     def close(self) -> None:
         self.retired = True
-        while self.resting:
-            try:
-                self.resting.pop().close()
-            except IndexError:
-                break
+        for place in (self.resting, self.settling):
+            while place:
+                try:
+                    place.pop().close()
+                except IndexError:
+                    break
         super().close()
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NormalizeOptions", "enveloped"]
 
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"})
 _SINGLE = frozenset({"age", "content-length", "content-location", "content-range", "content-type", "date", "etag", "expires",
                      "last-modified", "location", "retry-after", "server"})  # fmt: skip
 _OF_THE_OLD_BODY = frozenset({"accept-ranges", "content-digest", "content-length", "content-md5", "content-type", "digest",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BodyTooLarge, RequestError, RequestTimeout
 from ..wire.chunked import ChunkedReader
+from ..wire.trailers import read_trailers
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -39,12 +40,18 @@ class RequestBody(io.RawIOBase):
         self._interim = interim
         self._failed = False
         self.wait_seconds = wait_seconds
+        self.trailers: list[tuple[str, str]] = []  # once it is complete
         self.rest = b""  # what came after the body: the next request's
         self.complete = length == 0
 
     def fileno(self) -> int:
         """The client's socket, for waiting."""
         return self._connection.fileno()
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client waits to be told that it may send the body."""
+        return self._interim and not self._first
 
     @property
     def buffered(self) -> bool:
@@ -190,6 +197,8 @@ class RequestBody(io.RawIOBase):
         except ValueError as error:
             raise RequestError(str(error)) from error
         self.complete, self.rest = self._chunks.complete, self._chunks.rest
+        if self.complete:
+            self.trailers += read_trailers(self._chunks.trailers)
         self._taken += len(self._ready)
         if self._limit is not None and self._taken > self._limit:
             self.complete = False  # whatever has come: nothing more is read on this connection

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import GatewayError, RequestError, RequestTimeout
 from ..wire.client import plain_address
-from ..wire.environ import CLIENT_KEY
+from ..wire.environ import CLIENT_KEY, TRAILERS_KEY
 from ..wire.request import RequestHead
 from .body import RequestBody
 from .environ import NO_BODY, refused
@@ -39,7 +39,6 @@ SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thr
 REQUESTS_AT_ONCE: Final = 16  # of one connection; if more have come, the others are served first
 LINGER_SECONDS: Final = 2.0
 LEAVING_SECONDS: Final = 1.0  # what a client sends before it knows of our end has come by then
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection:
@@ -121,6 +120,13 @@ class Connection:
         waits = self._pending or self._rest_of_requests or self.collecting is not None or self._lingering
         return bool(self.deadline) and not waits
 
+    def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
+        """Send an interim response if the client is to have one; whether it has been sent. Raises ValueError for what is none."""
+        try:
+            return self._response.send_interim(status, headers)
+        except OSError:
+            return False
+
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
         with contextlib.suppress(OSError):  # the client is gone, as the first block of the body will find out
@@ -152,8 +158,7 @@ class Connection:
 
     def ask_for_body(self) -> None:
         """Answer `Expect: 100-continue`, unless the final response has begun. Raises OSError."""
-        if not self._response.began:
-            self._sock.sendall(_CONTINUE)
+        self._response.send_continue()
 
     @property
     def left(self) -> bool:
@@ -301,7 +306,12 @@ class Connection:
             self._identify(environ)
         self.deadline = 0.0
         response = self._response
-        response.unread = None if body is None else lambda: not body.complete
+        response.unread = None
+        response.takes_interim = request.takes_interim
+        if body is not None:
+            response.unread = lambda: not body.complete
+            if request.chunked:
+                environ[TRAILERS_KEY] = body.trailers
         self.remaining -= 1
         response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
         if response.keep_alive:
@@ -335,6 +345,7 @@ class Connection:
         self._lingering = True
         self.deadline = 0.0
         self._response.unread = None
+        self._response.takes_interim = False
         self._response.run(self._server.app, environ, 1, False)
 
     def _ends(self, rest: bytes) -> bool:

@@ -12,7 +12,7 @@ from ..errors import InternalFault
 from ..exchange import ENVIRON_KEY, Exchange
 from ..log import about
 from ..wire import fields
-from ..wire.chunked import LAST_CHUNK, chunk_head
+from ..wire.chunked import LAST_CHUNK, chunk_head, last_chunk
 from ..wire.fields import Field, forward_line
 from ..wire.remembered import Remembered
 
@@ -27,7 +27,8 @@ __all__ = ["HeadWriter", "ResponseStream"]
 SMALL_BYTES: Final = 65_536
 GATHERED_BYTES: Final = 16_384  # up to this, copying is cheaper than sending in parts
 _BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
-_ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED = range(5)
+_ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger("rgate.serving")
 
 
@@ -59,6 +60,7 @@ class HeadWriter:
         lines = [self._status_lines.get(status) or self._status_line(status)]
         length = None
         dated = close = False
+        trailer = None
         known = self._lines
         for pair in headers:
             line, meaning = known.get(pair) or self._line(pair)
@@ -70,13 +72,31 @@ class HeadWriter:
                     continue
                 if meaning == _DATE:
                     dated = True
+                elif meaning == _TRAILER:
+                    trailer = line
+                    continue
                 else:
                     close = close or meaning == _CLOSE
                     continue
             lines.append(line)
+        if trailer is not None and length is None:  # a body of known length has nothing behind it
+            lines.append(trailer)
         if not dated:
             lines.append(self.date())
         return lines, length, close
+
+    def interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bytes:
+        """The whole head of an interim response, which has no body (RFC 9110 §15.2).
+
+        Raises ValueError for what is not an interim status, or is 100 or 101, and for what no head may contain.
+        """
+        lines = [self._status_line(status, 102, 199)]
+        for pair in headers:
+            line, meaning = self._lines.get(pair) or self._line(pair)
+            if not meaning or meaning == _DATE:
+                lines.append(line)
+        lines.append(b"\r\n")
+        return b"".join(lines)
 
     def remember(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
@@ -106,13 +126,13 @@ class HeadWriter:
             self._date = (now, line)
         return line
 
-    def _status_line(self, status: str) -> bytes:
+    def _status_line(self, status: str, least: int = 200, most: int = 599) -> bytes:
         code, _, phrase = status.partition(" ")
-        if len(code) != 3 or not code.isascii() or not code.isdigit() or not 200 <= int(code) <= 599:
-            raise ValueError(f"not a final status: {status!r}")
+        if len(code) != 3 or not code.isascii() or not code.isdigit() or not least <= int(code) <= most:
+            raise ValueError(f"not a status from {least} to {most}: {status!r}")
         forward_line("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if len(status) <= self.MAX_VALUE_BYTES:
+        if len(status) <= self.MAX_VALUE_BYTES and least == 200:
             self._status_lines.offer(status, line)
         return line
 
@@ -127,7 +147,9 @@ class HeadWriter:
             meaning = _LENGTH
         elif field.meaning == fields.CONNECTION:
             meaning = _CLOSE if "close" in field.tokens else _DROPPED
-        elif field.meaning in (fields.TRANSFER_ENCODING, fields.HOP_BY_HOP):
+        elif field.meaning == fields.TRAILER:
+            meaning = _TRAILER
+        elif field.meaning in (fields.TRANSFER_ENCODING, fields.TE, fields.HOP_BY_HOP):
             meaning = _DROPPED
         elif field.name == "date":
             meaning = _DATE
@@ -138,6 +160,8 @@ class HeadWriter:
 
 class ResponseStream:
     """Runs a WSGI app for one request after another on a connection, and sends what it answers.
+
+    `takes_interim` says whether the client of the present request is sent interim responses.
 
     What it sends on the socket goes out whole, or OSError is raised. After run(), `keep_alive` says whether another
     request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole. With
@@ -161,6 +185,7 @@ class ResponseStream:
         "keep_alive",
         "protocol",
         "switched",
+        "takes_interim",
         "unread",
     )
 
@@ -176,6 +201,7 @@ class ResponseStream:
         self._minor = 1
         self._left: int | None = None
         self.unread: Callable[[], bool] | None = None
+        self.takes_interim = False
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment, minor: int, keep_alive: bool) -> None:
         """Call the app and send its response. Never raises: what goes wrong ends in `cut`."""
@@ -191,7 +217,7 @@ class ResponseStream:
             if type(body) is list and len(body) < 2 and not self._head_sent:
                 self._send_whole(body[0] if body else b"")
                 return  # a list has no close()
-            self._send_blocks(body)
+            self._send_blocks(body, environ)
         except OSError as error:
             self._break_off()
             _log.debug("the client is gone: %s", error)
@@ -224,6 +250,22 @@ class ResponseStream:
         self._status = status
         self._headers = headers
         return self.write
+
+    def send_continue(self) -> None:
+        """Tell the client to send its body, unless the final response has begun."""
+        if not self._head_sent:
+            self._send_interim(_CONTINUE)
+
+    def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
+        """Send an interim response if the client is to have one and its response has not begun; whether that is so."""
+        if self._head_sent or not self.takes_interim:
+            return False
+        self._send_interim(self._heads.interim(status, headers))
+        return True
+
+    def _send_interim(self, head: bytes) -> None:
+        """Every interim head goes out here, and each begins with `HTTP/1.1 `."""
+        self._send(head)
 
     def flush_head(self) -> None:
         """Send the head now, when start_response has come through; the body may be long in coming."""
@@ -289,7 +331,7 @@ class ResponseStream:
         else:
             self._send_parts([head, block])
 
-    def _send_blocks(self, body: Iterable[bytes]) -> None:
+    def _send_blocks(self, body: Iterable[bytes], environ: WSGIEnvironment) -> None:
         for block in body:
             self.write(block)
         if not self._head_sent:
@@ -298,7 +340,7 @@ class ResponseStream:
             if self._left:
                 raise ValueError("the app sent less than its Content-Length")
             if self._chunked:
-                self._send(LAST_CHUNK)
+                self._send(_last_chunk(environ))
 
     def _head(self, known_length: int | None) -> bytes:
         """The whole head; from here on only bytes of the body may follow. `known_length`: the whole body is at hand."""
@@ -362,3 +404,11 @@ class ResponseStream:
     def ends_with_connection(self) -> bool:
         """Whether a plain close would look like the proper end of this response."""
         return self._head_sent and self._has_body and self._left is None and not self._chunked
+
+
+def _last_chunk(environ: WSGIEnvironment) -> bytes:
+    """What ends the chunked body of a response, with its trailers if there are some and the client takes them."""
+    exchange: Exchange | None = environ.get(ENVIRON_KEY)
+    if exchange is None or not exchange.response_trailers or "HTTP_TE" not in environ:
+        return LAST_CHUNK
+    return last_chunk(exchange.response_trailers)

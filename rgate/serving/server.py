@@ -131,6 +131,7 @@ class Server(BaseWSGIServer):
     def _requests(self, config: ServerConfig) -> RequestReader:
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         requests.upgrades = EPOLL  # tunnels need it
+        requests.interim_responses = config.interim_responses
         return requests
 
     @property

@@ -27,7 +27,8 @@ def http_response(body: bytes = b"", status: str = "200 OK", headers: Iterable[t
 class RawRequest:
     """One request as it came over the socket.
 
-    `head` is everything up to and including the empty line, `body` what followed it, still in its chunks if it came so.
+    `head` is everything up to and including the empty line, `body` what followed it, still in its chunks if it came so, with
+    the trailers behind them.
     """
 
     head: bytes
@@ -73,10 +74,14 @@ class ScriptedConnection:
         body = b""
         if any("chunked" in value.lower() for value in request.values("transfer-encoding")):
             while line := self._until(b"\r\n"):
+                body += line
                 size = int(line.partition(b";")[0], 16)
-                body += line + self.read(size + 2)
                 if not size:
+                    while (trailer := self._until(b"\r\n")) not in (b"\r\n", b""):
+                        body += trailer
+                    body += trailer
                     break
+                body += self.read(size + 2)
         else:
             body = self.read(sum(map(int, request.values("content-length"))))
         request = RawRequest(head, body)

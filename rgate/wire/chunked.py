@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head"]
+from .fields import forward_line
+
+__all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head", "last_chunk"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -22,10 +25,10 @@ _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
 class ChunkedReader:
     """Takes the coded bytes as they come and gives back the payload in them.
 
-    After each `feed`, `complete` says whether the last chunk and the trailers (dropped: RFC 9110 §6.5.1) have been
-    seen, and `rest` holds the bytes after the body. ValueError means that the coding is broken: the connection is of no
-    further use. A size line is at most 4 KiB, all trailers together 16 KiB, and so is what the size lines of a body have
-    more than their payload: each may be 16 bytes, or as long as its chunk.
+    After each `feed`, `complete` says whether the last chunk and the trailers have been seen, `trailers` holds the lines of
+    these (see trailers.py for what may be done with them), and `rest` the bytes after the body. ValueError means that the
+    coding is broken: the connection is of no further use. A size line is at most 4 KiB, all trailers together 16 KiB, and so
+    is what the size lines of a body have more than their payload: each may be 16 bytes, or as long as its chunk.
     """
 
     MAX_LINE_BYTES: Final = 4_096
@@ -33,7 +36,7 @@ class ChunkedReader:
     MAX_EXCESS_BYTES: Final = 16_384
     USUAL_LINE_BYTES: Final = 16
 
-    __slots__ = ("_excess_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete", "rest")
+    __slots__ = ("_excess_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete", "rest", "trailers")
 
     def __init__(self) -> None:
         self._state = _SIZE
@@ -43,6 +46,7 @@ class ChunkedReader:
         self._excess_bytes = 0
         self.complete = False
         self.rest = b""
+        self.trailers: list[bytes] = []
 
     def feed(self, block: bytes) -> bytes:
         """The payload in `block`. Raises ValueError when the coding is broken."""
@@ -94,6 +98,7 @@ class ChunkedReader:
             self._trailer_bytes += len(line)
             if self._trailer_bytes > self.MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line):
                 raise ValueError("malformed trailers")
+            self.trailers.append(line)
         else:
             self._state = _COMPLETE
             self.complete = True
@@ -114,3 +119,10 @@ class ChunkedReader:
 def chunk_head(size: int) -> bytes:
     """The line before a chunk of `size` bytes. A size of 0 would end the body: callers leave empty blocks out."""
     return b"%x\r\n" % size
+
+
+def last_chunk(trailers: Iterable[tuple[str, str]] = ()) -> bytes:
+    """What ends a body, with these trailer fields. Raises ValueError for a name or value that no field may have."""
+    if not trailers:
+        return LAST_CHUNK
+    return b"0\r\n%b\r\n" % b"".join([forward_line(name, value) for name, value in trailers])

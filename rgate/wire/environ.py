@@ -4,7 +4,10 @@ rgate.target   the Target: what routing decides on and what the backend gets
 rgate.fields   the header fields that may be passed on, in order, as they were sent
 
 rgate.client   the client's connection, under rgate's own server only: `on_gone` is called when the client leaves early,
-               `flush_head()` sends the response's head before its body comes, `take_over()` makes it a tunnel
+               `send_interim()` sends an interim response, `flush_head()` the response's head before its body comes,
+               `take_over()` makes it a tunnel
+rgate.trailers the trailer fields of the request as (name, value), under rgate's own server only, for a chunked body only: a
+               list that is empty until the body has been read to its end
 rgate.upgrade  the protocols that the client asks to switch to, lower-case, under rgate's own server only; the Upgrade
                header itself is never passed on
 rgate.peer     the address of the trusted proxy that the request came from; absent when it came from anybody else. Then
@@ -35,6 +38,7 @@ __all__ = [
     "PEER_KEY",
     "REFUSED_KEY",
     "TARGET_KEY",
+    "TRAILERS_KEY",
     "UPGRADE_KEY",
     "adopt",
     "edited_fields",
@@ -49,10 +53,11 @@ CLIENT_KEY: Final = "rgate.client"
 PEER_KEY: Final = "rgate.peer"
 REFUSED_KEY: Final = "rgate.refused"
 UPGRADE_KEY: Final = "rgate.upgrade"
+TRAILERS_KEY: Final = "rgate.trailers"
 
 _NOT_COPIED: Final = frozenset(
     {fields.CONTENT_LENGTH, fields.TRANSFER_ENCODING, fields.CONNECTION, fields.EXPECT, fields.UPGRADE}
-    | {fields.HOP_BY_HOP, fields.FORWARDED, fields.VIA}
+    | {fields.HOP_BY_HOP, fields.TE, fields.TRAILER, fields.FORWARDED, fields.VIA}
 )
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "HOST",
     "NEVER_NOMINATED",
     "ORDINARY",
+    "TE",
+    "TRAILER",
     "TRANSFER_ENCODING",
     "UNDERSCORE",
     "UPGRADE",
@@ -65,6 +67,8 @@ CLAIM: Final = 9  # the same, but passed on as it is from a trusted proxy, and f
 VIA: Final = 10
 COOKIE: Final = 11  # several are joined by "; ", never by "," (RFC 6265 §5.4)
 UNDERSCORE: Final = 12  # X_Auth and X-Auth are one environ key, so a name with "_" is dropped
+TE: Final = 13
+TRAILER: Final = 14
 
 _MEANING: Final = {
     "host": HOST,
@@ -75,8 +79,8 @@ _MEANING: Final = {
     "upgrade": UPGRADE,
     "keep-alive": HOP_BY_HOP,
     "proxy-connection": HOP_BY_HOP,
-    "te": HOP_BY_HOP,
-    "trailer": HOP_BY_HOP,
+    "te": TE,
+    "trailer": TRAILER,
     "http2-settings": HOP_BY_HOP,
     "proxy": HOP_BY_HOP,  # no such header is registered, and CGI makes HTTP_PROXY of it (CVE-2016-5385)
     "forwarded": FORWARDED,
@@ -136,7 +140,7 @@ class Field:
     number   the value of a valid Content-Length, else None
     valid    for Host: whether it is one (RFC 9110 §7.2)
     secret   it carries credentials, or what never comes again, so it is never remembered
-    tokens   the lower-case tokens of Connection, else empty
+    tokens   the lower-case members of Connection and TE, else empty
     """
 
     # Defaults stand on the class: few fields have any of them.
@@ -153,7 +157,7 @@ class Field:
             self.valid = valid_host(value)
         elif self.meaning == CONTENT_LENGTH:
             self.number = int(value) if _LENGTH.fullmatch(value) else None
-        elif self.meaning == CONNECTION:
+        elif self.meaning == CONNECTION or self.meaning == TE:
             self.tokens = frozenset(token.strip(" \t").lower() for token in value.split(","))
 
 

@@ -23,6 +23,7 @@ from .environ import FIELDS_KEY, TARGET_KEY, UPGRADE_KEY
 from .fields import Field, FieldReader, Fields, valid_host
 from .remembered import Remembered
 from .target import Target, read_target
+from .trailers import announced_trailers
 
 __all__ = ["RequestHead", "RequestReader"]
 
@@ -46,6 +47,7 @@ class RequestHead:
     chunked                 the body is chunked
     keep_alive              the client lets the connection stay open
     expects_continue        the client waits for 100 (Continue)
+    takes_interim           the client shows that it can take interim responses, and is to be sent them
     upgrade                 the protocol asked for with Connection: upgrade, lower-case, or ""
     """
 
@@ -53,6 +55,7 @@ class RequestHead:
     content_length: int | None = None
     chunked = False
     expects_continue = False
+    takes_interim = False
     upgrade = ""
 
     def __init__(self, method: str, target: Target, minor: int) -> None:
@@ -79,7 +82,9 @@ class RequestReader:
     `max_target_bytes` → 414, `max_headers` → 431, `max_body_bytes` (None: no limit) → 413 when a Content-Length is over
     it. The size of the head as a whole is the connection's to watch, since it must not even collect more.
 
-    Without `upgrades` nobody is told that the client has asked for one.
+    Without `upgrades` nobody is told that the client has asked for one. `interim_responses` says which clients of HTTP/1.1 are
+    sent interim responses: "all", "none", or with "auto" those that show that they can take them, which are browsers that
+    navigate (Sec-Fetch-Mode) and whoever waits for one (Expect).
     A small head that comes again byte for byte (a client that polls, a service that calls another) is read no more.
     """
 
@@ -93,6 +98,7 @@ class RequestReader:
         self.max_headers = max_headers
         self.max_body_bytes = max_body_bytes
         self.upgrades = True
+        self.interim_responses = "auto"
         self.known_heads: Remembered[bytes, RequestHead] = Remembered(self.MAX_HEADS)
         self._reader = FieldReader()
         self._known_lines: Remembered[bytes, tuple[str, Target, int]] = Remembered(self.MAX_LINES)
@@ -110,7 +116,8 @@ class RequestReader:
         hosts = 0
         rememberable = len(head) <= self.MAX_HEAD_BYTES
         nominated: frozenset[str] | None = None
-        expect = upgrade = codings = None
+        expect = upgrade = codings = trailer = None
+        takes_trailers = False
         del lines[0]
         for line in lines:
             field = known.get(line)
@@ -148,6 +155,12 @@ class RequestReader:
                     continue
                 elif meaning == fields.HOP_BY_HOP or meaning == fields.UNDERSCORE:
                     continue
+                elif meaning == fields.TE:
+                    takes_trailers = takes_trailers or "trailers" in field.tokens
+                    continue
+                elif meaning == fields.TRAILER:
+                    trailer = field.value if trailer is None else f"{trailer}, {field.value}"
+                    continue
             key = field.key
             if key in environ:
                 if key == "CONTENT_TYPE":  # what the body is must not depend on who reads (RFC 9110 §5.3)
@@ -177,6 +190,14 @@ class RequestReader:
             if expect.lower() != "100-continue":
                 raise ExpectationFailed(expect)
             request.expects_continue = True
+            environ["HTTP_EXPECT"] = "100-continue"
+        if takes_trailers and request.minor:
+            environ["HTTP_TE"] = "trailers"
+        if request.minor and self.interim_responses != "none":
+            navigates = environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
+            request.takes_interim = self.interim_responses == "all" or navigates or request.expects_continue
+        if trailer is not None and request.chunked:
+            self._announce_trailers(request, trailer)
         if rememberable:
             self.known_heads.offer(head, request)
         return request
@@ -240,6 +261,13 @@ class RequestReader:
             raise NotImplementedByGateway(f"Transfer-Encoding {', '.join(others)}")
         request.chunked = True
         request.environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+
+    @staticmethod
+    def _announce_trailers(request: RequestHead, trailer: str) -> None:
+        announced = Field("Trailer", announced_trailers(trailer))
+        if announced.value:
+            request.fields.append(announced)
+            request.environ[announced.key] = announced.value
 
     @staticmethod
     def _take_host(request: RequestHead) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from .live import gateway, program, run, wsgi_server
 
@@ -75,3 +77,39 @@ def test_upload_by_http_10(url: str, large: Path) -> None:
 def test_connection_is_kept_for_several_requests(url: str) -> None:
     shown = curl("--verbose", "--stderr", "-", f"{url}/1", f"{url}/2", f"{url}/3")
     assert shown.count("Connected to") == 1 and shown.count("Re-using existing connection") == 2, shown
+
+
+def answering(*blocks: bytes) -> Callable[[ScriptedConnection], None]:
+    """A backend that answers by the head alone, and reads nothing more."""
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_head():
+            for block in blocks:
+                connection.send(block)
+
+    return script
+
+
+def test_upload_that_the_backend_refuses_by_its_head_is_not_sent(tmp_path: Path, large: Path) -> None:
+    program("curl")
+    with (
+        ScriptedBackend(answering(http_response(b"", "401 Unauthorized"))) as backend,
+        gateway(tmp_path, {"/": backend.url}) as url,
+    ):
+        shown = curl(
+            "--expect100-timeout", "60", "--header", "Expect: 100-continue", "--upload-file", str(large),
+            "--write-out", "%{http_code}, %{size_upload} bytes sent", f"{url}/put",
+        )  # fmt: skip
+    assert shown == "401, 0 bytes sent"
+
+
+def test_early_hints_and_trailers_reach_who_takes_them(tmp_path: Path) -> None:
+    program("curl")
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+    body = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nok\n\r\n0\r\nX-Sum: 1\r\n\r\n"
+    with ScriptedBackend(answering(hint, body)) as backend, gateway(tmp_path, {"/": backend.url}) as url:
+        shown = curl("--include", "--header", "Sec-Fetch-Mode: navigate", "--header", "TE: trailers", url)
+        plain = curl("--include", url)
+    assert shown.startswith("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload\n\nHTTP/1.1 200 OK\n"), shown
+    assert shown.endswith("\n\nok\nX-Sum: 1\n\n") or shown.endswith("\n\nok\nX-Sum: 1\n"), shown
+    assert plain.startswith("HTTP/1.1 200 OK\n") and plain.endswith("\n\nok\n"), plain

@@ -69,6 +69,89 @@ def test_connection_is_not_used_again_after_a_body_for_head() -> None:
         assert client.get().body == b"clean"
 
 
+ANNOUNCED: dict[str, tuple[str, bytes]] = {
+    "HEAD, length": ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"),
+    "HEAD, coding": ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "204, length": ("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n"),
+    "204, coding": ("GET", b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "304, length": ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(("method", "response"), ANNOUNCED.values(), ids=ANNOUNCED)
+def test_connection_is_not_used_again_after_a_body_was_announced_where_there_is_none(method: str, response: bytes) -> None:
+    """Whoever announces it may send it, if only a moment later: then it is the answer to the next request."""
+    asked = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        while connection.read_request() is not None:
+            if connection.number:
+                connection.send(http_response(b"clean"))
+                continue
+            connection.send(response)
+            passed(asked)
+            connection.send(http_response(b"poison"))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.get(method=method)
+        client.send(GET)
+        response = client.response().body
+        asked.set()
+        assert response == b"clean"
+
+
+@pytest.mark.parametrize(
+    ("method", "response"),
+    [("HEAD", http_response()), ("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"),
+     ("GET", b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n")],
+)  # fmt: skip
+def test_connection_is_used_again_when_no_body_was_announced(method: str, response: bytes) -> None:
+    with ScriptedBackend(response) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        for _ in range(3):
+            client.get(method=method)
+        assert len(backend.connections) == 1
+
+
+# A large body may not have been read by a backend that answers, keeps the connection, and then closes it all the same.
+
+LARGE_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 80000\r\n\r\n" + b"x" * 80_000
+
+
+def test_connection_that_has_carried_a_large_body_carries_no_post_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_looking(monkeypatch)  # as if it were closed just after
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_request()
+        connection.send(http_response(b"%d" % connection.number))
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        for number in range(20):
+            client.send(LARGE_POST)
+            response = client.response()
+            assert (response.status, response.body) == (200, b"%d" % number)
+
+
+def test_connection_that_has_carried_a_large_body_carries_what_can_be_repeated() -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(LARGE_POST)
+        assert client.response().body == b"ok"
+        assert client.get().body == b"ok"
+        client.send(SMALL_POST)  # it has answered a request since, so it is as good as any
+        assert client.response().body == b"ok"
+        assert len(backend.connections) == 1
+
+
+def test_connection_that_has_carried_a_large_body_is_as_good_as_any_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        for settle_seconds, connections in ((3600.0, 1), (3600.0, 2), (0.0, 2), (3600.0, 2)):
+            monkeypatch.setattr("rgate.forwarding.upstream.SETTLE_SECONDS", settle_seconds)
+            client.send(LARGE_POST)
+            assert client.response().body == b"ok"
+            assert len(backend.connections) == connections
+            if settle_seconds == 0.0:
+                assert client.get().body == b"ok"  # takes one that settles; then it rests with the others
+
+
 STREAMED = [
     b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n",
     b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n",
@@ -240,6 +323,46 @@ def test_stale_connection_found_late_is_502_for_what_cannot_be_repeated(monkeypa
         response = client.response()
         assert (response.status, b'"closed"' in response.body) == (502, True)
         assert len(backend.requests) == 1, "it must not be sent twice"
+
+
+TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate"
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"), [(GET, (200, b"1")), (SMALL_POST, (502, b"closed")), (GET.replace(b"GET", b"PUT"), (200, b"1"))]
+)
+def test_stale_connection_that_ends_with_an_unasked_408_is_one_that_was_closed(
+    request_: bytes, answer: tuple[int, bytes]
+) -> None:
+    """Some servers say so when they close a connection that has rested too long; it is not the answer to what comes then."""
+
+    def script(connection: ScriptedConnection) -> None:
+        for _ in range(1 if connection.number == 0 else 100):
+            if connection.read_request() is None:
+                return
+            connection.send(http_response(b"%d" % connection.number))
+        connection.read_head()
+        connection.send(TOO_LATE)
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        assert client.get().body == b"0"
+        client.send(request_)
+        response = client.response()
+        assert (response.status, answer[1] in response.body) == (answer[0], True)
+
+
+def test_stale_connection_is_none_when_its_408_is_an_answer() -> None:
+    keeps = TOO_LATE.replace(b"Connection: close\r\n", b"")
+
+    def script(connection: ScriptedConnection) -> None:
+        for answer in (keeps, keeps, TOO_LATE) if connection.number == 0 else (TOO_LATE,):
+            connection.read_request()
+            connection.send(answer)
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        for _ in range(3):  # the last of them comes again on a connection that is new
+            assert client.get().status == 408
+        assert [len(backend.connections), len(backend.requests)] == [2, 4]
 
 
 def test_stale_connection_is_replaced_once_only(monkeypatch: pytest.MonkeyPatch) -> None:

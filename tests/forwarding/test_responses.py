@@ -167,7 +167,8 @@ def test_response_to_head_has_its_headers_and_no_body(lines: bytes, headers: lis
             for _ in range(2):
                 assert headers_of(client.get(method="HEAD")) == headers
         assert [request.line for request in backend.requests] == ["HEAD / HTTP/1.1"] * 2
-        assert len(backend.connections) == 1
+        # A body that is announced may come all the same, and would be the answer to the next request.
+        assert len(backend.connections) == (2 if lines else 1)
 
 
 # Interim responses
@@ -207,7 +208,7 @@ BAD: dict[str, tuple[list[bytes], bool]] = {
     "two lengths": ([b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"], False),
     "bad length": ([b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"], False),
     "unknown coding": ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"], True),
-    "bad header": ([b"HTTP/1.1 200 OK\r\nX : y\r\nContent-Length: 0\r\n\r\n"], False),
+    "bad header": ([b"HTTP/1.1 200 OK\r\nX y: z\r\nContent-Length: 0\r\n\r\n"], False),
     "NUL in a header": ([b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n"], False),
     "bad chunk at once": ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n0\r\n\r\n"], False),
     "head over 64 KiB": ([b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n"], False),
@@ -225,6 +226,40 @@ def test_response_that_is_none_is_502(blocks: list[bytes], close: bool) -> None:
     assert (response.status, body["status_code"]) == (502, 502)
     assert body["reason"] in ("bad_response", "closed")
     assert body.keys() == {"status_code", "body", "reason", "request_id"}
+
+
+BROKEN_AND_OPEN = {
+    "bare LF": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "bare LF within the head": b"HTTP/1.1 200 OK\r\nX: 1\nContent-Length: 2\r\n",
+    "no HTTP": b"SSH-2.0-OpenSSH\r\n",
+    "TLS": b"\x15\x03\x01\x00\x02\x02\x46",
+    "empty line": b"\r\n",
+    "empty line before a response": b"\r\n" + http_response(b"ok"),
+    "bad status line": b"HTTP/1.1 OK\r\n",
+    "bad header": b"HTTP/1.1 200 OK\r\nnothing\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", BROKEN_AND_OPEN.values(), ids=BROKEN_AND_OPEN)
+def test_response_that_is_broken_is_502_at_once_although_the_connection_stays_open(sent: bytes) -> None:
+    done = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_request()
+        connection.send(sent)
+        passed(done)
+
+    route = {"timeouts": {"response_seconds": 3600}}
+    with ScriptedBackend(script) as backend, forwarding(backend, route=route) as live, RawClient(live.url) as client:
+        response = client.get()
+        assert (response.status, json.loads(response.body)["reason"]) == (502, "bad_response")
+        done.set()
+
+
+def test_response_that_may_be_repaired_is_passed_on_repaired() -> None:
+    response = answer(b"HTTP/1.1 200 OK\r\nX-A : 1\r\nX-B: 2\r\n  3\r\nContent-Length: 2\r\nContent-Length : 2\r\n\r\nok")
+    assert headers_of(response) == [("X-A", "1"), ("X-B", "2 3"), ("Content-Length", "2")]
+    assert response.body == b"ok"
 
 
 def test_response_that_is_none_hurts_no_other_request() -> None:

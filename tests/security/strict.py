@@ -18,6 +18,12 @@ _FIELD = re.compile(
 )
 _HOST = re.compile(rb"(?:[A-Za-z0-9.\-_~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect"}
+# An upgrade, and a client that takes trailers (RFC 9110 §10.1.4: TE is named by Connection), as rgate asks for them.
+_ALLOWED = (
+    [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")],
+    [(b"connection", b"TE"), (b"te", b"trailers")],
+)
+_NO_TRAILER = re.compile(rb"host|content-length|transfer-encoding|authorization|cookie|x-forwarded-.*|te|connection|content-type")
 
 
 class Invalid(Exception):
@@ -54,8 +60,12 @@ def read(data: bytes) -> tuple[Request | None, bytes]:
             raise Invalid(f"header line {line!r}")
         fields.append((match[1], match[2]))
     names = [name.lower() for name, _ in fields]
-    upgrade = [(name.lower(), value) for name, value in fields if name.lower() in (b"connection", b"upgrade")]
-    allowed = {b"connection", b"upgrade"} if upgrade == [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")] else set()
+    of_hop = sorted((name.lower(), value) for name, value in fields if name.lower() in (b"connection", b"upgrade", b"te"))
+    allowed = {name for name, _ in of_hop} if of_hop in _ALLOWED else set()
+    if b"transfer-encoding" in names:
+        allowed.add(b"trailer")
+    if [value for name, value in fields if name.lower() == b"expect"] == [b"100-continue"]:
+        allowed.add(b"expect")
     if named := _HOP_BY_HOP & set(names) - allowed:
         raise Invalid(f"headers of another hop: {named}")
     hosts = [value for name, value in fields if name.lower() == b"host"]
@@ -93,14 +103,19 @@ def _read_chunked(data: bytes) -> tuple[bytes | None, bytes]:
         if not re.fullmatch(rb"[0-9a-f]+", line):
             raise Invalid(f"chunk size {line!r}")
         size = int(line, 16)
+        if not size:
+            trailers, whole, after = (b"\r\n" + data).partition(b"\r\n\r\n")
+            for trailer in trailers.split(b"\r\n")[1:] if whole else ():
+                match = _FIELD.fullmatch(trailer)
+                if match is None or _NO_TRAILER.fullmatch(match[1].lower()):
+                    raise Invalid(f"trailer {trailer!r}")
+            return (body, after) if whole else (None, b"")
         if len(data) < size + 2:
             if not b"\r\n".startswith(data[size:]):
                 raise Invalid(f"end of a chunk {data[size:]!r}")
             return None, b""
         if data[size : size + 2] != b"\r\n":
             raise Invalid(f"end of a chunk {data[size : size + 2]!r}")
-        if not size:
-            return body, data[2:]
         body += data[:size]
         data = data[size + 2 :]
 

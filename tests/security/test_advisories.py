@@ -280,13 +280,13 @@ PASSED: dict[str, Passed] = {
         chunks(b'5;a=b;c="d e"\r\nhello\r\n0;x\r\n\r\n') + get(target=b"/next"),
         [("POST / HTTP/1.1", {}, b"hello"), ("GET /next HTTP/1.1", {}, b"")],
     ),
-    "trailers are dropped, whatever they name": (
+    "trailers are never merged, whatever they name": (
         chunks(b"5\r\nhello\r\n0\r\nContent-Length: 99\r\nTransfer-Encoding: x\r\nHost: evil\r\nX-Forwarded-For: 1\r\n\r\n"),
         [("POST / HTTP/1.1", {"Host": ["x"], "Content-Length": [], "X-Forwarded-For": ["127.0.0.1"]}, b"hello")],
     ),
-    "Trailer announces nothing": (
-        post(TE, b"Trailer: X-Sum", b"TE: trailers", body=b"0\r\nX-Sum: 1\r\n\r\n"),
-        [("POST / HTTP/1.1", {"Trailer": [], "TE": [], "X-Sum": []}, b"")],
+    "Trailer announces nothing but trailers": (
+        post(TE, b"Trailer: X-Sum, Host", b"TE: trailers, gzip", body=b"0\r\nX-Sum: 1\r\n\r\n"),
+        [("POST / HTTP/1.1", {"Trailer": ["X-Sum"], "TE": ["trailers"], "Connection": ["TE"], "X-Sum": []}, b"")],
     ),
     "CVE-2016-4553 Squid: Host beside an absolute target": (
         get(target=b"http://real.example/x?y"),

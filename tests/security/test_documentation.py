@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rgate.config import models
 from rgate.errors import GatewayError
-from rgate.forwarding import upstream
+from rgate.forwarding import body, connecting, upstream
 from rgate.serving import connection, doors, slow_clients
 from rgate.wire import client, proxy_protocol, request
 from rgate.wire.chunked import ChunkedReader
@@ -83,6 +83,9 @@ FIXED = {
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
     "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
+    "a connection to a backend at rest, after a body that was not sent with its head": upstream.SETTLE_SECONDS,
+    "connections to one endpoint that are being made at a time": connecting.MAX_CONNECTING,
+    "waiting for a backend's 100 (Continue)": body.CONTINUE_SECONDS,
 }
 
 
@@ -90,6 +93,10 @@ def test_page_says_fixed_limits_as_they_are() -> None:
     said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
     assert said == FIXED
     assert doors.UNSENT_BYTES == upstream.UNSENT_BYTES
+    assert (
+        f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
+        in PAGE
+    )
     assert f"(at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
 
 

@@ -69,8 +69,11 @@ REFUSED: dict[str, bytes] = {
     "CVE-2022-37436 Apache: a header that ends the head early": response(b"X\x00Y: a", b"Set-Cookie: a=1", CL, body=b"hello"),
     "CVE-2023-38709 Apache: LF in a header": response(b"X: a\nContent-Length: 0", CL, body=b"hello"),
     "bare LF as line end": b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello\r\n\r\n",
-    "folded header": response(b"X: a", b" b", CL, body=b"hello"),
-    "space before the colon": response(b"Content-Length : 5", body=b"hello"),
+    "folded line before any header": response(b" X: a", CL, body=b"hello"),
+    "folded length": response(b"Content-Length:", b" 5", body=b"hello"),
+    "space before the colon of a second length": response(CL, b"Content-Length : 6", body=b"hello!"),
+    "space before the colon of a coding beside a length": response(CL, b"Transfer-Encoding : chunked", body=BODY),
+    "coding in HTTP/1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY,
     "empty name": response(b": x", CL, body=b"hello"),
     "no colon": response(b"X", CL, body=b"hello"),
     "length beside coding": response(CL, TE, body=BODY),
@@ -111,6 +114,25 @@ def test_response_without_one_reading_is_502_and_the_next_client_is_unharmed(fir
     met, other = answers(first, GET, apart)
     assert (met.status, b'"bad_response"' in met.body) == (502, True), met
     assert other.body == b"clean"
+
+
+REPAIRED: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
+    "folded header": (response(b"X: a", b" Set-Cookie: b", CL, body=b"hello"), [("X", "a Set-Cookie: b")]),
+    "space before the colon": (response(b"X\t : a", b"Content-Length : 5", body=b"hello"), [("X", "a")]),
+    "two lengths that are one": (response(CL, CL, b"X: a", body=b"hello"), [("X", "a")]),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "byte by byte"])
+@pytest.mark.parametrize(("first", "headers"), REPAIRED.values(), ids=REPAIRED)
+def test_response_that_a_gateway_may_repair_is_and_the_next_client_is_unharmed(
+    first: bytes, headers: list[tuple[str, str]], apart: bool
+) -> None:
+    """RFC 9112 §5.1, §5.2 and §6.3."""
+    met, other = answers(first, GET, apart)
+    assert (met.status, met.body, met.value("Content-Length")) == (200, b"hello", "5")
+    assert [pair for pair in met.headers if pair[0] not in ("Content-Length", "Date")] == headers
+    assert other.body in (b"clean", b"reused")
 
 
 # The request, what the client gets: status, body, whether it is complete.

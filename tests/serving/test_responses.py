@@ -151,7 +151,14 @@ def test_response_headers_keep_order_count_and_bytes() -> None:
 
 
 def test_response_hop_by_hop_headers_of_the_app_are_dropped() -> None:
-    headers = [("Keep-Alive", "5"), ("TE", "x"), ("Trailer", "X"), ("Proxy-Connection", "x"), ("Connection", "x-foo")]
+    headers = [
+        ("Keep-Alive", "5"),
+        ("TE", "x"),
+        ("Trailer", "X"),
+        ("Content-Length", "0"),
+        ("Proxy-Connection", "x"),
+        ("Connection", "x-foo"),
+    ]
     (response,), open_ = responses(answering([b""], *headers), GET)
     assert {name for name, _ in response.headers} == {"Date", "Content-Length"}
     assert open_

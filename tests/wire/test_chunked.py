@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate.wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head
+from rgate.wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
 
 
 def read(coded: bytes, step: int | None = None) -> tuple[bytes, bytes]:
@@ -34,7 +34,7 @@ VALID = {
     "quoted extension": (b'5;n="a;b"\r\nhello\r\n0\r\n\r\n', b"hello"),
     "space before an extension": (b"5 ; n\r\nhello\r\n0\r\n\r\n", b"hello"),
     "extension with everything": (b'5 ; a = b;c="\\"; \xe9" ;d\r\nhello\r\n0\r\n\r\n', b"hello"),
-    "trailers are dropped": (b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n\r\n", b"hello"),
+    "trailers": (b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n\r\n", b"hello"),
     "trailer without a value": (b"0\r\nX:\r\n\r\n", b""),
 }
 
@@ -43,6 +43,21 @@ VALID = {
 @pytest.mark.parametrize(("coded", "payload"), VALID.values(), ids=VALID)
 def test_chunked_valid_gives_its_payload(coded: bytes, payload: bytes, step: int | None) -> None:
     assert read(coded + b"GET /", step) == (payload, b"GET /")
+
+
+def test_chunked_trailers_are_kept_as_lines() -> None:
+    reader = ChunkedReader()
+    reader.feed(b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n")
+    assert not reader.complete
+    reader.feed(b"\r\nnext")
+    assert (reader.trailers, reader.rest) == ([b"X-Sum: 1", b"Host: evil"], b"next")
+
+
+def test_last_chunk_has_the_trailers() -> None:
+    assert last_chunk() == LAST_CHUNK
+    assert last_chunk([("X-Sum", "1"), ("X", "caf\xe9")]) == b"0\r\nX-Sum: 1\r\nX: caf\xe9\r\n\r\n"
+    with pytest.raises(ValueError, match="not a header"):
+        last_chunk([("X", "a\r\nb")])
 
 
 BROKEN = {

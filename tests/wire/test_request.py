@@ -224,14 +224,50 @@ def test_request_persistence_is_read(line: bytes, headers: list[bytes], keep_ali
     assert read(*headers, line=line).keep_alive is keep_alive
 
 
-HOP_BY_HOP = [b"Keep-Alive: 5", b"Proxy-Connection: close", b"TE: trailers", b"Trailer: X", b"Upgrade: h2c", b"HTTP2-Settings: x"]
+HOP_BY_HOP = [b"Keep-Alive: 5", b"Proxy-Connection: close", b"TE: deflate", b"Trailer: X", b"Upgrade: h2c", b"HTTP2-Settings: x"]
 
 
-@pytest.mark.parametrize("header", [*HOP_BY_HOP, b"Connection: x", b"Expect: 100-continue", b"X_Forwarded_For: 1", b"a_b: c"])
+@pytest.mark.parametrize("header", [*HOP_BY_HOP, b"Connection: x", b"X_Forwarded_For: 1", b"a_b: c"])
 def test_request_header_of_this_hop_or_with_underscore_is_dropped(header: bytes) -> None:
     request = read(header)
     assert passed(request) == []
     assert not [key for key in request.environ if key.startswith("HTTP_") and key != "HTTP_HOST"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("TE", "deflate, Trailers"), ("Expect", "100-Continue")])
+def test_request_header_of_this_hop_that_the_forwarder_acts_on_is_in_environ_alone(name: str, value: str) -> None:
+    request = read(f"{name}: {value}".encode(), f"Connection: {name}, X-Foo".encode(), b"X-Foo: 1")
+    assert passed(request) == []
+    assert request.environ[f"HTTP_{name.upper()}"] == {"TE": "trailers", "Expect": "100-continue"}[name]
+    old = read(f"{name}: {value}".encode(), line=b"GET / HTTP/1.0")
+    assert f"HTTP_{name.upper()}" not in old.environ
+
+
+def test_request_trailers_are_announced_for_a_chunked_body_alone() -> None:
+    announced = (b"Trailer: X-Sum, Host", b"Trailer: Content-Length,X-Forwarded-For , X-More")
+    request = read(*announced, b"Transfer-Encoding: chunked")
+    assert (passed(request), request.environ["HTTP_TRAILER"]) == ([("Trailer", "X-Sum, X-More")], "X-Sum, X-More")
+    assert passed(read(*announced, b"Content-Length: 5")) == []
+    assert passed(read(b"Trailer: Host", b"Transfer-Encoding: chunked")) == []
+
+
+TAKES_INTERIM = {
+    "nothing": ((), b"GET / HTTP/1.1", (False, True, False)),
+    "navigates": ((b"Sec-Fetch-Mode: navigate",), b"GET / HTTP/1.1", (True, True, False)),
+    "fetches": ((b"Sec-Fetch-Mode: cors",), b"GET / HTTP/1.1", (False, True, False)),
+    "expects": ((b"Expect: 100-continue",), b"PUT / HTTP/1.1", (True, True, False)),
+    "HTTP/1.0": ((b"Sec-Fetch-Mode: navigate", b"Expect: 100-continue"), b"GET / HTTP/1.0", (False, False, False)),
+}
+
+
+@pytest.mark.parametrize(("headers", "line", "takes"), TAKES_INTERIM.values(), ids=TAKES_INTERIM)
+def test_request_takes_interim_responses_by_what_it_says(
+    headers: tuple[bytes, ...], line: bytes, takes: tuple[bool, ...]
+) -> None:
+    for setting, expected in zip(("auto", "all", "none"), takes, strict=True):
+        reader = RequestReader()
+        reader.interim_responses = setting
+        assert reader.read(b"\r\n".join([line, b"Host: x", *headers])).takes_interim is expected
 
 
 def test_request_header_named_by_connection_is_dropped() -> None:

@@ -48,6 +48,11 @@ REFUSED = {
     "coding beside length": b"Transfer-Encoding: chunked\r\nContent-Length: 5",
     "two lengths": b"Content-Length: 5\r\nContent-Length: 6",
     "list of lengths": b"Content-Length: 5, 6",
+    "list of lengths that ends early": b"Content-Length: 5, ",
+    "list of lengths, one of them none": b"Content-Length: 5, x, 5",
+    "length 5 and a list of 6": b"Content-Length: 5\r\nContent-Length: 6, 6",
+    "length hidden by a space": b"Content-Length : 5\r\nContent-Length: 6",
+    "coding hidden by a space": b"Content-Length: 5\r\nTransfer-Encoding : chunked",
     "length with plus": b"Content-Length: +5",
     "negative length": b"Content-Length: -1",
     "empty length": b"Content-Length:",
@@ -57,8 +62,13 @@ REFUSED = {
     "bare CR": b"X: a\rb",
     "bare LF": b"X: a\nb",
     "NUL": b"X: a\x00b",
-    "folded line": b"X: a\r\n b",
-    "space before the colon": b"X : a",
+    "folded line behind the status line": b" X: a",
+    "folded line behind the status line, with a tab": b"\tX: a\r\nY: b",
+    "folded length": b"Content-Length:\r\n 5",
+    "folded length that looks whole": b"Content-Length: 5\r\n 0",
+    "folded coding": b"Transfer-Encoding:\r\n chunked",
+    "space within a name": b"X Y : a",
+    "space and no colon": b"X \r\nY: b",
     "no colon": b"nothing",
     "empty name": b": a",
     "name that is no token": b"X(: a",
@@ -69,6 +79,55 @@ REFUSED = {
 def test_response_with_more_than_one_reading_is_refused(headers: bytes) -> None:
     with pytest.raises(BadResponse):
         read(headers)
+
+
+REPAIRED: dict[str, tuple[bytes, list[tuple[str, str]], int | None]] = {
+    "space before the colon": (b"X-A : 1\r\nX-B \t:2", [("X-A", "1"), ("X-B", "2")], None),
+    "space before the colon of a length": (b"Content-Length : 5", [("Content-Length", "5")], 5),
+    "folded line": (b"X: a\r\n b\r\n\t  c\r\nY: d", [("X", "a b c"), ("Y", "d")], None),
+    "folded line that looks like a header": (b"X: a\r\n Content-Length: 5", [("X", "a Content-Length: 5")], None),
+    "folded line of spaces": (b"X: a\r\n  ", [("X", "a")], None),
+    "both": (b"X : a\r\n b", [("X", "a b")], None),
+    "same length twice": (b"Content-Length: 5\r\ncontent-length: 5", [("Content-Length", "5")], 5),
+    "list of the same length": (b"Content-Length: 5, 5,5", [("Content-Length", "5")], 5),
+}
+
+
+@pytest.mark.parametrize(("sent", "headers", "length"), REPAIRED.values(), ids=REPAIRED)
+def test_response_that_a_gateway_may_repair_is_repaired(sent: bytes, headers: list[tuple[str, str]], length: int | None) -> None:
+    """RFC 9112 §5.1 (a proxy removes such spaces), §5.2 (or answers 502; HAProxy repairs it, too), §6.3 (one length is used)."""
+    head = read(sent)
+    assert (head.headers, head.length) == (headers, length)
+
+
+def test_response_repair_takes_linear_time() -> None:
+    spaces = b" " * 400_000
+    with pytest.raises(BadResponse):
+        read(b"X" + spaces + b"y: 1")
+    assert read(b"X: a" + spaces + b"b\r\n c").headers == [("X", "a" + spaces.decode() + "b c")]
+
+
+UNFINISHED = [b"", b"H", b"HTTP/1.", b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK\r", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX",
+              b"HTTP/1.1 200 OK\r\nX : a\r\n b\r\n\tc\r\nY"]  # fmt: skip
+HOPELESS = [b"\r\n", b"SSH", b"http/1.1", b"HTTP/2", b"<html>", b"\x15\x03", b"HTTP/1.1 200 OK\n", b"HTTP/1.1 OK\r\n",
+            b"HTTP/1.1 200 OK\rX", b"HTTP/1.1 200 OK\r\nX: a\n", b"HTTP/1.1 200 OK\r\nnothing\r\n",
+            b"HTTP/1.1 200 OK\r\n X: a\r\n", b"HTTP/1.1 200 OK\r\nX: a\r\nX\x00: b\r\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [1, 5, 1_000])
+def test_response_head_that_can_become_valid_is_waited_for_and_no_other(step: int) -> None:
+    def check(head: bytes) -> None:
+        reader = ResponseReader()
+        judged = searched = 0
+        for end in range(min(step, len(head)), len(head) + step, step):
+            judged = reader.check_incomplete(head[:end], judged, searched)
+            searched = min(end, len(head))
+
+    for head in UNFINISHED:
+        check(head)
+    for head in HOPELESS:
+        with pytest.raises(BadResponse):
+            check(head)
 
 
 def test_response_headers_keep_order_count_case_and_bytes() -> None:
@@ -128,11 +187,21 @@ def test_response_header_that_connection_cannot_name_stays() -> None:
         (b"HTTP/1.1 200 OK", [b"Connection: x"], True),
         (b"HTTP/1.0 200 OK", [], False),
         (b"HTTP/1.0 200 OK", [b"Connection: Keep-Alive"], True),
-        (b"HTTP/1.0 200 OK", [b"Connection: keep-alive", b"Transfer-Encoding: chunked"], False),
     ],
 )
 def test_response_persistence_is_read(line: bytes, headers: list[bytes], keep_alive: bool) -> None:
     assert read(*headers, line=line).keep_alive is keep_alive
+
+
+def test_response_of_http_10_with_a_coding_is_refused() -> None:
+    """Its framing is faulty (RFC 9112 §6.1)."""
+    with pytest.raises(BadResponse, match=r"HTTP/1\.0"):
+        read(b"Connection: keep-alive", b"Transfer-Encoding: chunked", line=b"HTTP/1.0 200 OK")
+
+
+def test_response_trailers_are_announced_without_what_is_none() -> None:
+    head = read(b"Trailer: X-Sum, Content-Length", b"Trailer: Set-Cookie", b"trailer: Server-Timing")
+    assert (head.headers, head.trailer) == ([], "X-Sum, Server-Timing")
 
 
 def test_response_switch_of_protocols_is_named() -> None:
