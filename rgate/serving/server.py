@@ -40,6 +40,7 @@ from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
 from .sockets import located
+from .streams import Streams
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
@@ -106,6 +107,7 @@ class Server(BaseWSGIServer):
         )
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
+        self.streams = Streams() if EPOLL else None
         self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
@@ -234,8 +236,10 @@ class Server(BaseWSGIServer):
                     _log.exception("a connection failed", extra={"about": about(error)})
                     open_ = False
                 if not open_:
-                    if not connection.tunnelled:
-                        self._close(connection)
+                    if connection.relayed:
+                        self.streams.add(connection)  # type: ignore[union-attr]
+                    elif not connection.tunnelled:
+                        self.close_connection(connection)
                     return  # and keep its turn: nobody may have it again
             if connection.collecting is not None:
                 self._held.setdefault(connection, self.now + HOLD_SECONDS)
@@ -257,11 +261,12 @@ class Server(BaseWSGIServer):
 
     def relay(self, connection: Connection, tunnel: OpenTunnel) -> None:
         """Leave a connection to the tunnels. It stays one of the server's connections until its tunnel is over."""
-        tunnel.close_client = lambda: self._close(connection)
+        tunnel.close_client = lambda: self.close_connection(connection)
         self._epoll.unregister(connection.fileno())
         self.tunnels.add(tunnel)
 
-    def _close(self, connection: Connection) -> None:
+    def close_connection(self, connection: Connection) -> None:
+        """Close it, and count it no more. Called by the thread that has its turn, or in the end."""
         self._connections.pop(connection.fileno(), None)
         self._held.pop(connection, None)
         self.slow_bodies.discard(connection)
@@ -290,7 +295,7 @@ class Server(BaseWSGIServer):
         if error is not None:
             too_many = len(self._connections) > self.admission.most + TURNED_AWAY
             if waits or too_many or not connection.turn_away(error):
-                self._close(connection)
+                self.close_connection(connection)
                 return
         try:
             self._epoll.register(sock.fileno(), _WATCHED)
@@ -382,10 +387,12 @@ class Server(BaseWSGIServer):
         self.tunnels.stop()
         for connection in list(self._connections.values()):
             connection.cut()
+        if self.streams is not None:
+            self.streams.stop()
         all_ended = self._crew.end(CUT_SECONDS)
         for connection in list(self._connections.values()):
             if not connection.busy:  # else it is the thread's, which is stuck in the app
-                self._close(connection)
+                self.close_connection(connection)
         self.server_close()
         if all_ended:
             self._epoll.close()
