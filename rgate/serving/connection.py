@@ -341,6 +341,7 @@ class Connection:
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""
+        self._response.streams = None  # nobody has its turn yet
         self._refuse(error)
         return self._linger()
 
@@ -376,6 +377,8 @@ class Connection:
     def _linger(self) -> bool:
         """The response is out but the client may still be sending: closing now would reset the connection, and the
         client might lose the response (RFC 9112 §9.6). So end our half and read on for a moment."""
+        if self.relayed:  # it is not out yet
+            return False
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import logging
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from socket import MSG_DONTWAIT
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -146,6 +147,32 @@ class HeadWriter:
         return line, meaning
 
 
+class _AllRead(RelayableBody):
+    """The body of a response that only waits for the client."""
+
+    __slots__ = ()
+    wait_seconds = 0.0
+    complete = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def fileno(self) -> int:
+        return -1
+
+    def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes:
+        return b""
+
+    def count_waits(self, counting: AbstractContextManager[object]) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """There is nothing to give up."""
+
+
+_ALL_READ: Final = _AllRead()
+
+
 class Waits(enum.Enum):
     """What the relaying of a response waits for. TURN: for others to have had theirs."""
 
@@ -226,7 +253,7 @@ class ResponseStream:
                 return  # a list has no close()
             if self.streams is not None and isinstance(body, RelayableBody) and not (self.unread is not None and self.unread()):
                 self.relayed, self._environ = body, environ
-                self._unsent, self._ended = [], False
+                self._ended = False
                 if not self._relay_quickly(self.streams):
                     return
             else:
@@ -236,8 +263,8 @@ class ResponseStream:
         self.relayed = None
         self._close(body)
 
-    def _fail(self, error: BaseException, environ: WSGIEnvironment, may_wait: bool = True) -> None:
-        """The response has ended with an exception, which is being handled; `may_wait`: for the client."""
+    def _fail(self, error: BaseException, environ: WSGIEnvironment) -> None:
+        """The response has ended with an exception, which is being handled."""
         self._break_off()
         if isinstance(error, OSError):
             _log.debug("the client is gone: %s", error)
@@ -247,7 +274,7 @@ class ResponseStream:
         known = self._head_sent and exchange is not None and exchange.error is not None
         level = logging.DEBUG if known else logging.ERROR
         _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
-        if not self._head_sent and (may_wait or _takes_more(self._sock)):
+        if not self._head_sent:
             self._send_failure(environ)
 
     def _close(self, body: Any) -> None:
@@ -275,7 +302,9 @@ class ResponseStream:
     def flush_head(self) -> None:
         """Send the head now, when start_response has come through; the body may be long in coming."""
         if self._status is not None and not self._head_sent:
-            self._send(self._head(None))
+            # What the client does not take of it goes out with the body.
+            self._unsent = [self._head(None)]
+            self._send_now()
 
     def write(self, block: bytes) -> None:
         """Send one block of the body, the head before the first."""
@@ -319,7 +348,7 @@ class ResponseStream:
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
         try:
             self._send_whole(body)
-            self.cut = False
+            self.cut = self.relayed is not None  # who does not even take this does without
         except OSError as error:
             _log.debug("the client is gone: %s", error)
 
@@ -331,13 +360,13 @@ class ResponseStream:
             known = self._heads.known_heads.get((self._status, headers))  # type: ignore[arg-type]
             if known is not None and known[1] == size:
                 self._head_sent = True
-                self._send(known[0] + block)
+                self._send_last(known[0] + block)
                 return
         head = self._head(size)
         if usual and self.keep_alive and self._left == size and self._has_body:
             self._heads.remember(self._status, headers, head, size)  # type: ignore[arg-type]
         if not self._has_body:
-            self._send(head)
+            self._send_last(head)
             return
         if self._left != size and self._left is not None:
             if size < self._left:
@@ -346,9 +375,30 @@ class ResponseStream:
             block = block[: self._left]
             self.keep_alive = False
         if size < SMALL_BYTES:
-            self._send(head + block)
+            self._send_last(head + block)
         else:
-            self._send_parts([head, block])
+            self._send_last(head, block)
+
+    def _send_last(self, *parts: bytes) -> None:
+        """Send all that is left of the response. What the client does not take at once is for `streams`."""
+        streams = self.streams
+        if streams is None:
+            self._send_parts([*parts])
+            return
+        if len(parts) == 1:  # the way of most responses
+            try:
+                sent = self._sock.send(parts[0], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(parts[0]):
+                return
+            self._unsent = [memoryview(parts[0])[sent:]]
+        else:
+            self._unsent = [*parts]
+        if not self._send_now():
+            self.relayed, self._environ, self._ended = _ALL_READ, {}, True
+            if self._relay_quickly(streams):
+                self.relayed = None
 
     def _send_blocks(self, body: Iterable[bytes]) -> None:
         for block in body:
@@ -410,7 +460,7 @@ class ResponseStream:
         try:
             waits = self.go_on(most_bytes, timed_out)
         except BaseException as error:
-            self._fail(error, self._environ, may_wait=False)
+            self._fail(error, self._environ)
         else:
             if waits is Waits.CLIENT:
                 first = self._unsent[0]
@@ -492,6 +542,9 @@ class ResponseStream:
         return b"".join(lines)
 
     def _send_parts(self, parts: list[bytes]) -> None:
+        if self._unsent:
+            parts = [*map(bytes, self._unsent), *parts]
+            self._unsent = []
         total = sum(map(len, parts))
         if total <= GATHERED_BYTES:
             self._send(b"".join(parts))
@@ -518,13 +571,6 @@ class ResponseStream:
     def ends_with_connection(self) -> bool:
         """Whether a plain close would look like the proper end of this response."""
         return self._head_sent and self._has_body and self._left is None and not self._chunked
-
-
-def _takes_more(sock: socket.socket) -> bool:
-    """Whether something small can be sent without waiting."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _whole(part: bytes | memoryview) -> bytes:
