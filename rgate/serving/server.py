@@ -105,6 +105,7 @@ class Server(BaseWSGIServer):
         self.template: dict[str, Any] = template(
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
+        self.condition.load = self._load
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
@@ -157,6 +158,17 @@ class Server(BaseWSGIServer):
         """How long a connection without a request stays open while the server drains."""
         config = self.config
         return max(config.idle_drain_seconds, config.drain_seconds / 2) if self._retiring else config.idle_drain_seconds
+
+    @property
+    def _relayed(self) -> int:
+        """How many connections are relayed, and so have one to a backend each."""
+        return len(self.tunnels) + (len(self.streams) if self.streams is not None else 0)
+
+    def _load(self) -> dict[str, int]:
+        """What is open at present."""
+        streams = len(self.streams) if self.streams is not None else 0
+        open_ = {"connections": len(self._connections), "streams": streams, "tunnels": len(self.tunnels)}
+        return {**open_, "threads": self.threads}
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
@@ -288,7 +300,7 @@ class Server(BaseWSGIServer):
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), connection, self.ticks):
+        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks):
             error = Overloaded(f"more than {self.admission.most} connections")
         elif not waits and not self.admission.enter(connection):
             error = Overloaded(f"too many connections of {connection.address}")
