@@ -450,3 +450,5 @@ class Connection:
 
     def close(self) -> None:
         self._sock.close()
+        # It is in there itself. A cycle would keep it in memory, with what OpenSSL has for it, until the collector comes.
+        self._template = {}

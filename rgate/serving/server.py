@@ -35,6 +35,7 @@ from .crew import Crew
 from .doors import Doors
 from .environ import template
 from .events import EDGE, EPOLL, GONE, READABLE, WRITABLE
+from .heap import Heap
 from .listeners import Listeners
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
@@ -130,6 +131,7 @@ class Server(BaseWSGIServer):
         self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
         self.beat: Callable[[], object] = lambda: None
         self._beaten = 0.0
+        self._heap = Heap()
 
     def _requests(self, config: ServerConfig) -> RequestReader:
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
@@ -336,6 +338,7 @@ class Server(BaseWSGIServer):
             return False
         self._beaten = self.now
         self.beat()
+        self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
     def _held_up(self) -> int:
