@@ -406,7 +406,8 @@ class Connection:
                 self._rest_of_requests, self.queued = rest, True
                 self.deadline = self._server.now + self._server.config.write_seconds
         if not open_:
-            self._server.close_connection(self)
+            if not self.tunnelled:
+                self._server.close_connection(self)
             return
         self.turn.release()
         with contextlib.suppress(OSError, ValueError):  # closed at this moment

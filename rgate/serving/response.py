@@ -547,7 +547,8 @@ class ResponseStream:
             self._unsent = []
         total = sum(map(len, parts))
         if total <= GATHERED_BYTES:
-            self._send(b"".join(parts))
+            if total:
+                self._send(b"".join(parts))
             return
         sent = self._sock.sendmsg(parts)
         while sent < total:

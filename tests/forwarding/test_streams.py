@@ -304,6 +304,29 @@ def test_clients_that_do_not_read_small_responses_hold_no_threads_either() -> No
         assert clients[0].is_silent()
 
 
+def test_upgrade_behind_a_response_that_the_client_does_not_read_becomes_a_tunnel() -> None:
+    def script(connection: ScriptedConnection) -> None:
+        while (request := connection.read_request()) is not None:
+            if " /upgrade " not in request.line:
+                connection.send(http_response(LARGE))
+                continue
+            connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            while block := connection.read_some():
+                connection.send(block)
+
+    upgrade = (
+        b"GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, slow_client(live.url) as client:
+        client.send(GET + upgrade)
+        relays(live, 1)
+        assert client.response().body == LARGE
+        assert client.response().status == 101
+        client.send(b"hello")
+        assert client.read(5) == b"hello"
+
+
 def test_client_that_takes_nothing_is_cut_after_write_seconds() -> None:
     finishing = Finishing()
     with (
