@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = ["Condition"]
 
 
@@ -13,6 +15,7 @@ class Condition:
 
     calm     whether no more requests than `server.threads` can be waiting for backends just now, so that nobody need count
              them; written by the server, and False under any other
+    load     what the server has open at present, by kind; empty under any other
 
     All are only ever changed by single assignments and pops of keys, so any thread may write and read them.
     """
@@ -21,6 +24,7 @@ class Condition:
         self.unready: dict[str, str] = {}
         self.notices: dict[str, str] = {}
         self.calm = False
+        self.load: Callable[[], dict[str, int]] = dict
 
     @property
     def ready(self) -> bool:

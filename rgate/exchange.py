@@ -11,9 +11,11 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import ends_process
 from .log import about
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .model import Endpoint, Route
 
-__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "Tunnel", "send_interim"]
+__all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "RelayableBody", "Tunnel", "send_interim"]
 
 ENVIRON_KEY = "rgate.exchange"
 
@@ -34,8 +36,49 @@ FinishCallback: TypeAlias = "Callable[[Exchange], None]"
 _log = logging.getLogger("rgate.exchange")
 
 
-class _Body(Protocol):
-    def close(self) -> None: ...
+class RelayableBody(ABC):
+    """A response body as it comes from the backend, which can be read without waiting as well as iterated.
+
+    ExchangeScope returns one when nothing in the chain has wrapped what the forwarder has returned. The server may then relay
+    it from an event loop, so that a slow backend or client holds no thread.
+
+    wait_seconds   how long the backend may be silent
+    """
+
+    __slots__ = ()
+    wait_seconds: float
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The backend's socket, for waiting. Only after read_now() has returned None."""
+
+    @abstractmethod
+    def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes | None:
+        """What has come of the body, some `most_bytes` of it; None: nothing yet; b"": that was all.
+
+        Raises Truncated when the backend has broken off. With `timed_out` it has if nothing has come.
+        """
+
+    @abstractmethod
+    def count_waits(self, counting: AbstractContextManager[object]) -> None:
+        """Have `counting` entered whenever a thread waits for a further block; that is, never while it is relayed."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether the next read_now() returns b"" without asking the backend."""
+
+    @property
+    def relayable(self) -> bool:
+        """Whether it needs nothing else than to be read."""
+        return True
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what has not been read. May be called again."""
 
 
 def _log_failure(exchange: Exchange, error: BaseException) -> None:
@@ -91,7 +134,7 @@ class Exchange:
     status = 0
     bytes_sent = 0
     plugin_seconds: dict[str, float] | None = None
-    streaming: _Body | None = None
+    streaming: RelayableBody | None = None
     _notes: dict[str, Any] | None = None
     _request_trailers: list[tuple[str, str]] | None = None
     _response_trailers: list[tuple[str, str]] | None = None
@@ -139,8 +182,9 @@ class Exchange:
     def on_finish(self, callback: FinishCallback) -> None:
         """Have `callback(exchange)` run once the response is decided, before the client can know that it is over.
 
-        Callbacks run in the thread of the request, in order of registration, each isolated: what one raises is logged
-        and stops nothing. They hold up the last bytes of the response, so they must be quick and must not block.
+        Callbacks run in order of registration, each isolated: what one raises is logged and stops nothing. They run in the
+        thread of the request, or, when the response was relayed, in the one that relays all of them; so they hold up the
+        last bytes of this response and perhaps those of others: they must be quick and must not block.
         """
         self._callbacks.append(callback)
 

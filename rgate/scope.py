@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import GatewayError, InternalFault, PluginError, RequestError, ends_process
-from .exchange import ENVIRON_KEY, Exchange
+from .exchange import ENVIRON_KEY, Exchange, RelayableBody
 from .hookspecs import LocalRoute
 from .wire.environ import REFUSED_KEY, TARGET_KEY, TRAILERS_KEY, adopt
 from .wire.target import Target, target_from_environ_path
@@ -97,6 +98,9 @@ class ExchangeScope:
         try:
             body = app(environ, begin)
             if type(body) is not list:
+                streaming = exchange.streaming
+                if body is streaming and streaming is not None and streaming.relayable:
+                    return _RelayableExchangeBody(exchange, streaming, begin, lambda: sent, on_failure)
                 return _ExchangeBody(exchange, body, begin, lambda: sent, on_failure)
             for block in body:
                 exchange.bytes_sent += len(block)
@@ -165,6 +169,10 @@ class _ExchangeBody:
         except BaseException as error:
             block = self._broken(error)
             size = len(block)
+        self._count(size)
+        return block
+
+    def _count(self, size: int) -> None:
         if self._headers is not None:
             self._left, self._headers = _content_length(self._headers()), None
         self._exchange.bytes_sent += size
@@ -172,7 +180,6 @@ class _ExchangeBody:
             self._left -= size
             if self._left <= 0:
                 self._exchange.finish(self._on_failure)
-        return block
 
     def _broken(self, error: BaseException) -> bytes:
         """The answer in place of a body that breaks off, if nothing of the response has left yet."""
@@ -194,6 +201,45 @@ class _ExchangeBody:
                 exchange.streaming = None
         finally:
             exchange.finish(self._on_failure)
+
+
+class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
+    """The same for a body that nothing in the chain has wrapped."""
+
+    __slots__ = ("_streaming", "wait_seconds")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        body: RelayableBody,
+        begin: StartResponse,
+        headers: Callable[[], list[tuple[str, str]]],
+        on_failure: OnFailure,
+    ) -> None:
+        super().__init__(exchange, body, begin, headers, on_failure)
+        self._streaming = body
+        self.wait_seconds = body.wait_seconds
+
+    def fileno(self) -> int:
+        return self._streaming.fileno()
+
+    def count_waits(self, counting: AbstractContextManager[object]) -> None:
+        self._streaming.count_waits(counting)
+
+    @property
+    def complete(self) -> bool:
+        return self._streaming.complete
+
+    def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes | None:
+        try:
+            block = self._streaming.read_now(most_bytes, timed_out)
+        except BaseException as error:
+            block = self._broken(error)
+        if block:
+            self._count(len(block))
+        elif block is not None:
+            self._exchange.finish(self._on_failure)
+        return block
 
 
 def _close(exchange: Exchange, body: object, on_failure: OnFailure) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, Final
 
 from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
+from ..exchange import RelayableBody
 from ..wire.chunked import ChunkedReader, chunk_head, last_chunk
 from .pipe import SPLICE, Pipe
 from .upstream import BLOCK_BYTES, UpstreamConnection
@@ -185,7 +187,7 @@ class Upload:
             self.close()
 
 
-class ResponseBody:
+class ResponseBody(RelayableBody):
     """A response body as a WSGI iterable: each block as it comes, checked against its framing.
 
     Raises Truncated when the backend ends, stalls or errs before the body is complete, so that the client's connection
@@ -193,7 +195,7 @@ class ResponseBody:
     what the backend has done wrong, if it is that what ends the body, and `trailers` the lines that have come behind it.
     """
 
-    __slots__ = ("_chunks", "_connection", "_done", "_first", "_left", "_upload")
+    __slots__ = ("_chunks", "_connection", "_counting", "_done", "_first", "_left", "_upload", "wait_seconds")
 
     def __init__(
         self,
@@ -203,6 +205,7 @@ class ResponseBody:
         connection: UpstreamConnection,
         upload: Upload | None,
         done: Callable[[bool, Truncated | None, Sequence[bytes]], None],
+        wait_seconds: float,
     ) -> None:
         self._connection = connection
         self._upload = upload
@@ -210,15 +213,56 @@ class ResponseBody:
         self._first = first
         self._left = length
         self._chunks = ChunkedReader() if chunked else None
+        self.wait_seconds = wait_seconds
+        self._counting: AbstractContextManager[object] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        if self._done is None:
+        if self._counting is None:
+            block = self._next(self._wait_for)
+        else:
+            with self._counting:
+                block = self._next(self._wait_for)
+        if not block:
             raise StopIteration
+        return block
+
+    def fileno(self) -> int:
+        return self._connection.sock.fileno()
+
+    @property
+    def relayable(self) -> bool:
+        """While the request is still being sent, the client and the backend are waited for at once."""
+        return self._upload is None
+
+    def count_waits(self, counting: AbstractContextManager[object]) -> None:
+        self._counting = counting
+
+    @property
+    def complete(self) -> bool:
+        return self._done is None
+
+    def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes | None:
+        def receive(most: int) -> bytes | None:
+            block = self._connection.receive_now(min(most, most_bytes))
+            if block is None and timed_out:
+                raise ResponseTimeout("nothing more came from the backend in time", begun=True)
+            return block
+
+        return self._next(receive)
+
+    def _wait_for(self, most: int) -> bytes:
+        if self._upload is not None and not self._upload.complete:
+            self._upload.pump()
+        return self._connection.receive(most)
+
+    def _next(self, receive: Callable[[int], bytes | None]) -> bytes | None:
+        if self._done is None:
+            return b""
         try:
-            block = self._next()
+            return self._read(receive)
         except (GatewayError, ValueError) as error:
             truncated = Truncated(str(error))
             clients_own = self._connection.aborted or isinstance(error, RequestError)
@@ -226,22 +270,18 @@ class ResponseBody:
             if self._connection.aborted:
                 raise RequestError("the client has left") from error
             raise truncated from error
-        if not block:
-            raise StopIteration
-        return block
 
-    def _next(self) -> bytes:
+    def _read(self, receive: Callable[[int], bytes | None]) -> bytes | None:
         while True:
+            block: bytes | None
             block, self._first = self._first, b""
             if not block:
                 if self._left == 0:
                     self._end(True)
                     return b""
-                if self._upload is not None and not self._upload.complete:
-                    self._upload.pump()
-                block = self._connection.receive(
-                    BLOCK_BYTES if self._left is None or self._left < BLOCK_BYTES else LARGE_BLOCK_BYTES
-                )
+                block = receive(BLOCK_BYTES if self._left is None or self._left < BLOCK_BYTES else LARGE_BLOCK_BYTES)
+                if block is None:
+                    return None
                 if not block:
                     if self._left is None and self._chunks is None:
                         self._end(False)

@@ -129,7 +129,7 @@ class Forwarder:
         if client is not None:
             client.on_gone = connection.abort
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable, settled)
-        body = ResponseBody(length, chunked, block, connection, upload, done)
+        body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
         if exchange.streaming is not None:
             exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
         exchange.streaming = body

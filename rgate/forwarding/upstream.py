@@ -141,6 +141,15 @@ class _Exchanging(HTTPConnection):
         except OSError as error:
             raise UpstreamClosed(str(error)) from error
 
+    def receive_now(self, most: int) -> bytes | None:
+        """The same without waiting; None when nothing has come."""
+        try:
+            return self.sock.recv(most, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise UpstreamClosed(str(error)) from error
+
     def read_head(self, client: Any = None, upload: Upload | None = None) -> tuple[ResponseHead, bytes]:
         """The final response head (101 is one), and the bytes that came with it.
 

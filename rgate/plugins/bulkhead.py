@@ -9,9 +9,11 @@
 A request over either limit is answered at once, 503 `overloaded` with Retry-After. Each request that waits holds a thread,
 so there is always one left to say so, to answer `/stats` and `/-/ready`, and to serve the other backends.
 
-In flight is a request while it waits for its backend: until the head of the response has come, and then for each further
-block. While it waits for its own client, who sends or reads slowly, it does not count; those have a limit of their own
-(`server.max_slow_clients`). Whether a body is slow in coming is only looked at when the limit is reached.
+In flight is a request while it waits for its backend: until the head of the response has come, and then, if something in the
+chain wraps the response, for each further block. A response that nothing wraps is relayed by an event loop: however long it
+streams, it holds no thread and does not count. While a request waits for its own client, who sends or reads slowly, it does
+not count either; those have a limit of their own (`server.max_slow_clients`). Whether a body is slow in coming is only looked
+at when the limit is reached.
 """
 
 from __future__ import annotations
@@ -70,7 +72,13 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
                 body = app(environ, start_response)
             finally:
                 del waiting[exchange], all_waiting[exchange]
-            return body if type(body) is list else _Body(body, exchange, (waiting, all_waiting))
+            if type(body) is list:
+                return body
+            streaming = exchange.streaming
+            if body is streaming and streaming is not None:
+                streaming.count_waits(_Waits(exchange, (waiting, all_waiting)))  # unwrapped, so that it can be relayed
+                return body
+            return _Body(body, exchange, (waiting, all_waiting))
 
         return look
 
@@ -111,28 +119,40 @@ class Compartment:
         raise Overloaded(f"{self._name}: {self.most} requests in flight")
 
 
+class _Waits:
+    """Counts an exchange as waiting for the backend while one more block of its response is waited for."""
+
+    __slots__ = ("_exchange", "_where")
+
+    def __init__(self, exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+        self._exchange = exchange
+        self._where = where
+
+    def __enter__(self) -> None:
+        for waiting in self._where:
+            waiting[self._exchange] = None
+
+    def __exit__(self, *failure: object) -> None:
+        for waiting in self._where:
+            del waiting[self._exchange]
+
+
 class _Body:
     """A response body that counts as waiting for the backend while its next block is asked for."""
 
-    __slots__ = ("_blocks", "_exchange", "_where", "close")
+    __slots__ = ("_blocks", "_waits", "close")
 
     def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
         self._blocks = iter(body)
-        self._exchange = exchange
-        self._where = where
+        self._waits = _Waits(exchange, where)
         self.close = getattr(body, "close", _nothing)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        for waiting in self._where:
-            waiting[self._exchange] = None
-        try:
+        with self._waits:
             return next(self._blocks)
-        finally:
-            for waiting in self._where:
-                del waiting[self._exchange]
 
 
 def _nothing() -> None:

@@ -29,7 +29,8 @@ class Admission:
     """Counts connections. Its methods may be called by any thread.
 
     `most` is config.max_connections, or what the system's limit of open files allows: every request in flight needs a
-    second file, the connection to the backend. The limit is raised as far as it may be.
+    second file, the connection to the backend, and so does every stream and every tunnel. The limit is raised as far as it
+    may be.
     """
 
     def __init__(self, config: ServerConfig, trusted: TrustedProxies) -> None:
@@ -44,15 +45,17 @@ class Admission:
         self._trusted = trusted
         self._most_per_client = config.max_connections_per_client
         in_flight = config.max_in_flight + config.max_slow_clients
-        files = _allow_files(config.max_connections + in_flight + OTHER_FILES)
-        self.most = min(config.max_connections, max(files - in_flight - OTHER_FILES, files // 2))
+        files = _allow_files(2 * config.max_connections + in_flight + OTHER_FILES)
+        self._files = max(files - in_flight - OTHER_FILES, files // 2)
+        self.most = min(config.max_connections, self._files)
         if self.most < config.max_connections:
             wanted = config.max_connections
             _log.warning("at most %d connections, not %d: the system allows %d open files", self.most, wanted, files)
 
-    def has_room(self, connections: Collection[Connection], newest: Connection, tick: int) -> bool:
-        """Whether `newest` may stay. When there are too many, those that have been idle the longest go for it."""
-        if len(connections) <= self.most:
+    def has_room(self, connections: Collection[Connection], relayed: int, newest: Connection, tick: int) -> bool:
+        """Whether `newest` may stay, when `relayed` of them are streams and tunnels. When there are too many, those that have
+        been idle the longest go for it."""
+        if len(connections) <= self.most and len(connections) + relayed <= self._files:
             return True
         with self._lock:
             if not self._room and self._looked_at_tick != tick:  # looking at all of them is dear

@@ -79,6 +79,7 @@ class Connection:
         self._collected: list[bytes] = []
         self.body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock)
+        self._response.streams = server.streams
         self._lingering = False
         self.remaining = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
@@ -119,6 +120,21 @@ class Connection:
         """Whether nothing of a request has come since the last one."""
         waits = self._pending or self._rest_of_requests or self.collecting is not None or self._lingering
         return bool(self.deadline) and not waits
+
+    @property
+    def response(self) -> ResponseStream:
+        """The response to the present request."""
+        return self._response
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its response is for the server's streams to relay. Until resume() the connection is theirs."""
+        return self._response.relayed is not None
+
+    @property
+    def write_seconds(self) -> float:
+        """How long it may take nothing of its response."""
+        return self._server.config.write_seconds
 
     def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
         """Send an interim response if the client is to have one; whether it has been sent. Raises ValueError for what is none."""
@@ -314,7 +330,7 @@ class Connection:
                 environ[TRAILERS_KEY] = body.trailers
         self.remaining -= 1
         response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
-        if response.keep_alive:
+        if response.keep_alive and response.relayed is None:
             return True
         # The client has not asked for the end, so it may be sending the next request already.
         self._lingering = request.keep_alive
@@ -335,6 +351,7 @@ class Connection:
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""
+        self._response.streams = None  # nobody has its turn yet
         self._refuse(error)
         return self._linger()
 
@@ -349,7 +366,11 @@ class Connection:
         self._response.run(self._server.app, environ, 1, False)
 
     def _ends(self, rest: bytes) -> bool:
-        """No request may follow. `rest` is what the client has sent all the same: the first of a tunnel, if this becomes one."""
+        """No request may follow, or not yet. `rest` is what the client has sent all the same: the next request, or the first of
+        a tunnel, if this becomes one."""
+        if self._response.relayed is not None:
+            self._rest_of_requests = rest
+            return False
         if self._tunnel is not None:
             if self._response.switched and not self._response.cut:
                 self._tunnel.begin(rest)
@@ -367,6 +388,8 @@ class Connection:
     def _linger(self) -> bool:
         """The response is out but the client may still be sending: closing now would reset the connection, and the
         client might lose the response (RFC 9112 §9.6). So end our half and read on for a moment."""
+        if self.relayed:  # it is not out yet
+            return False
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -380,6 +403,26 @@ class Connection:
         self._lingering = self._linger()
         self.deadline = self._server.now + LEAVING_SECONDS
         return self._lingering
+
+    def resume(self) -> None:
+        """Go on after a response that has been relayed. Called by the thread that has relayed it, which has the turn and waits
+        for nothing."""
+        rest, self._rest_of_requests = self._rest_of_requests, b""
+        if not self._response.keep_alive:
+            open_ = self._ends(rest)
+        else:
+            self._lingering = False
+            open_ = self._rest()
+            if rest:
+                self._rest_of_requests, self.queued = rest, True
+                self.deadline = self._server.now + self._server.config.write_seconds
+        if not open_:
+            if not self.tunnelled:
+                self._server.close_connection(self)
+            return
+        self.turn.release()
+        with contextlib.suppress(OSError, ValueError):  # closed at this moment
+            self._server.wait_to_send(self)  # which tells again of what has come meanwhile, too
 
     def retire(self) -> None:
         """It has been idle for long enough: have advance() called, which will end it, or serve what has come. Called by the
@@ -419,3 +462,5 @@ class Connection:
 
     def close(self) -> None:
         self._sock.close()
+        # It is in there itself. A cycle would keep it in memory, with what OpenSSL has for it, until the collector comes.
+        self._template = {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import logging
-from collections.abc import Callable, Iterable
-from time import time
-from typing import TYPE_CHECKING, Any, Final
+import select
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from socket import MSG_DONTWAIT
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final, cast
 from wsgiref.handlers import format_date_time
 
 from ..errors import InternalFault
-from ..exchange import ENVIRON_KEY, Exchange
+from ..exchange import ENVIRON_KEY, Exchange, RelayableBody
 from ..log import about
 from ..wire import fields
 from ..wire.chunked import LAST_CHUNK, chunk_head, last_chunk
@@ -22,10 +26,17 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-__all__ = ["HeadWriter", "ResponseStream"]
+    from .streams import Streams
+
+__all__ = ["HeadWriter", "ResponseStream", "Waits"]
 
 SMALL_BYTES: Final = 65_536
 GATHERED_BYTES: Final = 16_384  # up to this, copying is cheaper than sending in parts
+BLOCKS_AT_ONCE: Final = 4  # of one response, before others have their turn
+
+# So long a thread waits for a backend or a client before the event loop has the response: at one time, and in all.
+QUICK_WAIT_SECONDS: Final = 0.005
+QUICK_SECONDS: Final = 0.05
 _BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
 _ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -158,6 +169,41 @@ class HeadWriter:
         return line, meaning
 
 
+class _AllRead(RelayableBody):
+    """The body of a response that only waits for the client."""
+
+    __slots__ = ()
+    wait_seconds = 0.0
+    complete = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def fileno(self) -> int:
+        return -1
+
+    def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes:
+        return b""
+
+    def count_waits(self, counting: AbstractContextManager[object]) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """There is nothing to give up."""
+
+
+_ALL_READ: Final = _AllRead()
+
+
+class Waits(enum.Enum):
+    """What the relaying of a response waits for. TURN: for others to have had theirs."""
+
+    NOTHING = enum.auto()
+    BACKEND = enum.auto()
+    CLIENT = enum.auto()
+    TURN = enum.auto()
+
+
 class ResponseStream:
     """Runs a WSGI app for one request after another on a connection, and sends what it answers.
 
@@ -167,10 +213,16 @@ class ResponseStream:
     request may follow, and `cut` that the response broke off, so the connection must not end as if it were whole. With
     `protocol` set while the app runs, a 101 may be its answer; then `switched` says that the client has it.
     Once `ending` is set, by whatever thread, every head says that no other request may follow; one that is out holds.
+
+    With `streams`, a body that nothing in the chain has wrapped holds the thread only as long as backend and client are
+    quick. When run() returns with `relayed`, the rest of it is for `streams` to relay, by relay_on(); nothing else of this
+    object may be used meanwhile.
     """
 
     __slots__ = (
         "_chunked",
+        "_ended",
+        "_environ",
         "_has_body",
         "_head_sent",
         "_headers",
@@ -180,10 +232,13 @@ class ResponseStream:
         "_send",
         "_sock",
         "_status",
+        "_unsent",
         "cut",
         "ending",
         "keep_alive",
         "protocol",
+        "relayed",
+        "streams",
         "switched",
         "takes_interim",
         "unread",
@@ -202,6 +257,11 @@ class ResponseStream:
         self._left: int | None = None
         self.unread: Callable[[], bool] | None = None
         self.takes_interim = False
+        self.streams: Streams | None = None
+        self.relayed: RelayableBody | None = None
+        self._environ: WSGIEnvironment | None = None
+        self._unsent: list[bytes | memoryview] = []
+        self._ended = False
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment, minor: int, keep_alive: bool) -> None:
         """Call the app and send its response. Never raises: what goes wrong ends in `cut`."""
@@ -217,19 +277,33 @@ class ResponseStream:
             if type(body) is list and len(body) < 2 and not self._head_sent:
                 self._send_whole(body[0] if body else b"")
                 return  # a list has no close()
-            self._send_blocks(body, environ)
-        except OSError as error:
-            self._break_off()
-            _log.debug("the client is gone: %s", error)
+            if self.streams is not None and isinstance(body, RelayableBody) and not (self.unread is not None and self.unread()):
+                self.relayed, self._environ = body, environ
+                self._ended = False
+                if not self._relay_quickly(self.streams):
+                    return
+            else:
+                self._send_blocks(body, environ)
         except BaseException as error:  # somebody's SystemExit, too
-            self._break_off()
-            # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
-            exchange: Exchange | None = environ.get(ENVIRON_KEY)
-            known = self._head_sent and exchange is not None and exchange.error is not None
-            level = logging.DEBUG if known else logging.ERROR
-            _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
-            if not self._head_sent:
-                self._send_failure(environ)
+            self._fail(error, environ)
+        self.relayed = None
+        self._close(body)
+
+    def _fail(self, error: BaseException, environ: WSGIEnvironment) -> None:
+        """The response has ended with an exception, which is being handled."""
+        self._break_off()
+        if isinstance(error, OSError):
+            _log.debug("the client is gone: %s", error)
+            return
+        # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
+        exchange: Exchange | None = environ.get(ENVIRON_KEY)
+        known = self._head_sent and exchange is not None and exchange.error is not None
+        level = logging.DEBUG if known else logging.ERROR
+        _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
+        if not self._head_sent:
+            self._send_failure(environ)
+
+    def _close(self, body: Any) -> None:
         close = getattr(body, "close", None)
         if close is not None:
             try:
@@ -270,12 +344,17 @@ class ResponseStream:
     def flush_head(self) -> None:
         """Send the head now, when start_response has come through; the body may be long in coming."""
         if self._status is not None and not self._head_sent:
-            self._send(self._head(None))
+            # What the client does not take of it goes out with the body.
+            self._unsent = [self._head(None)]
+            self._send_now()
 
     def write(self, block: bytes) -> None:
         """Send one block of the body, the head before the first."""
-        if not block:
-            return
+        if block:
+            self._send_parts(self._framed(block))
+
+    def _framed(self, block: bytes) -> list[bytes]:
+        """One block of the body as it goes out, with the head if it is the first."""
         parts = [] if self._head_sent else [self._head(None)]
         if self._left is not None:
             if len(block) > self._left:
@@ -289,7 +368,18 @@ class ResponseStream:
             parts += [chunk_head(len(block)), block, b"\r\n"]
         else:
             parts.append(block)
-        self._send_parts(parts)
+        return parts
+
+    def _framed_end(self, environ: WSGIEnvironment) -> list[bytes]:
+        """What goes out after the last block of a body, with the head if there was none. Raises ValueError for one that is
+        shorter than its Content-Length."""
+        parts = [] if self._head_sent else [self._head(0)]
+        if self._has_body:
+            if self._left:
+                raise ValueError("the app sent less than its Content-Length")
+            if self._chunked:
+                parts.append(_last_chunk(environ))
+        return parts
 
     def _send_failure(self, environ: WSGIEnvironment) -> None:
         """The answer when the app has failed, or what it began to answer cannot be sent."""
@@ -300,7 +390,7 @@ class ResponseStream:
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
         try:
             self._send_whole(body)
-            self.cut = False
+            self.cut = self.relayed is not None  # who does not even take this does without
         except OSError as error:
             _log.debug("the client is gone: %s", error)
 
@@ -312,13 +402,13 @@ class ResponseStream:
             known = self._heads.known_heads.get((self._status, headers))  # type: ignore[arg-type]
             if known is not None and known[1] == size:
                 self._head_sent = True
-                self._send(known[0] + block)
+                self._send_last(known[0] + block)
                 return
         head = self._head(size)
         if usual and self.keep_alive and self._left == size and self._has_body:
             self._heads.remember(self._status, headers, head, size)  # type: ignore[arg-type]
         if not self._has_body:
-            self._send(head)
+            self._send_last(head)
             return
         if self._left != size and self._left is not None:
             if size < self._left:
@@ -327,20 +417,136 @@ class ResponseStream:
             block = block[: self._left]
             self.keep_alive = False
         if size < SMALL_BYTES:
-            self._send(head + block)
+            self._send_last(head + block)
         else:
-            self._send_parts([head, block])
+            self._send_last(head, block)
+
+    def _send_last(self, *parts: bytes) -> None:
+        """Send all that is left of the response. What the client does not take at once is for `streams`."""
+        streams = self.streams
+        if streams is None:
+            self._send_parts([*parts])
+            return
+        if len(parts) == 1:  # the way of most responses
+            try:
+                sent = self._sock.send(parts[0], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(parts[0]):
+                return
+            self._unsent = [memoryview(parts[0])[sent:]]
+        else:
+            self._unsent = [*parts]
+        if not self._send_now():
+            self.relayed, self._environ, self._ended = _ALL_READ, {}, True
+            if self._relay_quickly(streams):
+                self.relayed = None
 
     def _send_blocks(self, body: Iterable[bytes], environ: WSGIEnvironment) -> None:
         for block in body:
             self.write(block)
-        if not self._head_sent:
-            self._send(self._head(0))
-        if self._has_body:
-            if self._left:
-                raise ValueError("the app sent less than its Content-Length")
-            if self._chunked:
-                self._send(_last_chunk(environ))
+        self._send_parts(self._framed_end(environ))
+
+    def _relay_quickly(self, streams: Streams) -> bool:
+        """Relay the body in this thread as long as neither the backend nor the client keeps it waiting; whether that was all
+        of it. Raises what go_on() does."""
+        until = 0.0
+        body = self.relayed
+        assert body is not None
+        while (waits := self.go_on(streams.block_bytes)) is not Waits.NOTHING:
+            if waits is Waits.TURN:
+                continue
+            now = monotonic()
+            until = until or now + QUICK_SECONDS
+            poll = select.poll()
+            if waits is Waits.BACKEND:
+                poll.register(body.fileno(), select.POLLIN)
+            else:
+                poll.register(self._sock, select.POLLOUT)
+            if now >= until or not poll.poll(QUICK_WAIT_SECONDS * 1_000):
+                return False
+        return True
+
+    def go_on(self, most_bytes: int, timed_out: bool = False) -> Waits:
+        """Relay some more of the body, `most_bytes` at a time, without waiting; what that waits for now.
+
+        NOTHING: the body is over. It is over as well when this raises: OSError when the client is gone, and what the body
+        does. `timed_out` says that what it has waited for has not come in time.
+        """
+        body = self.relayed
+        assert body is not None
+        for _ in range(BLOCKS_AT_ONCE):
+            if self._unsent:
+                if not self._send_now():
+                    if timed_out:
+                        raise TimeoutError("the client takes nothing more")
+                    return Waits.CLIENT
+                timed_out = False
+            if self._ended:
+                return Waits.NOTHING
+            block = body.read_now(most_bytes, timed_out)
+            if block is None:
+                return Waits.BACKEND
+            timed_out = False
+            self._unsent = [*self._framed(block)] if block else []
+            # The end of a body that is known to be over goes out with its last block.
+            if not block or (body.complete and not body.read_now(most_bytes)):
+                self._ended = True
+                self._unsent += self._framed_end(self._environ or {})
+        return Waits.TURN
+
+    def relay_on(self, most_bytes: int, timed_out: bool = False) -> Waits:
+        """The same for the event loop, which has no use for exceptions: the response is over when nothing is waited for."""
+        body = self.relayed
+        assert body is not None and self._environ is not None
+        try:
+            waits = self.go_on(most_bytes, timed_out)
+        except BaseException as error:
+            self._fail(error, self._environ)
+        else:
+            if waits is Waits.CLIENT:
+                first = self._unsent[0]
+                if len(_whole(first)) > 2 * len(first):
+                    self._unsent[0] = bytes(first)  # else all of the block stays in memory
+            if waits is not Waits.NOTHING:
+                return waits
+        self._relayed_to_its_end(body)
+        return Waits.NOTHING
+
+    def give_up(self) -> None:
+        """End a response that is being relayed, wherever it is."""
+        if self.relayed is not None:
+            self._break_off()
+            self._relayed_to_its_end(self.relayed)
+
+    def _relayed_to_its_end(self, body: RelayableBody) -> None:
+        self.relayed = self._environ = None
+        self._unsent = []
+        self._close(body)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of a response that is being relayed waits in memory for the client."""
+        return sum(len(_whole(part)) for part in self._unsent)
+
+    def _send_now(self) -> bool:
+        """Send of what is unsent as much as the client takes; true when that is all."""
+        parts = self._unsent
+        while parts:
+            try:
+                if len(parts) == 1:
+                    sent = self._sock.send(parts[0], MSG_DONTWAIT)
+                elif sum(map(len, parts)) <= GATHERED_BYTES:
+                    sent = self._sock.send(b"".join(parts), MSG_DONTWAIT)
+                else:
+                    sent = self._sock.sendmsg(parts, (), MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.pop(0))
+            if sent:
+                parts[0] = memoryview(parts[0])[sent:]
+        return True
 
     def _head(self, known_length: int | None) -> bytes:
         """The whole head; from here on only bytes of the body may follow. `known_length`: the whole body is at hand."""
@@ -378,9 +584,13 @@ class ResponseStream:
         return b"".join(lines)
 
     def _send_parts(self, parts: list[bytes]) -> None:
+        if self._unsent:
+            parts = [*map(bytes, self._unsent), *parts]
+            self._unsent = []
         total = sum(map(len, parts))
         if total <= GATHERED_BYTES:
-            self._send(b"".join(parts))
+            if total:
+                self._send(b"".join(parts))
             return
         sent = self._sock.sendmsg(parts)
         while sent < total:
@@ -412,3 +622,8 @@ def _last_chunk(environ: WSGIEnvironment) -> bytes:
     if exchange is None or not exchange.response_trailers or "HTTP_TE" not in environ:
         return LAST_CHUNK
     return last_chunk(exchange.response_trailers)
+
+
+def _whole(part: bytes | memoryview) -> bytes:
+    """What is in memory for it."""
+    return cast(bytes, part.obj) if isinstance(part, memoryview) else part

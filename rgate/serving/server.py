@@ -35,11 +35,13 @@ from .crew import Crew
 from .doors import Doors
 from .environ import template
 from .events import EDGE, EPOLL, GONE, READABLE, WRITABLE
+from .heap import Heap
 from .listeners import Listeners
 from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
 from .sockets import located
+from .streams import Streams
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
 from .tunnels import OpenTunnel, Tunnels
@@ -104,8 +106,10 @@ class Server(BaseWSGIServer):
         self.template: dict[str, Any] = template(
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
+        self.condition.load = self._load
         self.slow_bodies: set[Connection] = set()
         self.tunnels = Tunnels()
+        self.streams = Streams() if EPOLL else None
         self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
@@ -127,6 +131,7 @@ class Server(BaseWSGIServer):
         self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
         self.beat: Callable[[], object] = lambda: None
         self._beaten = 0.0
+        self._heap = Heap()
 
     def _requests(self, config: ServerConfig) -> RequestReader:
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
@@ -156,6 +161,17 @@ class Server(BaseWSGIServer):
         """How long a connection without a request stays open while the server drains."""
         config = self.config
         return max(config.idle_drain_seconds, config.drain_seconds / 2) if self._retiring else config.idle_drain_seconds
+
+    @property
+    def _relayed(self) -> int:
+        """How many connections are relayed, and so have one to a backend each."""
+        return len(self.tunnels) + (len(self.streams) if self.streams is not None else 0)
+
+    def _load(self) -> dict[str, int]:
+        """What is open at present."""
+        streams = len(self.streams) if self.streams is not None else 0
+        open_ = {"connections": len(self._connections), "streams": streams, "tunnels": len(self.tunnels)}
+        return {**open_, "threads": self.threads}
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
@@ -235,8 +251,10 @@ class Server(BaseWSGIServer):
                     _log.exception("a connection failed", extra={"about": about(error)})
                     open_ = False
                 if not open_:
-                    if not connection.tunnelled:
-                        self._close(connection)
+                    if connection.relayed:
+                        self.streams.add(connection)  # type: ignore[union-attr]
+                    elif not connection.tunnelled:
+                        self.close_connection(connection)
                     return  # and keep its turn: nobody may have it again
             if connection.collecting is not None:
                 self._held.setdefault(connection, self.now + HOLD_SECONDS)
@@ -258,11 +276,12 @@ class Server(BaseWSGIServer):
 
     def relay(self, connection: Connection, tunnel: OpenTunnel) -> None:
         """Leave a connection to the tunnels. It stays one of the server's connections until its tunnel is over."""
-        tunnel.close_client = lambda: self._close(connection)
+        tunnel.close_client = lambda: self.close_connection(connection)
         self._epoll.unregister(connection.fileno())
         self.tunnels.add(tunnel)
 
-    def _close(self, connection: Connection) -> None:
+    def close_connection(self, connection: Connection) -> None:
+        """Close it, and count it no more. Called by the thread that has its turn, or in the end."""
         self._connections.pop(connection.fileno(), None)
         self._held.pop(connection, None)
         self.slow_bodies.discard(connection)
@@ -284,14 +303,14 @@ class Server(BaseWSGIServer):
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), connection, self.ticks):
+        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks):
             error = Overloaded(f"more than {self.admission.most} connections")
         elif not waits and not self.admission.enter(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
             too_many = len(self._connections) > self.admission.most + TURNED_AWAY
             if waits or too_many or not connection.turn_away(error):
-                self._close(connection)
+                self.close_connection(connection)
                 return
         try:
             self._epoll.register(sock.fileno(), _WATCHED)
@@ -320,6 +339,7 @@ class Server(BaseWSGIServer):
             return False
         self._beaten = self.now
         self.beat()
+        self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
     def _held_up(self) -> int:
@@ -383,10 +403,12 @@ class Server(BaseWSGIServer):
         self.tunnels.stop()
         for connection in list(self._connections.values()):
             connection.cut()
+        if self.streams is not None:
+            self.streams.stop()
         all_ended = self._crew.end(CUT_SECONDS)
         for connection in list(self._connections.values()):
             if not connection.busy:  # else it is the thread's, which is stuck in the app
-                self._close(connection)
+                self.close_connection(connection)
         self.server_close()
         if all_ended:
             self._epoll.close()

@@ -58,7 +58,7 @@ def _held(connections: Collection[Connection]) -> list[Connection]:
     poll = select.poll()
     busy: dict[int, tuple[Connection, int]] = {}
     for connection in list(connections):
-        if connection.busy and not connection.tunnelled:
+        if connection.busy and not connection.tunnelled and not connection.relayed:
             body = connection.body
             wanted = select.POLLOUT | (0 if body is None or body.complete else select.POLLIN)
             try:

@@ -1,6 +1,6 @@
 """Tunnels: connections that an upgrade has taken out of HTTP, relayed byte by byte (RFC 9110 §7.8, RFC 6455).
 
-One thread with an epoll of its own relays all of them; it starts with the first. A tunnel that is idle costs two sockets
+One thread relays all of them (`loop.py`). A tunnel that is idle costs two sockets
 and a few objects, and no thread. Each direction holds at most one block: until that is written nothing more is read, so
 the back-pressure of either side reaches the other, in bounded memory.
 
@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
 import socket
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..log import about
 from ..tls.stream import TLSStream
+from .loop import SocketLoop
 
 if TYPE_CHECKING:
     from ..exchange import Tunnel
@@ -31,12 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["OpenTunnel", "Tunnels"]
 
 BLOCK_BYTES: Final = 65_536
-EVENTS: Final = 256
 CHECK_SECONDS: Final = 1.0
 ENDING_CHECK_SECONDS: Final = 0.1
 HALF_CLOSED_SECONDS: Final = 10.0  # without a byte, when one side has ended
 DEAF_SECONDS: Final = 0.5  # in all, when one side has closed and the other still sends
-STOP_SECONDS: Final = 2.0
 
 # A peer that is gone without a word is noticed after two minutes, however long the tunnel may be idle.
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
@@ -198,83 +194,54 @@ class OpenTunnel:
                 _log.exception("ending a tunnel failed", extra={"about": about(error)})
 
 
-class Tunnels:
-    """All open tunnels of a server. Nothing is there, neither thread nor epoll, before the first."""
+class Tunnels(SocketLoop[OpenTunnel]):
+    """All open tunnels of a server."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._new: deque[OpenTunnel] = deque()
+        super().__init__("rgate-tunnels")
         self._sides: dict[int, _Side] = {}
         self._ending: set[OpenTunnel] = set()
-        self._over = False
+        self._checked = self._ending_checked = monotonic()
 
     def __len__(self) -> int:
         """How many there are at present."""
         return len(self._sides) // 2 + len(self._new)
 
-    def add(self, tunnel: OpenTunnel) -> None:
-        """Relay a tunnel that has begun, until it is over. Called from any thread."""
-        with self._lock:
-            if not self._over:
-                self._new.append(tunnel)
-                if self._thread is None:
-                    self._epoll = select.epoll()
-                    self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                    self._epoll.register(self._wake, select.EPOLLIN)
-                    self._thread = threading.Thread(target=self._run, name="rgate-tunnels", daemon=True)
-                    self._thread.start()
-                os.eventfd_write(self._wake, 1)
-                return
-        tunnel.end("stop")
+    def _refuse(self, item: OpenTunnel) -> None:
+        item.end("stop")
 
-    def stop(self) -> None:
-        """End all of them now, and those that are yet to come."""
-        with self._lock:
-            self._over = True
-            if self._thread is None:
-                return
-            os.eventfd_write(self._wake, 1)
-        self._thread.join(STOP_SECONDS)
+    def _enter(self, item: OpenTunnel) -> None:
+        for side in (item.client, item.backend):
+            self._sides[side.fd] = side
 
-    def _run(self) -> None:
-        checked = ending_checked = monotonic()
-        while not self._over:
-            seconds = ENDING_CHECK_SECONDS if self._ending else CHECK_SECONDS if self._sides else -1
-            events = self._epoll.poll(seconds, EVENTS)
-            now = monotonic()
-            for fd, event in events:
-                side = self._sides.get(fd)
-                if side is not None:
-                    self._advance(side, event, now)
-            if self._new:
-                self._begin_new(now)
-            if self._ending and now - ending_checked >= ENDING_CHECK_SECONDS:
-                ending_checked = now
-                self._end_overdue(now, list(self._ending))
-            if now - checked >= CHECK_SECONDS:
-                checked = now
-                self._end_overdue(now, self._all())
+    def _begin(self, item: OpenTunnel, now: float) -> None:
+        self._advance(item.client, 0, now)
+        if item.backend.fd in self._sides:  # else it is over already
+            self._advance(item.backend, 0, now)
+
+    def _act(self, fd: int, event: int, now: float) -> None:
+        side = self._sides.get(fd)
+        if side is not None:
+            self._advance(side, event, now)
+
+    def _wait_seconds(self) -> float:
+        return ENDING_CHECK_SECONDS if self._ending else CHECK_SECONDS if self._sides else -1
+
+    def _check(self, now: float) -> None:
+        if self._ending and now - self._ending_checked >= ENDING_CHECK_SECONDS:
+            self._ending_checked = now
+            self._end_overdue(now, list(self._ending))
+        if now - self._checked >= CHECK_SECONDS:
+            self._checked = now
+            self._end_overdue(now, self._all())
+
+    def _end_all(self) -> None:
         for tunnel in [*self._all(), *self._new]:
             self._end(tunnel, "stop")
         self._new.clear()
-        self._epoll.close()
-        os.close(self._wake)
 
     def _all(self) -> list[OpenTunnel]:
         return [side.tunnel for side in self._sides.values() if side.name == "client"]
-
-    def _begin_new(self, now: float) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        while self._new:
-            tunnel = self._new[0]
-            for side in (tunnel.client, tunnel.backend):
-                self._sides[side.fd] = side
-            self._new.popleft()
-            self._advance(tunnel.client, 0, now)
-            if tunnel.backend.fd in self._sides:  # else it is over already
-                self._advance(tunnel.backend, 0, now)
 
     def _advance(self, side: _Side, event: int, now: float) -> None:
         """Move what can be moved after an event on one side."""

@@ -205,9 +205,11 @@ class TLSStream:
         self.sock.sendall(records)
         self._broken = False
 
-    def sendmsg(self, parts: Sequence[bytes]) -> int:
-        """Send all of the parts; how many bytes they were."""
+    def sendmsg(self, parts: Sequence[bytes], ancillary: tuple[()] = (), flags: int = 0) -> int:
+        """Send all of the parts; how many bytes they were. With MSG_DONTWAIT it does what send() does."""
         block = b"".join(parts)
+        if flags & socket.MSG_DONTWAIT:
+            return self.send(block)
         self.sendall(block)
         return len(block)
 

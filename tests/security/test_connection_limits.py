@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -148,8 +150,8 @@ def test_limit_of_connections_is_what_the_open_files_allow(
     monkeypatch.setattr("resource.setrlimit", lambda what, limits: raised.append(limits))
     config = ServerConfig(max_connections=10_000, max_in_flight=100, max_slow_clients=100)
     for soft, hard, most, wanted in (
-        (1_024, 1_048_576, 10_000, 10_200 + OTHER_FILES),
-        (1_024, resource.RLIM_INFINITY, 10_000, 10_200 + OTHER_FILES),
+        (1_024, 1_048_576, 10_000, 20_200 + OTHER_FILES),
+        (1_024, resource.RLIM_INFINITY, 10_000, 20_200 + OTHER_FILES),
         (1_024, 4_096, 4_096 - 200 - OTHER_FILES, 4_096),
         (1_024, 1_024, 512, None),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_000, None),
@@ -160,6 +162,15 @@ def test_limit_of_connections_is_what_the_open_files_allow(
         assert Admission(config, TrustedProxies()).most == most, f"{soft} {hard}"
         assert raised == ([] if wanted is None else [(wanted, hard)])
         assert bool(caplog.records) == (most < 10_000)
+
+
+def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
+    admission = Admission(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
+    assert admission.most == 512
+    connections: Any = [SimpleNamespace(idle=False)] * 300
+    assert admission.has_room(connections, 212, connections[0], 1)
+    assert not admission.has_room(connections, 213, connections[0], 2)
 
 
 def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,14 @@ LARGE = b"x" * 16_000_000  # more than the buffers of both sockets take
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Reads its body to the end, and answers /large with a large one, /medium with one that is less than a block."""
+    """Reads its body to the end, and answers /large and /pieces with a large one, /medium with one that is less than a block."""
     stream = environ["wsgi.input"]
     while stream.read(65_536):
         pass
-    body = {"/large": LARGE, "/medium": LARGE[:60_000]}.get(environ["PATH_INFO"], b"ok")
+    path = environ["PATH_INFO"]
+    body = {"/large": LARGE, "/pieces": LARGE, "/medium": LARGE[:60_000]}.get(path, b"ok")
     start_response("200 OK", [("Content-Length", str(len(body)))])
-    return [body]
+    return iter((body,)) if path == "/pieces" else [body]
 
 
 @contextmanager
@@ -50,12 +51,15 @@ def slow(server: Server, count: int, request: bytes, staying: int | None = None)
         yield sockets
 
 
+SENT_BY_THREAD = "slow readers of what a thread sends"
+
 KINDS: dict[str, bytes] = {
     "idle": b"",
     "slow heads": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n",
     "slow small bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nhello",
     "slow large bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhello",
     "slow chunked bodies": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    SENT_BY_THREAD: b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n",
     "slow readers": b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
     "slow readers of many responses": b"GET /medium HTTP/1.1\r\nHost: x\r\n\r\n" * 50,
 }
@@ -108,7 +112,7 @@ def test_many_requests_sent_at_once_and_then_the_end_are_all_answered() -> None:
         eventually(lambda: not server._connections, "the connection is closed")
 
 
-@pytest.mark.parametrize("kind", ["slow large bodies", "slow readers"])
+@pytest.mark.parametrize("kind", ["slow large bodies", SENT_BY_THREAD])
 def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 3}
@@ -120,7 +124,10 @@ def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: p
 
 def test_slow_clients_are_not_cut_while_there_are_threads() -> None:
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 8}
-    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 8, KINDS["slow readers"]) as sockets:
+    with (
+        serving(app, drain_seconds=0.1, **limits) as server,
+        slow(server, 8, KINDS[SENT_BY_THREAD]) as sockets,
+    ):
         with RawClient(server.url) as client:
             assert client.get("/").body == b"ok"
         for sock in sockets:

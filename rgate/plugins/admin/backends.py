@@ -18,8 +18,9 @@ NEAR_MISSES_SHOWN = 10
 
 def backends(gateway: Gateway) -> dict[str, Any]:
     """Every backend with its endpoints, its unusable instances and some of those that it nearly has, and every discovery
-    source. Requests in flight are those of this process."""
+    source. Requests in flight are those of this process, and so is what its server has open."""
     return {
+        "server": gateway.condition.load(),
         "backends": [_backend(gateway, backend) for backend in gateway.backends.values()],
         "sources": [
             {
