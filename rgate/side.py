@@ -43,8 +43,8 @@ class SideServer:
 
     A `host` that is "unix:PATH" stands for a unix socket of this `mode`, without a port. One process at a time has it: the last
     that was started, or, when that is gone without another in its place, within some two seconds any other. With `paths` in place
-    of a host it is the first of these where a socket can be, and its directory is made; where none can be nothing listens, and
-    `on_trouble` is called with the reasons.
+    of a host it is the first of these where a socket can be, and its directory is made. Then `on_trouble` is called with "", or,
+    where there can be none, with the reasons; and nothing listens.
 
     Whoever can connect is admitted, if the route admits him too. But no web page ever is; and at a port the Host has to be an
     address, `localhost` or one of `hosts`, and nothing comes in that a proxy has forwarded (AllowedClients says why).
@@ -127,15 +127,19 @@ class SideServer:
         for path in self._paths:
             self._place, self._host = Place(path, self._mode), f"{UNIX}{path}"
             try:
-                prepare(path)
-                return self._listening()
+                server = self._listening()
             except OSError as error:
                 failures.append(f"{path}: {error.strerror or error}")
+            else:
+                self._on_trouble("")
+                return server
         self._on_trouble("; ".join(failures))
         return None
 
     def _listening(self) -> Server:
         place = self._place
+        if self._paths:
+            prepare(self._host.removeprefix(UNIX))  # again where somebody has tidied up
         with listen(self._host, self._port, shared=True) if place is None else place.take() as listener:
             server = Server(self, LIMITS, Listeners((listener,)))
         if place is not None:

@@ -46,7 +46,7 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
         return Where(_socket_for(url) or url)
     if path is not None:
         return _of_config(load(path), path, at_port)
-    remark = ""
+    remark, port_url = "", DEFAULT_URL
     if os.path.isfile(DEFAULT_CONFIG):
         try:
             config = load(DEFAULT_CONFIG)
@@ -56,6 +56,7 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
             sockets = _named(config)
             if sockets or _address(config) is not None or not any_gateway:
                 return _of_config(config, DEFAULT_CONFIG, at_port)
+            port_url = _url_of(config)
             remark = f"no gateway has an admin socket for port {config.server.port}, which {DEFAULT_CONFIG} says"
     sockets = admin_sockets()
     usable = [each for each in sockets if each.usable]
@@ -68,7 +69,7 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
     if sockets and not at_port:
         raise _denied(sockets[0])
     why = str(_denied(sockets[0])) if sockets else f"no admin socket in {_directories()}"
-    return Where(DEFAULT_URL, f"{remark or why}; asking at {DEFAULT_URL}")
+    return Where(port_url, f"{remark or why}; asking at {port_url}")
 
 
 def impossible(config: Config) -> Iterator[str]:

@@ -89,8 +89,8 @@ class AllowedClients:
     - A client with an address of loopback has connected to this machine itself: there is no PROXY header, no trusted proxy that
       names it (its loopback is another's), and Host is of loopback too, as there is no other way to get here from there.
 
-    One thing cannot be told from a client on this machine: a proxy on it that forwards bytes (or HTTP/1.1) and adds nothing,
-    while its clients say `Host: localhost`. So nothing that a client elsewhere must not see belongs on the gateway's port.
+    One thing cannot be told from a client on this machine: a proxy on it that forwards bytes, or HTTP/1.1 with a Host of its own,
+    and adds nothing. So nothing that a client elsewhere must not see belongs on the gateway's port.
     Raises ValueError for what is no network.
     """
 

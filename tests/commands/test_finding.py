@@ -86,10 +86,13 @@ def test_config_in_this_directory_says_which_one_is_meant(sockets: Path) -> None
     with listening(sockets, 9000) as only:
         with listening(sockets, 9001) as ours:
             assert where() == Where(ours)
-        assert where() == Where(only, f"no gateway has an admin socket for port 9001, which config.yml says; asking at {only}")
+        missing = "no gateway has an admin socket for port 9001, which config.yml says"
+        assert where() == Where(only, f"{missing}; asking at {only}")
         assert where(any_gateway=False) == Where("http://127.0.0.1:9001"), "whether another one is ready is not the question"
         write("config.yml", "nonsense: true")
         assert where() == Where(only, f"config.yml cannot be used; asking at {only}"), "a reload is to say what is wrong with it"
+    write("config.yml", "server: {port: 9001}")
+    assert where() == Where("http://127.0.0.1:9001", f"{missing}; asking at http://127.0.0.1:9001")
 
 
 def test_config_says_where_the_pages_are(sockets: Path) -> None:

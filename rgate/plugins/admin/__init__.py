@@ -18,6 +18,7 @@ processes any of them answers; `process` says which. Options: see AdminOptions.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, SideServer, hookimpl
 
@@ -56,17 +57,7 @@ def rgate_lifespan(gateway: Gateway) -> SideServer | None:
             "admin.address", key, lambda: SideServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
         )
     elif options.address is None and (paths := gateway.socket_paths()):
-
-        def tell(why: str) -> None:
-            message = (
-                f"no admin socket, so `rgate reload`, `drain` and `stats` cannot ask this gateway: {why}; "
-                "make one of these directories writable, or set plugins.admin.address"
-            )
-            gateway.condition.notices[NOTICE] = message
-            if gateway.tells:
-                _log.warning("%s", message)
-
-        gateway.condition.notices.pop(NOTICE, None)
+        tell = partial(_tell, gateway.condition.notices, gateway.tells)
         server = gateway.keep(
             "admin.socket",
             (tuple(paths), mode),
@@ -81,3 +72,16 @@ def rgate_lifespan(gateway: Gateway) -> SideServer | None:
     }
     server.offer(gateway, {**local, **site(gateway, options.stale_seconds, allowed)})
     return server
+
+
+def _tell(notices: dict[str, str], tells: bool, why: str) -> None:
+    """Have the operator know why there is no admin socket; "" when there is one."""
+    if not why:
+        notices.pop(NOTICE, None)
+        return
+    notices[NOTICE] = message = (
+        f"no admin socket, so `rgate reload`, `drain` and `stats` cannot ask this gateway: {why}; "
+        "make one of these directories writable, or set plugins.admin.address"
+    )
+    if tells:
+        _log.warning("%s", message)
