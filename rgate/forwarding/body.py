@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any, Final
 
 from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
@@ -23,7 +24,9 @@ class Upload:
 
     `stream` is wsgi.input. When it is one of rgate's own server it has `fileno()` and `buffered`, and pump() waits for
     the client and the backend at once, so that neither an early response nor a slow client holds up the other. A large one
-    of known length between plain sockets goes through a pipe. close() it if it does not become `complete`.
+    of known length between plain sockets goes through a pipe. close() it if it does not become `complete`, before the
+    connection is closed: then that ends with a reset, since there are servers that take the end of the stream for the end of
+    the body.
     """
 
     __slots__ = ("_connection", "_left", "_outgoing", "_own", "_pipe", "_read", "_stream", "_timeout_seconds", "complete")
@@ -41,9 +44,12 @@ class Upload:
         if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
             self._pipe = Pipe()
         self.complete = False
+        connection.uploading = True
 
     def close(self) -> None:
         """Give up what has not been sent. May be called again."""
+        if not self.complete:
+            self._connection.reset_when_closed()
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
@@ -74,14 +80,16 @@ class Upload:
                 if own and not self._stream.buffered:
                     poll.register(connection.sock, select.POLLIN)
                     poll.register(self._stream.fileno(), select.POLLIN)
-                    ready = dict(poll.poll(self._stream.wait_seconds * 1000))
+                    began = monotonic()
+                    ready = dict(poll.poll(max(self._stream.wait_seconds, 0) * 1000))
+                    self._stream.has_waited(monotonic() - began)
                     poll.unregister(self._stream.fileno())
                     if connection.sock.fileno() in ready:
                         if connection.has_come:
                             return
                         continue
                     if not ready:
-                        raise RequestTimeout("nothing of the body came in time")
+                        raise RequestTimeout("the body came too slowly")
                     if pipe is None:
                         self._stream.take_in()
                         continue
@@ -127,6 +135,7 @@ class Upload:
         self._outgoing = self._outgoing[sent:]
         self.complete = not self._outgoing and self._left == 0 and not (pipe and pipe.holds)
         if self.complete:
+            self._connection.uploading = False
             self.close()
 
 
@@ -213,9 +222,9 @@ class ResponseBody:
     def _end(self, whole: bool, fault: Truncated | None = None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(whole and (self._upload is None or self._upload.complete), fault)
             if self._upload is not None:
                 self._upload.close()
+            done(whole and (self._upload is None or self._upload.complete), fault)
 
     def close(self) -> None:
         """Give the connection up when the body was not read to its end."""
