@@ -41,7 +41,8 @@ class RequestBody(io.RawIOBase):
         self._limit = buffer.limit
         self._taken = buffer.size
         self._spooled = buffer.file
-        self._ready = bytes(buffer.memory)
+        self._ready = b"" if buffer.file is not None else bytes(buffer.memory)
+        self._behind_file = b"" if buffer.file is None else bytes(buffer.memory)
         self._interim = interim
         self._failed = False
         self._patience_seconds = patience_seconds
@@ -175,6 +176,9 @@ class RequestBody(io.RawIOBase):
                 return
             self._spooled.close()
             self._spooled = None
+            self._ready, self._behind_file = self._behind_file, b""
+            if self._ready:
+                return
         if self._interim:
             self._go_on()
         try:

@@ -272,7 +272,7 @@ class Connection:
         self.deadline = self._server.now + self._allowed_seconds
         if buffer.request.expects_continue and not block:
             try:
-                self.ask_for_body()
+                self._sock.sendall(_CONTINUE)
             except OSError:
                 return False
         return self._collect(buffer, block)
