@@ -14,6 +14,9 @@ class Condition:
     calm     whether no more requests than `server.threads` can be waiting for backends just now, so that nobody need count
              them; written by the server, and False under any other
 
+    max_in_flight  how many requests may wait for backends in all, when that is fewer than the config says, because the system
+                   gives no more threads; written by the server, else None
+
     All are only ever changed by single assignments and pops of keys, so any thread may write and read them.
     """
 
@@ -21,6 +24,7 @@ class Condition:
         self.unready: dict[str, str] = {}
         self.notices: dict[str, str] = {}
         self.calm = False
+        self.max_in_flight: int | None = None
 
     @property
     def ready(self) -> bool:

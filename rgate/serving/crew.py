@@ -46,7 +46,7 @@ class Crew:
     system gives no more threads, it is told how many may be held up at most, of those that there are.
     look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go. While
     there are no more than `base`, it is `calm`; it ceases to be so one look before the first one comes. `most` may be
-    changed at any time.
+    changed at any time. `ceiling` is how many threads there were when the system gave no other the last time; None: it does.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Crew:
         self._held_up = held_up
         self._grows_again = 0.0
         self.calm = True
+        self.ceiling: int | None = None
         self._workers: set[_Worker] = set()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._over = False
@@ -128,11 +129,13 @@ class Crew:
             worker.start()
         except RuntimeError as error:  # no more threads to be had
             self._workers.discard(worker)
+            self.ceiling = len(self._workers)
             words = "cannot start another thread: %s; with %d there are, the slowest clients are cut sooner"
             _log.error(words, error, len(self._workers), extra={"about": str(error)})
             return False
         finally:
             threading.stack_size(before)
+        self.ceiling = None
         return True
 
     def _work(self, worker: _Worker) -> None:

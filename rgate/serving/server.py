@@ -312,6 +312,8 @@ class Server(BaseWSGIServer):
         self.now = monotonic()
         quiet = self._crew.look(self.now)
         self.condition.calm = self._crew.calm
+        ceiling = self._crew.ceiling
+        self.condition.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
 
     def _beats(self) -> bool:

@@ -73,21 +73,22 @@ class SlowClients:
             # Who moves a byte at a time is not seen to wait at each look, but is no faster for it.
             moved = {it: _bytes_moved(it) for it in busy if it in held or it in seen}
             self._seen = {it: seen[it].at(now, size) if it in seen else _Seen(now, size, now, size) for it, size in moved.items()}
-            self._held = len(held)
-            self._cut(now, held, moved, self._most if most is None else min(most, self._most))
+            over = self._over_their_share(held)
+            self._held = len(held) - sum(over.values())
+            excess = len(held) - (self._most if most is None else min(most, self._most))
+            if excess > 0 or over:
+                self._cut(now, held, moved, excess, over)
         return min(self._held, self._most)
 
-    def _cut(self, now: float, held: set[Connection], moved: dict[Connection, int], most: int) -> None:
+    def _over_their_share(self, held: set[Connection]) -> dict[str, int]:
+        """Of the addresses that have more than their share, by how many."""
         share = self._most_per_client
-        by_address = Counter(it.address for it in held) if share is not None else Counter()
-        over = {
-            address: count - share
-            for address, count in by_address.items()
-            if share is not None and count > share and address and address not in self._trusted
-        }
-        excess = len(held) - most
-        if excess <= 0 and not over:
-            return
+        if share is None:
+            return {}
+        counts = Counter(it.address for it in held if it.address)
+        return {address: count - share for address, count in counts.items() if count > share and address not in self._trusted}
+
+    def _cut(self, now: float, held: set[Connection], moved: dict[Connection, int], excess: int, over: dict[str, int]) -> None:
 
         def rate(connection: Connection) -> float:
             seen = self._seen[connection]
@@ -103,8 +104,8 @@ class SlowClients:
         for connection in cut:
             connection.cut()
         if cut:
-            words = "%d clients were cut: more than %d hold up their requests, or more than %s of one address"
-            _log.warning(words, len(cut), most, share, extra={"about": ""})
+            words = "%d clients were cut: of %d that held up their requests, which is too many, or too many of one address"
+            _log.warning(words, len(cut), len(held), extra={"about": ""})
 
 
 def _held(connections: Collection[Connection]) -> list[Connection]:
