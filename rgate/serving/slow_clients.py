@@ -92,15 +92,17 @@ class SlowClients:
 
         def rate(connection: Connection) -> float:
             seen = self._seen[connection]
-            return (moved[connection] - seen.moved) / (now - seen.since)
+            return (moved[connection] - seen.moved) / max(now - seen.since, LOOK_SECONDS)
 
-        cut = []
-        for connection in sorted((it for it in held if now - self._seen[it].since >= PATIENCE_SECONDS), key=rate):
+        slowest = []
+        for connection in sorted(held, key=rate):
             left = over.get(connection.address, 0)
             if left > 0 or excess > 0:
                 over[connection.address] = left - 1
                 excess -= 1
-                cut.append(connection)
+                slowest.append(connection)
+        # Who has just come is among them, and will have to show how fast it is; nobody else is cut in its stead.
+        cut = [connection for connection in slowest if now - self._seen[connection].since >= PATIENCE_SECONDS]
         for connection in cut:
             connection.cut()
         if cut:
