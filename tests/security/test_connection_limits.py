@@ -115,7 +115,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
         for ago, client in zip((20, 30, 10), clients, strict=True):
             connection = connection_of(live.server, client)
             connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
-        monkeypatch.setattr("rgate.serving.admission.Admission._behind_since", lambda self, it: it.deadline - 1_000)
+        monkeypatch.setattr("rgate.serving.connection.Connection.behind_since", property(lambda it: it.deadline - 1_000))
         for longest in (1, 0, 2):
             wait_for_ticks(live)
             with RawClient(live.url) as newer:
