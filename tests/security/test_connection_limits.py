@@ -86,7 +86,7 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
             assert client.get("/").body == b"ok"
         monkeypatch.setattr("rgate.serving.admission.IDLE_AT_ONCE", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
-            rested(live, client).deadline -= ago
+            rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
             wait_for_ticks(live)
             newer = stack.enter_context(RawClient(live.url))
