@@ -21,6 +21,11 @@ BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
 # RecursionError (sorted() with a key that calls sorted(), and so on) is 3 MiB with 3.11 and 5 MiB with 3.13, where json.loads()
 # of brackets without an end needs 2; with less than that the process would crash.
 STACK_BYTES: Final = (4 if sys.version_info < (3, 12) else 8) * 1024 * 1024
+
+# A thread that has read something waits so long for the interpreter while others compute; five times, for a proxied request.
+# With Python's own 5 ms, clients that keep some threads busy make all others wait for tens of milliseconds. Measured with 32
+# connections, and with four that open new ones without a pause: half a millisecond costs no more CPU for a request.
+SWITCH_SECONDS: Final = 0.0005
 _log = logging.getLogger("rgate.serving")
 
 
@@ -79,6 +84,7 @@ class Crew:
 
     def start(self) -> None:
         """Begin to take events."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._epoll.register(self._wake, select.EPOLLIN)
         for _ in range(self._base):
             self._add(extra=False)

@@ -14,6 +14,7 @@ import pytest
 
 from rgate import Endpoint, Gateway
 from rgate.config.models import ServerConfig
+from rgate.serving.crew import SWITCH_SECONDS
 from rgate.serving.listeners import Listeners
 from rgate.serving.server import Server
 from rgate.serving.sockets import listen
@@ -196,6 +197,15 @@ def test_threads_are_bounded() -> None:
         app.go_on.set()
         for client in clients:
             assert client.response().body == b"ok"
+
+
+def test_threads_do_not_wait_long_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("sys.setswitchinterval", asked.append)
+    monkeypatch.setattr("sys.getswitchinterval", lambda: 0.005)
+    with serving(echo):
+        eventually(lambda: asked)
+    assert asked == [SWITCH_SECONDS]
 
 
 def test_threads_that_cannot_be_started_are_done_without(
