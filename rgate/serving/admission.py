@@ -23,6 +23,7 @@ TURNED_AWAY: Final = 256
 IDLE_AT_ONCE: Final = 64
 UNFINISHED_AT_ONCE: Final = 16
 UNFINISHED_SECONDS: Final = 2.0  # a request that has begun to come is not given up for another one before
+SPOOL_FILES: Final = 1_024  # for bodies, or an eighth of all files where these are few
 OTHER_FILES: Final = 512  # database, log, Docker, connections at rest, what plugins open
 _log = logging.getLogger("rgate.serving")
 
@@ -31,7 +32,8 @@ class Admission:
     """Counts connections. Its methods may be called by any thread.
 
     `most` is config.max_connections, or what the system's limit of open files allows: every request in flight needs a
-    second file, the connection to the backend. The limit is raised as far as it may be.
+    second file, the connection to the backend. The limit is raised as far as it may be. `spool_files` is how many of the files
+    bodies may take; those have no connection to a backend yet.
     """
 
     def __init__(self, config: ServerConfig, trusted: TrustedProxies) -> None:
@@ -48,6 +50,7 @@ class Admission:
         in_flight = config.max_in_flight + config.max_slow_clients
         files = _allow_files(config.max_connections + in_flight + OTHER_FILES)
         self.most = min(config.max_connections, max(files - in_flight - OTHER_FILES, files // 2))
+        self.spool_files = min(SPOOL_FILES, files // 8)
         if self.most < config.max_connections:
             wanted = config.max_connections
             _log.warning("at most %d connections, not %d: the system allows %d open files", self.most, wanted, files)

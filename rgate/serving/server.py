@@ -107,7 +107,7 @@ class Server(BaseWSGIServer):
         )
         self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
-        self.spool = Spool(config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes)
+        self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
@@ -134,6 +134,9 @@ class Server(BaseWSGIServer):
         requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         requests.upgrades = EPOLL  # tunnels need it
         return requests
+
+    def _spool_limits(self, config: ServerConfig) -> tuple[str | None, int, int, int]:
+        return config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes, self.admission.spool_files
 
     @property
     def url(self) -> str:
@@ -191,7 +194,7 @@ class Server(BaseWSGIServer):
         self.requests = self._requests(config)
         self._slow_clients.change(config, self.trusted_proxies)
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
-        self.spool.change(config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes)
+        self.spool.change(*self._spool_limits(config))
         if isinstance(self._crew, Crew):
             self._crew.most = _most_threads(config)
         self._doors.write_seconds = config.write_seconds

@@ -7,37 +7,36 @@ import logging
 import os
 import tempfile
 import threading
-from typing import Final
 
 __all__ = ["Spool", "SpooledBody"]
 
-MAX_FILES: Final = 1_024
 _log = logging.getLogger("rgate.serving")
 
 
 class Spool:
-    """Gives room in temporary files: at most `max_body_bytes` for a body, `max_bytes` and 1,024 files in all.
+    """Gives room in temporary files: at most `max_body_bytes` for a body, `max_bytes` and `max_files` in all.
 
     The files are made in `directory` (None: the system's) and have no name, so nothing is left of them when the process ends.
     Where none can be made, or the disk is full, there is no room. Thread-safe.
     """
 
-    def __init__(self, directory: str | None, max_body_bytes: int, max_bytes: int) -> None:
-        self.change(directory, max_body_bytes, max_bytes)
+    def __init__(self, directory: str | None, max_body_bytes: int, max_bytes: int, max_files: int) -> None:
+        self.change(directory, max_body_bytes, max_bytes, max_files)
         self.bytes = 0
         self.files = 0
         self._lock = threading.Lock()
 
-    def change(self, directory: str | None, max_body_bytes: int, max_bytes: int) -> None:
+    def change(self, directory: str | None, max_body_bytes: int, max_bytes: int, max_files: int) -> None:
         """Have other limits from now on. Files that there are stay where they are."""
         self.directory = directory
         self.max_body_bytes = max_body_bytes
         self.max_bytes = max_bytes
+        self.max_files = max_files
 
     def open(self) -> SpooledBody | None:
         """A file for one body; None when there is no room for another."""
         with self._lock:
-            if self.bytes >= self.max_bytes or not self.max_body_bytes or self.files >= MAX_FILES:
+            if self.bytes >= self.max_bytes or not self.max_body_bytes or self.files >= self.max_files:
                 return None
             self.files += 1
         try:
