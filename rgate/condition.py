@@ -17,6 +17,9 @@ class Condition:
              them; written by the server, and False under any other
     load     what the server has open at present, by kind; empty under any other
 
+    max_in_flight  how many requests may wait for backends in all, when that is fewer than the config says, because the system
+                   gives no more threads; written by the server, else None
+
     All are only ever changed by single assignments and pops of keys, so any thread may write and read them.
     """
 
@@ -25,6 +28,7 @@ class Condition:
         self.notices: dict[str, str] = {}
         self.calm = False
         self.load: Callable[[], dict[str, int]] = dict
+        self.max_in_flight: int | None = None
 
     @property
     def ready(self) -> bool:

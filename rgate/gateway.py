@@ -93,6 +93,8 @@ class Gateway:
         self.chains: Mapping[str, tuple[str, ...]] = {}
         self.isolations: dict[str, Isolation] = {}
         self.in_force: bool = False
+        # The lowest limit for which a route may refuse a body by its length, before any of it has come.
+        self.lowest_body_limit = min((r.max_body_bytes for r in self.routes if r.max_body_bytes is not None), default=None)
         self.app: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -223,7 +225,8 @@ def _compose(gateway: Gateway) -> None:
 
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
-    gateway.app = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
+    gateway.app = scope = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
+    scope.lowest_body_limit = gateway.lowest_body_limit
 
 
 def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:

@@ -53,7 +53,11 @@ class ExchangeScope:
     still comes out of the chain as an exception before the response has begun becomes a plain answer in the common shape.
     `on_failure` is told of everything unexpected, with the hook that has brought the code where it cannot be seen otherwise.
     A response that still streams from the backend is closed at the end, whatever the chain has done with it.
+
+    A body of more than `lowest_body_limit` bytes may be refused by its length, so the server asks before it has come.
     """
+
+    lowest_body_limit: int | None = None
 
     def __init__(
         self,

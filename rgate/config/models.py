@@ -154,6 +154,12 @@ class ServerConfig(Model):
     max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 16_384
     max_connections_per_client: Annotated[Whole, Field(ge=1)] | None = None
     max_slow_clients: Annotated[Whole, Field(ge=0, le=100_000)] = 1_024
+    max_slow_clients_per_client: Annotated[Whole, Field(ge=1)] | None = 256
+    body_buffer_bytes: Annotated[Whole, Field(ge=0, le=1_048_576)] = 65_536
+    max_spooled_body_bytes: Annotated[Whole, Field(ge=0)] = 16_777_216
+    max_spooled_bytes: Annotated[Whole, Field(ge=0)] = 268_435_456
+    spool_directory: str | None = None
+    min_body_bytes_per_second: Annotated[Number, Field(ge=0, le=1_000_000)] = 240.0
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0

@@ -28,7 +28,8 @@ class Upload:
     `stream` is wsgi.input. When it is one of rgate's own server it has `fileno()` and `buffered`, and pump() waits for
     the client and the backend at once, so that neither an early response nor a slow client holds up the other. A large one
     of known length between plain sockets goes through a pipe. `trailers` is asked for the trailer fields of a chunked one when
-    that has been read to its end. close() it if it does not become `complete`.
+    that has been read to its end. close() it if it does not become `complete`, before the connection is closed: then that ends
+    with a reset, since there are servers that take the end of the stream for the end of the body.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class Upload:
         if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
             self._pipe = Pipe()
         self.complete = False
+        connection.uploading = True
 
     def hold(self) -> None:
         """Send nothing before the backend has asked for it, the client sends unasked, or CONTINUE_SECONDS have passed. For a
@@ -84,6 +86,8 @@ class Upload:
 
     def close(self) -> None:
         """Give up what has not been sent. May be called again."""
+        if not self.complete:
+            self._connection.reset_when_closed()
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
@@ -114,14 +118,16 @@ class Upload:
                 if own and not self._stream.buffered:
                     poll.register(connection.sock, select.POLLIN)
                     poll.register(self._stream.fileno(), select.POLLIN)
-                    ready = dict(poll.poll(self._stream.wait_seconds * 1000))
+                    began = monotonic()
+                    ready = dict(poll.poll(max(self._stream.wait_seconds, 0) * 1000))
+                    self._stream.has_waited(monotonic() - began)
                     poll.unregister(self._stream.fileno())
                     if connection.sock.fileno() in ready:
                         if connection.has_come:
                             return
                         continue
                     if not ready:
-                        raise RequestTimeout("nothing of the body came in time")
+                        raise RequestTimeout("the body came too slowly")
                     if pipe is None:
                         self._stream.take_in()
                         continue
@@ -184,6 +190,7 @@ class Upload:
         self._outgoing = self._outgoing[sent:]
         self.complete = not self._outgoing and self._left == 0 and not (pipe and pipe.holds)
         if self.complete:
+            self._connection.uploading = False
             self.close()
 
 
@@ -308,10 +315,10 @@ class ResponseBody(RelayableBody):
     def _end(self, whole: bool, fault: Truncated | None = None) -> None:
         done, self._done = self._done, None
         if done is not None:
-            trailers = () if self._chunks is None else self._chunks.trailers
-            done(whole and (self._upload is None or self._upload.complete), fault, trailers)
             if self._upload is not None:
                 self._upload.close()
+            trailers = () if self._chunks is None else self._chunks.trailers
+            done(whole and (self._upload is None or self._upload.complete), fault, trailers)
 
     def close(self) -> None:
         """Give the connection up when the body was not read to its end."""

@@ -78,6 +78,7 @@ class _Exchanging(HTTPConnection):
     connecting: ConnectQueue
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
+    uploading = False  # a request body is under way
     aborted = False  # abort() was called
     rested_since = 0.0
     has_come = True  # whether it is an answer that makes the socket readable, when it is readable, and not only TLS at work
@@ -213,10 +214,20 @@ class _Exchanging(HTTPConnection):
         return block, end
 
     def abort(self) -> None:
-        """End a connection that another thread may be blocked on, because the client has left. Never raises."""
+        """End a connection that another thread may be blocked on, because the client has left. Never raises.
+
+        Within an upload it wakes that thread only, which then resets the connection: the backend must not see an end.
+        """
         self.aborted = True
         with contextlib.suppress(OSError, AttributeError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            if self.uploading:
+                self.reset_when_closed()
+            self.sock.shutdown(socket.SHUT_RD if self.uploading else socket.SHUT_RDWR)
+
+    def reset_when_closed(self) -> None:
+        """Have close() end the connection with a reset: what has been sent must not look complete. Never raises."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class UpstreamConnection(_Exchanging):
@@ -244,7 +255,7 @@ class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
 
     def close(self) -> None:
         """Close, and tell the backend, unless another thread has ended it already."""
-        if self._stream is not None and not self.aborted:
+        if self._stream is not None and not self.aborted and not self.uploading:
             self._stream.say_goodbye()
         super().close()
 

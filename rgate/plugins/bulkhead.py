@@ -65,8 +65,9 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             waiting, all_waiting = compartment.waiting, whole.waiting
             if len(waiting) >= compartment.most:
                 compartment.check()
-            if len(all_waiting) >= whole.most:
-                whole.check()
+            most = whole.most if condition.max_in_flight is None else min(whole.most, condition.max_in_flight)
+            if len(all_waiting) >= most:
+                whole.check(most)
             waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
             try:
                 body = app(environ, start_response)
@@ -106,17 +107,19 @@ class Compartment:
         self._held = self._seen = 0
         self._looked = float("-inf")
 
-    def check(self) -> None:
-        """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached."""
+    def check(self, most: int | None = None) -> None:
+        """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached: its own,
+        or `most`."""
+        most = self.most if most is None else most
         now, count = monotonic(), len(self.waiting)
         if now - self._looked >= LOOK_SECONDS or count > self._seen:
             self._held = _held_by_clients(list(self.waiting.values()))
             self._looked, self._seen = now, count  # after it: until then others look for themselves
-        if count - self._held < self.most:
+        if count - self._held < most:
             return
         words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
-        _log.warning(words, self._name, self.most, extra={"about": self._name})
-        raise Overloaded(f"{self._name}: {self.most} requests in flight")
+        _log.warning(words, self._name, most, extra={"about": self._name})
+        raise Overloaded(f"{self._name}: {most} requests in flight")
 
 
 class _Waits:

@@ -1,13 +1,14 @@
 """One client connection: bytes → environ, response → bytes (RFC 9112).
 
 A worker thread calls advance() whenever the socket is readable. As long as no whole request is there it returns at
-once, so a connection that is idle or slow in sending its head holds no thread. What the wire rules say stands in
-`rgate.wire`; this is the order of events.
+once, so a connection that is idle or slow in sending holds no thread; of a large body it is enough that some has come, while
+there are threads to spare. What the wire rules say stands in `rgate.wire`; this is the order of events.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from ..wire.client import plain_address
 from ..wire.environ import CLIENT_KEY, TRAILERS_KEY
 from ..wire.request import RequestHead
 from .body import RequestBody
+from .body_buffer import SPILL_BYTES, BodyBuffer
 from .environ import NO_BODY, refused
 from .events import READABLE
 from .response import ResponseStream
@@ -35,10 +37,12 @@ __all__ = ["Connection"]
 
 RECEIVE_BYTES: Final = 65_536
 BODY_BYTES: Final = 262_144
-SMALL_BODY_BYTES: Final = 65_536  # bodies up to this are collected before a thread is spent on them
 REQUESTS_AT_ONCE: Final = 16  # of one connection; if more have come, the others are served first
+MAX_EMPTY_LINES: Final = 8  # before a request; RFC 9112 §2.2 wants one to be allowed
 LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 1_048_576
 LEAVING_SECONDS: Final = 1.0  # what a client sends before it knows of our end has come by then
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
 
 
 class Connection:
@@ -46,7 +50,7 @@ class Connection:
 
     address    where it comes from
     body       what a thread reads of a request while it is still coming
-    collecting the request whose small body is still coming; no thread is spent on it yet
+    collecting the body that is still coming while no thread is spent on its request
     deadline   when the server gives up waiting (its own clock); 0 while a thread works on a request
     turn       held by the thread that works on the connection
     events     what epoll has told of it and nobody has acted on
@@ -55,7 +59,6 @@ class Connection:
     leaving    it has been idle for long, and ends unless a request comes at this moment
     remaining  how many more requests it may bring
     queued     more requests have come at once than one turn is for; the next turn comes when the server says so
-    streams    a small body has been so slow that its request may take a thread before it is whole
     gone       the client has left while a thread worked for it
     on_gone    called by the server when the client leaves while a thread works for it
     counted    the address that the admission has counted it for, or ""
@@ -63,9 +66,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_collected", "_identify", "_lingering", "_pending", "_response", "_rest_of_requests", "_server", "_sock",
-        "_template", "_trusted", "_tunnel", "_wait_seconds", "address", "body", "collecting", "counted", "deadline", "events",
-        "gone", "idle_since", "late", "leaving", "on_gone", "queued", "remaining", "streams", "tunnelled", "turn",
+        "_allowed_seconds", "_empty_lines", "_identify", "_lingered_bytes", "_lingering", "_pending", "_response",
+        "_rest_of_requests", "_server", "_sock", "_template", "_trusted", "_tunnel", "_wait_seconds", "address", "body",
+        "collecting", "counted", "deadline", "events", "gone", "idle_since", "late", "leaving", "on_gone", "queued",
+        "remaining", "tunnelled", "turn",
     )  # fmt: skip
     plain = True  # what comes on the socket is HTTP itself
 
@@ -75,19 +79,20 @@ class Connection:
         self._pending = b""
         self._rest_of_requests = b""
         self.queued = False
-        self.collecting: RequestHead | None = None
-        self._collected: list[bytes] = []
+        self.collecting: BodyBuffer | None = None
         self.body: RequestBody | None = None
         self._response = ResponseStream(server.heads, sock)
         self._response.streams = server.streams
         self._lingering = False
+        self._lingered_bytes = 0
+        self._empty_lines = (0, 0)  # how many there were, and before which request
         self.remaining = server.config.max_requests_per_connection
         self._wait_seconds = 0.0
         self.idle_since = server.now
-        self.deadline = server.now + server.config.head_seconds
+        self._allowed_seconds = server.config.head_seconds
+        self.deadline = server.now + self._allowed_seconds
         self.counted = ""
         self.late = self.leaving = False
-        self.streams = False
         self.on_gone: Callable[[], None] | None = None
         self.gone = False
         self._tunnel: OpenTunnel | None = None
@@ -114,6 +119,11 @@ class Connection:
     def busy(self) -> bool:
         """Whether a thread works on a request of this connection."""
         return not self.deadline
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing more is read: its last response is out, and enough has come since."""
+        return self._lingered_bytes > LINGER_BYTES
 
     @property
     def idle(self) -> bool:
@@ -143,6 +153,10 @@ class Connection:
         except OSError:
             return False
 
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        """What the kernel knows of its socket. Raises OSError."""
+        return self._sock.getsockopt(level, option, size)
+
     def flush_head(self) -> None:
         """Send the response's head now; its body may be long in coming."""
         with contextlib.suppress(OSError):  # the client is gone, as the first block of the body will find out
@@ -162,7 +176,7 @@ class Connection:
 
     def receive(self, seconds: float, flags: int = 0) -> bytes:
         """The next bytes, waiting at most `seconds`; b"" when the client is gone. Raises TimeoutError."""
-        if seconds != self._wait_seconds:
+        if not flags and seconds != self._wait_seconds:
             self._wait_seconds = seconds
             set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
         try:
@@ -185,25 +199,25 @@ class Connection:
         """Go on with what has come. False: the connection is over and must be closed."""
         if self._rest_of_requests:
             return self.queued or self._take_turn()
+        if self._lingering and (self.late or self.deaf):
+            return not self.late  # what is not taken holds the client up, and its response is there to be read
         try:
             block = self._sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             if self.leaving and self.idle:
                 return self._leave()
-            return self._collect(b"") if self.streams else True
+            return True
         except OSError:
             return False
         if len(block) == RECEIVE_BYTES:
             self.events |= READABLE  # there may be more, and epoll tells of nothing twice
         if self._lingering:
-            return bool(block) and not self.late
+            self._lingered_bytes += len(block)
+            return bool(block)
         if not block:
-            if self.late and not self.idle:
-                self._refuse(RequestTimeout("the request did not come in time"))
-                return self._linger()
-            return False
+            return self._give_up() if self.late and not self.idle else False
         if self.collecting is not None:
-            return self._collect(block)
+            return self._collect(self.collecting, block)
         if self._pending:
             judged = len(self._pending)
             block = self._pending + block
@@ -234,11 +248,11 @@ class Connection:
             end = block.find(b"\r\n\r\n")
             if end < 0 or end > server.config.max_head_bytes:
                 return self._incomplete(block, 0)
-            if block.startswith(b"\r\n"):
-                block = block[2:]  # one empty line before a request is allowed (RFC 9112 §2.2)
-                continue
+            head = block[:end]
             try:
-                head = block[:end]
+                if block.startswith(b"\r\n"):
+                    block = self._without_empty_lines(block)
+                    continue
                 request = known_heads.get(head) or server.requests.read(head)
             except RequestError as error:
                 self._refuse(error, head)
@@ -250,13 +264,12 @@ class Connection:
             elif length is not None and len(block) >= length:
                 keep_alive = self._serve(request, BytesIO(block[:length]), None)
                 block = block[length:]
-            elif length is not None and length <= SMALL_BODY_BYTES and not request.expects_continue:
-                self.collecting = request
-                self._collected = [block]
-                self.deadline = server.now + server.config.body_seconds
-                return True
             else:
-                keep_alive, block = self._serve_stream(request, block)
+                buffer = BodyBuffer(request, server.config.max_body_bytes)
+                if not self._is_for_the_app_first(request):
+                    return self._begin_to_collect(buffer, block)
+                buffer.feed(block)
+                keep_alive, block = self._serve_stream(buffer, request.expects_continue)
             if not keep_alive:
                 return self._ends(block)
             if block:
@@ -265,23 +278,51 @@ class Connection:
                     return self._wait_for_turn(block)
         return self._rest()
 
-    def _collect(self, block: bytes) -> bool:
-        """More of a small body: its request is served when it is whole, or when it may stream."""
-        request = self.collecting
-        assert request is not None and request.content_length is not None
-        body = b"".join([*self._collected, block])
+    def _is_for_the_app_first(self, request: RequestHead) -> bool:
+        """Whether the app is to know of a request before its body has come, because it may well refuse it by its head."""
         length = request.content_length
-        if len(body) < length and not self.streams:
-            self._collected = [body]
-            self.deadline = self._server.now + self._server.config.body_seconds
-            return True
-        self.collecting, self._collected, self.streams = None, [], False
-        if len(body) < length:
-            keep_alive, rest = self._serve_stream(request, body)
+        if length is None:
+            return False
+        server = self._server
+        waits = request.expects_continue and length > server.config.body_buffer_bytes
+        return (waits or length > server.lowest_body_limit) and server.has_thread_for_upload
+
+    def _begin_to_collect(self, buffer: BodyBuffer, block: bytes) -> bool:
+        self.collecting = buffer
+        self._allowed_seconds = self._server.config.body_seconds
+        self.deadline = self._server.now + self._allowed_seconds
+        if buffer.request.expects_continue and not block:
+            try:
+                self._response.ask_for_body()
+            except OSError:
+                return False
+        return self._collect(buffer, block)
+
+    def _collect(self, buffer: BodyBuffer, block: bytes) -> bool:
+        """More of a body: its request is served when it is whole, or when it is a large one and a thread may wait for it."""
+        server = self._server
+        config = server.config
+        try:
+            buffer.feed(block)
+        except RequestError as error:
+            self._refuse(error, request=buffer.request)
+            return self._linger()
+        if not buffer.complete:
+            if self.late:
+                return self._give_up()
+            if block:
+                paid_seconds = len(block) * server.seconds_per_body_byte
+                self.deadline = min(self.deadline + paid_seconds, server.now + self._allowed_seconds)
+            if buffer.size < config.body_buffer_bytes:
+                return True
+            if not server.has_thread_for_upload and (len(buffer.memory) < SPILL_BYTES or buffer.spill(server.spool)):
+                return True
+        self.collecting = None
+        if buffer.complete and buffer.file is None:
+            rest = buffer.rest
+            keep_alive = self._serve(buffer.request, buffer.stream(), None, buffer.size, buffer.trailers)
         else:
-            rest = body[length:]
-            keep_alive = self._serve(request, BytesIO(body[:length]), None)
-        self._server.slow_bodies.discard(self)
+            keep_alive, rest = self._serve_stream(buffer)
         return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends(rest)
 
     def _rest(self) -> bool:
@@ -296,28 +337,58 @@ class Connection:
         little more than a whole one.
         """
         server = self._server
-        while block.startswith(b"\r\n"):
-            block, judged = block[2:], 0
-        if not block:
-            self._pending = b""
-            return True if self.deadline else self._rest()
         try:
+            if block.startswith(b"\r\n"):
+                block, judged = self._without_empty_lines(block), 0
+            if not block:
+                self._pending = b""
+                if self.leaving:
+                    return self._leave()
+                return True if self.deadline else self._rest()
+            if self.late:
+                raise RequestTimeout("the request did not come in time")
             server.requests.check_incomplete(block, judged, server.config.max_head_bytes)
         except RequestError as error:
             self._refuse(error, block)
             return self._linger()
         if not self._pending:
-            self.deadline = server.now + server.config.head_seconds
+            self._allowed_seconds = server.config.head_seconds
+            self.deadline = server.now + self._allowed_seconds
         self._pending = block
         return True
 
-    def _serve(self, request: RequestHead, stream: Any, body: RequestBody | None) -> bool:
-        """Run the app for a request. True: another one may follow."""
+    def _without_empty_lines(self, block: bytes) -> bytes:
+        """`block` without the empty lines that it begins with. Raises RequestError when there are too many before a request."""
+        match = _EMPTY_LINES.match(block)
+        assert match is not None
+        end = match.end()
+        before, count = self._empty_lines
+        count = end // 2 + (count if before == self.remaining else 0)
+        self._empty_lines = (self.remaining, count)
+        if count > MAX_EMPTY_LINES:
+            raise RequestError("too many empty lines before a request")
+        return block[end:]
+
+    def _serve(
+        self,
+        request: RequestHead,
+        stream: Any,
+        body: RequestBody | None,
+        size: int | None = None,
+        trailers: list[tuple[str, str]] | None = None,
+    ) -> bool:
+        """Run the app for a request. True: another one may follow. `size` is that of a body that was collected, `trailers` what
+        came behind it or is still to come."""
         server = self._server
         environ: WSGIEnvironment = {**self._template, **request.environ}
         environ["wsgi.input"] = stream
         if self._trusted is not server.trusted_proxies:  # a reload has changed them
             self._trust()
+        if request.chunked:
+            environ[TRAILERS_KEY] = trailers
+            if size is not None and not trailers:  # only a chunked body has trailers
+                environ["CONTENT_LENGTH"] = str(size)
+                del environ["HTTP_TRANSFER_ENCODING"]
         if self._identify is not None:
             self._identify(environ)
         self.deadline = 0.0
@@ -326,8 +397,6 @@ class Connection:
         response.takes_interim = request.takes_interim
         if body is not None:
             response.unread = lambda: not body.complete
-            if request.chunked:
-                environ[TRAILERS_KEY] = body.trailers
         self.remaining -= 1
         response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
         if response.keep_alive and response.relayed is None:
@@ -336,18 +405,37 @@ class Connection:
         self._lingering = request.keep_alive
         return False
 
-    def _serve_stream(self, request: RequestHead, first: bytes) -> tuple[bool, bytes]:
-        """The same for a body that is still coming; gives back what came after it too."""
-        config = self._server.config
-        body = RequestBody(
-            self, first, request.content_length, config.max_body_bytes, config.body_seconds, request.expects_continue
-        )
+    def _serve_stream(self, buffer: BodyBuffer, interim: bool = False) -> tuple[bool, bytes]:
+        """The same for a body that is still coming, or stands in a file; gives back what came after it too. `interim` says that
+        the client waits to be asked for it."""
+        server = self._server
+        body = RequestBody(self, buffer, server.config.body_seconds, server.seconds_per_body_byte, interim)
         self.body = body
-        keep_alive = self._serve(request, body, body)
-        self.body = None
+        if not body.complete:
+            server.uploads.add(self)
+        try:
+            size = buffer.size if body.complete else None
+            keep_alive = self._serve(buffer.request, body, body, size, body.trailers)
+        finally:
+            self.body = None
+            server.uploads.discard(self)
         if not body.drain():
             self._lingering, keep_alive = True, False
+        body.close()
         return keep_alive, body.rest
+
+    def has_all_of_body(self) -> None:
+        """Nothing of the body is waited for any more."""
+        self._server.uploads.discard(self)
+
+    def _give_up(self) -> bool:
+        """The deadline has passed, and what has come is no whole request."""
+        buffer = self.collecting
+        if buffer is None:
+            self._refuse(RequestTimeout("the request did not come in time"), self._pending)
+        else:
+            self._refuse(RequestTimeout("the body came too slowly"), request=buffer.request)
+        return self._linger()
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""
@@ -355,10 +443,15 @@ class Connection:
         self._refuse(error)
         return self._linger()
 
-    def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
-        """Answer a request that could not be read, through the outer chain, and end the connection after it."""
+    def _refuse(self, error: GatewayError, head: bytes = b"", request: RequestHead | None = None) -> None:
+        """Answer a request that could not be read, through the outer chain, and end the connection after it. `request` is its
+        head, when that could be read."""
         environ: WSGIEnvironment = {**self._template, **refused(error, head)}
-        self.collecting = None
+        if request is not None:
+            environ |= request.environ
+            for key in ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"):
+                environ.pop(key, None)  # there is no body for anybody
+        self._drop_body()
         self._lingering = True
         self.deadline = 0.0
         self._response.unread = None
@@ -387,8 +480,9 @@ class Connection:
 
     def _linger(self) -> bool:
         """The response is out but the client may still be sending: closing now would reset the connection, and the
-        client might lose the response (RFC 9112 §9.6). So end our half and read on for a moment."""
-        if self.relayed:  # it is not out yet
+        client might lose the response (RFC 9112 §9.6). So end our half and read on for a moment, if nobody is waiting for
+        the place."""
+        if self.relayed or (self.late and self._server.is_crowded):  # relayed: it is not out yet
             return False
         try:
             self._sock.shutdown(socket.SHUT_WR)
@@ -423,6 +517,16 @@ class Connection:
         self.turn.release()
         with contextlib.suppress(OSError, ValueError):  # closed at this moment
             self._server.wait_to_send(self)  # which tells again of what has come meanwhile, too
+
+    @property
+    def behind_since(self) -> float:
+        """Of an unfinished request: since when its head is coming, or its body is behind the lowest rate (the server's clock)."""
+        return self.deadline - self._allowed_seconds
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request has begun to come and is not whole, so that no thread works on it."""
+        return bool(self.deadline and (self._pending or self.collecting is not None) and not self._lingering)
 
     def retire(self) -> None:
         """It has been idle for long enough: have advance() called, which will end it, or serve what has come. Called by the
@@ -461,6 +565,12 @@ class Connection:
             set_timeout(self._sock, socket.SO_SNDTIMEO, seconds)
 
     def close(self) -> None:
+        self._drop_body()
         self._sock.close()
         # It is in there itself. A cycle would keep it in memory, with what OpenSSL has for it, until the collector comes.
         self._template = {}
+
+    def _drop_body(self) -> None:
+        buffer, self.collecting = self.collecting, None
+        if buffer is not None:
+            buffer.close()

@@ -39,14 +39,16 @@ class Doors:
     """Listening sockets that are waited for with `poll`, or not.
 
     `take_in(kind, sock, peer)` is given every new connection; what it makes of an OSError is that the connection is closed.
+    `make_room()` is called when the system has no file for another one.
     Each method may be called by any thread. look() must be called now and then. `write_seconds` bounds a send on connections
     that are accepted from now on.
     """
 
-    def __init__(self, poll: _Poll, take_in: TakeIn, write_seconds: float) -> None:
+    def __init__(self, poll: _Poll, take_in: TakeIn, write_seconds: float, make_room: Callable[[], object]) -> None:
         self._poll = poll
         self._take_in = take_in
         self.write_seconds = write_seconds
+        self._make_room = make_room
         self._doors: dict[int, tuple[socket.socket, type[Connection]]] = {}
         self._inside: set[int] = set()
         self._open_again = 0.0
@@ -139,6 +141,7 @@ class Doors:
                     why = error.strerror
                     _log.error("cannot accept connections at present: %s", why, extra={"about": why})
                     self.shut()
+                    self._make_room()
                     self._open_again = monotonic() + PAUSE_SECONDS
                     return False
                 continue

@@ -325,6 +325,10 @@ class ResponseStream:
         self._headers = headers
         return self.write
 
+    def ask_for_body(self) -> None:
+        """Tell the client to send the body of a request that is collected before run() is called for it. Raises OSError."""
+        self._send_interim(_CONTINUE)
+
     def send_continue(self) -> None:
         """Tell the client to send its body, unless the final response has begun."""
         if not self._head_sent:

@@ -47,7 +47,7 @@ class SecureConnection(Connection):
         if not self._stream.is_open and not self._lingering:
             return self._shake_hands()
         goes_on = super().advance()
-        if self._stream.has_more and not self.queued:
+        if self._stream.has_more and not self.queued and not self.deaf:
             self.events |= READABLE
         return goes_on
 

@@ -18,6 +18,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +42,7 @@ from .response import HeadWriter
 from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
 from .sockets import located
+from .spool import Spool
 from .streams import Streams
 from .threads import ThreadPerConnection
 from .tls import ServerTLS
@@ -56,13 +58,12 @@ __all__ = ["Server"]
 
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
-HOLD_SECONDS: Final = 0.05  # a small body that takes longer may get a thread and stream
 LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
 BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
 _WATCHED: Final = READABLE | GONE | EDGE
-_RELEASED: Final = _WATCHED | WRITABLE
+_WATCHED_FOR_ROOM: Final = _WATCHED | WRITABLE
 _log = logging.getLogger("rgate.serving")
 
 
@@ -88,7 +89,7 @@ class Server(BaseWSGIServer):
     ) -> None:
         self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
         self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._take)
-        self._doors = Doors(self._epoll, self._take_in, config.write_seconds)
+        self._doors = Doors(self._epoll, self._take_in, config.write_seconds, self._make_room)
         self.listeners = own = Listeners.open(config) if listeners is None else listeners.duplicate()
         name, port = located(own.main[0])
         super().__init__(name, port, app, fd=own.main[0].fileno())  # takes one more duplicate, which nobody needs
@@ -107,14 +108,15 @@ class Server(BaseWSGIServer):
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
         self.condition.load = self._load
-        self.slow_bodies: set[Connection] = set()
+        self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
+        self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
+        self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
-        self._held: dict[Connection, float] = {}
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
-        self._slow_clients = SlowClients(config.max_slow_clients)
+        self._slow_clients = SlowClients(config, self.trusted_proxies)
         self._crew: Crew | ThreadPerConnection
         if isinstance(self._epoll, ThreadPerConnection):
             self._crew = self._epoll
@@ -138,6 +140,9 @@ class Server(BaseWSGIServer):
         requests.upgrades = EPOLL  # tunnels need it
         requests.interim_responses = config.interim_responses
         return requests
+
+    def _spool_limits(self, config: ServerConfig) -> tuple[str | None, int, int, int]:
+        return config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes, self.admission.spool_files
 
     @property
     def url(self) -> str:
@@ -173,6 +178,16 @@ class Server(BaseWSGIServer):
         open_ = {"connections": len(self._connections), "streams": streams, "tunnels": len(self.tunnels)}
         return {**open_, "threads": self.threads}
 
+    @property
+    def has_thread_for_upload(self) -> bool:
+        """Whether one more thread may wait for the rest of a large body: `threads` may at one time."""
+        return len(self.uploads) < self.config.threads or not EPOLL  # without epoll each connection has a thread anyway
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more connections than may be."""
+        return len(self._connections) > self.admission.most
+
     def run(self) -> None:
         """Serve until stop() or retire()."""
         self._doors.open()
@@ -194,7 +209,9 @@ class Server(BaseWSGIServer):
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.admission.change(config, self.trusted_proxies)
         self.requests = self._requests(config)
-        self._slow_clients = SlowClients(config.max_slow_clients)
+        self._slow_clients.change(config, self.trusted_proxies)
+        self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
+        self.spool.change(*self._spool_limits(config))
         if isinstance(self._crew, Crew):
             self._crew.most = _most_threads(config)
         self._doors.write_seconds = config.write_seconds
@@ -244,7 +261,6 @@ class Server(BaseWSGIServer):
                 ended = ended or bool(event & GONE and connection.left)
                 if event & WRITABLE or ended:
                     connection.queued = False
-                    self._release(connection)
                 try:
                     open_ = connection.advance()
                 except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread
@@ -256,18 +272,9 @@ class Server(BaseWSGIServer):
                     elif not connection.tunnelled:
                         self.close_connection(connection)
                     return  # and keep its turn: nobody may have it again
-            if connection.collecting is not None:
-                self._held.setdefault(connection, self.now + HOLD_SECONDS)
             connection.turn.release()
             if not self._again(connection):
                 return
-
-    def _release(self, connection: Connection) -> None:
-        """Let a small body stream that was held."""
-        if connection in self.slow_bodies:
-            connection.streams = connection.collecting is not None
-            if not connection.streams:  # it has become whole at the same moment
-                self.slow_bodies.discard(connection)
 
     @staticmethod
     def _again(connection: Connection) -> bool:
@@ -283,8 +290,6 @@ class Server(BaseWSGIServer):
     def close_connection(self, connection: Connection) -> None:
         """Close it, and count it no more. Called by the thread that has its turn, or in the end."""
         self._connections.pop(connection.fileno(), None)
-        self._held.pop(connection, None)
-        self.slow_bodies.discard(connection)
         if not EPOLL:  # an epoll forgets what is closed
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
@@ -294,7 +299,7 @@ class Server(BaseWSGIServer):
 
     def wait_to_send(self, connection: Connection) -> None:
         """Have advance() called when the socket takes more, too."""
-        self._epoll.modify(connection.fileno(), _RELEASED)
+        self._epoll.modify(connection.fileno(), _WATCHED_FOR_ROOM)
 
     def _take_in(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
         """Make a connection of a socket, or turn it away when there are too many."""
@@ -303,7 +308,7 @@ class Server(BaseWSGIServer):
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks):
+        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
             error = Overloaded(f"more than {self.admission.most} connections")
         elif not waits and not self.admission.enter(connection):
             error = Overloaded(f"too many connections of {connection.address}")
@@ -328,11 +333,11 @@ class Server(BaseWSGIServer):
     def _tick(self) -> None:
         self.ticks += 1
         self.now = monotonic()
-        quiet = self._crew.look(self.now) and not self._held
+        quiet = self._crew.look(self.now)
         self.condition.calm = self._crew.calm
+        ceiling = self._crew.ceiling
+        self.condition.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
-        if self._held:
-            self._release_held()
 
     def _beats(self) -> bool:
         if self.now - self._beaten < BEAT_SECONDS:
@@ -342,21 +347,11 @@ class Server(BaseWSGIServer):
         self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
-    def _held_up(self) -> int:
-        return self._slow_clients.count(self._connections.values())
+    def _held_up(self, most: int | None) -> int:
+        return self._slow_clients.count(self._connections.values(), most)
 
-    def _release_held(self) -> None:
-        """Let small bodies that are slow in coming stream, but spend only a few threads on them."""
-        for connection, until in list(self._held.items()):
-            if connection.collecting is None:
-                self._held.pop(connection, None)
-            elif until <= self.now and len(self.slow_bodies) < self.config.threads:
-                self._held.pop(connection, None)
-                self.slow_bodies.add(connection)
-                try:
-                    self._epoll.modify(connection.fileno(), _RELEASED)
-                except (OSError, ValueError):  # closed at this moment
-                    self.slow_bodies.discard(connection)
+    def _make_room(self) -> None:
+        self.admission.make_room(self._connections.values(), self.now)
 
     def _expire_connections(self) -> None:
         """Give up waiting where a deadline has passed, or at the end, for a request that nothing has come of."""
@@ -417,3 +412,10 @@ class Server(BaseWSGIServer):
 def _most_threads(config: ServerConfig) -> int:
     # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
     return 2 * config.threads + config.max_in_flight
+
+
+def _upload_limits(app: WSGIApplication, config: ServerConfig) -> tuple[float, float]:
+    """The lowest limit for which `app` may refuse a body by its length, and the seconds that a byte of a body may take."""
+    lowest: float | None = getattr(app, "lowest_body_limit", None)
+    rate = config.min_body_bytes_per_second
+    return inf if lowest is None else lowest, 1 / rate if rate else inf

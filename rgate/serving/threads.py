@@ -40,6 +40,7 @@ class ThreadPerConnection:
         self._over = False
         self._checked = 0.0
         self.calm = False
+        self.ceiling: int | None = None
 
     def __len__(self) -> int:
         return len(self._threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Final
 
 from .fields import forward_line
@@ -14,10 +15,15 @@ LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 # chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are ignored and never passed on, but must be some.
-_SIZE_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,15}")
+MAX_SIZE_DIGITS: Final = 15
+_SIZE_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,%d}" % MAX_SIZE_DIGITS)
 # One extension. Python 3.11.2, which is Debian 12's, reads possessive groups wrongly, so only single characters are possessive.
 _EXTENSION = re.compile(rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+_HEX = re.compile(rb"[0-9A-Fa-f]+")
+
+SMALL_CHUNK_BYTES: Final = 256  # many chunks up to this size are read together
+SMALL_CHUNKS_FROM_BYTES: Final = 512  # if so much is at hand
 
 _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
 
@@ -29,16 +35,26 @@ class ChunkedReader:
     these (see trailers.py for what may be done with them), and `rest` the bytes after the body. ValueError means that the
     coding is broken: the connection is of no further use. A size line is at most 4 KiB, all trailers together 16 KiB, and so
     is what the size lines of a body have more than their payload: each may be 16 bytes, or as long as its chunk.
+
+    With `counts_framing` every byte of framing counts against the payload, and a body may have 64 KiB more of it: 16,384
+    chunks of one byte in a row, any number of 5 bytes or more. Each chunk costs some work, so tiny ones without an end
+    would be a cheap way to keep a CPU busy.
     """
 
     MAX_LINE_BYTES: Final = 4_096
     MAX_TRAILER_BYTES: Final = 16_384
     MAX_EXCESS_BYTES: Final = 16_384
+    MAX_FRAMING_BYTES: Final = 65_536
     USUAL_LINE_BYTES: Final = 16
 
-    __slots__ = ("_excess_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete", "rest", "trailers")
+    __slots__ = (
+        "_counts_framing", "_excess_bytes", "_framing_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete",
+        "rest", "trailers",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, counts_framing: bool = False) -> None:
+        self._counts_framing = counts_framing
+        self._framing_bytes = 0  # more than payload
         self._state = _SIZE
         self._left = 0
         self._pending = b""
@@ -54,6 +70,7 @@ class ChunkedReader:
             block, self._pending = self._pending + block, b""
         payload: list[bytes] = []
         at, end = 0, len(block)
+        looks_for_small = True
         while at < end and self._state != _COMPLETE:
             if self._state == _PAYLOAD:
                 taken = min(self._left, end - at)
@@ -78,6 +95,16 @@ class ChunkedReader:
                         raise ValueError("bare LF in the chunked coding")
                     break
                 self._read_line(block[at:line_end])
+                if self._state == _PAYLOAD:
+                    if looks_for_small and self._left <= SMALL_CHUNK_BYTES and end - at >= SMALL_CHUNKS_FROM_BYTES:
+                        looks_for_small = False
+                        if many := _small_chunks(block, at):
+                            self._state = _SIZE
+                            payload.append(many[0])
+                            self._count_framing(many[1] - at - len(many[0]), len(many[0]))
+                            at = many[1]
+                            continue
+                    self._count_framing(line_end + 4 - at, self._left)
                 at = line_end + 2
         if self._state == _COMPLETE:
             self.rest = block[at:]
@@ -103,6 +130,12 @@ class ChunkedReader:
             self._state = _COMPLETE
             self.complete = True
 
+    def _count_framing(self, framing: int, payload: int) -> None:
+        if self._counts_framing:
+            self._framing_bytes = max(0, self._framing_bytes + framing - payload)
+            if self._framing_bytes > self.MAX_FRAMING_BYTES:
+                raise ValueError("the chunks are too small")
+
     def _read_extensions(self, line: bytes, start: int) -> None:
         at = start
         while at < len(line):
@@ -114,6 +147,28 @@ class ChunkedReader:
             self._excess_bytes = max(0, self._excess_bytes + len(line) - self._left)
             if self._excess_bytes > self.MAX_EXCESS_BYTES:
                 raise ValueError("more chunk extensions than payload")
+
+
+def _small_chunks(block: bytes, at: int) -> tuple[bytes, int] | None:
+    """The payload of all whole chunks from `at` on, and where they end; None when it takes more than a glance to read them.
+
+    For many small chunks: a tenth of the time that reading one after the other takes.
+    """
+    parts = block[at:].split(b"\r\n")
+    count = (len(parts) - 1) // 2
+    sizes, payloads = parts[: 2 * count : 2], parts[1 : 2 * count : 2]
+    try:
+        lengths = list(map(int, sizes, repeat(16)))
+    except ValueError:
+        return None
+    if 0 in lengths:  # the last chunk; what follows is no chunk
+        count = lengths.index(0)
+        sizes, payloads, lengths = sizes[:count], payloads[:count], lengths[:count]
+    # int() takes more than the grammar; a payload with CRLF in it is more than one part.
+    if lengths != list(map(len, payloads)) or not _HEX.fullmatch(b"".join(sizes)) or max(map(len, sizes)) > MAX_SIZE_DIGITS:
+        return None
+    payload = b"".join(payloads)
+    return payload, at + sum(map(len, sizes)) + len(payload) + 4 * count
 
 
 def chunk_head(size: int) -> bytes:

@@ -12,6 +12,7 @@ from rgate import Exchange, Gateway, Middleware, hookimpl
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient
+from ..serving.live import send_apart
 from ..waiting import eventually, passed
 from .live import Forwarding, forwarding
 
@@ -79,23 +80,71 @@ def test_client_that_leaves_does_not_make_the_request_be_sent_again() -> None:
         assert len(backend.connections) == 1, "an aborted connection is no stale one"
 
 
-def test_client_that_leaves_within_its_body_ends_the_upload_unfinished() -> None:
-    received: list[bytes] = []
+LARGE_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 70_000
+LARGE_CHUNKED_POST = CHUNKED_POST + b"11170\r\n" + b"x" * 70_000 + b"\r\n"
+
+
+@pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset, RawClient.half_close], ids=["close", "reset", "half-close"])
+@pytest.mark.parametrize("request_", [LARGE_POST, LARGE_CHUNKED_POST], ids=["length", "chunked"])
+def test_client_that_leaves_within_a_large_body_resets_the_upload(request_: bytes, leave: Callable[[RawClient], None]) -> None:
+    """Servers such as gunicorn take the end of the stream for the end of the body; a reset is an error for all."""
     begun, ended = threading.Event(), threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
-        received.append(connection.read(len(b"5\r\nhello\r\n")))
+        assert len(connection.read(70_000)) == 70_000
         begun.set()
-        received.append(connection.read(1_000_000))
+        with pytest.raises(ConnectionResetError):
+            connection.read(1_000_000)
         ended.set()
 
     with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
-        client.send(CHUNKED_POST + b"5\r\nhello\r\n")
+        client.send(request_)
         passed(begun)
+        leave(client)
+        passed(ended)
+        eventually(lambda: live.in_flight == 0)
+
+
+@pytest.mark.parametrize("broken", [b"x\r\n", b"40000\r\n" + b"x" * 262_144 + b"!!"], ids=["size", "end of a chunk"])
+def test_client_that_breaks_its_coding_resets_the_upload(broken: bytes) -> None:
+    ended = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        connection.read_head()
+        with pytest.raises(ConnectionResetError):
+            connection.read(1_000_000)
+        ended.set()
+
+    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        client.send(LARGE_CHUNKED_POST)
+        eventually(lambda: backend.connections, "the upload has begun")
+        client.send(broken)
+        assert client.response().status == 400
+        passed(ended)
+
+
+SMALL_CUT = {
+    "length": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 57\r\n\r\nto=bob&amount=10000",
+    "chunked": CHUNKED_POST + b"13\r\nto=bob&amount=10000\r\n",
+    "64 KiB but one byte": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n" + b"x" * 65_535,
+}
+
+
+@pytest.mark.parametrize("sent", SMALL_CUT.values(), ids=SMALL_CUT)
+@pytest.mark.parametrize("limit", [None, 10**9, 10], ids=["no limit", "high limit", "low limit"])
+def test_client_that_leaves_within_a_small_body_is_not_heard_of(sent: bytes, limit: int | None) -> None:
+    """A route of the config may have a limit: then small bodies are asked about before they are whole, and yet are not sent."""
+    limits = {} if limit is None else {"max_body_bytes": limit}
+    with (
+        ScriptedBackend(http_response(b"ok")) as backend,
+        forwarding(backend, route={"path_prefix": "/limited", **limits}) as live,
+        RawClient(live.url) as client,
+    ):
+        send_apart(live.server, client, sent.replace(b"POST / ", b"POST /limited ", 1))
         client.close()
-        assert ended.wait(3)
-    assert received == [b"5\r\nhello\r\n", b""], "without a last chunk the backend knows that it was not all"
+        eventually(lambda: not live.server._connections, "the connection is over")
+    assert not backend.connections
 
 
 def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:

@@ -308,7 +308,7 @@ def test_stale_connection_found_late_is_replaced_for_what_can_be_repeated(monkey
     [
         SMALL_POST,
         CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000,
         b"PATCH / HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )

@@ -31,7 +31,7 @@ def test_early_answer_reaches_a_client_that_is_still_sending() -> None:
         connection.send(http_response(b"too large", "413 Content Too Large"))
         assert connection.wait_closed() or True
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(CHUNKED_POST + b"5\r\nhello\r\n")
         response = client.response()
         assert (response.status, response.body, response.value("Connection")) == (413, b"too large", "close")
@@ -50,7 +50,7 @@ def test_early_answer_reaches_a_client_that_has_stalled_within_the_coding(stalle
         connection.send(http_response(b"too large", "413 Content Too Large"))
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(CHUNKED_POST, stalled)
         passed(seen)
         answer.set()
@@ -70,7 +70,7 @@ def test_early_answer_reaches_a_client_whose_upload_the_backend_does_not_take(ba
             passed(done)
 
     size = 30_000_000
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
         try:
             for _ in range(size // 100_000):
@@ -91,7 +91,7 @@ def test_early_answer_to_a_small_body_that_the_backend_never_reads_is_passed_on(
         connection.send(http_response(b"no", "403 Forbidden"))
         passed(answered)
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000)
         response = client.response()
         assert (response.status, response.body) == (403, b"no")
@@ -105,7 +105,7 @@ def test_early_answer_that_is_good_and_empty_is_passed_on(response: bytes) -> No
         connection.send(response)
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(CHUNKED_POST + b"5\r\nhello\r\n")
         answer = client.response()
         assert (answer.status in (200, 204), answer.body, answer.value("Connection")) == (True, b"", "close")
@@ -121,7 +121,7 @@ def test_early_answer_that_is_good_streams_both_ways() -> None:
             connection.send(connection.read(8))
         connection.send(connection.read(5))
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(CHUNKED_POST + b"3\r\none\r\n")
         client.until(b"one\r\n")
         client.send(b"3\r\ntwo\r\n")

@@ -161,7 +161,11 @@ def test_first_bytes_go_on_within_100_ms_both_ways() -> None:
         came.append(monotonic())
         passed(go_on)
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with (
+        ScriptedBackend(script) as backend,
+        forwarding(backend, body_buffer_bytes=0) as live,
+        RawClient(live.url) as client,
+    ):
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         sent = monotonic()
         client.send(b"one")

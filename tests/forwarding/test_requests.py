@@ -201,7 +201,7 @@ BODIES: dict[str, tuple[bytes, list[tuple[str, str]], bytes]] = {
         [("Transfer-Encoding", "chunked")],
         b"5\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n",
     ),
-    "chunked, empty": (b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [("Transfer-Encoding", "chunked")], b"0\r\n\r\n"),
+    "chunked, empty": (b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [("Content-Length", "0")], b""),
     "with a type": (
         b"Content-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello",
         [("Content-Type", "text/plain"), ("Content-Length", "5")],
@@ -218,6 +218,15 @@ def test_request_body_is_passed_on_in_its_framing(
     request = sent(method.encode() + b" / HTTP/1.1\r\nHost: example.com\r\n" + rest)
     assert own(request) == headers
     assert request.body == body
+
+
+def test_request_body_that_is_large_and_chunked_is_passed_on_chunked(live: Forwarding, backend: ScriptedBackend) -> None:
+    body = b"".join(b"10000\r\n" + b"x" * 65_536 + b"\r\n" for _ in range(5)) + b"0\r\n\r\n"
+    with RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        assert client.response().status == 200
+    assert own(backend.requests[-1]) == [("Transfer-Encoding", "chunked")]
+    assert backend.requests[-1].body.count(b"x") == 5 * 65_536
 
 
 def test_request_body_that_is_expected_is_asked_for_and_passed_on(live: Forwarding, backend: ScriptedBackend) -> None:

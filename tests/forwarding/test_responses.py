@@ -189,7 +189,11 @@ def test_response_interim_while_the_upload_runs_does_not_stop_it() -> None:
         body = connection.read(len(b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"))
         connection.send(http_response(body))
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with (
+        ScriptedBackend(script) as backend,
+        forwarding(backend, body_buffer_bytes=0) as live,
+        RawClient(live.url) as client,
+    ):
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         passed(hinted)
         client.send(b"5\r\nworld\r\n0\r\n\r\n")

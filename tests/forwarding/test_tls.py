@@ -94,11 +94,13 @@ def test_tls_requests_of_every_kind_share_one_connection() -> None:
             assert client.get().body == b"ok"
         client.send(SMALL_POST)
         assert client.response().body == b"hello"
+        client.send(CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n")
+        assert client.response().body == b"hello"
+        client.send(CHUNKED_POST + b"40000\r\n" + b"x" * 262_144 + b"\r\n0\r\n\r\n")
+        assert client.response().body.count(b"x") == 262_144
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000)
         assert client.response().body == b"x" * 300_000
         assert client.get().body == b"ok"
-        client.send(CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n")
-        assert client.response().body == b"5\r\nhello\r\n0\r\n\r\n"
         assert len(backend.connections) == 1
 
 

@@ -244,8 +244,9 @@ def test_hung_backend_takes_down_its_own_routes_only() -> None:
 
 
 def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
-    """Their threads are bounded by max_slow_clients; else a few clients could close a route to everybody."""
-    server = {"max_in_flight": 2, "threads": 1}
+    """Their threads are bounded by max_slow_clients; else a few clients could close a route to everybody. Without room to spool
+    them large ones take threads."""
+    server = {"max_in_flight": 2, "threads": 1, "max_spooled_body_bytes": 0}
     with ExitStack() as stack:
         backend = stack.enter_context(ScriptedBackend())
         settings = {
@@ -257,7 +258,7 @@ def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
         served = stack.enter_context(serving(gateway, drain_seconds=0.1, **server))
         for _ in range(12):
             slow = stack.enter_context(RawClient(served.url))
-            slow.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhello")
+            slow.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 200_000)
         eventually(lambda: served.threads > 10, "every slow upload has a thread")
         assert stack.enter_context(RawClient(served.url)).get("/").status == 200
 

@@ -12,7 +12,7 @@ from rgate.forwarding.body_limit import BodyLimit
 from rgate.testing import ScriptedBackend, ScriptedConnection, client, http_response, make_environ, make_exchange
 
 from ..raw_client import RawClient
-from ..waiting import passed
+from ..waiting import eventually, passed
 from .live import Live, gateway_before
 
 LIMIT = 1_000
@@ -86,16 +86,31 @@ def test_body_chunked_over_the_limit_is_413_and_never_complete_at_the_backend() 
 
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
-        got.append(connection.read(10**6))
-        over.set()
+        try:
+            while block := connection.read_some():
+                got.append(block)
+        except ConnectionResetError:
+            over.set()
 
-    with ScriptedBackend(script) as backend, gateway_before(backend, route={"max_body_bytes": LIMIT}) as live:
+    streamed = {"body_buffer_bytes": 100}
+    with ScriptedBackend(script) as backend, gateway_before(backend, route={"max_body_bytes": LIMIT}, **streamed) as live:
         with RawClient(live.url) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(LIMIT + 1))
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(LIMIT)[:-5])
+            eventually(lambda: backend.connections, "the body streams")
+            client.send(b"1\r\nx\r\n0\r\n\r\n")
             response = client.response()
             assert (response.status, response.value("Connection")) == (413, "close")
         passed(over, "the connection to the backend ends")
-    assert b"0\r\n\r\n" not in got[0], "a body that was cut looks complete to the backend"
+    assert b"0\r\n\r\n" not in b"".join(got), "a body that was cut looks complete to the backend"
+
+
+def test_body_chunked_over_the_limit_that_is_small_is_413_and_not_heard_of(live: Live, backend: ScriptedBackend) -> None:
+    count = len(backend.requests)
+    with RawClient(live.url) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(LIMIT + 1))
+        assert client.response().status == 413
+        assert client.get("/after").body == b"ok"
+    assert len(backend.requests) == count + 1
 
 
 def test_body_limit_of_the_server_holds_for_every_route(backend: ScriptedBackend) -> None:

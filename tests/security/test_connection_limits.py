@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -17,7 +21,7 @@ from rgate.testing import ScriptedBackend, http_response
 from rgate.wire.client import TrustedProxies
 
 from ..raw_client import RawClient
-from ..serving.live import connection_of
+from ..serving.live import connection_of, send_apart
 from ..tls.live import TLS, SecureClient
 from ..waiting import eventually
 from .live import Live, gateway_before
@@ -53,7 +57,10 @@ def busy(live: Live, stack: ExitStack) -> RawClient:
     return client
 
 
-def test_connections_over_the_limit_are_answered_503_and_closed(backend: ScriptedBackend) -> None:
+def test_connections_over_the_limit_are_answered_503_and_closed(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", 1_000)
     with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [busy(live, stack) for _ in range(3)]
         for _ in range(3):
@@ -81,13 +88,75 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
             assert client.get("/").body == b"ok"
         monkeypatch.setattr("rgate.serving.admission.IDLE_AT_ONCE", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
-            rested(live, client).deadline -= ago
+            rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
             wait_for_ticks(live)
             newer = stack.enter_context(RawClient(live.url))
             assert newer.get("/").body == b"ok"
             rested(live, newer)
             assert clients[longest].is_closed(), "not the one that was idle the longest"
+
+
+UNFINISHED = {
+    "head": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+    "small body": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nx",
+    "chunked body": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nx",
+}
+
+
+@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED)
+def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_AT_ONCE", 1)
+    with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
+        for client in clients:
+            send_apart(live.server, client, sent)
+            assert connection_of(live.server, client).unfinished
+        for ago, client in zip((20, 30, 10), clients, strict=True):
+            connection = connection_of(live.server, client)
+            connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
+        monkeypatch.setattr("rgate.serving.connection.Connection.behind_since", property(lambda it: it.deadline - 1_000))
+        for longest in (1, 0, 2):
+            wait_for_ticks(live)
+            with RawClient(live.url) as newer:
+                assert newer.get("/").body == b"ok"
+                assert clients[longest].response().status == 408
+            eventually(lambda: len(live.server._connections) < 3)
+            more = stack.enter_context(RawClient(live.url))
+            send_apart(live.server, more, sent)
+            connection_of(live.server, more).deadline = live.server.now + 1_000
+
+
+def test_connections_with_requests_that_have_just_begun_stay(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", 1_000)
+    with gateway_before(backend, max_connections=2) as live, ExitStack() as stack:
+        for _ in range(2):
+            busy(live, stack)
+        with RawClient(live.url) as over:
+            assert over.get("/").status == 503
+
+
+def test_connections_that_there_is_no_file_for_are_made_room_for(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", -1_000)
+    with gateway_before(backend) as live, ExitStack() as stack:
+        waiting = busy(live, stack)
+        real = socket.socket.accept
+        failed = threading.Event()
+
+        def accept(listener: socket.socket) -> object:
+            if not failed.is_set():
+                failed.set()
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(listener)
+
+        monkeypatch.setattr("socket.socket.accept", accept)
+        with RawClient(live.url) as client:
+            assert waiting.response().status == 408, "the one that is not finished goes"
+            assert client.get("/").body == b"ok"
 
 
 def test_connections_far_over_the_limit_are_closed_without_an_answer(

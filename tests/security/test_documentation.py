@@ -24,6 +24,7 @@ UNITS |= {
     "connections_per_client": "connections",
     "in_flight": "threads",
     "slow_clients": "threads",
+    "slow_clients_per_client": "threads",
 }
 
 
@@ -75,12 +76,15 @@ FIXED = {
     "a method": request.MAX_METHOD_BYTES,
     "a line of the chunked coding, with its extensions": ChunkedReader.MAX_LINE_BYTES,
     "what chunk extensions are longer than their chunks, in a body": ChunkedReader.MAX_EXCESS_BYTES,
+    "what the framing of all chunks is more than their payload, in a request's body": ChunkedReader.MAX_FRAMING_BYTES,
+    "empty lines before a request": connection.MAX_EMPTY_LINES,
     "trailers of a message": ChunkedReader.MAX_TRAILER_BYTES,
     "interim responses before a response": upstream.MAX_INTERIM_HEADS,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
     "what waits in the kernel to be sent, on each connection": doors.UNSENT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
+    "the same, in bytes": connection.LINGER_BYTES,
     "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
     "a connection to a backend at rest, after a body that was not sent with its head": upstream.SETTLE_SECONDS,
@@ -97,7 +101,7 @@ def test_page_says_fixed_limits_as_they_are() -> None:
         f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
         in PAGE
     )
-    assert f"(at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
+    assert f"requests for at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
 
 
 def test_page_says_how_to_report_and_whom_to_trust() -> None:

@@ -137,3 +137,73 @@ def test_slow_clients_are_not_cut_while_there_are_threads() -> None:
                 block = sock.recv(262_144)
                 assert block, f"cut after {size} bytes"
                 size += len(block)
+
+
+def test_slow_clients_of_one_address_have_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 100, "max_slow_clients_per_client": 3}
+    with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS["slow readers"], staying=3):
+        with RawClient(server.url) as client:
+            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+        assert server.threads <= 2 * 1 + 1 + 3
+
+
+def test_slow_clients_of_a_trusted_proxy_have_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.0)
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 100, "max_slow_clients_per_client": 3}
+    trusted = {"trusted_proxies": ["127.0.0.1"]}
+    with serving(app, drain_seconds=0.1, **limits, **trusted) as server, slow(server, 9, KINDS["slow readers"]):
+        with RawClient(server.url) as client:
+            assert client.get("/").body == b"ok"
+        assert len(server._connections) >= 9
+
+
+def test_slow_clients_that_move_the_least_are_cut_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no progress: whoever sends one is cut before whoever sends some kilobytes."""
+    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.5)
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 4, "max_spooled_body_bytes": 0}
+    size = 8_000_000
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * 70_000
+    with serving(app, drain_seconds=0.1, **limits) as server, ExitStack() as stack:
+        honest = [stack.enter_context(RawClient(server.url)) for _ in range(2)]
+        trickling = [stack.enter_context(RawClient(server.url)) for _ in range(12)]
+        for client in (*honest, *trickling):
+            client.send(head)
+        sent = dict.fromkeys(honest, 70_000)
+        pause = threading.Event()
+
+        def is_cut() -> bool:
+            pause.wait(0.01)
+            for client in honest:
+                if sent[client] < size - 8_000:
+                    client.send(b"x" * 8_000)
+                    sent[client] += 8_000
+            for client in list(trickling):
+                try:
+                    client.send(b"x")
+                except ConnectionError:
+                    trickling.remove(client)
+            return len(trickling) <= 6
+
+        eventually(is_cut, "those that trickle are cut")
+        for client in honest:
+            client.send(b"x" * (size - sent[client]))
+            assert client.response().body == b"ok"
+
+
+def test_slow_clients_are_cut_when_there_are_no_more_threads_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a limit of processes or of address space has it, long before max_slow_clients is reached."""
+    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    start = threading.Thread.start
+
+    def start_few(thread: threading.Thread) -> None:
+        if server.threads > 6:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 1_000}
+    with serving(app, drain_seconds=0.1, **limits) as server:
+        monkeypatch.setattr("rgate.serving.crew._Worker.start", start_few)
+        with slow(server, 12, KINDS["slow readers"], staying=3), RawClient(server.url) as client:
+            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+            assert server.threads <= 6

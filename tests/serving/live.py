@@ -35,7 +35,8 @@ def serving(app: App, **config: Any) -> Iterator[Server]:
         server.server_close()
         assert not thread.is_alive(), "the server did not stop"
         assert not server._connections, "connections were left"
-        assert not server.slow_bodies, "slow bodies were left"
+        assert not server.uploads, "uploads were left"
+        assert (server.spool.files, server.spool.bytes) == (0, 0), "spooled bodies were left"
 
 
 def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

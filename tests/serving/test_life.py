@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from rgate import Endpoint, Gateway
 from rgate.config.models import ServerConfig
+from rgate.serving.crew import SWITCH_SECONDS
 from rgate.serving.listeners import Listeners
 from rgate.serving.server import Server
 from rgate.serving.sockets import listen
-from rgate.testing import make_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_gateway, running_gateway
 
 from ..raw_client import RawClient
 from ..waiting import eventually, passed
@@ -197,6 +199,15 @@ def test_threads_are_bounded() -> None:
             assert client.response().body == b"ok"
 
 
+def test_threads_do_not_wait_long_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("sys.setswitchinterval", asked.append)
+    monkeypatch.setattr("sys.getswitchinterval", lambda: 0.005)
+    with serving(echo):
+        eventually(lambda: asked)
+    assert asked == [SWITCH_SECONDS]
+
+
 def test_threads_that_cannot_be_started_are_done_without(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,6 +225,47 @@ def test_threads_that_cannot_be_started_are_done_without(
         assert other.response().body == b"ok"
         app.go_on.set()
         assert client.response().body == b"ok"
+
+
+def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those that there are would all wait, and nobody would be left to say so."""
+    gates = [threading.Event(), threading.Event()]
+
+    def script(connection: ScriptedConnection) -> None:
+        while (request := connection.read_request()) is not None:
+            passed(gates[int(request.line.split()[1][1:])])
+            connection.send(http_response(b"ok"))
+
+    start = threading.Thread.start
+
+    def start_few(thread: threading.Thread) -> None:
+        if server.threads > 8:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with ExitStack() as stack:
+        url = stack.enter_context(ScriptedBackend(script)).url
+        config = {"backends": [{"name": "b", "endpoints": [url]}], "routes": [{"path_prefix": "/", "backend": "b"}]}
+        gateway = stack.enter_context(running_gateway(config))
+        server = stack.enter_context(serving(gateway, threads=2, max_in_flight=100))
+        monkeypatch.setattr("rgate.serving.crew._Worker.start", start_few)
+        clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
+        for client in clients:
+            client.send(get("/0"))
+        eventually(lambda: server.condition.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
+        gates[0].set()
+        statuses = [client.response().status for client in clients]
+        assert statuses.count(200) >= 4 and set(statuses) <= {200, 503}
+        for client in clients[:4]:
+            client.send(get("/1"))
+        eventually(lambda: sum(map(len, (e.load.running for e in endpoints(gateway)))) == 4, "four wait")
+        assert clients[4].get("/1").status == 503
+        gates[1].set()
+        assert [client.response().status for client in clients[:4]] == [200] * 4
+
+
+def endpoints(gateway: Gateway) -> list[Endpoint]:
+    return [endpoint for several in gateway.table.snapshot.endpoints.values() for endpoint in several]
 
 
 def test_connection_that_fails_in_an_unforeseen_way_is_closed_alone(

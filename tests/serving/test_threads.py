@@ -10,7 +10,7 @@ import pytest
 
 from ..raw_client import RawClient
 from ..waiting import eventually
-from .live import echo, serving
+from .live import echo, send_apart, serving
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_requests_in_one_packet_are_answered_in_order() -> None:
         assert [client.response().body for _ in range(5)] == [b"GET /%d " % number for number in range(5)]
 
 
-def test_body_that_comes_slowly_streams_after_a_moment() -> None:
+def test_body_that_comes_slowly_is_collected_or_streams_as_it_is_wanted() -> None:
     seen = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -45,6 +45,12 @@ def test_body_that_comes_slowly_streams_after_a_moment() -> None:
         return [body]
 
     with serving(app) as server, RawClient(server.url) as client:
+        send_apart(server, client, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
+        assert not seen.is_set()
+        client.send(b"world")
+        assert client.response().body == b"helloworld"
+    seen.clear()
+    with serving(app, body_buffer_bytes=0) as server, RawClient(server.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
         assert seen.wait(10), "the first half reaches the app before the second is sent"
         client.send(b"world")

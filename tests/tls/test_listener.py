@@ -9,6 +9,7 @@ import struct
 import subprocess
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from rgate.config.models import TLSConfig
 from rgate.errors import RequestTimeout
+from rgate.serving.connection import LINGER_BYTES, RECEIVE_BYTES
 from rgate.serving.server import Server
 from rgate.serving.tls import ServerTLS
 
@@ -305,6 +307,17 @@ def test_request_after_a_large_body_is_not_forgotten() -> None:
         client.send(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + GET)
         assert client.response().body == b"POST /a " + body
         assert client.response().body == b"GET / "
+
+
+def test_handshake_that_is_refused_is_the_end_however_much_is_sent() -> None:
+    with serving(echo, **TLS) as server, RawClient(server.url) as client:
+        connection = connection_of(server, client)
+        client.send(b"\x16\x03\x01\x00\x05hello")
+        with suppress(ConnectionError):
+            for _ in range(500):  # 32 MB
+                client.send(b"x" * 65_536)
+        eventually(lambda: not server._connections, "the connection is over")
+    assert 0 < connection._lingered_bytes <= LINGER_BYTES + RECEIVE_BYTES
 
 
 def test_slow_body_has_body_seconds() -> None:

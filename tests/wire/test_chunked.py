@@ -170,3 +170,44 @@ def test_chunked_random_bytes_read_the_same_in_pieces(coded: bytes, step: int) -
     whole, pieces = outcome(None), outcome(step)
     # In pieces an error may come to light only with the next piece, never the other way round.
     assert pieces == whole or (whole, pieces) == ("broken", "more")
+
+
+def read_in(coded: bytes, size: int) -> tuple[bytes, bool, bytes]:
+    reader = ChunkedReader(counts_framing=True)
+    payload = b"".join(reader.feed(coded[at : at + size]) for at in range(0, len(coded), size) if not reader.complete)
+    return payload, reader.complete, reader.rest
+
+
+SMALL_CHUNKS = st.lists(st.one_of(st.binary(min_size=1, max_size=20), st.sampled_from([b"\r\n", b"1\r\na\r\n", b"0\r\n\r\n"])))
+
+
+@given(SMALL_CHUNKS, st.sampled_from([b"%x", b"%X", b"%04x", b"%x;a=b"]), st.integers(0, 700), st.booleans())
+def test_small_chunks_are_read_alike_many_at_once_and_byte_by_byte(
+    payloads: list[bytes], size: bytes, more: int, is_whole: bool
+) -> None:
+    payloads = [*payloads, *[b"xy"] * more]
+    coded = b"".join(size % len(payload) + b"\r\n" + payload + b"\r\n" for payload in payloads)
+    coded += b"0\r\n\r\n" if is_whole else b""
+    expected = (b"".join(payloads), is_whole, b"")
+    assert read_in(coded, len(coded) or 1) == read_in(coded, 1_000) == read_in(coded, 1) == expected
+
+
+@pytest.mark.parametrize("size", [b"0x1", b"+1", b" 1", b"1 ", b"1_", b"", b"-1", b"0" * 15 + b"1", b"g"])
+@pytest.mark.parametrize("before", [0, 500])
+def test_small_chunk_with_a_malformed_size_is_an_error_among_many(size: bytes, before: int) -> None:
+    coded = b"1\r\na\r\n" * before + size + b"\r\na\r\n" + b"1\r\na\r\n" * 500
+    with pytest.raises(ValueError, match="malformed"):
+        ChunkedReader().feed(coded)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_tiny_chunks_are_an_error_only_where_framing_counts(size: int) -> None:
+    coded = b"%x\r\n%b\r\n" % (size, b"x" * size) * 70_000
+    assert len(ChunkedReader().feed(coded)) == size * 70_000
+    for step in (len(coded), 10_000, 100):
+        with pytest.raises(ValueError, match="too small"):
+            read_in(coded, step)
+
+
+def test_chunks_of_five_bytes_may_go_on() -> None:
+    assert read_in(b"5\r\nhello\r\n" * 100_000, 65_536)[0] == b"hello" * 100_000
