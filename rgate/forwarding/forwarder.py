@@ -35,6 +35,9 @@ SMALL_BODY_BYTES: Final = 65_536  # known to be so small, a body goes out with i
 # Sending these twice has the same effect as once (RFC 9110 §9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
+# A server that has not read a request to its end may close the connection although it has said that it stays open, milliseconds
+# or seconds after its answer (gunicorn's gthread worker does). So none is used again after more than this.
+READ_BYTES: Final = 65_536
 
 _TE: Final = b"TE: trailers\r\nConnection: TE\r\n"
 
@@ -92,22 +95,20 @@ class Forwarder:
     ) -> Iterable[bytes]:
         client = environ.get(CLIENT_KEY)
         method = environ["REQUEST_METHOD"]
-        connection, response, block, upload = self._exchange(environ, exchange, client, method, upstream, head)
+        connection, response, block, upload, reusable = self._exchange(environ, exchange, client, method, upstream, head)
         if endpoint.load.on_response is not None:
             endpoint.load.on_response(exchange, response.code)
         if response.code < 200:
             _switch(client, exchange, endpoint, connection, response, block)
             start_response(response.status, response.headers.copy())
             return []
-        reusable = response.keep_alive
-        settled = upload is None
         if upload is not None:
             if upload.complete:
                 upload = None
             elif response.code >= 300 or upload.is_held:
                 # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
                 upload.close()
-                upload, reusable = None, False
+                upload = None
         length = response.length
         chunked = response.chunked
         if method == "HEAD" or response.code == 204 or response.code == 304:
@@ -121,7 +122,7 @@ class Forwarder:
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
             if reusable and len(block) == length and not (client is not None and client.gone):
-                upstream.pool.give_back(connection, settled)
+                upstream.pool.give_back(connection)
             else:
                 connection.close()
             endpoint.load.running.discard(exchange)
@@ -129,7 +130,7 @@ class Forwarder:
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
-        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable, settled)
+        done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
         body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
         if exchange.streaming is not None:
             exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
@@ -148,8 +149,9 @@ class Forwarder:
 
     def _exchange(
         self, environ: WSGIEnvironment, exchange: Exchange, client: Any, method: str, upstream: Upstream, head: bytes
-    ) -> tuple[UpstreamConnection, ResponseHead, bytes, Upload | None]:
-        """Send the request and read the response's head; once more on a new connection when the pooled one was stale."""
+    ) -> tuple[UpstreamConnection, ResponseHead, bytes, Upload | None, bool]:
+        """Send the request and read the response's head; once more on a new connection when the pooled one was stale. The last
+        of what is returned says whether the connection may carry another request, as far as is known by then."""
         stream = length = None
         expects = False
         if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
@@ -161,7 +163,7 @@ class Forwarder:
             head += b"\r\n"
         repeatable = stream is None and method in IDEMPOTENT
         timeouts = self._timeouts
-        connection = upstream.pool.take(timeouts, repeatable)
+        connection = upstream.pool.take(timeouts)
         while True:
             upload = None
             try:
@@ -200,7 +202,7 @@ class Forwarder:
             finally:
                 if client is not None:
                     client.on_gone = None
-        return connection, response, block, upload
+        return connection, response, block, upload, response.keep_alive and stream is None and len(head) <= READ_BYTES
 
     def _head(self, environ: WSGIEnvironment, upstream: Upstream) -> bytes:
         """The request head, all but the framing and the empty line."""
@@ -333,7 +335,6 @@ def _done(
     exchange: Exchange,
     client: Any,
     reusable: bool,
-    settled: bool,
     whole: bool,
     fault: Truncated | None,
     trailers: Sequence[bytes],
@@ -343,7 +344,7 @@ def _done(
     if client is not None:
         client.on_gone = None
     if reusable and whole and not (client is not None and client.gone):
-        upstream.pool.give_back(connection, settled)
+        upstream.pool.give_back(connection)
     else:
         connection.close()
     endpoint.load.running.discard(exchange)

@@ -53,13 +53,6 @@ BLOCK_BYTES: Final = 65_536
 UNSENT_BYTES: Final = 131_072  # so much of an upload waits in the kernel for a backend that reads slowly, not megabytes
 MAX_INTERIM_HEADS: Final = 16
 
-# A server that has not read a large body may close the connection although it has said that it stays open, some milliseconds
-# after its answer (gunicorn's gthread worker; or seconds, when it waits for another such client to close: 2 s each). So after a
-# body that did not go out with its head, a connection carries nothing that can't be sent again until it has rested this long
-# and is still open.
-SETTLE_SECONDS: Final = 2.5
-MAX_LOOKED_AT: Final = 8  # of those that settle, the last ones, with every request
-
 # A pooled connection rests at most this long: less than the keep-alive time of common servers (5 s), so that closing
 # races are rare.
 MAX_IDLE_SECONDS: Final = 4.0
@@ -272,10 +265,7 @@ class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
 
 
 class _RestingPool(HTTPConnectionPool):
-    """A pool whose resting connections lie in deques: taking and giving back is atomic and needs no lock.
-
-    Those in `settling` have carried a large body and are not trusted with every request yet (see SETTLE_SECONDS).
-    """
+    """A pool whose resting connections lie in a deque: taking and giving back is atomic and needs no lock."""
 
     ConnectionCls = UpstreamConnection
     responses: ResponseReader
@@ -283,7 +273,6 @@ class _RestingPool(HTTPConnectionPool):
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
         self.resting: deque[UpstreamConnection] = deque()
-        self.settling: deque[UpstreamConnection] = deque()
         self.connecting = ConnectQueue()
         self.retired = False  # the endpoint is gone; what is still under way is closed at its end
 
@@ -296,82 +285,48 @@ class _RestingPool(HTTPConnectionPool):
         connection.open(timeouts)
         return connection  # type: ignore[return-value]
 
-    def take(self, timeouts: Timeouts, repeatable: bool = True) -> UpstreamConnection:
+    def take(self, timeouts: Timeouts) -> UpstreamConnection:
         """A resting connection that is still good, or a new one. Each is looked at, however short its rest (0.9 µs): what has
-        come meanwhile, asked for by nobody, would be taken for the answer to the next request, and so on. `repeatable` says
-        that the request can be sent again when the connection turns out to be closed. Raises Unavailable faults."""
-        if self.settling:
-            self._close_what_is_closed()
+        come meanwhile, asked for by nobody, would be taken for the answer to the next request, and so on. Raises
+        Unavailable faults."""
         while True:
             try:
                 connection = self.resting.pop()
             except IndexError:
-                settling = self._settling(repeatable) if self.settling else None
-                if settling is None:
-                    return self.fresh(timeouts)
-                connection = settling
+                return self.fresh(timeouts)
             rested = monotonic() - connection.rested_since
             if rested > MAX_IDLE_SECONDS or not connection.is_quiet():
                 connection.close()
                 continue
             return connection
 
-    def _close_what_is_closed(self) -> None:
-        """Close those that settle and that the backend has closed, of the last few: it may wait for that, and serve nobody."""
-        good: list[UpstreamConnection] = []
-        while self.settling and len(good) < MAX_LOOKED_AT:
-            try:
-                connection = self.settling.pop()
-            except IndexError:  # another thread has taken the last one
-                break
-            if connection.is_quiet():
-                good.append(connection)
-            else:
-                connection.close()
-        self.settling.extend(reversed(good))
-
-    def _settling(self, repeatable: bool) -> UpstreamConnection | None:
-        """The one of those that are settling that has rested longest, if that is long enough for the request."""
-        try:
-            connection = self.settling.popleft()
-        except IndexError:  # another thread has taken the last one
-            return None
-        if repeatable or monotonic() - connection.rested_since >= SETTLE_SECONDS:
-            return connection
-        self.settling.appendleft(connection)
-        return None
-
-    def give_back(self, connection: UpstreamConnection, settled: bool = True) -> None:
-        """Let a connection rest whose exchange is complete on both sides, as far as is known. Not `settled`: the backend may
-        not have read the request's body."""
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Let a connection rest whose exchange is complete on both sides."""
         connection.rested_since = monotonic()
-        place = self.resting if settled else self.settling
-        if len(place) < MAX_IDLE_CONNECTIONS and not self.retired and not connection.broken:
-            place.append(connection)
+        if len(self.resting) < MAX_IDLE_CONNECTIONS and not self.retired and not connection.broken:
+            self.resting.append(connection)
         else:
             connection.close()
 
     def expire(self) -> None:
         """Close what has rested too long. The oldest lie on the left."""
-        for place in (self.resting, self.settling):
-            while place:
-                try:
-                    connection = place.popleft()
-                except IndexError:
-                    break
-                if monotonic() - connection.rested_since <= MAX_IDLE_SECONDS:
-                    place.appendleft(connection)
-                    break
-                connection.close()
+        while self.resting:
+            try:
+                connection = self.resting.popleft()
+            except IndexError:
+                return
+            if monotonic() - connection.rested_since <= MAX_IDLE_SECONDS:
+                self.resting.appendleft(connection)
+                return
+            connection.close()
 
     def close(self) -> None:
         self.retired = True
-        for place in (self.resting, self.settling):
-            while place:
-                try:
-                    place.pop().close()
-                except IndexError:
-                    break
+        while self.resting:
+            try:
+                self.resting.pop().close()
+            except IndexError:
+                break
         super().close()
 
 

@@ -280,10 +280,9 @@ class Connection:
 
     def _is_for_the_app_first(self, request: RequestHead) -> bool:
         """Whether the app is to know of a request before its body has come, because it may well refuse it by its head."""
-        length = request.content_length
+        length, server = request.content_length, self._server
         if length is None:
-            return False
-        server = self._server
+            return request.expects_continue and server.has_thread_for_upload
         waits = request.expects_continue and length > server.config.body_buffer_bytes
         return (waits or length > server.lowest_body_limit) and server.has_thread_for_upload
 

@@ -104,17 +104,21 @@ def test_interim_response_comes_before_the_backend_has_its_final_one() -> None:
         assert client.response().body == b"ok"
 
 
+CHUNK = b"186a0\r\n" + b"x" * 100_000 + b"\r\n"  # too large to be collected
+END = b"5\r\nworld\r\n0\r\n\r\n"
+
+
 def test_interim_response_is_passed_on_while_an_upload_runs() -> None:
     def script(connection: ScriptedConnection) -> None:
         connection.read_head()
         connection.send(HINT)
-        connection.send(http_response(connection.read(len(b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"))))
+        connection.send(http_response(connection.read(len(CHUNK + END))[-len(END) :]))
 
     with ScriptedBackend(script) as backend, forwarding(backend, interim_responses="all") as live, RawClient(live.url) as client:
-        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK)
         assert client.response().head == PASSED
-        client.send(b"5\r\nworld\r\n0\r\n\r\n")
-        assert client.response().body == b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"
+        client.send(END)
+        assert client.response().body == END
 
 
 # A plugin's

@@ -262,6 +262,7 @@ def slow_client(url: str) -> RawClient:
     """One whose own buffer takes next to nothing."""
     client = RawClient.__new__(RawClient)
     client.unread = b""
+    client.host = "x"
     client.sock = socket.socket()
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     client.sock.settimeout(PATIENCE_SECONDS)

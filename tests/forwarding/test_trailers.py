@@ -155,7 +155,7 @@ def test_trailers_can_be_changed_by_plugins() -> None:
     plugin, response, received = trailing(post + SENT, PARTS["end apart"])
     assert plugin.seen == [[("X-Sum", "0"), ("grpc-status", "0")]]
     assert response.trailers == b"X-Own: 2\r\n"
-    assert received.endswith(b"\r\n0\r\nX-Mine: 1\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n")
+    assert received.endswith(b"\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\nX-Mine: 1\r\n\r\n")
 
 
 @pytest.mark.parametrize("body", [b"hello", b""])

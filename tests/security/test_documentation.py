@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rgate.config import models
 from rgate.errors import GatewayError
-from rgate.forwarding import body, connecting, upstream
+from rgate.forwarding import body, connecting, forwarder, upstream
 from rgate.serving import connection, doors, slow_clients
 from rgate.wire import client, proxy_protocol, request
 from rgate.wire.chunked import ChunkedReader
@@ -87,7 +87,7 @@ FIXED = {
     "the same, in bytes": connection.LINGER_BYTES,
     "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
-    "a connection to a backend at rest, after a body that was not sent with its head": upstream.SETTLE_SECONDS,
+    "a request to a backend, head and body": forwarder.READ_BYTES,
     "connections to one endpoint that are being made at a time": connecting.MAX_CONNECTING,
     "waiting for a backend's 100 (Continue)": body.CONTINUE_SECONDS,
 }
