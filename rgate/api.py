@@ -3,6 +3,7 @@
 from .config import Config, HealthConfig
 from .discovery import SetAside, Snapshot
 from .errors import (
+    AmbiguousPath,
     BadGateway,
     BadResponse,
     BodyTooLarge,
@@ -61,6 +62,7 @@ __all__ = [
     "WEIGHT_LABEL",
     "Address",
     "AllowedClients",
+    "AmbiguousPath",
     "Backend",
     "BadGateway",
     "BadResponse",

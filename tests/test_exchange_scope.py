@@ -365,7 +365,9 @@ def test_scope_local_route_is_outside_of_the_chain() -> None:
     scope = Scope(answering(b"chain"), stats=answering(b"local"))
     assert scope.call("/stats").body == [b"local"]
     assert scope.call("/stats/").body == [b"chain"]
-    assert scope.call("/st%61ts").body == [b"local"]
+    assert scope.call("/stats?since=1h").body == [b"local"]
+    for spelled in ("/st%61ts", "/stats%2F", "//stats", "/./stats", "/stats;v=1"):
+        assert scope.call(spelled).body == [b"chain"], "whoever guards a path in front must know it as it is spelled"
     assert len(scope.exchanges) == 1
 
 

@@ -32,7 +32,7 @@ _HOPS = re.compile(r"[0-9]{1,9}")
 _ASTERISK = Target("*", "*", "*", "")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 MAX_METHOD_BYTES: Final = 64  # the longest that is registered has 17
-_REQUEST_LINE = re.compile(rb"([!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}) ([!-~]+) HTTP/([0-9])\.([0-9])" % MAX_METHOD_BYTES)
+_REQUEST_LINE = re.compile(rb"([!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])" % MAX_METHOD_BYTES)
 
 
 class RequestHead:
@@ -217,7 +217,7 @@ class RequestReader:
             # A gateway opens no tunnels, and reflecting a request back would show what others have added to it.
             raise NotImplementedByGateway(method)
         try:
-            target = read_target(method, match[2].decode())
+            target = read_target(method, match[2].decode("latin-1"))
         except ValueError as error:
             raise RequestError(str(error)) from None
         if target.host and not valid_host(target.host):

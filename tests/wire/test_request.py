@@ -122,7 +122,9 @@ REFUSED_LINES: dict[str, tuple[bytes, type[RequestError]]] = {
     "method with obs-text": (b"G\xc9T /x HTTP/1.1", RequestError),
     "control byte in the target": (b"GET /\x01 HTTP/1.1", RequestError),
     "NUL in the target": (b"GET /\x00 HTTP/1.1", RequestError),
-    "obs-text in the target": (b"GET /caf\xc3\xa9 HTTP/1.1", RequestError),
+    "bytes that are not UTF-8 in the target": (b"GET /caf\xe9 HTTP/1.1", RequestError),
+    "host above ASCII in the target": (b"GET http://caf\xc3\xa9/ HTTP/1.1", RequestError),
+    "byte above ASCII in the method": (b"G\xc3T / HTTP/1.1", RequestError),
     "fragment": (b"GET /x#y HTTP/1.1", RequestError),
     "dot segments": (b"GET /a/../x HTTP/1.1", RequestError),
     "CONNECT": (b"CONNECT example.com:443 HTTP/1.1", NotImplementedByGateway),
@@ -322,6 +324,14 @@ def test_request_expectation_is_met_in_http_11_only() -> None:
 )
 def test_request_upgrade_is_noticed_when_connection_names_it(line: bytes, headers: list[bytes], upgrade: str) -> None:
     assert read(*headers, line=line).upgrade == upgrade
+
+
+def test_request_target_above_ascii_is_percent_encoded() -> None:
+    head = RequestReader().read(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
+    assert head.target.raw == "/caf%C3%A9?q=%C3%A9&r=%20"
+    assert head.environ["PATH_INFO"] == "/caf\xc3\xa9"
+    assert head.environ["QUERY_STRING"] == "q=%C3%A9&r=%20"
+    assert head.environ["RAW_URI"] == head.environ["REQUEST_URI"] == head.target.raw
 
 
 def test_request_limits_hold_at_their_edge() -> None:
