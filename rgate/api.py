@@ -55,6 +55,7 @@ from .pipeline import STANDARD_ORDER, wrap_body
 from .side import SideServer
 from .version import VERSION as __version__
 from .wire.client import AllowedClients
+from .wire.remembered import Remembered
 
 __all__ = [
     "DRAIN_LABEL",
@@ -96,6 +97,7 @@ __all__ = [
     "Overloaded",
     "PluginError",
     "Refused",
+    "Remembered",
     "RequestError",
     "RequestTimeout",
     "ResponseTimeout",

@@ -31,13 +31,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, hookimpl
+from rgate import ConfigSection, Exchange, Gateway, Middleware, Remembered, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -206,22 +205,30 @@ class _Rest:
 
 def clean(status: str, headers: Headers) -> Headers:
     """The headers without hop-by-hop ones and with the last of each single-valued one; the same list if that is so already."""
-    kept = _kept(tuple(map(_name_of, headers)))
+    names = tuple(map(_name_of, headers))
+    kept = _known_names.get(names, _UNKNOWN)
+    if kept is _UNKNOWN:
+        kept = _kept(names)
     if kept is None or status < "2":  # 101 says what it upgrades to
         return headers
     return [headers[at] for at in kept]
 
 
 _name_of = itemgetter(0)
+_UNKNOWN = (-1,)
+# Almost every response has the same few names, so this takes 0.3 µs and not 1.
+_known_names: Remembered[tuple[str, ...], tuple[int, ...] | None] = Remembered("names of response headers", 524_288)
 
 
-@lru_cache(maxsize=1_024)  # because almost every response has the same few names: 0.3 µs instead of 1
 def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
     """Where the headers stand that stay; None for all of them."""
     lower = [name.lower() for name in names]
     last = {name: at for at, name in enumerate(lower)}
     kept = tuple(at for at, name in enumerate(lower) if name not in _HOP_BY_HOP and (name not in _SINGLE or last[name] == at))
-    return kept if len(kept) < len(names) else None
+    where = kept if len(kept) < len(names) else None
+    if _known_names.comes_again(names):
+        _known_names.keep(names, where, 150 + 80 * len(names) + sum(map(len, names)))
+    return where
 
 
 class _Text(NamedTuple):
@@ -248,10 +255,20 @@ def _text(headers: Headers, limit: int) -> _Text | None:
                 return None
             case "x-accel-buffering" if value.strip().lower() == "no":
                 return None
-    return _text_of(content_type)
+    text = _known_types.get(content_type, _UNKNOWN_TYPE)
+    if text is not _UNKNOWN_TYPE:
+        return text
+    text = _text_of(content_type)
+    if _known_types.comes_again(content_type):
+        _known_types.keep(content_type, text, 300 + 2 * len(content_type))
+    return text
 
 
-@lru_cache(maxsize=256)  # because there are few of them, and many responses
+# There are few of them, and many responses.
+_UNKNOWN_TYPE = _Text(False, "")
+_known_types: Remembered[str, _Text | None] = Remembered("content types", 131_072)
+
+
 def _text_of(content_type: str) -> _Text | None:
     media_type = content_type.partition(";")[0].strip().lower()
     charset = _CHARSET.search(content_type)

@@ -62,7 +62,8 @@ def adopt(environ: WSGIEnvironment) -> None:
         if target.path != without_dot_segments(path):
             raise ValueError("the server's view of the path differs from what was sent")
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = "", target.path
-    environ["QUERY_STRING"] = target.query
+    if not environ.get("QUERY_STRING", "").isascii():
+        environ["QUERY_STRING"] = target.query
     if not valid_host(environ.get("HTTP_HOST", "none")):
         raise ValueError("not exactly one valid Host")
     for name in fields.removable(Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens):

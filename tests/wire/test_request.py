@@ -364,7 +364,15 @@ def test_request_head_that_comes_again_is_remembered() -> None:
     assert reader.known_heads[head] is request
 
 
-@pytest.mark.parametrize("header", [b"Authorization: Basic x", b"Cookie: a", b"X-Api-Key: x", b"X: " + b"a" * 1_024])
+SECRETS = [
+    *(b"Authorization: Basic x", b"Cookie: a", b"X-Api-Key: x", b"X-Auth-Token: x", b"Api-Key: x", b"X-Access-Token: x"),
+    *(b"X-CSRF-Token: x", b"X-Amz-Security-Token: x", b"X-Vault-Token: x", b"Ocp-Apim-Subscription-Key: x", b"Private-Token: x"),
+    *(b"Cf-Access-Jwt-Assertion: x", b"Mcp-Session-Id: x", b"Idempotency-Key: x", b"X-Password: x", b"X-Hub-Signature-256: x"),
+    b"Referer: https://x/?a=b&access_token=x",
+]
+
+
+@pytest.mark.parametrize("header", [*SECRETS, b"X: " + b"a" * 1_024])
 def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes) -> None:
     reader = RequestReader()
     for _ in range(2):
@@ -372,13 +380,31 @@ def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes)
     assert not reader.known_heads
 
 
+@pytest.mark.parametrize(
+    "query", [b"access_token=x", b"a=1&api_key=x", b"a&X-Amz-Signature=x", b"code=x", b"a[password]=x", b"a;sid=x"]
+)
+def test_request_line_with_credentials_is_not_kept(query: bytes) -> None:
+    reader = RequestReader()
+    for _ in range(3):
+        reader.read(b"GET /reset?%b HTTP/1.1\r\nHost: x" % query)
+    assert not reader._known_lines and not reader.known_heads
+
+
+def test_request_line_with_an_ordinary_query_is_kept() -> None:
+    reader = RequestReader()
+    for _ in range(2):
+        reader.read(b"GET /search?q=token&page=2&postcode=1&sort=key HTTP/1.1\r\nHost: x\r\nReferer: http://x/?q=a")
+    assert reader._known_lines and reader.known_heads
+
+
 def test_request_reader_memory_is_bounded() -> None:
     reader = RequestReader()
-    for number in range(RequestReader.MAX_LINES + 10):
+    for number in range(4_000):
         for _ in range(2):
             reader.read(b"GET /%d HTTP/1.1\r\nHost: x" % number)
-        assert 0 < len(reader.known_heads) <= RequestReader.MAX_HEADS
-        assert 0 < len(reader._known_lines) <= RequestReader.MAX_LINES
+        assert 0 < reader.known_heads.bytes <= RequestReader.MAX_HEADS_BYTES
+        assert 0 < reader._known_lines.bytes <= RequestReader.MAX_LINES_BYTES
+    assert len(reader.known_heads) < 4_000 > len(reader._known_lines)
     reader._known_lines.clear()
     for _ in range(2):
         reader.read(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestReader.MAX_LINE_BYTES))
