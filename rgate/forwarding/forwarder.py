@@ -34,7 +34,7 @@ __all__ = ["Forwarder"]
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
-# One for all routes: key of Via or CDN-Loop, prefix taken away, client, scheme, Host, protocol → what goes to the backend of them.
+# One for all routes: Via or CDN-Loop, prefix taken away, client, scheme, Host, protocol → what goes to the backend about them.
 _forwarded_lines: Final[Remembered[tuple[str, str, str, str, str, str], bytes]] = Remembered("forwarding header lines", 1_048_576)
 
 

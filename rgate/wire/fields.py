@@ -108,9 +108,10 @@ NEVER_NOMINATED: Final = frozenset(
     | _OTHER_CLAIMS
 )
 # A field whose name says so has credentials, whoever has made it up: X-Auth-Token, Ocp-Apim-Subscription-Key, Set-Cookie, ….
-_SECRET_NAME = re.compile(
-    r"(?!access-control-).*(?:token|key|secret|auth|session|jwt|passw|signature|credential|assertion|cookie)"
+_SECRET_WORDS: Final = tuple(
+    "token key secret auth session jwt passw signature credential assertion cookie".split()  # noqa: SIM905 - it is a list of words
 )
+_LONGEST_NAME: Final = 64  # of those that are looked at; a longer one is not remembered in any case
 _NEVER_AGAIN: Final = frozenset({"sec-websocket-accept"})  # another one each time
 # And so has a parameter of a URL: in a request line, a Location, a Referer.
 _PARAMETER = re.compile(rb"[?&;#]([^=&;#\s]+)=")
@@ -175,7 +176,11 @@ def _read_name(name: str) -> _Name:
         meaning = CLAIM
     upper = name.upper().replace("-", "_")
     key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
-    secret = lower in _NEVER_AGAIN or (not lower.startswith("access-control-") and _SECRET_NAME.search(lower) is not None)
+    secret = (
+        len(lower) > _LONGEST_NAME
+        or (not lower.startswith("access-control-") and any([word in lower for word in _SECRET_WORDS]))
+        or lower in _NEVER_AGAIN
+    )
     read = _Name(lower, key, meaning, secret)
     if _names.comes_again(name):
         _names.keep(name, read, 200 + 3 * len(name))

@@ -12,8 +12,9 @@ field that can only have one value is sent once (the last one counts, which is w
 
 `envelope` gives JSON and text answers the shape that the gateway's own answers have, `{"status_code": 200, "body": …}`:
 a JSON body as the value that it is, byte for byte, so that no number and no order of keys changes; text, and JSON that
-is none (RFC 8259: NaN, another encoding than UTF-8, nested too deep to check), as a string. What the client gets is
-always valid JSON in UTF-8. As they are stay
+is none (RFC 8259: NaN, another encoding than UTF-8) or is too dear to check (over 500 levels deep, hundreds of thousands of
+brackets and little else), as a string. What the client gets is always valid JSON in UTF-8. Text is read by its charset if that
+is one of those in charset.py, else as UTF-8, else as Latin-1. As they are stay
 
 - the gateway's own answers, `default_response` too;
 - other media types, event streams and JSON that comes in lines (NDJSON);
@@ -32,11 +33,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rgate import ConfigSection, Exchange, Gateway, Middleware, Remembered, hookimpl
+
+from .charset import codec
+from .json_check import is_json
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -59,12 +63,12 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class NormalizeOptions(BaseModel):
-    """`format` is what happens to bodies; `max_body_bytes` (0 to 64 MiB) bounds what `envelope` holds for one response."""
+    """`format` is what happens to bodies; `max_body_bytes` (0 to 4 MiB) bounds what `envelope` holds for one response."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["passthrough", "envelope"] = "passthrough"
-    max_body_bytes: Annotated[int, Field(ge=0, le=67_108_864)] = 1_048_576
+    max_body_bytes: Annotated[int, Field(ge=0, le=4_194_304)] = 1_048_576
 
 
 @hookimpl
@@ -232,7 +236,7 @@ def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 
 class _Text(NamedTuple):
-    """What is known of a body that is to be enveloped, before it is there."""
+    """What is known of a body that is to be enveloped, before it is there. `charset` is the name of a codec."""
 
     is_json: bool
     charset: str
@@ -272,7 +276,7 @@ _known_types: Remembered[str, _Text | None] = Remembered("content types", 131_07
 def _text_of(content_type: str) -> _Text | None:
     media_type = content_type.partition(";")[0].strip().lower()
     charset = _CHARSET.search(content_type)
-    text = _Text(media_type == "application/json" or media_type.endswith("+json"), charset[1] if charset else "utf-8")
+    text = _Text(media_type == "application/json" or media_type.endswith("+json"), codec(charset[1]) if charset else "utf-8")
     return text if (text.is_json or media_type.startswith("text/")) and media_type not in _STREAMS else None
 
 
@@ -287,28 +291,16 @@ def enveloped(status_code: str, body: bytes, text: _Text) -> bytes:
 def _json(body: bytes) -> bytes | None:
     """The JSON value in `body`, None when there is none (RFC 8259)."""
     value = body.removeprefix(_BOM).strip(_JSON_SPACE)
-    try:
-        _decoder.decode(value.decode())
-    except (ValueError, RecursionError):
-        return None
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-# Numbers are only measured: converting them is slow, and int() refuses valid ones of more than 4,300 digits.
-_decoder = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse)
+    return value if is_json(value) else None
 
 
 def _decoded(body: bytes, charset: str) -> str:
-    """The text of `body`, by its charset, else UTF-8, else Latin-1, which takes every byte."""
+    """The text of `body`, by its charset if that is a known one, else UTF-8, else Latin-1, which takes every byte."""
     body = body.removeprefix(_BOM)
     for encoding in (charset, "utf-8"):
         try:
             return body.decode(encoding)
-        except (LookupError, ValueError):
+        except ValueError:
             continue
     return body.decode("latin-1")
 
