@@ -7,7 +7,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from rgate.wire.environ import edited_target
 from rgate.wire.fields import valid_host
-from rgate.wire.target import read_target, target_from_environ_path
+from rgate.wire.target import read_target, target_from_environ_path, without_dot_segments
 
 _SEPARATORS = re.compile(r"[/\\]")
 _PARAMETERS = re.compile(r"[;?#]")
@@ -24,10 +24,23 @@ def one(data: bytes) -> None:
         return
     assert re.fullmatch(r"/[!-~]*", target.raw), "what is sent on is not visible ASCII"
     assert "#" not in target.raw and "\\" not in target.raw.partition("?")[0]
-    assert text.endswith(target.raw) or (target.raw.startswith("/?") and text.endswith(target.raw[1:])) or target.raw == "/"
+    encoded = re.sub(r"[\x80-\xff]", lambda byte: f"%{ord(byte[0]):02X}", text)
+    sent, mark, query = encoded.partition("?")
+    assert target.raw == "/" or any(
+        whole.endswith(target.raw) or (target.raw.startswith("/?") and whole.endswith(target.raw[1:]))
+        for whole in (encoded, without_dot_segments(sent) + mark + query)
+    ), "more has changed than what is above ASCII, and dot segments"
     assert not target.host or not valid_host(target.host) or target.host in text
     again = read_target("GET", target.route)
-    assert again.route == target.route, "the canonical path is not canonical"
+    assert again.route == target.route and again.plain, "the canonical path is not canonical"
+    assert read_target("GET", target.raw)._replace(host=target.host, plain=target.plain) == target, (
+        "what is sent on reads otherwise"
+    )
+    readings = target.readings(20)
+    if not target.ambiguous:
+        assert readings is not None and {reading[:20] for reading in readings} == {target.route[:20]}, "it is ambiguous"
+    merged = target.merged()
+    assert merged.route == target.route and "//" not in merged.raw.partition("?")[0]
     assert "//" not in target.route
     path = target.raw.partition("?")[0]
     assert target.path == unquote_to_bytes(path).decode("latin-1")

@@ -3,6 +3,7 @@
 from .config import Config, HealthConfig
 from .discovery import SetAside, Snapshot
 from .errors import (
+    AmbiguousPath,
     BadGateway,
     BadResponse,
     BodyTooLarge,
@@ -54,6 +55,7 @@ from .pipeline import STANDARD_ORDER, wrap_body
 from .side import SideServer
 from .version import VERSION as __version__
 from .wire.client import AllowedClients
+from .wire.remembered import Remembered
 
 __all__ = [
     "DRAIN_LABEL",
@@ -61,6 +63,7 @@ __all__ = [
     "WEIGHT_LABEL",
     "Address",
     "AllowedClients",
+    "AmbiguousPath",
     "Backend",
     "BadGateway",
     "BadResponse",
@@ -94,6 +97,7 @@ __all__ = [
     "Overloaded",
     "PluginError",
     "Refused",
+    "Remembered",
     "RequestError",
     "RequestTimeout",
     "ResponseTimeout",

@@ -6,7 +6,8 @@
     └── GatewayError                a fault: the gateway answers this request itself
         ├── NoRoute                 no route matches                            default_response
         ├── RequestError            the client's fault                          400
-        │   ├── NotTLS              plain HTTP where TLS is spoken
+        │   ├── AmbiguousPath       a backend may read the path as one of another route
+    │   ├── NotTLS              plain HTTP where TLS is spoken
         │   ├── HTTPSOnly           plain HTTP; its answer says where TLS is    308
         │   ├── MethodNotAllowed    a method that a local route does not answer     405
         │   ├── RequestTimeout      head or body came too slowly                408
@@ -45,6 +46,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "AmbiguousPath",
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
@@ -164,6 +166,13 @@ class RequestError(GatewayError):
     status = 400
     reason = "bad_request"
     message = "The request is malformed."
+
+
+class AmbiguousPath(RequestError):
+    """The path may be read in more than one way, and not all of them lead to the same route."""
+
+    reason = "ambiguous_path"
+    message = "The path can be read in more than one way; send it without escaped slashes, semicolons and the like."
 
 
 class NotTLS(RequestError):

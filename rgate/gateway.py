@@ -31,6 +31,7 @@ from .scope import ExchangeScope, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
 from .timing import timed
+from .wire.remembered import MemoryUse, memory_use
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -154,6 +155,10 @@ class Gateway:
             yield self
         finally:
             running.end()
+
+    def memory(self) -> list[MemoryUse]:
+        """What this process remembers of requests and responses so as to read them faster, by name, and how much it may be."""
+        return memory_use()
 
     def take_over(self, before: Gateway) -> None:
         """Be the gateway in force in place of `before`. The core's own."""

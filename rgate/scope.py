@@ -85,7 +85,11 @@ class ExchangeScope:
                 environ[REFUSED_KEY] = RequestError(str(error))
         if REFUSED_KEY in environ:
             app = self._refused
-        elif (local := self._local_routes.get(environ["PATH_INFO"])) is not None and self._admits(local, environ):
+        elif (
+            (local := self._local_routes.get(environ["PATH_INFO"])) is not None
+            and environ[TARGET_KEY].plain  # in any other spelling it is nobody's here, whatever a proxy's rules make of it
+            and self._admits(local, environ)
+        ):
             app = local.app  # outside the chain: never forwarded and never counted
             on_failure = self._on_local_failure
         environ[ENVIRON_KEY] = exchange = Exchange()

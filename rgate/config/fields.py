@@ -75,7 +75,7 @@ def _path_prefix(text: str) -> str:
         if sign in text:
             raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
     try:
-        canonical = read_target("GET", text).route
+        canonical = read_target("GET", text if text.isascii() else "").route
     except ValueError as error:
         why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
         raise ValueError(f"no request can have this path: {why}") from None

@@ -42,10 +42,12 @@ READ_BYTES: Final = 65_536
 _TE: Final = b"TE: trailers\r\nConnection: TE\r\n"
 
 
+# One for all routes: Via or CDN-Loop, prefix taken away, client, scheme, Host, protocol → what goes to the backend about them.
+_forwarded_lines: Final[Remembered[tuple[str, str, str, str, str, str], bytes]] = Remembered("forwarding header lines", 1_048_576)
+
+
 class Forwarder:
     """The WSGI app at the end of a route's chain. `edited` says that something in the chain may have changed environ."""
-
-    MAX_REMEMBERED: Final = 4_096
 
     def __init__(self, upstreams: Upstreams, route: Route, edited: bool, via: bool = True) -> None:
         self._upstreams = upstreams
@@ -54,7 +56,6 @@ class Forwarder:
         self._strip = route.path_prefix if route.strip_prefix else ""
         self._edited = edited
         self._passed_key = VIA_KEY if via else CDN_LOOP_KEY
-        self._forwarded_lines: Remembered[tuple[str, str, str, str], bytes] = Remembered(self.MAX_REMEMBERED)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange: Exchange = environ[ENVIRON_KEY]
@@ -223,18 +224,21 @@ class Forwarder:
         if PEER_KEY in environ:
             lines = believed_lines(environ, self._passed_key, self._strip, host)
         else:
-            key = (get("REMOTE_ADDR", ""), environ["wsgi.url_scheme"], host, environ["SERVER_PROTOCOL"])
+            scheme, protocol = environ["wsgi.url_scheme"], environ["SERVER_PROTOCOL"]
+            key = (self._passed_key, self._strip, get("REMOTE_ADDR", ""), scheme, host, protocol)
             if host and "HTTP_X_FORWARDED_FOR" not in environ and self._passed_key not in environ:
-                known = self._forwarded_lines.get(key)
-                if known is None:
-                    known = forwarded_lines("", "", self._passed_key, self._strip, *key)
-                    self._forwarded_lines.offer(key, known)
-                lines = known
+                lines = _forwarded_lines.get(key) or _remembered_lines(key)
             else:
-                before, passed = get("HTTP_X_FORWARDED_FOR", ""), get(self._passed_key, "")
-                lines = forwarded_lines(before, passed, self._passed_key, self._strip, *key)
+                lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get(self._passed_key, ""), *key)
         # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
         return lines if own else lines + forward_line("Host", address.authority)
+
+
+def _remembered_lines(key: tuple[str, str, str, str, str, str]) -> bytes:
+    lines = forwarded_lines("", "", *key)
+    if _forwarded_lines.comes_again(key):
+        _forwarded_lines.keep(key, lines, 350 + 2 * len(lines))
+    return lines
 
 
 def _edited(environ: WSGIEnvironment) -> tuple[Target, bytes]:

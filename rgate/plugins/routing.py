@@ -3,17 +3,26 @@
 The longest matching `path_prefix` wins, on segment boundaries: `/api` matches `/api` and `/api/x`, not `/apix`. Among
 routes of one prefix, one that asks for more (host, methods, headers) is looked at before one that asks for less, in
 config order. A request that no route wants gets the config's `default_response`.
+
+A backend may read a path in another way than it is routed: `%2F` as a slash, `;v=1` as nothing, `//name` as a host. Where
+another route would have matched one of these readings, the plugins and limits of that route would be passed by, so the request
+is refused (400, `ambiguous_path`); where only runs of `/` are to blame it goes on with these merged, as nginx sends it. Where
+every reading leads to the same route, as nearly always, it passes byte for byte. Target.readings() lists the readings.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rgate import Exchange, Gateway, Middleware, NoRoute, Route, hookimpl
+from rgate import AmbiguousPath, Exchange, Gateway, Middleware, NoRoute, Route, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+_AMBIGUOUS = re.compile("[%;]")  # in a prefix in canonical form: what the operator has written so is meant so
 
 
 @hookimpl
@@ -26,14 +35,29 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             exchange: Exchange = environ["rgate.exchange"]
             if exchange.route is None:  # else an earlier router has decided
-                exchange.route = table.find(environ["rgate.target"].route, environ)
-                if exchange.route is None:
+                target = environ["rgate.target"]
+                route = table.find(target.route, environ)
+                if route is None:
                     raise NoRoute(default.body, default.status_code, default.content_type)
+                if target.ambiguous and not table.is_only_route(route, target, environ):
+                    _merge_slashes(table, route, target, environ)
+                exchange.route = route
             return app(environ, start_response)
 
         return routing
 
     return Middleware("routing", wrap, edits_environ=False, essential=True)
+
+
+def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEnvironment) -> None:
+    """Have the request go on with runs of "/" in its path taken as one. Raises AmbiguousPath if that does not help."""
+    merged = target.merged()
+    if merged.raw == target.raw or (merged.ambiguous and not table.is_only_route(route, merged, environ)):
+        raise AmbiguousPath(target.raw)
+    environ["rgate.target"] = merged
+    environ["SCRIPT_NAME"] = ""
+    environ["PATH_INFO"] = merged.path
+    environ["RAW_URI"] = environ["REQUEST_URI"] = merged.raw
 
 
 class RouteTable:
@@ -45,6 +69,7 @@ class RouteTable:
             by_prefix.setdefault(route.path_prefix, []).append(route)
         self._by_prefix = {prefix: tuple(sorted(found, key=_asks_for, reverse=True)) for prefix, found in by_prefix.items()}
         self._longest = max(map(len, by_prefix), default=0)
+        self._ambiguous = frozenset(prefix for prefix in by_prefix if _AMBIGUOUS.search(prefix))
 
     def find(self, path: str, environ: WSGIEnvironment) -> Route | None:
         """The route for a path in its canonical view, or None."""
@@ -59,6 +84,13 @@ class RouteTable:
             if not path:
                 return None
             path = path[: max(path.rfind("/"), 0)]
+
+    def is_only_route(self, route: Route, target: Any, environ: WSGIEnvironment) -> bool:
+        """Whether every reading of an ambiguous path leads to `route`, which its own reading has led to."""
+        if len(self._by_prefix) == 1 and not self._longest:
+            return True  # a path makes no difference
+        readings = target.readings(self._longest, route.path_prefix if route.path_prefix in self._ambiguous else "")
+        return readings is not None and all(self.find(reading, environ) is route for reading in readings)
 
 
 def _asks_for(route: Route) -> tuple[bool, int, bool]:

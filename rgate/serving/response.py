@@ -17,7 +17,7 @@ from ..exchange import ENVIRON_KEY, Exchange, RelayableBody
 from ..log import about
 from ..wire import fields
 from ..wire.chunked import LAST_CHUNK, chunk_head, last_chunk
-from ..wire.fields import Field, forward_line
+from ..wire.fields import Field, forward_line, has_credentials
 from ..wire.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -51,16 +51,18 @@ class HeadWriter:
     a busy backend gives many times a second.
     """
 
-    MAX_LINES: Final = 4_096
-    MAX_STATUS_LINES: Final = 256
+    MAX_LINES_BYTES: Final = 1_048_576
+    MAX_STATUS_LINES_BYTES: Final = 131_072
     MAX_VALUE_BYTES: Final = 512
-    MAX_HEADS: Final = 1_024
-    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
+    MAX_HEADS_BYTES: Final = 2_097_152
+    MAX_HEAD_BYTES: Final = 1_024
 
     def __init__(self) -> None:
-        self.known_heads: Remembered[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = Remembered(self.MAX_HEADS)
-        self._lines: Remembered[tuple[str, str], tuple[bytes, int]] = Remembered(self.MAX_LINES)
-        self._status_lines: Remembered[str, bytes] = Remembered(self.MAX_STATUS_LINES)
+        self.known_heads: Remembered[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = Remembered(
+            "written response heads", self.MAX_HEADS_BYTES
+        )
+        self._lines: Remembered[tuple[str, str], tuple[bytes, int]] = Remembered("written header lines", self.MAX_LINES_BYTES)
+        self._status_lines: Remembered[str, bytes] = Remembered("written status lines", self.MAX_STATUS_LINES_BYTES)
         self._date = (0, b"")
 
     def write(self, status: str, headers: Iterable[tuple[str, str]]) -> tuple[list[bytes], int | None, bool]:
@@ -111,9 +113,12 @@ class HeadWriter:
 
     def remember(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
+        key = (status, headers)
+        if len(head) > self.MAX_HEAD_BYTES or not self.known_heads.comes_again(key):
+            return
         names = {name.lower() for name, _ in headers}
-        if len(head) <= self.MAX_HEAD_BYTES and "date" in names and "content-length" in names and "set-cookie" not in names:
-            self.known_heads.offer((status, headers), (head, length))
+        if "date" in names and "content-length" in names and not any(map(fields.is_secret, names)) and not has_credentials(head):
+            self.known_heads.keep(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
 
     def switch(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
         """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
@@ -143,8 +148,8 @@ class HeadWriter:
             raise ValueError(f"not a status from {least} to {most}: {status!r}")
         forward_line("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if len(status) <= self.MAX_VALUE_BYTES and least == 200:
-            self._status_lines.offer(status, line)
+        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.comes_again(status):
+            self._status_lines.keep(status, line, 150 + 2 * len(line))
         return line
 
     def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
@@ -164,8 +169,9 @@ class HeadWriter:
             meaning = _DROPPED
         elif field.name == "date":
             meaning = _DATE
-        if len(value) <= self.MAX_VALUE_BYTES and field.name != "set-cookie":
-            self._lines.offer(pair, (line, meaning))
+        known = self._lines
+        if len(value) <= self.MAX_VALUE_BYTES and not field.secret and known.comes_again(pair) and not has_credentials(line):
+            known.keep(pair, (line, meaning), 250 + 2 * len(line))
         return line, meaning
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import fields
 from .fields import Field, Fields, forward_line, valid_host
-from .target import Target, read_target, target_from_environ_path
+from .target import Target, read_target, target_from_environ_path, without_dot_segments
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -67,7 +67,11 @@ def adopt(environ: WSGIEnvironment) -> None:
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     target = read_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
     if target.path != path:
-        raise ValueError("the server's view of the path differs from what was sent")
+        if target.path != without_dot_segments(path):
+            raise ValueError("the server's view of the path differs from what was sent")
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = "", target.path
+    if not environ.get("QUERY_STRING", "").isascii():
+        environ["QUERY_STRING"] = target.query
     if not valid_host(environ.get("HTTP_HOST", "none")):
         raise ValueError("not exactly one valid Host")
     for name in fields.removable(Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens):

@@ -2,7 +2,7 @@
 
 Most header lines that a gateway sees are byte for byte lines that it has seen before. So a line that comes again is read and
 judged by the strict grammar no more, and what it means is remembered: the common case is one dict look-up (0.05 µs instead of
-some 2 µs a line). The memory is bounded, and lines with credentials or long values never enter it.
+some 2 µs a line). The memory is bounded, and lines that look as if they had credentials, or are long, never enter it.
 
 Rules of this file: a field line is `token ":" OWS value OWS` and nothing else (RFC 9112 §5): no space before the
 colon, no folding, no empty name, no CR, LF, NUL or other control byte inside (RFC 9110 §5.5). obs-text is kept.
@@ -39,6 +39,8 @@ __all__ = [
     "FieldReader",
     "Fields",
     "forward_line",
+    "has_credentials",
+    "is_secret",
     "removable",
     "valid_host",
 ]
@@ -50,7 +52,8 @@ _LINE = re.compile(
 )
 
 # Without the comma, although a reg-name may have one: where several Hosts are joined, it is one Host too many.
-_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
+# A name of DNS has 253 bytes and maybe a dot behind it (RFC 1035 §2.3.4).
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=-]{1,255}|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # 1*DIGIT, and within 63 bit (RFC 9110 §8.6)
 
 # What a field means to the gateway. ORDINARY is false so that the common case is one truth test.
@@ -114,9 +117,16 @@ NEVER_NOMINATED: Final = frozenset(
     | {"forwarded", "via"}
     | _OTHER_CLAIMS
 )
-_NEVER_REMEMBERED = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
-    | {"sec-websocket-key", "sec-websocket-accept"}  # another one each time
+# A field whose name says so has credentials, whoever has made it up: X-Auth-Token, Ocp-Apim-Subscription-Key, Set-Cookie, ….
+_SECRET_WORDS: Final = tuple(
+    "token key secret auth session jwt passw signature credential assertion cookie".split()  # noqa: SIM905 - it is a list of words
+)
+_LONGEST_NAME: Final = 64  # of those that are looked at; a longer one is not remembered in any case
+_NEVER_AGAIN: Final = frozenset({"sec-websocket-accept"})  # another one each time
+# And so has a parameter of a URL: in a request line, a Location, a Referer.
+_PARAMETER = re.compile(rb"[?&;#]([^=&;#\s]+)=")
+_SECRET_PARAMETER = re.compile(
+    rb"token|key|secret|auth|session|jwt|passw|signature|credential|assertion|^(?:code|otp|pass|pin|pwd|sid|sig)$", re.IGNORECASE
 )
 
 
@@ -139,7 +149,7 @@ class Field:
     meaning  one of the constants above
     number   the value of a valid Content-Length, else None
     valid    for Host: whether it is one (RFC 9110 §7.2)
-    secret   it carries credentials, or what never comes again, so it is never remembered
+    secret   by its name it carries credentials, or what never comes again, so it is never remembered
     tokens   the lower-case members of Connection and TE, else empty
     """
 
@@ -160,8 +170,13 @@ class Field:
         elif self.meaning == CONNECTION or self.meaning == TE:
             self.tokens = frozenset(token.strip(" \t").lower() for token in value.split(","))
 
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory, with its line, and the line once more as the key of a dict."""
+        return 450 + 3 * len(self.line) + 130 * len(self.tokens)
 
-_names: Remembered[str, _Name] = Remembered(1_024)
+
+_names: Remembered[str, _Name] = Remembered("header names", 524_288)
 
 
 def _read_name(name: str) -> _Name:
@@ -171,10 +186,25 @@ def _read_name(name: str) -> _Name:
         meaning = CLAIM
     upper = name.upper().replace("-", "_")
     key = upper if upper in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + upper
-    read = _Name(lower, key, meaning, lower in _NEVER_REMEMBERED)
-    if len(name) <= FieldReader.MAX_LINE_BYTES:
-        _names.offer(name, read)
+    secret = (
+        len(lower) > _LONGEST_NAME
+        or (not lower.startswith("access-control-") and any([word in lower for word in _SECRET_WORDS]))
+        or lower in _NEVER_AGAIN
+    )
+    read = _Name(lower, key, meaning, secret)
+    if _names.comes_again(name):
+        _names.keep(name, read, 200 + 3 * len(name))
     return read
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field of this name carries credentials, or what never comes again."""
+    return (_names.get(name) or _read_name(name)).secret
+
+
+def has_credentials(text: bytes) -> bool:
+    """Whether a URL in it has a parameter that by its name is a credential."""
+    return any(map(_SECRET_PARAMETER.search, _PARAMETER.findall(text)))
 
 
 class Fields(list[Field]):
@@ -200,13 +230,13 @@ class Fields(list[Field]):
 
 
 class FieldReader:
-    """Reads field lines and remembers the most of them. Safe to share between threads: dict operations are atomic."""
+    """Reads field lines and remembers most of them, under a `name`. Safe to share between threads: dict look-ups are atomic."""
 
-    MAX_LINES: Final = 4_096
-    MAX_LINE_BYTES: Final = 512  # so at most about 4 MB
+    MAX_BYTES: Final = 2_097_152
+    MAX_LINE_BYTES: Final = 512
 
-    def __init__(self) -> None:
-        self.known: Remembered[bytes, Field] = Remembered(self.MAX_LINES)
+    def __init__(self, name: str = "header lines") -> None:
+        self.known: Remembered[bytes, Field] = Remembered(name, self.MAX_BYTES)
 
     def read(self, line: bytes) -> Field:
         """The field in `line` (without its CRLF). Raises ValueError. Callers look into `known` first."""
@@ -215,8 +245,8 @@ class FieldReader:
             raise ValueError("malformed header line")
         name, value = match.groups()
         field = Field(name.decode("latin-1"), value.decode("latin-1"))
-        if len(line) <= self.MAX_LINE_BYTES and not field.secret:
-            self.known.offer(line, field)
+        if len(line) <= self.MAX_LINE_BYTES and not field.secret and self.known.comes_again(line) and not has_credentials(line):
+            self.known.keep(line, field, field.size_bytes)
         return field
 
 

@@ -20,7 +20,7 @@ from ..errors import (
 )
 from . import fields
 from .environ import FIELDS_KEY, TARGET_KEY, UPGRADE_KEY
-from .fields import Field, FieldReader, Fields, valid_host
+from .fields import Field, FieldReader, Fields, has_credentials, valid_host
 from .remembered import Remembered
 from .target import Target, read_target
 from .trailers import announced_trailers
@@ -32,7 +32,7 @@ _HOPS = re.compile(r"[0-9]{1,9}")
 _ASTERISK = Target("*", "*", "*", "")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 MAX_METHOD_BYTES: Final = 64  # the longest that is registered has 17
-_REQUEST_LINE = re.compile(rb"([!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}) ([!-~]+) HTTP/([0-9])\.([0-9])" % MAX_METHOD_BYTES)
+_REQUEST_LINE = re.compile(rb"([!#$%%&'*+\-.^_`|~0-9A-Za-z]{1,%d}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])" % MAX_METHOD_BYTES)
 
 
 class RequestHead:
@@ -87,10 +87,10 @@ class RequestReader:
     A small head that comes again byte for byte (a client that polls, a service that calls another) is read no more.
     """
 
-    MAX_LINES: Final = 4_096
+    MAX_LINES_BYTES: Final = 1_048_576
     MAX_LINE_BYTES: Final = 512
-    MAX_HEADS: Final = 1_024
-    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
+    MAX_HEADS_BYTES: Final = 4_194_304
+    MAX_HEAD_BYTES: Final = 1_024
 
     def __init__(self, max_target_bytes: int = 16_384, max_headers: int = 200, max_body_bytes: int | None = None) -> None:
         self.max_target_bytes = max_target_bytes
@@ -98,9 +98,9 @@ class RequestReader:
         self.max_body_bytes = max_body_bytes
         self.upgrades = True
         self.interim_responses = "auto"
-        self.known_heads: Remembered[bytes, RequestHead] = Remembered(self.MAX_HEADS)
-        self._reader = FieldReader()
-        self._known_lines: Remembered[bytes, tuple[str, Target, int]] = Remembered(self.MAX_LINES)
+        self.known_heads: Remembered[bytes, RequestHead] = Remembered("request heads", self.MAX_HEADS_BYTES)
+        self._reader = FieldReader("request header lines")
+        self._known_lines: Remembered[bytes, tuple[str, Target, int]] = Remembered("request lines", self.MAX_LINES_BYTES)
 
     def read(self, head: bytes) -> RequestHead:
         """The request in `head`, which ends before its empty line. Raises RequestError. Callers look into `known_heads` first."""
@@ -197,8 +197,9 @@ class RequestReader:
             request.takes_interim = self.interim_responses == "all" or navigates or request.expects_continue
         if trailer is not None and request.chunked:
             self._announce_trailers(request, trailer)
-        if rememberable:
-            self.known_heads.offer(head, request)
+        if rememberable and self.known_heads.comes_again(head) and not has_credentials(head):
+            size_bytes = 1_500 + 5 * len(head) + sum(field.size_bytes + 100 for field in (*passed, *passed.claims))
+            self.known_heads.keep(head, request, size_bytes)
         return request
 
     def check_incomplete(self, head: bytes, judged: int, max_head_bytes: int) -> None:
@@ -242,14 +243,14 @@ class RequestReader:
             # A gateway opens no tunnels, and reflecting a request back would show what others have added to it.
             raise NotImplementedByGateway(method)
         try:
-            target = read_target(method, match[2].decode())
+            target = read_target(method, match[2].decode("latin-1"))
         except ValueError as error:
             raise RequestError(str(error)) from None
         if target.host and not valid_host(target.host):
             raise RequestError("malformed authority in the request target")
         read = (method, target, 0 if match[4] == b"0" else 1)
-        if len(line) <= self.MAX_LINE_BYTES:
-            self._known_lines.offer(line, read)
+        if len(line) <= self.MAX_LINE_BYTES and self._known_lines.comes_again(line) and not has_credentials(line):
+            self._known_lines.keep(line, read, 500 + 5 * len(line))
         return read
 
     @staticmethod

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import BadResponse
 from . import fields
-from .fields import Field, FieldReader
+from .fields import Field, FieldReader, has_credentials
 from .remembered import Remembered
 from .trailers import announced_trailers
 
@@ -61,16 +61,16 @@ class ResponseReader:
     A small head that comes again byte for byte (a busy service gives the same one many times a second) is read no more.
     """
 
-    MAX_STATUS_LINES: Final = 256
-    MAX_HEADS: Final = 1_024
-    MAX_HEAD_BYTES: Final = 1_024  # so at most about 4 MB
+    MAX_LINES_BYTES: Final = 131_072
+    MAX_HEADS_BYTES: Final = 3_145_728
+    MAX_HEAD_BYTES: Final = 1_024
 
     def __init__(self, max_headers: int = 500, max_head_bytes: int = 65_536) -> None:
         self.max_headers = max_headers
         self.max_head_bytes = max_head_bytes
-        self.known_heads: Remembered[bytes, ResponseHead] = Remembered(self.MAX_HEADS)
-        self._reader = FieldReader()
-        self._known_lines: Remembered[bytes, tuple[int, str, int]] = Remembered(self.MAX_STATUS_LINES)
+        self.known_heads: Remembered[bytes, ResponseHead] = Remembered("response heads", self.MAX_HEADS_BYTES)
+        self._reader = FieldReader("response header lines")
+        self._known_lines: Remembered[bytes, tuple[int, str, int]] = Remembered("response status lines", self.MAX_LINES_BYTES)
 
     def limit(self, max_headers: int, max_head_bytes: int) -> None:
         """Have other limits from now on."""
@@ -137,8 +137,9 @@ class ResponseReader:
             raise BadResponse("Transfer-Encoding beside Content-Length")
         if nominated is not None:
             self._apply_connection(response, nominated)
-        if rememberable:
-            self.known_heads.offer(head, response)
+        if rememberable and self.known_heads.comes_again(head) and not has_credentials(head):
+            size_bytes = 400 + 3 * len(head) + 200 * len(headers)
+            self.known_heads.keep(head, response, size_bytes)
         return response
 
     def check_incomplete(self, head: bytes, judged: int, searched: int) -> int:
@@ -174,8 +175,8 @@ class ResponseReader:
         minor, code, phrase = match.groups()
         # WSGI servers want a phrase; a backend may leave it out (RFC 9112 §4).
         read = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
-        if len(line) <= self.MAX_HEAD_BYTES:
-            self._known_lines.offer(line, read)
+        if len(line) <= self.MAX_HEAD_BYTES and self._known_lines.comes_again(line):
+            self._known_lines.keep(line, read, 300 + 2 * len(line))
         return read
 
     @staticmethod

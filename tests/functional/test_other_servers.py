@@ -146,6 +146,16 @@ def test_hosted_request_reaches_the_backend(hosted: Hosted, client: RawClient) -
     assert request.values("X-Forwarded-For") == ["127.0.0.1"]
 
 
+def test_hosted_path_is_read_in_one_way(hosted: Hosted, client: RawClient) -> None:
+    response = client.get("/gone%2Fx")
+    found = {"granian": "no_endpoint"}  # which passes on the decoded path only, so it is /gone/x
+    assert json.loads(response.body)["reason"] == found.get(hosted.name, "ambiguous_path")
+    assert json.loads(client.get("/gone%252Fx").body)["reason"] == "ambiguous_path"
+    for sent, raw in (("/a/./b/.?x=/./", "/a/b/?x=/./"), ("/a//b;c", "/a//b;c")):
+        assert client.get(sent).status == 200
+        assert hosted.backend.requests[-1].line == f"GET {raw} HTTP/1.1"
+
+
 def test_hosted_response_reaches_the_client(client: RawClient) -> None:
     client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
     response = client.response()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from posixpath import normpath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgate import Backend, Exchange, NoRoute, Route, hookimpl
+from rgate import AmbiguousPath, Backend, Exchange, NoRoute, Route, hookimpl
+from rgate.forwarding.forwarder import _without_prefix
 from rgate.plugins import routing
 from rgate.plugins.routing import RouteTable
 from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
-from rgate.wire.target import read_target
+from rgate.wire.target import Target, read_target
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 
 def route(name: str, path_prefix: str = "", **asks: Any) -> Route:
@@ -114,6 +122,218 @@ def test_route_of_one_prefix_that_asks_for_more_is_looked_at_first() -> None:
 
 def test_route_with_a_longer_prefix_comes_before_one_that_asks_for_more() -> None:
     assert find([route("host", hosts=("h",)), route("api", "/api")], "/api", HTTP_HOST="h") == "api"
+
+
+# One reading of a path: every server that may stand behind, and the route that its own reading belongs to
+
+MODELS: dict[str, Callable[[str], str]] = {
+    "WSGI, ASGI, nginx": lambda path: unquote(path, "latin-1"),
+    "the same, with slashes merged": lambda path: merge(unquote(path, "latin-1")),
+    "IIS": lambda path: merge(unquote(path, "latin-1").replace("\\", "/")),
+    "Tomcat, Jetty, Spring": lambda path: merge(unquote(re.sub(";[^/]*", "", path), "latin-1")),
+    "Tomcat with slashes left": lambda path: merge(re.sub(";[^/]*", "", path)),
+    "Tomcat with backslashes": lambda path: merge(unquote(re.sub(";[^/]*", "", path), "latin-1").replace("\\", "/")),
+    "Spring, parameters cut after decoding": lambda path: merge(re.sub(";[^/]*", "", unquote(path, "latin-1"))),
+    "Shiro": lambda path: merge(unquote(path, "latin-1").partition(";")[0]),
+    "Apache, rewriting": lambda path: merge(re.split("[?#]", unquote(path, "latin-1"))[0]),
+    "decoded by two": lambda path: resolve(unquote(unquote(path, "latin-1"), "latin-1")),
+    "decoded by two on Windows": lambda path: resolve(unquote(unquote(path, "latin-1"), "latin-1").replace("\\", "/")),
+    "decoded by Apache and by Tomcat": lambda path: resolve(unquote(re.sub(";[^/]*", "", unquote(path, "latin-1")), "latin-1")),
+    "JavaScript's new URL": lambda path: unquote(urlsplit(path).path, "latin-1"),
+    "old Java": lambda path: merge(unquote(re.sub("%c0%af", "/", path, flags=re.IGNORECASE), "latin-1")),
+}
+
+
+def merge(path: str) -> str:
+    return re.sub("//+", "/", path)
+
+
+def resolve(path: str) -> str:
+    return normpath(merge(path))
+
+
+def guarded(*, strip_prefix: bool = False) -> tuple[RouteTable, WSGIApplication]:
+    """Routes of which some lie within others, and the middleware that chooses among them."""
+    prefixes = ("/", "/admin", "/public", "/public/admin", "/@a")
+    routes = [{"path_prefix": prefix, "backend": "orders", "strip_prefix": strip_prefix} for prefix in prefixes]
+    gateway = make_gateway({"routes": routes}, {"orders": answering(b"")})
+    return RouteTable(gateway.routes), routing.rgate_middlewares(gateway).wrap(answering(b""), None)
+
+
+def routed(app: WSGIApplication, path: str) -> tuple[Route, Target] | None:
+    """The route that a request is sent on and its target, None when it is refused."""
+    exchange = Exchange()
+    environ = make_environ("/", exchange)
+    try:
+        environ["rgate.target"] = read_target("GET", path)
+        app(environ, lambda *_: lambda _: None)
+    except (ValueError, AmbiguousPath):
+        return None
+    assert exchange.route is not None
+    return exchange.route, environ["rgate.target"]
+
+
+_signs = [
+    "/",
+    "//",
+    "///",
+    "%2F",
+    "%2f",
+    "%5C",
+    "%252F",
+    "%255c",
+    ";",
+    ";v=1",
+    "%3B",
+    "%3f",
+    "%23",
+    "%25",
+    "%c0%af",
+    "%252e%252e",
+]
+_paths = st.lists(st.sampled_from([*_signs, "admin", "public", "a", "%61", "%40"]), max_size=8).map(
+    lambda some: "/" + "".join(some)
+)
+
+
+@pytest.mark.parametrize("strip_prefix", [False, True], ids=["kept", "stripped"])
+@given(data=st.data())
+@settings(max_examples=400)
+def test_route_of_a_request_that_goes_on_is_that_of_every_reading(strip_prefix: bool, data: st.DataObject) -> None:
+    table, app = _GUARDED[strip_prefix]
+    sent = routed(app, data.draw(_paths))
+    if sent is None:
+        return
+    route, target = sent
+    prefix = route.path_prefix if strip_prefix else ""
+    raw = _without_prefix(prefix, target) if prefix else target.raw
+    for server, model in MODELS.items():
+        reading = prefix + model(raw)
+        assert table.find(reading, {"REQUEST_METHOD": "GET"}) is route, f"{server} reads {raw!r} as {reading!r}"
+
+
+_GUARDED = {strip_prefix: guarded(strip_prefix=strip_prefix) for strip_prefix in (False, True)}
+
+OTHER_ROUTES = {
+    "CVE-2025-66490 Traefik: encoded slash": "/admin%2Fusers",
+    "encoded slash in small letters": "/admin%2fusers",
+    "encoded slash in front": "/%2Fadmin/users",
+    "encoded slash behind a run of them": "//admin%2Fusers",
+    "slash encoded twice": "/admin%252Fusers",
+    "CVE-2025-66490 Traefik: encoded backslash": "/admin%5Cusers",
+    "overlong slash": "/admin%c0%afusers",
+    "parameters (Tomcat, Jetty, Spring)": "/admin;/users",
+    "parameters of a session": "/admin;jsessionid=1",
+    "parameters in front": "/;a/admin",
+    "parameters as long as a head": "/;" + "a" * 8_000 + "/admin",
+    "CVE-2025-66490 Traefik: encoded semicolon": "/admin%3B/users",
+    "CVE-2020-13933 Shiro: everything behind a semicolon": "/admin%3Busers",
+    "CVE-2025-66490 Traefik: encoded question mark": "/admin%3Fusers",
+    "CVE-2025-66490 Traefik: encoded number sign": "/admin%23users",
+    "another sign in its escape": "/%40a/users",
+    "dots encoded twice": "/public/%252e%252e/admin",
+    "dots encoded twice far behind": "/public/" + "a/" * 4_000 + "%252e%252e/" * 4_000 + "admin",
+}
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES.values(), ids=OTHER_ROUTES)
+@pytest.mark.parametrize("strip_prefix", [False, True], ids=["kept", "stripped"])
+def test_path_of_which_a_reading_leads_to_another_route_is_refused(strip_prefix: bool, path: str) -> None:
+    assert routed(_GUARDED[strip_prefix][1], path) is None
+
+
+SAME_ROUTE = {
+    "npm's scope": "/@scope%2Fname",
+    "GitLab's project": "/api/v4/projects/group%2Fproject/repository/files/src%2Fa%2Eb/raw?ref=main",
+    "object key": "/bucket/a%2Fb;c//d%3Fe%23f%25g%5Ch",
+    "object key that begins with a slash": "//key/with//slashes",
+    "URL in the path": "/fetch/https%3A%2F%2Fa.example%2Fb%3Fc%3Dd%2526e",
+    "matrix parameters": "/cars;color=red/wheels;size=17",
+    "session of Java": "/shop/cart;jsessionid=0123456789ABCDEF0123456789ABCDEF.node1",
+    "inside of the protected route": "/admin/a%2Fb;c/d//e",
+    "EUC-JP": "/%CA%BF%C0%AE/%C0%AF%BC%A3.txt",
+}
+
+
+@pytest.mark.parametrize("path", SAME_ROUTE.values(), ids=SAME_ROUTE)
+def test_path_of_which_every_reading_leads_to_one_route_passes_byte_for_byte(path: str) -> None:
+    sent = routed(_GUARDED[False][1], path)
+    assert sent is not None
+    assert sent[1].raw == path
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "raw"),
+    [
+        ("//admin/users", "/admin", "/admin/users"),
+        ("//a/admin?q=//", "/", "/a/admin?q=//"),
+        ("//a%2Fadmin", "/", "/a%2Fadmin"),
+        ("//a/admin%2Fusers", "/", "/a/admin%2Fusers"),
+        ("/public//x/y;v", "/public", "/public//x/y;v"),
+        ("/public//admin", "/public/admin", "/public/admin"),
+        ("/public//a/admin", "/public", "/public/a/admin"),
+    ],
+)
+def test_path_of_which_only_the_slashes_are_to_blame_goes_on_with_them_merged(path: str, name: str, raw: str) -> None:
+    sent = routed(_GUARDED[False][1], path)
+    assert sent is not None
+    assert (sent[0].name, sent[1].raw) == (name, raw)
+
+
+def test_path_that_is_merged_is_so_in_the_environ_too() -> None:
+    exchange = Exchange()
+    environ = make_environ("//admin/a%20b?c", exchange)
+    environ |= {"SCRIPT_NAME": "/", "PATH_INFO": "/admin/a b", "rgate.target": read_target("GET", "//admin/a%20b?c")}
+    _GUARDED[False][1](environ, lambda *_: lambda _: None)
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"]) == ("", "/admin/a b", "c")
+    assert environ["RAW_URI"] == environ["REQUEST_URI"] == environ["rgate.target"].raw == "/admin/a%20b?c"
+
+
+@pytest.mark.parametrize(
+    "narrower",
+    [{"methods": ("GET",)}, {"hosts": ("a.example",)}, {"headers": (("x-beta", "1"),)}, {"max_body_bytes": 1}],
+    ids=["methods", "hosts", "headers", "max_body_bytes"],
+)
+def test_path_of_which_a_reading_leads_to_a_route_that_asks_for_more_is_refused_when_that_has_what_it_asks(narrower: Any) -> None:
+    table = RouteTable([route("root"), route("upload", "/upload", **narrower)])
+    target = read_target("GET", "/upload%2Fx")
+    environ = {"REQUEST_METHOD": "GET", "HTTP_HOST": "a.example", "HTTP_X_BETA": "1"}
+    found = table.find(target.route, environ)
+    assert found is not None
+    assert found.name == "root"
+    assert not table.is_only_route(found, target, environ)
+    if "max_body_bytes" not in narrower:
+        other = {"REQUEST_METHOD": "POST", "HTTP_HOST": "b.example"}
+        assert table.is_only_route(found, target, other), "/upload/x would go to the same route"
+
+
+def test_path_prefix_with_ambiguous_signs_is_read_as_it_is_written() -> None:
+    table = RouteTable([route("root"), route("a", "/a"), route("project", "/a/g%2Fp"), route("files", "/a/g%2Fp/files")])
+    environ = {"REQUEST_METHOD": "GET"}
+    for path, name, alone in (
+        ("/a/g%2Fp", "project", True),
+        ("/a/g%2fp/x%2Fy", "project", True),
+        ("/a/g%2Fp%2Ffiles", "a", True),  # who decodes the one decodes the other, and such a prefix is not for him
+        ("/a/g%2Fp/files%2Fz", "project", False),
+        ("/a/g%2Fq", "a", True),
+        ("/a%2Fg%2Fp", "root", False),
+    ):
+        target = read_target("GET", path)
+        found = table.find(target.route, environ)
+        assert found is not None
+        assert found.name == name
+        assert table.is_only_route(found, target, environ) is alone, path
+
+
+def test_path_without_a_route_in_its_own_reading_has_none() -> None:
+    with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
+        assert_fault(client(gateway).get("/orders%2F1"), 404, "no_route")
+
+
+def test_path_of_which_a_reading_has_no_route_is_refused() -> None:
+    with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
+        assert client(gateway).get("/orders/a%2Fb;c").data == b"orders"
+        assert_fault(client(gateway).get("/orders/%252e%252e/secret"), 400, "ambiguous_path")
 
 
 _segments = st.lists(st.sampled_from(["a", "b", "ab"]), max_size=4).map(lambda s: "".join(f"/{one}" for one in s))

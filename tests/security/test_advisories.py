@@ -8,16 +8,24 @@ test_hostile_backends.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import BaseModel
 
-from rgate.testing import ScriptedBackend
+from rgate import ConfigSection, Middleware, hookimpl
+from rgate.testing import ScriptedBackend, running_gateway
 
 from ..raw_client import RawClient
+from ..serving.live import serving
 from .live import Live, gateway_before
 from .strict import StrictBackend
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 ZERO = b"0\r\n\r\n"
@@ -162,7 +170,8 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "space in the target (CVE-2016-8743 Apache)": get(target=b"/a b"),
     "NUL in the target": get(target=b"/a\0b"),
     "delete in the target": get(target=b"/\x7f"),
-    "CVE-2018-12116 Node: target above ASCII": get(target=b"/\xc4\x8d\xc4\x8a"),
+    "target above ASCII that is not UTF-8": get(target=b"/\xc4\x8d\xc4"),
+    "target with a slash in overlong UTF-8": get(target=b"/public\xc0\xafadmin"),
     "method that is no token": get(method=b"GE(T"),
     "method in brackets": get(method=b"<GET>"),
     "method of 65 bytes": get(method=b"M" * 65),
@@ -184,7 +193,9 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "dots with a parameter (Tomcat, Spring)": get(target=b"/public/..;/admin"),
     "dots with a parameter in escapes": get(target=b"/public/%2e%2e%3b/admin"),
     "dots at the end": get(target=b"/public/.."),
-    "one dot": get(target=b"/public/./admin"),
+    "one dot with a parameter": get(target=b"/public/.;/admin"),
+    "one dot between escaped slashes": get(target=b"/public%2F.%2Fadmin"),
+    "one dot, then two": get(target=b"/public/./../admin"),
     "dots before an escaped question mark": get(target=b"/public/..%3f"),
     "escaped NUL": get(target=b"/a%00.html"),
     "escape that is none": get(target=b"/a%zz"),
@@ -344,6 +355,15 @@ PASSED: dict[str, Passed] = {
         get(target=b"/@scope%2fname"),
         [("GET /@scope%2fname HTTP/1.1", {}, b"")],
     ),
+    "CVE-2018-12116 Node: target above ASCII is written in escapes": (
+        get(target=b"/\xc4\x8d\xc4\x8a?q=\xc4\x8d"),
+        [("GET /%C4%8D%C4%8A?q=%C4%8D HTTP/1.1", {}, b"")],
+    ),
+    "one dot is removed (apt asks for /./Packages)": (get(target=b"/./Packages"), [("GET /Packages HTTP/1.1", {}, b"")]),
+    "one dot in an escape, at the end, and in the query": (
+        get(target=b"/public/%2e/./admin/.?/./"),
+        [("GET /public/admin/?/./ HTTP/1.1", {}, b"")],
+    ),
     "two slashes stay": (get(target=b"//evil.example/x"), [("GET //evil.example/x HTTP/1.1", {}, b"")]),
     "method in lower case is another method": (get(method=b"get"), [("get / HTTP/1.1", {}, b"")]),
     "method that hides a length (X-HTTP-Method-Override is the backend's)": (
@@ -500,6 +520,84 @@ def test_body_that_nobody_read_is_never_the_next_request(head: bytes, framing: s
             answers = client.rest() or answers
     assert answers.count(b"HTTP/1.1 ") <= 1, f"the body was answered as a request: {answers!r}"
     assert not strict.requests and b"smuggled" not in strict.received, f"the backend was sent {bytes(strict.received)!r}"
+
+
+SPLIT_VIEWS = {
+    "CVE-2025-66490 Traefik: escaped slash": b"/admin%2Fusers",
+    "CVE-2025-66490 Traefik: escaped backslash": b"/admin%5cusers",
+    "CVE-2025-66490 Traefik: escaped semicolon": b"/admin%3Busers",
+    "CVE-2025-66490 Traefik: escaped question mark": b"/admin%3Fusers",
+    "CVE-2025-66490 Traefik: escaped number sign": b"/admin%23users",
+    "escaped twice": b"/admin%252Fusers",
+    "overlong slash": b"/admin%c0%afusers",
+    "CVE-2020-1957 Shiro, CVE-2022-22978 Spring: parameters": b"/admin;/users",
+    "CVE-2023-34478 Shiro, Jetty: parameters in front": b"/;x/admin/users",
+}
+
+
+class _Nothing(BaseModel):
+    pass
+
+
+@pytest.fixture(scope="module")
+def guarded(strict: StrictBackend) -> Iterator[Live]:
+    """/admin with a plugin that lets nobody in, /public with its prefix taken away, all else open; one backend."""
+
+    def admit(app: WSGIApplication, options: object) -> WSGIApplication:
+        def refuse(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+            start_response("401 Unauthorized", [("Content-Length", "0")])
+            return []
+
+        return refuse
+
+    class Guard:
+        @hookimpl
+        def rgate_config_sections(self) -> ConfigSection:
+            return ConfigSection("guard", _Nothing, per_route=True)
+
+        @hookimpl
+        def rgate_middlewares(self) -> Middleware:
+            return Middleware("guard", admit, edits_environ=False)
+
+    with ScriptedBackend(strict) as backend:
+        routes = [
+            {"path_prefix": "/admin", "backend": "backend"},
+            {"path_prefix": "/public", "backend": "backend", "strip_prefix": True, "plugins": {"guard": False}},
+            {"path_prefix": "/", "backend": "backend", "plugins": {"guard": False}},
+        ]
+        config = {"backends": [{"name": "backend", "endpoints": [backend.url]}], "routes": routes, "plugins": {"guard": {}}}
+        with running_gateway(config, plugins={"guard": Guard()}) as gateway, serving(gateway) as server:
+            yield Live(gateway, server)
+
+
+@pytest.mark.parametrize("target", SPLIT_VIEWS.values(), ids=SPLIT_VIEWS)
+@pytest.mark.parametrize("before", [b"", b"/public"], ids=["", "behind a prefix that is taken away"])
+def test_path_that_another_route_guards_in_a_reading_of_the_backend_is_refused(
+    guarded: Live, strict: StrictBackend, target: bytes, before: bytes
+) -> None:
+    whole = len(strict.requests)
+    with RawClient(guarded.url) as client:
+        client.send(get(target=b"/admin/users"))
+        assert client.response().status == 401
+        client.send(get(target=before + target))
+        response = client.response()
+    if before:
+        assert response.status == 200, "/public/admin is nobody's, in every reading"
+        assert [request.line for request in strict.requests[whole:]] == [f"GET {target.decode()} HTTP/1.1"]
+    else:
+        assert response.status == 400
+        assert json.loads(response.body)["reason"] == "ambiguous_path"
+        assert strict.requests[whole:] == []
+
+
+@pytest.mark.parametrize("target", [b"/public../admin", b"/public%2e%2e/admin", b"/public%2e/admin", b"/public./admin"])
+def test_prefix_that_is_taken_away_ends_with_its_segment(guarded: Live, strict: StrictBackend, target: bytes) -> None:
+    """CVE-2026-48020 and CVE-2026-40912 Traefik: what is left of /public../admin must not become /../admin."""
+    whole = len(strict.requests)
+    with RawClient(guarded.url) as client:
+        client.send(get(target=target))
+        assert client.response().status == 200
+    assert [request.line for request in strict.requests[whole:]] == [f"GET {target.decode()} HTTP/1.1"]
 
 
 EARLY = {

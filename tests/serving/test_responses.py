@@ -324,14 +324,14 @@ def test_reader_that_stops_is_given_up_after_write_seconds() -> None:
 
 def test_head_writer_memory_is_bounded() -> None:
     writer = HeadWriter()
-    for number in range(HeadWriter.MAX_LINES + 10):
+    for number in range(4_000):
         headers = (("Date", "x"), ("Content-Length", str(number)))
         for _ in range(2):
             writer.write(f"200 {number}", headers)
             writer.remember("200 OK", headers, b"head", number)
-        assert 0 < len(writer._lines) <= HeadWriter.MAX_LINES
-        assert 0 < len(writer._status_lines) <= 256
-        assert 0 < len(writer.known_heads) <= HeadWriter.MAX_HEADS
+        assert 0 < writer._lines.bytes <= HeadWriter.MAX_LINES_BYTES
+        assert 0 < writer._status_lines.bytes <= HeadWriter.MAX_STATUS_LINES_BYTES
+        assert 0 < writer.known_heads.bytes <= HeadWriter.MAX_HEADS_BYTES
 
 
 def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
@@ -342,6 +342,8 @@ def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
         writer.write(f"200 {large}", headers)
         writer.remember("200 OK", headers, b"head", 1)
         writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
+        writer.remember("200 OK", (("X-Auth-Token", "x"), *headers[2:]), b"x", 1)
+        writer.remember("200 OK", (("Location", "/?code=x"), *headers[2:]), b"Location: /?code=x", 1)
     assert not writer.known_heads
     assert not [pair for pair in writer._lines if pair[0] in ("Set-Cookie", "X")]
     assert not writer._status_lines, "a hostile backend could fill the memory with long status lines"

@@ -43,6 +43,21 @@ def test_adopt_target_that_was_not_kept_is_encoded_again() -> None:
     assert adopted("/caf%c3%a9 x?q=1")[TARGET_KEY].raw == "/caf%C3%A9%20x?q=1"
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["target kept", "decoded only"])
+def test_adopt_dot_segments_are_removed_from_the_path_in_environ_too(kept: bool) -> None:
+    environ = adopted("/mounted/./a%20b/%2e/?q", SCRIPT_NAME="", **({"RAW_URI": "/mounted/./a%20b/%2e/?q"} if kept else {}))
+    assert environ[TARGET_KEY].raw == "/mounted/a%20b/?q"
+    assert environ["PATH_INFO"] == "/mounted/a b/"
+    assert edited_target(environ) is environ[TARGET_KEY]
+
+
+def test_adopt_target_above_ascii_is_percent_encoded() -> None:
+    environ = adopted("/caf\xc3\xa9?q=\xc3\xa9", RAW_URI="/caf\xc3\xa9?q=\xc3\xa9")
+    assert environ[TARGET_KEY].raw == "/caf%C3%A9?q=%C3%A9"
+    assert environ["QUERY_STRING"] == "q=%C3%A9"
+    assert edited_target(environ) is environ[TARGET_KEY]
+
+
 def test_adopt_script_name_belongs_to_the_path() -> None:
     environ = adopted("/x", SCRIPT_NAME="/mounted")
     assert environ[TARGET_KEY].raw == "/mounted/x"

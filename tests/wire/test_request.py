@@ -122,7 +122,9 @@ REFUSED_LINES: dict[str, tuple[bytes, type[RequestError]]] = {
     "method with obs-text": (b"G\xc9T /x HTTP/1.1", RequestError),
     "control byte in the target": (b"GET /\x01 HTTP/1.1", RequestError),
     "NUL in the target": (b"GET /\x00 HTTP/1.1", RequestError),
-    "obs-text in the target": (b"GET /caf\xc3\xa9 HTTP/1.1", RequestError),
+    "bytes that are not UTF-8 in the target": (b"GET /caf\xe9 HTTP/1.1", RequestError),
+    "host above ASCII in the target": (b"GET http://caf\xc3\xa9/ HTTP/1.1", RequestError),
+    "byte above ASCII in the method": (b"G\xc3T / HTTP/1.1", RequestError),
     "fragment": (b"GET /x#y HTTP/1.1", RequestError),
     "dot segments": (b"GET /a/../x HTTP/1.1", RequestError),
     "CONNECT": (b"CONNECT example.com:443 HTTP/1.1", NotImplementedByGateway),
@@ -360,6 +362,14 @@ def test_request_upgrade_is_noticed_when_connection_names_it(line: bytes, header
     assert read(*headers, line=line).upgrade == upgrade
 
 
+def test_request_target_above_ascii_is_percent_encoded() -> None:
+    head = RequestReader().read(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
+    assert head.target.raw == "/caf%C3%A9?q=%C3%A9&r=%20"
+    assert head.environ["PATH_INFO"] == "/caf\xc3\xa9"
+    assert head.environ["QUERY_STRING"] == "q=%C3%A9&r=%20"
+    assert head.environ["RAW_URI"] == head.environ["REQUEST_URI"] == head.target.raw
+
+
 def test_request_limits_hold_at_their_edge() -> None:
     reader = RequestReader(max_target_bytes=10, max_headers=3, max_body_bytes=5)
     head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: %d" + b"\r\nX: 1"
@@ -390,7 +400,15 @@ def test_request_head_that_comes_again_is_remembered() -> None:
     assert reader.known_heads[head] is request
 
 
-@pytest.mark.parametrize("header", [b"Authorization: Basic x", b"Cookie: a", b"X-Api-Key: x", b"X: " + b"a" * 1_024])
+SECRETS = [
+    *(b"Authorization: Basic x", b"Cookie: a", b"X-Api-Key: x", b"X-Auth-Token: x", b"Api-Key: x", b"X-Access-Token: x"),
+    *(b"X-CSRF-Token: x", b"X-Amz-Security-Token: x", b"X-Vault-Token: x", b"Ocp-Apim-Subscription-Key: x", b"Private-Token: x"),
+    *(b"Cf-Access-Jwt-Assertion: x", b"Mcp-Session-Id: x", b"Idempotency-Key: x", b"X-Password: x", b"X-Hub-Signature-256: x"),
+    b"Referer: https://x/?a=b&access_token=x",
+]
+
+
+@pytest.mark.parametrize("header", [*SECRETS, b"X: " + b"a" * 1_024])
 def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes) -> None:
     reader = RequestReader()
     for _ in range(2):
@@ -398,13 +416,31 @@ def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes)
     assert not reader.known_heads
 
 
+@pytest.mark.parametrize(
+    "query", [b"access_token=x", b"a=1&api_key=x", b"a&X-Amz-Signature=x", b"code=x", b"a[password]=x", b"a;sid=x"]
+)
+def test_request_line_with_credentials_is_not_kept(query: bytes) -> None:
+    reader = RequestReader()
+    for _ in range(3):
+        reader.read(b"GET /reset?%b HTTP/1.1\r\nHost: x" % query)
+    assert not reader._known_lines and not reader.known_heads
+
+
+def test_request_line_with_an_ordinary_query_is_kept() -> None:
+    reader = RequestReader()
+    for _ in range(2):
+        reader.read(b"GET /search?q=token&page=2&postcode=1&sort=key HTTP/1.1\r\nHost: x\r\nReferer: http://x/?q=a")
+    assert reader._known_lines and reader.known_heads
+
+
 def test_request_reader_memory_is_bounded() -> None:
     reader = RequestReader()
-    for number in range(RequestReader.MAX_LINES + 10):
+    for number in range(4_000):
         for _ in range(2):
             reader.read(b"GET /%d HTTP/1.1\r\nHost: x" % number)
-        assert 0 < len(reader.known_heads) <= RequestReader.MAX_HEADS
-        assert 0 < len(reader._known_lines) <= RequestReader.MAX_LINES
+        assert 0 < reader.known_heads.bytes <= RequestReader.MAX_HEADS_BYTES
+        assert 0 < reader._known_lines.bytes <= RequestReader.MAX_LINES_BYTES
+    assert len(reader.known_heads) < 4_000 > len(reader._known_lines)
     reader._known_lines.clear()
     for _ in range(2):
         reader.read(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestReader.MAX_LINE_BYTES))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rgate.wire.target import Target, read_target, target_from_environ_path
+from rgate.wire.target import Target, read_target, target_from_environ_path, without_dot_segments
 
 KEPT = {
     "plain": "/api/orders",
@@ -62,14 +62,25 @@ REFUSED = {
     "DEL": "/a\x7fb",
     "NUL": "/a\x00b",
     "obs-text": "/caf\xe9",
+    "obs-text in the query": "/?\xe9",
+    "overlong slash as bytes": "/\xc0\xaf",
+    "overlong dot as bytes": "/\xc0\xae\xc0\xae/x",
+    "surrogate as bytes": "/\xed\xa0\x80",
+    "above Latin-1": "/caf\u20ac",
+    "UTF-8 in the fragment": "/#\xc3\xa9",
+    "UTF-8 beside a control byte": "/\xc3\xa9\x01",
     "line feed at the end": "/api\n",
     "backslash": "/api\\..\\x",
     "encoded NUL": "/api/%00",
     "bad escape": "/api/%zz",
     "cut escape": "/api/%2",
     "percent alone": "/100%",
-    "dot segment": "/api/./x",
-    "dot segment at the end": "/api/.",
+    "dot segment with parameters": "/api/.;/x",
+    "dot segment between encoded slashes": "/api%2F.%2Fx",
+    "dot segment behind an encoded slash": "/api%2F./x",
+    "dot segment before an encoded backslash": "/api/.%5Cx",
+    "dot segment that is overlong": "/api/%c0%ae/x",
+    "double dot segment behind a single one": "/api/./../x",
     "double dot segment": "/api/../x",
     "double dot segment at the end": "/api/..",
     "double dot segment first": "/../x",
@@ -112,11 +123,22 @@ def test_target_without_one_single_reading_is_refused(text: str) -> None:
 
 
 VIEWS = {
-    "/api/a%2Fb?q=%31": Target("/api/a%2Fb?q=%31", "/api/a%2Fb", "/api/a/b", "q=%31"),
-    "/%61pi/%7Ex": Target("/%61pi/%7Ex", "/api/~x", "/api/~x", ""),
-    "//api///x": Target("//api///x", "/api/x", "//api///x", ""),
-    "/caf%c3%a9": Target("/caf%c3%a9", "/caf%c3%a9", "/caf\xc3\xa9", ""),
-    "/%25": Target("/%25", "/%25", "/%", ""),
+    "/api/a%2Fb?q=%31": Target("/api/a%2Fb?q=%31", "/api/a%2Fb", "/api/a/b", "q=%31", ambiguous=True),
+    "/%61pi/%7Ex": Target("/%61pi/%7Ex", "/api/~x", "/api/~x", "", plain=False),
+    "//api///x": Target("//api///x", "/api/x", "//api///x", "", ambiguous=True, plain=False),
+    "/caf%c3%a9": Target("/caf%c3%a9", "/caf%C3%A9", "/caf\xc3\xa9", "", plain=False),
+    "/%25": Target("/%25", "/%25", "/%", "", ambiguous=True),
+    "/;a=1": Target("/;a=1", "/;a=1", "/;a=1", "", ambiguous=True),
+    "/caf\xc3\xa9?q=\xe2\x82\xac+\xf0\x9f\x98\x80": Target(
+        "/caf%C3%A9?q=%E2%82%AC+%F0%9F%98%80", "/caf%C3%A9", "/caf\xc3\xa9", "q=%E2%82%AC+%F0%9F%98%80"
+    ),
+    "/\xc2\x85": Target("/%C2%85", "/%C2%85", "/\xc2\x85", ""),
+    "http://x/\xc3\xa9": Target("/%C3%A9", "/%C3%A9", "/\xc3\xa9", "", "x"),
+    "/./Packages": Target("/Packages", "/Packages", "/Packages", "", plain=False),
+    "/a/././b/.?c=/./": Target("/a/b/?c=/./", "/a/b/", "/a/b/", "c=/./", plain=False),
+    "/.": Target("/", "/", "/", "", plain=False),
+    "/a/%2e/%2E/b?": Target("/a/b?", "/a/b", "/a/b", "", plain=False),
+    "/.//x": Target("//x", "/x", "//x", "", ambiguous=True, plain=False),
     "http://Example.com:8080/x?y": Target("/x?y", "/x", "/x", "y", "Example.com:8080"),
     "HTTPS://example.com": Target("/", "/", "/", "", "example.com"),
     "http://example.com?x": Target("/?x", "/", "/", "x", "example.com"),
@@ -126,6 +148,69 @@ VIEWS = {
 @pytest.mark.parametrize(("text", "target"), VIEWS.items(), ids=VIEWS)
 def test_target_has_a_view_for_routing_and_one_for_wsgi(text: str, target: Target) -> None:
     assert read_target("GET", text) == target
+
+
+READINGS = {
+    "encoded slash, which WSGI servers decode": ("/a%2Fb", {"/a%2Fb", "/a/b"}),
+    "the same in small letters": ("/a%2fb", {"/a%2Fb", "/a/b"}),
+    "encoded backslash, which is a slash on Windows": ("/a%5Cb", {"/a%5Cb", "/a\\b", "/a/b"}),
+    "slash encoded twice": ("/a%252Fb", {"/a%252Fb", "/a%2Fb", "/a/b"}),
+    "encoded percent": ("/a%2541", {"/a%2541", "/a%41", "/aA"}),
+    "parameters, cut by Tomcat from each segment and by Shiro to the end": ("/a;v/b;w", {"/a;v/b;w", "/a/b", "/a"}),
+    "encoded semicolon": ("/a%3Bv/b", {"/a%3Bv/b", "/a;v/b", "/a/b", "/a"}),
+    "slash in parameters, cut before decoding and behind it": ("/a;v%2Fb", {"/a;v%2Fb", "/a", "/a;v/b", "/a/b"}),
+    "encoded question mark, which cuts": ("/a%3Fb/c", {"/a%3Fb/c", "/a?b/c", "/a"}),
+    "encoded number sign, which cuts": ("/a%23b", {"/a%23b", "/a#b", "/a"}),
+    "overlong slash": ("/a%c0%afb", {"/a%C0%AFb", "/a/b"}),
+    "overlong backslash": ("/a%c1%9cb", {"/a%C1%9Cb", "/a\\b", "/a/b"}),
+    "other signs that routing leaves encoded": ("/%40a%2C", {"/%40a%2C", "/@a,"}),
+    "slashes kept, merged, and a host between": ("//a/b//c", {"//a/b//c", "/a/b/c", "/b/c"}),
+    "a host further on, for who takes a prefix away": ("/a//b/c", {"/a//b/c", "/a/b/c", "/a/c"}),
+    "nothing but slashes": ("///", {"//", "/", ""}),
+    "dot segments, encoded twice": ("/a/%252e%252e/b", {"/a/%252E%252E/b".replace("E", "e"), "/a/%2e%2e/b", "/b"}),
+    "above the root, encoded twice": ("/%252e%252e/b", {"/%252e%252e/b", "/%2e%2e/b", "/b"}),
+    "letters stay letters": ("/caf%c3%a9%20", {"/caf%C3%A9%20"}),
+}
+
+
+@pytest.mark.parametrize(("text", "readings"), READINGS.values(), ids=READINGS)
+def test_target_readings_are_those_that_backends_make(text: str, readings: set[str]) -> None:
+    target = read_target("GET", text)
+    assert target.readings(20) == readings
+    assert target.ambiguous == (len(readings) > 1)
+
+
+def test_target_readings_take_a_prefix_with_ambiguous_signs_as_it_is_written() -> None:
+    assert read_target("GET", "/a%2Fb/c%2Fd").readings(20, "/a%2Fb") == {"/a%2Fb/c%2Fd", "/a%2Fb/c/d"}
+
+
+LONG = {
+    "behind a long name": ("/" + "a" * 10_000 + "%2Fadmin", {"/" + "a" * 355}),
+    "behind parameters without end": ("/;" + "a" * 10_000 + "/admin;x", None),
+    "behind a host without end": ("//" + "a" * 10_000 + "/admin", None),
+    "behind encoded parameters without end": ("/%3B" + "a" * 10_000 + "/admin", None),
+    "behind slashes without end": (
+        "/x%2F" + "/" * 10_000 + "admin",
+        {"/x%2F//admin", "/x%2F/admin", "/x%2F", "/x///admin", "/x/admin", "/x"},
+    ),
+    "behind encoded slashes without end": ("/" + "%2F" * 5_000 + "admin", None),
+    "dots encoded twice behind anything": ("/public/" + "a" * 10_000 + "/%252e%252e/%252E%252E/admin", None),
+    "signs of every kind": ("/%2F%5C%3B%3F%23%2525;%c0%af%c1%9c//x", None),
+}
+
+
+@pytest.mark.parametrize(("text", "readings"), LONG.values(), ids=LONG)
+def test_target_readings_are_bounded_and_nothing_can_be_pushed_out_of_sight(text: str, readings: set[str] | None) -> None:
+    assert read_target("GET", text).readings(20) == readings
+
+
+def test_target_merged_is_the_same_with_single_slashes() -> None:
+    assert read_target("GET", "http://x//a///b%2Fc?d//e").merged() == read_target("GET", "http://x/a/b%2Fc?d//e")
+    assert read_target("GET", "//a?").merged().raw == "/a?"
+
+
+def test_without_dot_segments_leaves_all_others() -> None:
+    assert without_dot_segments("/./a/./.b/c./../.") == "/a/.b/c./../"
 
 
 def test_target_asterisk_is_for_options_only() -> None:

@@ -6,6 +6,7 @@
     /-/backends  endpoints, what cannot be used and why, requests in flight, the age of what discovery knows
     /-/plugins   what is installed, active, and where in the chain
     /-/config    the config in force, without secrets
+    /-/memory    what this process remembers of requests and responses, in bytes
     /-/drain     which endpoints get no new requests because an operator says so; POST changes that (see drain.py)
     /-/reload    POST has the config read again, in every worker process, and tells how that went (see reload.py)
 

@@ -1,4 +1,4 @@
-"""`/-/routes`, `/-/plugins` and `/-/config`: how the gateway is composed."""
+"""`/-/routes`, `/-/plugins` and `/-/config`: how the gateway is composed. `/-/memory`: what it remembers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rgate import Gateway
 
-__all__ = ["config", "plugins", "routes"]
+__all__ = ["config", "memory", "plugins", "routes"]
 
 
 def routes(gateway: Gateway) -> dict[str, Any]:
@@ -44,3 +44,10 @@ def plugins(gateway: Gateway) -> dict[str, Any]:
 def config(gateway: Gateway) -> dict[str, Any]:
     """The config in force, defaults included, without secrets."""
     return {"config": gateway.config.shown()}
+
+
+def memory(gateway: Gateway) -> dict[str, Any]:
+    """What the process remembers of requests and responses so as to read them faster: how much, and how much it may be."""
+    used = gateway.memory()
+    total = {"bytes": sum(one.bytes for one in used), "max_bytes": sum(one.max_bytes for one in used)}
+    return {"memory": [one._asdict() for one in used], "total": total}

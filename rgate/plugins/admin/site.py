@@ -32,6 +32,7 @@ PAGES: Mapping[str, Callable[[Gateway], dict[str, Any]]] = {
     "/-/backends": backends,
     "/-/plugins": pages.plugins,
     "/-/config": pages.config,
+    "/-/memory": pages.memory,
 }
 """What operators read."""
 

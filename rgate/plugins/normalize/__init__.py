@@ -12,8 +12,9 @@ field that can only have one value is sent once (the last one counts, which is w
 
 `envelope` gives JSON and text answers the shape that the gateway's own answers have, `{"status_code": 200, "body": …}`:
 a JSON body as the value that it is, byte for byte, so that no number and no order of keys changes; text, and JSON that
-is none (RFC 8259: NaN, another encoding than UTF-8, nested too deep to check), as a string. What the client gets is
-always valid JSON in UTF-8. As they are stay
+is none (RFC 8259: NaN, another encoding than UTF-8) or is too dear to check (over 500 levels deep, hundreds of thousands of
+brackets and little else), as a string. What the client gets is always valid JSON in UTF-8. Text is read by its charset if that
+is one of those in charset.py, else as UTF-8, else as Latin-1. As they are stay
 
 - the gateway's own answers, `default_response` too;
 - other media types, event streams and JSON that comes in lines (NDJSON);
@@ -31,13 +32,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, hookimpl
+from rgate import ConfigSection, Exchange, Gateway, Middleware, Remembered, hookimpl
+
+from .charset import codec
+from .json_check import is_json
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -60,12 +63,12 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class NormalizeOptions(BaseModel):
-    """`format` is what happens to bodies; `max_body_bytes` (0 to 64 MiB) bounds what `envelope` holds for one response."""
+    """`format` is what happens to bodies; `max_body_bytes` (0 to 4 MiB) bounds what `envelope` holds for one response."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["passthrough", "envelope"] = "passthrough"
-    max_body_bytes: Annotated[int, Field(ge=0, le=67_108_864)] = 1_048_576
+    max_body_bytes: Annotated[int, Field(ge=0, le=4_194_304)] = 1_048_576
 
 
 @hookimpl
@@ -206,26 +209,34 @@ class _Rest:
 
 def clean(status: str, headers: Headers) -> Headers:
     """The headers without hop-by-hop ones and with the last of each single-valued one; the same list if that is so already."""
-    kept = _kept(tuple(map(_name_of, headers)))
+    names = tuple(map(_name_of, headers))
+    kept = _known_names.get(names, _UNKNOWN)
+    if kept is _UNKNOWN:
+        kept = _kept(names)
     if kept is None or status < "2":  # 101 says what it upgrades to
         return headers
     return [headers[at] for at in kept]
 
 
 _name_of = itemgetter(0)
+_UNKNOWN = (-1,)
+# Almost every response has the same few names, so this takes 0.3 µs and not 1.
+_known_names: Remembered[tuple[str, ...], tuple[int, ...] | None] = Remembered("names of response headers", 524_288)
 
 
-@lru_cache(maxsize=1_024)  # because almost every response has the same few names: 0.3 µs instead of 1
 def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
     """Where the headers stand that stay; None for all of them."""
     lower = [name.lower() for name in names]
     last = {name: at for at, name in enumerate(lower)}
     kept = tuple(at for at, name in enumerate(lower) if name not in _HOP_BY_HOP and (name not in _SINGLE or last[name] == at))
-    return kept if len(kept) < len(names) else None
+    where = kept if len(kept) < len(names) else None
+    if _known_names.comes_again(names):
+        _known_names.keep(names, where, 150 + 80 * len(names) + sum(map(len, names)))
+    return where
 
 
 class _Text(NamedTuple):
-    """What is known of a body that is to be enveloped, before it is there."""
+    """What is known of a body that is to be enveloped, before it is there. `charset` is the name of a codec."""
 
     is_json: bool
     charset: str
@@ -248,14 +259,24 @@ def _text(headers: Headers, limit: int) -> _Text | None:
                 return None
             case "x-accel-buffering" if value.strip().lower() == "no":
                 return None
-    return _text_of(content_type)
+    text = _known_types.get(content_type, _UNKNOWN_TYPE)
+    if text is not _UNKNOWN_TYPE:
+        return text
+    text = _text_of(content_type)
+    if _known_types.comes_again(content_type):
+        _known_types.keep(content_type, text, 300 + 2 * len(content_type))
+    return text
 
 
-@lru_cache(maxsize=256)  # because there are few of them, and many responses
+# There are few of them, and many responses.
+_UNKNOWN_TYPE = _Text(False, "")
+_known_types: Remembered[str, _Text | None] = Remembered("content types", 131_072)
+
+
 def _text_of(content_type: str) -> _Text | None:
     media_type = content_type.partition(";")[0].strip().lower()
     charset = _CHARSET.search(content_type)
-    text = _Text(media_type == "application/json" or media_type.endswith("+json"), charset[1] if charset else "utf-8")
+    text = _Text(media_type == "application/json" or media_type.endswith("+json"), codec(charset[1]) if charset else "utf-8")
     return text if (text.is_json or media_type.startswith("text/")) and media_type not in _STREAMS else None
 
 
@@ -270,28 +291,16 @@ def enveloped(status_code: str, body: bytes, text: _Text) -> bytes:
 def _json(body: bytes) -> bytes | None:
     """The JSON value in `body`, None when there is none (RFC 8259)."""
     value = body.removeprefix(_BOM).strip(_JSON_SPACE)
-    try:
-        _decoder.decode(value.decode())
-    except (ValueError, RecursionError):
-        return None
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-# Numbers are only measured: converting them is slow, and int() refuses valid ones of more than 4,300 digits.
-_decoder = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse)
+    return value if is_json(value) else None
 
 
 def _decoded(body: bytes, charset: str) -> str:
-    """The text of `body`, by its charset, else UTF-8, else Latin-1, which takes every byte."""
+    """The text of `body`, by its charset if that is a known one, else UTF-8, else Latin-1, which takes every byte."""
     body = body.removeprefix(_BOM)
     for encoding in (charset, "utf-8"):
         try:
             return body.decode(encoding)
-        except (LookupError, ValueError):
+        except ValueError:
             continue
     return body.decode("latin-1")
 
