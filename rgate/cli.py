@@ -168,14 +168,15 @@ def _overridden(
         section = registry.sections.get("access_log")
         if section is None:
             raise PluginError("--access-log: the plugin access_log is disabled in the config")
-        plugins = {**plugins, "access_log": section.model.model_validate({"format": access_log})}
+        said = plugins.get("access_log") or section.model()
+        plugins = {**plugins, "access_log": said.model_copy(update={"requests": "all", "format": access_log})}
     server = config.server.model_copy(update=listen)
     return config.model_copy(update={"server": server, "log": config.log.model_copy(update=own_log), "plugins": plugins})
 
 
 def access_log_is_on(config: Config) -> bool:
     """Whether the built-in access log writes to stdout."""
-    return getattr(config.plugins.get("access_log"), "format", None) is not None
+    return getattr(config.plugins.get("access_log"), "which", None) == "all"
 
 
 @command.command()

@@ -21,7 +21,7 @@ from .handover.inheritance import Inheritance, inherit
 from .handover.signals import ENDING, until_signalled
 from .handover.successor import Successor
 from .handover.systemd import name_successor, notify, watchdog_wanted
-from .log import adjust
+from .log import adjust, timestamp
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
 from .reload.succession import NOTICE, Succession, refusal
@@ -183,7 +183,7 @@ class _Serving(ABC):
     def stop(self) -> None:
         """Be not ready, then serve who is connected by then, then end. Returns at once."""
         self._stopping = True
-        self.gateway.condition.unready["stopping"] = f"since {time.strftime('%H:%M:%S')}, by a signal"
+        self.gateway.condition.unready["stopping"] = f"since {timestamp(time.time())}, by a signal"
         if delay := self.config.shutdown_delay_seconds:
             timer = threading.Timer(delay, self.server.stop)
             timer.daemon = True

@@ -18,7 +18,7 @@ __all__ = ["adjust", "end", "start", "trouble"]
 
 END_SECONDS: Final = 1.0
 _writers: dict[object, StreamWriter] = {}
-_handlers: list[LogHandler] = []
+_handlers: list[tuple[LogHandler, bool]] = []  # the log's, and whether it is in colour
 _log = logging.getLogger("rgate.log")
 
 
@@ -53,7 +53,7 @@ def start(level: str = "info", form: str = "text") -> None:
     # Changes of endpoints are logged as they happen by every process; the one that tells the operator does so itself.
     handler.addFilter(lambda record: record.name != "rgate.discovery.changes")
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    _handlers[:] = [handler]
+    _handlers[:] = [(handler, sys.stderr.isatty() and "NO_COLOR" not in os.environ)]
     adjust(level, form)
     sys.unraisablehook = _unraisable
     if sys.__stderr__ is not None:
@@ -62,15 +62,14 @@ def start(level: str = "info", form: str = "text") -> None:
 
 def adjust(level: str, form: str) -> None:
     """Log from `level` on, as `form` says ("text" or "json"), where start() has been called."""
-    for handler in _handlers:
-        colours = handler.stream.isatty() and "NO_COLOR" not in os.environ
+    for handler, colours in _handlers:
         handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter(colours))
         logging.getLogger("rgate").setLevel(level.upper())
 
 
 def end(seconds: float = END_SECONDS) -> None:
     """Write what is left, for `seconds` at most: a reader that has stopped reading keeps no process from ending."""
-    for handler in _handlers:
+    for handler, _ in _handlers:
         handler.settle()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(getattr(stream, "buffer", None), _Written):
