@@ -50,6 +50,7 @@ from .hookspecs import (
     WeighingPolicy,
     hookimpl,
 )
+from .log import StreamWriter, json_line, printable, timestamp
 from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
 from .pipeline import STANDARD_ORDER, wrap_body
 from .side import SideServer
@@ -107,6 +108,7 @@ __all__ = [
     "SetAside",
     "SideServer",
     "Snapshot",
+    "StreamWriter",
     "TLSFailed",
     "TargetTooLong",
     "Timeouts",
@@ -121,6 +123,9 @@ __all__ = [
     "__version__",
     "build",
     "hookimpl",
+    "json_line",
+    "printable",
     "send_interim",
+    "timestamp",
     "wrap_body",
 ]

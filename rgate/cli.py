@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import sys
@@ -16,13 +17,13 @@ from typing import Any, TypeVar
 
 import click
 
-from . import demo
+from . import demo, log
 from .commands import draining, finding, healthcheck, reloading, statistics
 from .commands.asking import NoAnswer
 from .config import Config, load
 from .console import Console
 from .errors import ConfigError, ConfigProblem, PluginError, RgateError
-from .foreground import counted, log_to_stderr, serve
+from .foreground import counted, serve
 from .gateway import Gateway, build
 from .registry import Registry
 from .reload.config_file import ConfigFile
@@ -30,6 +31,8 @@ from .serving.listeners import is_here
 from .version import VERSION
 
 __all__ = ["main"]
+
+_log = logging.getLogger("rgate.cli")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # rgate plugins | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        log.end()
 
 
 def _complain(text: str) -> None:
@@ -89,14 +94,19 @@ def _without_brackets(ctx: click.Context, parameter: click.Parameter, host: str 
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="How much of its own doings rgate tells on stderr.",
+    help="How much of its own doings rgate tells on stderr.  [default: the config's, else info]",
 )
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="How.  [default: the config's, else text]")
 @click.version_option(VERSION, message=f"rgate %(version)s (Python {platform.python_version()})")
 @click.pass_context
 def command(
-    ctx: click.Context, path: str, host: str | None, port: int | None, access_log: str | None, log_level: str
+    ctx: click.Context,
+    path: str,
+    host: str | None,
+    port: int | None,
+    access_log: str | None,
+    log_level: str | None,
+    log_format: str | None,
 ) -> int | None:
     """An HTTP gateway for services in Docker containers.
 
@@ -134,28 +144,39 @@ def command(
         if given:
             ctx.fail(f"{given[0]} is for serving; the options of {ctx.invoked_subcommand!r} come after it.")
         return None
-    log_to_stderr(log_level)
-    source = ConfigFile(path, lambda config, registry: _overridden(config, registry, host, port, access_log))
-    gateway = source.compose()
-    # What the access log writes to stdout may be read by a program, so nothing else goes there then.
-    console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
-    return serve(gateway, console, source=source)
-
-
-def _overridden(config: Config, registry: Registry, host: str | None, port: int | None, access_log: str | None) -> Config:
+    log.start(log_level or "info", log_format or "text")
     listen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    own_log = {name: value for name, value in (("level", log_level), ("format", log_format)) if value is not None}
+    source = ConfigFile(path, lambda config, registry: _overridden(config, registry, listen, own_log, access_log))
+    try:
+        gateway = source.compose()
+        # What the access log writes to stdout may be read by a program, so nothing else goes there then.
+        console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
+        return serve(gateway, console, source=source)
+    except RgateError as error:
+        if log_format != "json":
+            raise
+        _log.error("%s", error)
+        return 2
+
+
+def _overridden(
+    config: Config, registry: Registry, listen: dict[str, Any], own_log: dict[str, Any], access_log: str | None
+) -> Config:
     plugins = config.plugins
     if access_log:
         section = registry.sections.get("access_log")
         if section is None:
             raise PluginError("--access-log: the plugin access_log is disabled in the config")
-        plugins = {**plugins, "access_log": section.model.model_validate({"format": access_log})}
-    return config.model_copy(update={"server": config.server.model_copy(update=listen), "plugins": plugins})
+        said = plugins.get("access_log") or section.model()
+        plugins = {**plugins, "access_log": said.model_copy(update={"requests": "all", "format": access_log})}
+    server = config.server.model_copy(update=listen)
+    return config.model_copy(update={"server": server, "log": config.log.model_copy(update=own_log), "plugins": plugins})
 
 
 def access_log_is_on(config: Config) -> bool:
     """Whether the built-in access log writes to stdout."""
-    return getattr(config.plugins.get("access_log"), "format", None) is not None
+    return getattr(config.plugins.get("access_log"), "which", None) == "all"
 
 
 @command.command()
@@ -351,7 +372,7 @@ def demo_(host: str, port: int, docker: bool) -> None:
     They are one payment and two orders services, by default as processes of this machine, and they end with the demo. It needs
     a checkout of rgate, for its config.yml and backends/.
     """
-    log_to_stderr("info")
+    log.start()
     update = {"host": host, "port": port}
     with demo.backends(docker) as (registry, hints, at_once):
         source = ConfigFile(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .discovery import Change, remarks
+from .log import printable
 
 if TYPE_CHECKING:
     from .discovery import Snapshot
@@ -40,11 +41,11 @@ class Console:
 
     def line(self, text: str, style: str = "") -> None:
         """One line. Control characters in it are shown, not sent to the terminal."""
-        self._rich.print(Text(_printable(text), style), soft_wrap=True, highlight=False)
+        self._rich.print(Text(printable(text), style), soft_wrap=True, highlight=False)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table, without columns that are empty in every row."""
-        rows = [[_printable(cell) for cell in row] for row in rows]
+        rows = [[printable(cell) for cell in row] for row in rows]
         kept = [at for at in range(len(columns)) if any(row[at] for row in rows)]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for at in kept:
@@ -62,15 +63,15 @@ class Console:
 
     def routes(self, gateway: Gateway) -> None:
         """What leads where: a line for every endpoint that has been found, and why others cannot be used."""
-        snapshot = gateway.table.snapshot
-        default = gateway.config.default_response
-        rows = [row for route in gateway.routes for row in _route_rows(route, snapshot)]
-        self.table(
-            ("ROUTE", "BACKEND", "ENDPOINT", "ADDRESS"),
-            [*rows, ("all others", "", f"{default.status_code} default_response", "")],
-        )
-        for change in remarks(snapshot):
+        self.table(("ROUTE", "BACKEND", "ENDPOINT", "ADDRESS"), self.route_rows(gateway))
+        for change in remarks(gateway.table.snapshot):
             self.change(change)
+
+    def route_rows(self, gateway: Gateway) -> list[Sequence[str]]:
+        """The rows of that table: route, backend, endpoint and address."""
+        snapshot = gateway.table.snapshot
+        rows = [row for route in gateway.routes for row in _route_rows(route, snapshot)]
+        return [*rows, ("all others", "", f"{gateway.config.default_response.status_code} default_response", "")]
 
     def change(self, change: Change) -> None:
         """One line about something that discovery has noticed."""
@@ -134,7 +135,3 @@ def _numbers(report: Mapping[str, Any]) -> tuple[str, ...]:
     latency = report["latency_ms"]
     counts = (report["count"],) if "count" in report else report["requests_count"].values()
     return (*(f"{count:,}" for count in counts), *(f"{latency[name]:,.2f} ms" for name in ("average", "p95", "p99")))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

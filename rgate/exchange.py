@@ -156,6 +156,17 @@ class Exchange:
         return f"{_prefix}-{self._number:x}"
 
     @property
+    def whereabouts(self) -> str:
+        """How far it has come, for a line of the log: " (route /api, backend orders, endpoint orders_1)", or ""."""
+        route, endpoint = self.route, self.endpoint
+        if route is None and endpoint is None:
+            return ""
+        parts = [f"route {route.name}"] if route is not None else []
+        backend = endpoint.backend if endpoint is not None else route.backend.name if route is not None else ""
+        parts += [f"backend {backend}", *([f"endpoint {endpoint.name}"] if endpoint is not None else [])]
+        return f" ({', '.join(parts)})"
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What plugins keep with the exchange, each under its own name."""
         if self._notes is None:

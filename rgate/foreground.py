@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import logging
 import signal
 import socket
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,12 +15,13 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from .discovery import remarks
 from .errors import RgateError
 from .handover.inheritance import Inheritance, inherit
 from .handover.signals import ENDING, until_signalled
 from .handover.successor import Successor
 from .handover.systemd import name_successor, notify, watchdog_wanted
-from .log import LogHandler
+from .log import adjust, timestamp
 from .reload.blueprint import Blueprint
 from .reload.reloader import Reloader
 from .reload.succession import NOTICE, Succession, refusal
@@ -38,11 +37,13 @@ if TYPE_CHECKING:
     from .gateway import Gateway
     from .reload.config_file import ConfigFile
 
-__all__ = ["log_to_stderr", "serve"]
+__all__ = ["serve"]
 
 RELOAD_SECONDS: Final = 60.0  # how long all workers together may take
 FIND_SECONDS: Final = 10.0  # how long a gateway that is to take over looks for endpoints
-_log = logging.getLogger("rgate.foreground")
+_COLOURS: Final = {"+": "green", "-": "yellow", "!": "red", "?": "red"}
+_log = logging.getLogger("rgate.process")
+_endpoints_log = logging.getLogger("rgate.endpoints")
 
 
 def serve(
@@ -56,20 +57,21 @@ def serve(
     starts the program anew, hands it the listening sockets, and ends this one without a lost request. When `source` changes,
     and at SIGHUP, it is read again and taken up.
 
-    Tells at which URL, what leads where, then `hints` ({url} in them is filled in), then every change that discovery
-    sees. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
+    Tells at which URL, what leads where, then `hints` ({url} in them is filled in); every change that discovery sees goes to
+    the log. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
     code; raises RgateError before anything has been started.
     """
     config = gateway.config.server
+    adjust(gateway.config.log.level, gateway.config.log.format)
     inheritance = inherit()
     with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
         if config.processes == 1:
             _Alone(gateway, console, listeners, inheritance, source).run(hints, at_once)
-            console.line("stopped")
+            _log.info("stopped")
             return 0
 
         first = gateway
-        blueprint = Blueprint(gateway, source, console.line) if source is not None else None
+        blueprint = Blueprint(gateway, source) if source is not None else None
 
         def work(index: int, first_time: bool, channel: socket.socket) -> int:
             inheritance.forget()  # saying it is the supervisor's
@@ -92,13 +94,11 @@ def serve(
                 notify("STOPPING=1")
             else:
                 name_successor(successor)
-            console.line(stop_line(config, successor))
+            _log.info("%s", stop_line(config, successor))
 
         on_beat = _feed_watchdog if watchdog_wanted() else None
-        code = Supervisor(
-            work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, tell=console.line, blueprint=blueprint
-        ).run()
-        console.line("stopped")
+        code = Supervisor(work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, blueprint=blueprint).run()
+        _log.info("stopped")
         return code
 
 
@@ -163,6 +163,7 @@ class _Serving(ABC):
 
     def _take_up(self, gateway: Gateway) -> Callable[[], bool]:
         self.gateway, self.config = gateway, gateway.config.server
+        adjust(gateway.config.log.level, gateway.config.log.format)
         if self.source is not None:
             self.source.note(gateway)
         return self.server.take_up(gateway.app, self.config, gateway.tls)
@@ -182,7 +183,7 @@ class _Serving(ABC):
     def stop(self) -> None:
         """Be not ready, then serve who is connected by then, then end. Returns at once."""
         self._stopping = True
-        self.gateway.condition.unready["stopping"] = f"since {time.strftime('%H:%M:%S')}, by a signal"
+        self.gateway.condition.unready["stopping"] = f"since {timestamp(time.time())}, by a signal"
         if delay := self.config.shutdown_delay_seconds:
             timer = threading.Timer(delay, self.server.stop)
             timer.daemon = True
@@ -191,6 +192,15 @@ class _Serving(ABC):
             self.server.stop()
 
     def _tell_start(self, console: Console, hints: Sequence[str]) -> None:
+        if self.gateway.config.log.format == "json":
+            fields = {"version": VERSION, "url": self.server.url}
+            _log.info("%s", start_line(self.gateway, self.server.url), extra={"fields": fields})
+            for route, backend, endpoint, address in console.route_rows(self.gateway):
+                fields = {"route": route, "backend": backend, "endpoint": endpoint, "address": address}
+                _log.info("%s", " ".join(filter(None, fields.values())), extra={"fields": fields})
+            for change in remarks(self.gateway.table.snapshot):
+                _log_change(change)
+            return
         console.line(start_line(self.gateway, self.server.url), "bold")
         if self.server.redirect_port is not None:
             console.line(f"and plain HTTP on port {self.server.redirect_port}, answered with where https is")
@@ -200,9 +210,8 @@ class _Serving(ABC):
 
     def _tell_changes(self, changes: Sequence[Change]) -> None:
         with self._telling:
-            for change in changes if self._begun else ():
-                if self.console:
-                    self.console.change(change)
+            for change in changes if self._begun and self.console else ():
+                _log_change(change)
 
 
 class _Alone(_Serving):
@@ -228,7 +237,7 @@ class _Alone(_Serving):
         if self.source is None or self.console is None:
             yield
             return
-        self._reloader = Reloader(succession, self.source, self.console.line)
+        self._reloader = Reloader(succession, self.source)
         self.gateway.on_reload = self._reloader.reload
         self._reloader.start()
         try:
@@ -250,8 +259,7 @@ class _Alone(_Serving):
         self.stop()
         if self._successor is not None:
             self._successor.kill()
-        if self.console:
-            self.console.line(stop_line(self.config))
+        _log.info("%s", stop_line(self.config))
 
     def upgrade(self) -> None:
         """Start the next gateway, and end when it serves. Returns at once."""
@@ -265,8 +273,7 @@ class _Alone(_Serving):
             threading.Thread(target=self._upgrade, args=(self._successor,), name="rgate-upgrade", daemon=True).start()
 
     def _upgrade(self, successor: Successor) -> None:
-        assert self.console is not None
-        self.console.line(f"process {successor.pid} is starting, to take over")
+        _log.info("process %d is starting, to take over", successor.pid)
         try:
             successor.wait()
         except RgateError as error:
@@ -276,7 +283,7 @@ class _Alone(_Serving):
             return
         name_successor(successor.pid)
         self.server.retire()
-        self.console.line(stop_line(self.config, successor.pid))
+        _log.info("%s", stop_line(self.config, successor.pid))
 
 
 class _Worker(_Serving):
@@ -328,6 +335,11 @@ class _Worker(_Serving):
         self.server.retire()
 
 
+def _log_change(change: Change) -> None:
+    level = logging.WARNING if change.sign in "!?" else logging.INFO
+    _endpoints_log.log(level, "%s", change, extra={"colour": _COLOURS.get(change.sign), "fields": change.fields})
+
+
 def _find_endpoints(gateway: Gateway) -> None:
     """Before taking over: know where the endpoints are, as the gateway before does. Raises RgateError."""
     until = monotonic() + FIND_SECONDS
@@ -373,23 +385,3 @@ def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
     if with_endpoints:
         counts["endpoint"] = sum(map(len, gateway.table.snapshot.found.values()))
     return ", ".join(f"{count} {noun if count == 1 else noun + 's'}" for noun, count in counts.items())
-
-
-def log_to_stderr(level: str) -> None:
-    """Send rgate's log, from `level` on, and warnings of others to stderr. Changes of discovery are told otherwise."""
-    log = LogHandler(sys.stderr)
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log.addFilter(lambda record: record.name != "rgate.discovery.changes")
-    logging.basicConfig(level=logging.WARNING, handlers=[log])
-    logging.getLogger("rgate").setLevel(level.upper())
-    sys.unraisablehook = _unraisable
-    if sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)  # where it was, when it is ended with SIGABRT because it hangs
-
-
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    if isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
-        # The ssl module, about a client that has asked for a host by a name that is no text. Nobody wants a line for each.
-        _log.debug("a TLS client asked for %r", unraisable.object)
-    else:
-        sys.__unraisablehook__(unraisable)

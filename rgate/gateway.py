@@ -13,7 +13,7 @@ from .condition import Condition
 from .config import Config
 from .config.files import contents
 from .discovery import EndpointTable
-from .errors import PluginError, RgateError
+from .errors import GatewayError, PluginError, RgateError
 from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
 from .forwarding.probe import probe
@@ -21,13 +21,14 @@ from .forwarding.upstream import Upstreams
 from .hookspecs import LocalRoutes, Middleware, SelectionPolicy
 from .isolation import Isolation, isolated
 from .kept import Kept
+from .log import trouble
 from .model import Backend, Endpoint, Route, Timeouts, UpstreamTLS
 from .pipeline import ROUTING, RouteDispatch, compose, order, unworkable
 from .plugins import BUILTIN
 from .registry import Registry
 from .running import Running
 from .runtime_dir import socket_paths
-from .scope import ExchangeScope, raise_refused
+from .scope import ExchangeScope, OnFailed, raise_refused
 from .serving.tls import ServerTLS
 from .siblings import Siblings
 from .timing import timed
@@ -35,6 +36,8 @@ from .wire.remembered import MemoryUse, memory_use
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .exchange import Exchange
 
 __all__ = ["Gateway", "build"]
 
@@ -61,6 +64,7 @@ class Gateway:
     on_reload     what reload() does in this process
     listening     host and port that rgate's own server listens at; None under another WSGI server, and until it is known
     tells         whether this is the one of several worker processes that tells what concerns all of them
+    logs_failures whether a plugin logs every request that fails, with its id, so that nobody else need log its fault
 
     `before` is the gateway whose place it is to take when the config has changed; what that one has kept it may go on with.
     """
@@ -96,6 +100,8 @@ class Gateway:
         self.in_force: bool = False
         # The lowest limit for which a route may refuse a body by its length, before any of it has come.
         self.lowest_body_limit = min((r.max_body_bytes for r in self.routes if r.max_body_bytes is not None), default=None)
+        self.logs_failures: bool = False
+        self._on_failed: list[OnFailed] = []
         self.app: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -147,6 +153,16 @@ class Gateway:
         tls = self.backends[endpoint.backend].tls
         return probe(self.upstreams.at(endpoint.address, tls), target, headers, seconds)
 
+    def on_failed_request(self, callback: OnFailed) -> None:
+        """Have `callback(exchange, environ)` called for every request that has failed, once it is over: one that ended in a
+        fault with a status of 400 or more, or in a status of 500 or more from its backend. For hooks that are called when a
+        config is loaded; a request that does not fail costs nothing for it.
+
+        Called in the thread of the request, so it must be quick and must not block; what it raises is logged. The environ is
+        what the chain has left of it.
+        """
+        self._on_failed.append(callback)
+
     @contextmanager
     def running(self) -> Iterator[Gateway]:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
@@ -170,13 +186,14 @@ class Gateway:
         self.note_failing_plugins()  # those of `before` are in the chains again
 
     def tidy(self) -> None:
-        """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end.
-        The core's own."""
+        """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end, and
+        of lines that are lost. The core's own."""
         ending = self.tls.remind(time()) if self.tls is not None else ""
-        if ending:
-            self.condition.notices["certificates"] = ending
-        else:
-            self.condition.notices.pop("certificates", None)
+        for name, notice in (("certificates", ending), ("log", trouble())):
+            if notice:
+                self.condition.notices[name] = notice
+            else:
+                self.condition.notices.pop(name, None)
         found = self.table.snapshot.found
         self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 
@@ -230,8 +247,14 @@ def _compose(gateway: Gateway) -> None:
 
     app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
-    gateway.app = scope = ExchangeScope(app, refused, gateway.local_routes, registry.report_failure)
+    gateway.app = scope = ExchangeScope(app, refused, gateway.local_routes, partial(_report, gateway), gateway._on_failed)
     scope.lowest_body_limit = gateway.lowest_body_limit
+
+
+def _report(gateway: Gateway, exchange: Exchange, error: BaseException, hook: str = "") -> None:
+    """Log what has come out of the chain or, with `hook`, of a local route; but no fault that has a line of its own anyway."""
+    if hook or not (gateway.logs_failures and isinstance(error, GatewayError)):
+        gateway.registry.report_failure(exchange, error, hook)
 
 
 def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:

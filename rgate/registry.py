@@ -171,8 +171,8 @@ class Registry:
         plugin answers it, and needs no traceback.
         """
         if isinstance(error, GatewayError):
-            backend = exchange.route.backend.name if exchange.route is not None else ""
-            _log.warning("%s: %s", exchange.id, error, extra={"about": (backend, error.reason)})
+            where = exchange.whereabouts
+            _log.warning("%s: %s%s", exchange.id, error, where, extra={"about": (where, error.reason)})
             return
         owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
         found = culprit(error.__traceback__, owners)

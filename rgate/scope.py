@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .errors import GatewayError, InternalFault, PluginError, RequestError, ends_process
 from .exchange import ENVIRON_KEY, Exchange, RelayableBody
 from .hookspecs import LocalRoute
+from .log import about
 from .wire.environ import REFUSED_KEY, TARGET_KEY, TRAILERS_KEY, adopt
-from .wire.target import Target, target_from_environ_path
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["ExchangeScope", "OnFailure", "raise_refused"]
+__all__ = ["ExchangeScope", "OnFailed", "OnFailure", "raise_refused"]
+
+OnFailed: TypeAlias = "Callable[[Exchange, WSGIEnvironment], object]"
+_log = logging.getLogger("rgate.scope")
 
 
 class OnFailure(Protocol):
@@ -55,6 +59,9 @@ class ExchangeScope:
     A response that still streams from the backend is closed at the end, whatever the chain has done with it.
 
     A body of more than `lowest_body_limit` bytes may be refused by its length, so the server asks before it has come.
+
+    `on_failed` are told of every request that has failed, once it is over, but for those of local routes: one that ended in a
+    fault with a status of 400 or more, or with a status of 500 or more from its backend.
     """
 
     lowest_body_limit: int | None = None
@@ -65,6 +72,7 @@ class ExchangeScope:
         refused: WSGIApplication,
         local_routes: Mapping[str, WSGIApplication | LocalRoute],
         on_failure: OnFailure,
+        on_failed: Sequence[OnFailed] = (),
     ) -> None:
         self._app = app
         self._refused = refused
@@ -73,11 +81,12 @@ class ExchangeScope:
             for path, local in {"*": answer_asterisk, **local_routes}.items()
         }
         self._on_failure = on_failure
+        self._on_failed = on_failed
         self._on_local_failure = partial(on_failure, hook="rgate_local_routes")
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         app = self._app
-        on_failure = self._on_failure
+        on_failure, on_failed = self._on_failure, self._on_failed
         if TARGET_KEY not in environ:
             try:
                 adopt(environ)
@@ -91,7 +100,7 @@ class ExchangeScope:
             and self._admits(local, environ)
         ):
             app = local.app  # outside the chain: never forwarded and never counted
-            on_failure = self._on_local_failure
+            on_failure, on_failed = self._on_local_failure, ()
         environ[ENVIRON_KEY] = exchange = Exchange()
         if TRAILERS_KEY in environ:
             exchange._request_trailers = environ[TRAILERS_KEY]
@@ -108,26 +117,29 @@ class ExchangeScope:
             if type(body) is not list:
                 streaming = exchange.streaming
                 if body is streaming and streaming is not None and streaming.relayable:
-                    return _RelayableExchangeBody(exchange, streaming, begin, lambda: sent, on_failure)
-                return _ExchangeBody(exchange, body, begin, lambda: sent, on_failure)
+                    return _RelayableExchangeBody(exchange, streaming, begin, lambda: sent, on_failure, on_failed, environ)
+                return _ExchangeBody(exchange, body, begin, lambda: sent, on_failure, on_failed, environ)
             for block in body:
                 exchange.bytes_sent += len(block)
         except BaseException as error:
             if ends_process(error):
                 raise
             on_failure(exchange, error)
-            body = _last_resort(exchange, error, begin)
+            try:
+                body = _last_resort(exchange, error, begin)
+            except BaseException:
+                _tell_if_failed(exchange, environ, on_failed)
+                raise
             exchange.bytes_sent = len(body[0])
         if exchange.streaming is not None:
             _close(exchange, exchange.streaming, on_failure)
             exchange.streaming = None
         exchange.finish(on_failure)
+        if exchange.error is not None or exchange.status >= 500:
+            _tell_if_failed(exchange, environ, on_failed)
         return body
 
     def _admits(self, local: LocalRoute, environ: WSGIEnvironment) -> bool:
-        target: Target = environ[TARGET_KEY]
-        if target.raw.partition("?")[0] != target_from_environ_path(target.path, ""):
-            return False
         try:
             return local.admits(environ)
         except BaseException as error:
@@ -144,7 +156,7 @@ class _ExchangeBody:
     what is raised before it still becomes an answer.
     """
 
-    __slots__ = ("_begin", "_blocks", "_body", "_exchange", "_headers", "_left", "_on_failure")
+    __slots__ = ("_begin", "_blocks", "_body", "_environ", "_exchange", "_headers", "_left", "_on_failed", "_on_failure")
 
     def __init__(
         self,
@@ -153,6 +165,8 @@ class _ExchangeBody:
         begin: StartResponse,
         headers: Callable[[], list[tuple[str, str]]],
         on_failure: OnFailure,
+        on_failed: Sequence[OnFailed],
+        environ: WSGIEnvironment,
     ) -> None:
         if body is None:
             raise PluginError("something in the chain has returned None instead of a response body")
@@ -161,6 +175,8 @@ class _ExchangeBody:
         self._begin = begin
         self._headers: Callable[[], list[tuple[str, str]]] | None = headers
         self._on_failure = on_failure
+        self._on_failed = on_failed
+        self._environ = environ
         self._blocks = iter(body)
         self._left: int | None = None
 
@@ -209,6 +225,19 @@ class _ExchangeBody:
                 exchange.streaming = None
         finally:
             exchange.finish(self._on_failure)
+            if exchange.error is not None or exchange.status >= 500:
+                on_failed, self._on_failed = self._on_failed, ()
+                _tell_if_failed(exchange, self._environ, on_failed)
+
+
+def _tell_if_failed(exchange: Exchange, environ: WSGIEnvironment, on_failed: Sequence[OnFailed]) -> None:
+    error = exchange.error
+    if error.status >= 400 if error is not None else exchange.status >= 500:
+        for tell in on_failed:
+            try:
+                tell(exchange, environ)
+            except Exception as failure:
+                _log.exception("%s: callback %r failed", exchange.id, tell, extra={"about": about(failure)})
 
 
 class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
@@ -223,8 +252,10 @@ class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
         begin: StartResponse,
         headers: Callable[[], list[tuple[str, str]]],
         on_failure: OnFailure,
+        on_failed: Sequence[OnFailed],
+        environ: WSGIEnvironment,
     ) -> None:
-        super().__init__(exchange, body, begin, headers, on_failure)
+        super().__init__(exchange, body, begin, headers, on_failure, on_failed, environ)
         self._streaming = body
         self.wait_seconds = body.wait_seconds
 

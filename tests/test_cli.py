@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import logging
 import os
 import queue
 import re
@@ -174,7 +175,7 @@ def test_mistake_is_told_in_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("rgate.cli.log_to_stderr", lambda level: None)
+    monkeypatch.setattr("rgate.log.start", lambda *_: None)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert words in err and "Traceback" not in err, err
@@ -184,7 +185,7 @@ def test_mistake_is_told_in_one_line(
 def test_access_log_of_a_disabled_plugin_is_a_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rgate.cli.log_to_stderr", lambda level: None)
+    monkeypatch.setattr("rgate.log.start", lambda *_: None)
     path = Path(config(tmp_path))
     path.write_text(path.read_text().replace("[docker_labels]", "[docker_labels, access_log]"))
     assert main(["--config", str(path), "--access-log"]) == 2
@@ -308,9 +309,11 @@ def test_serving_from_start_line_to_signal(number: int, tmp_path: Path) -> None:
         port = int(start.string.split(":")[2].split()[0])
         assert get(port, "/orders") == (200, b"hello")
         assert gateway.end(number) == 0
-        assert gateway.until("^stopping")
-        assert gateway.until("^stopped")
-        assert list(gateway.err.queue) in ([], [""]), "nothing on stderr"
+        stopping = gateway.until(r"INFO rgate\.process: stopping, ", gateway.err)
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", stopping.string)
+        assert gateway.until("INFO rgate\\.process: stopped$", gateway.err)
+        gateway.until("^all others")
+        assert list(gateway.out.queue) in ([], [""]), "the rest is the log's"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -324,7 +327,7 @@ def test_access_log_has_stdout_to_itself(form: str, tmp_path: Path) -> None:
         else:
             assert '"GET /orders?x=1" 200 2 ' in first
         assert gateway.end() == 0
-        assert gateway.until("^stopped", gateway.err)
+        assert gateway.until("stopped$", gateway.err)
 
 
 def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
@@ -346,7 +349,7 @@ def test_signal_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
         asking.start()
         backend.wait_for_requests(1)
         gateway.process.send_signal(signal.SIGTERM)
-        gateway.until("^stopping")
+        gateway.until("stopping, ", gateway.err)
         release.set()
         assert answers.get(timeout=PATIENCE_SECONDS) == (200, b"late")
         assert gateway.process.wait(PATIENCE_SECONDS) == 0
@@ -365,7 +368,7 @@ def test_second_signal_ends_at_once(tmp_path: Path) -> None:
         asking.start()
         backend.wait_for_requests(1)
         gateway.process.send_signal(signal.SIGINT)
-        gateway.until("^stopping")
+        gateway.until("stopping, ", gateway.err)
         assert gateway.end(signal.SIGTERM) == 128 + signal.SIGTERM
         release.set()
         asking.join(PATIENCE_SECONDS)
@@ -385,9 +388,10 @@ class Sensed(io.StringIO):
         return count
 
 
-def test_serve_tells_hints_and_then_changes() -> None:
+def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     gateway = make_gateway({"server": {"port": 0}}, {"orders": answering(), "empty": ()})
-    change = Change("!", "orders", ("orders-9",), "no \x1b[2Jaddress")
+    change = Change("!", "orders", ("orders-9",), "no address")
 
     def tell() -> None:
         (callback,) = gateway.table._callbacks
@@ -405,9 +409,12 @@ def test_serve_tells_hints_and_then_changes() -> None:
     url = re.search(r"http://\S+", lines[0])
     assert url is not None
     assert f"try {url[0]}/x" in lines
-    assert "backend orders: orders-9 is not usable: no \\x1b[2Jaddress" in lines
-    assert lines.index("last hint") < lines.index("backend orders: orders-9 is not usable: no \\x1b[2Jaddress")
-    assert lines[-2].startswith("stopping") and lines[-1] == "stopped"
+    assert lines[-1] == "last hint"
+    told = [record for record in caplog.records if record.name != "rgate.discovery.changes"]
+    logged = [(record.name, record.levelname, record.getMessage()) for record in told]
+    assert logged[0] == ("rgate.endpoints", "WARNING", "backend orders: orders-9 is not usable: no address")
+    assert told[0].__dict__["fields"]["endpoints"] == ("orders-9",)
+    assert logged[-2][2].startswith("stopping") and logged[-1] == ("rgate.process", "INFO", "stopped")
     assert any("none yet: answered with 503" in line for line in lines)
     assert signal.getsignal(signal.SIGTERM) is callbacks_before
 
@@ -513,7 +520,7 @@ def test_demo_starts_tells_and_ends_everything(tmp_path: Path, monkeypatch: pyte
         assert answers == {"orders-1", "orders-2"}
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        assert {gateway.until(r"backend orders: - (orders-\d) .*ended with exit code")[1] for _ in pids} == {
+        assert {gateway.until(r"backend orders: - (orders-\d) .*ended with exit code", gateway.err)[1] for _ in pids} == {
             "orders-1",
             "orders-2",
         }
@@ -570,7 +577,7 @@ def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: 
 def test_demo_without_a_checkout_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rgate.cli.log_to_stderr", lambda level: None)
+    monkeypatch.setattr("rgate.log.start", lambda *_: None)
     monkeypatch.setattr(demo, "CHECKOUT", tmp_path)
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "config.yml")
     assert main(["demo"]) == 2
@@ -580,7 +587,7 @@ def test_demo_without_a_checkout_says_so(
 def test_demo_with_docker_but_no_docker_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rgate.cli.log_to_stderr", lambda level: None)
+    monkeypatch.setattr("rgate.log.start", lambda *_: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["demo", "--docker"]) == 2
     assert (
@@ -656,10 +663,10 @@ def test_console_on_a_terminal_folds_and_colours(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
     console = Console(stream)
-    console.change(Change("+", "orders", ("orders-1",), "http://127.0.0.1:1"))
+    console.line("a line", "green")
     console.table(("ROUTE",), [("/" + "x" * 60,)])
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("\x1b[32mbackend orders: + orders-1")
+    assert lines[0].startswith("\x1b[32ma line")
     assert max(len(line) for line in lines[2:]) <= 40
 
 

@@ -400,3 +400,74 @@ def test_scope_exchange_can_be_had_from_environ() -> None:
     first, second = scope.exchanges
     assert first.id != second.id
     assert first.finished >= first.started
+
+
+# Requests that fail
+
+
+def told_of(app: App, target: str = "/x") -> list[tuple[int, str | None, int]]:
+    """What a listener for failed requests is told of a request to `app`: status, reason and bytes."""
+    told: list[tuple[int, str | None, int]] = []
+
+    def failed(exchange: Exchange, environ: dict[str, Any]) -> None:
+        assert exchange.finished and environ["rgate.target"].raw == target
+        told.append((exchange.status, exchange.error and exchange.error.reason, exchange.bytes_sent))
+
+    def fail(exchange: Exchange, error: BaseException, hook: str = "") -> None: ...
+
+    scope = ExchangeScope(app, raise_refused, {"/local": app}, fail, [failed])
+
+    def start(status: str, headers: object, exc_info: Any = None) -> Any:
+        if exc_info:
+            raise exc_info[1]
+        return lambda _: None
+
+    body: Any = ()
+    try:
+        body = scope(make_environ(target), start)
+        list(body)
+    except GatewayError:
+        pass
+    if hasattr(body, "close"):
+        body.close()
+        body.close()
+    return told
+
+
+def streaming(status: str, *blocks: bytes | Exception) -> App:
+    def app(environ: object, start_response: Any) -> Iterable[bytes]:
+        start_response(status, [])
+        return Body(*blocks)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("app", "told"),
+    [
+        (answering(b"x"), []),
+        (answering(b"x", status="404 Not Found"), []),
+        (answering(b"x", status="502 Bad Gateway"), [(502, None, 1)]),
+        (streaming("200 OK", b"abc"), []),
+        (streaming("500 Broken", b"abc"), [(500, None, 3)]),
+        (streaming("200 OK", b"abc", BadResponse("cut")), [(200, "bad_response", 3)]),
+        (raising(NoEndpoint()), [(503, "no_endpoint", 115)]),
+    ],
+    ids=range(7),
+)
+def test_who_listens_is_told_once_of_a_request_that_failed_and_of_no_other(
+    app: App, told: list[tuple[int, str | None, int]]
+) -> None:
+    seen = told_of(app)
+    assert [each[:2] for each in seen] == [each[:2] for each in told]
+    assert [each[2] for each in seen if each[1] != "no_endpoint"] == [each[2] for each in told if each[1] != "no_endpoint"]
+    assert not told_of(app, "/local"), "local routes are nobody's requests"
+
+
+def test_listener_that_fails_costs_its_line_only(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(exchange: Exchange, environ: object) -> None:
+        raise ZeroDivisionError
+
+    scope = ExchangeScope(raising(NoEndpoint()), raise_refused, {}, lambda *failure: None, [failing])
+    assert json.loads(b"".join(scope(make_environ("/x"), lambda *_: lambda _: None)))["reason"] == "no_endpoint"
+    assert "ZeroDivisionError" in caplog.text

@@ -43,6 +43,7 @@ __all__ = [
     "DockerConfig",
     "EndpointConfig",
     "HealthConfig",
+    "LogConfig",
     "Model",
     "PluginsConfig",
     "RouteConfig",
@@ -188,6 +189,13 @@ class DockerConfig(Model):
     network: str | None = None
 
 
+class LogConfig(Model):
+    """What the gateway says of itself on stderr: from which level on, and as text or as JSON."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
 class DisableAfter(Model):
     """A plugin that fails so many times in a row is taken out of the chains."""
 
@@ -250,6 +258,7 @@ class Config(Model):
     default_response: DefaultResponseConfig = DefaultResponseConfig()
     server: ServerConfig = ServerConfig()
     docker: DockerConfig = DockerConfig()
+    log: LogConfig = LogConfig()
     plugins: dict[str, Any] = Field(default={})
     disabled: frozenset[str] = Field(default=frozenset(), init=False)
     use: tuple[UseConfig, ...] = ()

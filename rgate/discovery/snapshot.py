@@ -115,6 +115,11 @@ class Change:
     names: tuple[str, ...]
     detail: str
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """The same for programs."""
+        return {"change": self.sign, "backend": self.backend, "endpoints": self.names, "detail": self.detail}
+
     def __str__(self) -> str:
         shown, rest, one = ", ".join(self.names[:NAMES_SHOWN]), len(self.names) - NAMES_SHOWN, len(self.names) == 1
         who = f"{shown} and {rest} more" if rest > 0 else shown

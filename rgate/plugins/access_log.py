@@ -1,195 +1,306 @@
-"""access_log: one line per request on stdout, when asked for (`--access-log`, or the section below).
+"""access_log: a line for every request that fails, or for every request.
 
     plugins:
       access_log:
-        format: text               # or json; without this line there is no access log and nothing in the chain
+        requests: failed           # or all, or none; `all` where a format is given, as by --access-log
+        format: text               # or json: of the lines that `all` writes to stdout
+        fields: [host, route, endpoint, reason, user_agent]
+        redact: [token, signature]
 
-    2026-11-24T08:41:15.123Z 6f0c11d2-1a 127.0.0.1 "GET /api/orders/17?x=1" 200 312 1.4ms route=/api/orders
-        backend=orders endpoint=orders-1 attempts=1                                           (all in one line)
+By default each failed request is a line of the gateway's log on stderr: a warning from status 500 on, and info below or where
+the client's request was at fault:
 
-A fault adds `reason=refused`; what is not known is "-". In JSON the keys are time, request_id, client, method, target,
-status, reason, bytes, duration_ms, route, backend, endpoint, attempts; what is not known is null. The time is that of
-the end of the response (UTC). Whatever a client can choose is escaped: a request makes one line, never two.
+    2026-11-24T08:41:15.123Z WARNING rgate.access: 6f0c11d2-1a 127.0.0.1 "GET /api/orders/17?x=1" 503 101 2.1ms host=shop.example
+        route=/api/orders backend=orders endpoint=orders-1 attempts=1 reason=refused detail="…"      (all in one line)
 
-A request only leaves a record in memory (1.3 µs); a thread of its own makes the lines (5 to 8 µs each) and writes them, ten
-times a second. So a slow or blocked stdout delays no request; records over the bound are lost, and the log of the gateway
-says how many.
+A request has failed when the gateway has answered it with a status of 400 or more, when its backend has answered with 500 or
+more, or when its response broke off. Nothing is counted together here, so a `request_id` that a client has been given is found.
+
+With `requests: all` every request, failed or not, has a line on stdout, and none in the log. In JSON the keys are those of
+FIELDS; what is not known is null. In text, "-" stands for what is not known. `bytes` are those of the response's body,
+`request_bytes` what the request's Content-Length said; `first_byte_ms` is the time until the response began. The time is that
+of the end of the response, in UTC. Whatever a client can choose is escaped and bounded: a request makes one line, never two.
+
+Values of the query parameters in `redact` are written as ***, in the Referer too. The default are usual names of secrets.
+
+With `all` a request only leaves a record in memory (2 µs); the writer's thread makes the line (8 µs). With `failed` a request
+that does not fail costs nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
-from functools import lru_cache
-from time import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, hookimpl
+from rgate import ConfigSection, Exchange, Gateway, Middleware, RequestError, StreamWriter, hookimpl, json_line, timestamp
 
 if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["AccessLog", "AccessLogOptions", "Record", "as_json", "as_text"]
+__all__ = ["FIELDS", "AccessLog", "AccessLogOptions", "Record", "Sent"]
 
-_log = logging.getLogger("rgate.access_log")
+FieldName = Literal[
+    "time",
+    "request_id",
+    "client",
+    "host",
+    "method",
+    "target",
+    "protocol",
+    "scheme",
+    "status",
+    "reason",
+    "detail",
+    "bytes",
+    "request_bytes",
+    "duration_ms",
+    "first_byte_ms",
+    "route",
+    "backend",
+    "endpoint",
+    "attempts",
+    "user_agent",
+    "referer",
+]
+FIELDS: Final[tuple[FieldName, ...]] = get_args(FieldName)
+_IN_HEAD: Final = frozenset({"time", "request_id", "client", "method", "target", "status", "bytes", "duration_ms"})
+_TEXT_FIELDS: Final[tuple[FieldName, ...]] = ("host", "route", "backend", "endpoint", "attempts", "reason", "detail")
+_ONLY_WHERE_KNOWN: Final = frozenset({"reason", "detail"})
+_QUOTED: Final = frozenset({"detail", "user_agent", "referer"})
+REDACTED: Final = (
+    "access_token",
+    "api_key",
+    "apikey",
+    "auth",
+    "client_secret",
+    "code",
+    "id_token",
+    "jwt",
+    "key",
+    "password",
+    "passwd",
+    "pwd",
+    "refresh_token",
+    "secret",
+    "session",
+    "sid",
+    "sig",
+    "signature",
+    "token",
+    "x-amz-credential",
+    "x-amz-security-token",
+    "x-amz-signature",
+    "x-goog-credential",
+    "x-goog-signature",
+)
+
+MAX_TARGET: Final = 2_048  # characters in a line; so many of the others
+MAX_VALUE: Final = 512
+END_SECONDS: Final = 2.0
+_log = logging.getLogger("rgate.access")
 _PLAIN = re.compile(r"[!#-\[\]-~]+").fullmatch
 
 
 class AccessLogOptions(BaseModel):
-    """`format` is that of a line; None (the default) means no access log."""
+    """`requests` says which have a line: those that fail (as lines of the log), all (on stdout), or none. Absent, it is `all`
+    where a `format` is given, else `failed`.
+
+    `fields` are what a line has: in JSON these, in text these after what every line begins with. `redact` are names of query
+    parameters, in any case, whose values are not written; None means REDACTED.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    requests: Literal["failed", "all", "none"] | None = None
     format: Literal["text", "json"] | None = None
+    fields: tuple[FieldName, ...] | None = None
+    redact: tuple[str, ...] | None = None
+
+    @property
+    def which(self) -> str:
+        """The requests that have a line."""
+        return self.requests or ("all" if self.format is not None else "failed")
+
+
+class Sent(NamedTuple):
+    """What a client has sent, as far as it is logged; "" for what is not known."""
+
+    client: str
+    host: str
+    method: str
+    target: str
+    protocol: str
+    scheme: str
+    length: str
+    user_agent: str
+    referer: str
 
 
 class Record(NamedTuple):
-    """One finished request. `ended` is in seconds since the epoch; the rest is as in the request or the environ."""
+    """One finished request. `ended` is in seconds since the epoch, `begun` in monotonic ones: when the response began, 0.0 when
+    that is not known."""
 
     ended: float
     exchange: Exchange
-    client: str
-    method: str
-    target: str
+    sent: Sent
+    begun: float = 0.0
+
+
+def sent(environ: WSGIEnvironment) -> Sent:
+    """What the environ says of the request."""
+    get = environ.get
+    method, host = get("REQUEST_METHOD", ""), get("HTTP_HOST", "")
+    target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
+    protocol = get("SERVER_PROTOCOL", "")
+    if (unread := get("rgate.sent")) is not None:  # the server could not read it; the rest only stands in for it
+        method, target, host = unread
+        protocol = ""
+    return Sent(
+        get("REMOTE_ADDR", ""),
+        host,
+        method,
+        target,
+        protocol,
+        get("wsgi.url_scheme", ""),
+        get("CONTENT_LENGTH", ""),
+        get("HTTP_USER_AGENT", ""),
+        get("HTTP_REFERER", ""),
+    )
+
+
+def _backend(it: Record) -> str | None:
+    route, endpoint = it.exchange.route, it.exchange.endpoint
+    return endpoint.backend if endpoint is not None else route.backend.name if route is not None else None
+
+
+_GET: Final[dict[FieldName, Callable[[Record], Any]]] = {
+    "time": lambda it: timestamp(it.ended),
+    "request_id": lambda it: it.exchange.id,
+    "client": lambda it: it.sent.client or None,
+    "host": lambda it: it.sent.host[:MAX_VALUE] or None,
+    "method": lambda it: it.sent.method[:MAX_VALUE] or None,
+    "protocol": lambda it: it.sent.protocol or None,
+    "scheme": lambda it: it.sent.scheme or None,
+    "status": lambda it: it.exchange.status,
+    "reason": lambda it: it.exchange.error.reason if it.exchange.error is not None else None,
+    "detail": lambda it: it.exchange.error.detail[:MAX_VALUE] or None if it.exchange.error is not None else None,
+    "bytes": lambda it: it.exchange.bytes_sent,
+    "request_bytes": lambda it: int(it.sent.length) if it.sent.length.isdecimal() else None,
+    "duration_ms": lambda it: round(it.exchange.elapsed_seconds * 1000, 3),
+    "first_byte_ms": lambda it: round((it.begun - it.exchange.started) * 1000, 3) if it.begun else None,
+    "route": lambda it: it.exchange.route.name if it.exchange.route is not None else None,
+    "backend": _backend,
+    "endpoint": lambda it: it.exchange.endpoint.name if it.exchange.endpoint is not None else None,
+    "attempts": lambda it: it.exchange.attempts,
+    "user_agent": lambda it: it.sent.user_agent[:MAX_VALUE] or None,
+}
 
 
 class AccessLog:
-    """Takes records from any thread, without blocking, and writes them in its own."""
+    """Makes the lines of one form. `writer` is where those of all requests go."""
 
-    FLUSH_SECONDS = 0.1
-    MAX_RECORDS = 10_000
-
-    def __init__(self, line: Callable[[Record], str]) -> None:
-        self._line = line
-        self._records: deque[Record] = deque()
-        self._lost = 0
+    def __init__(self, options: AccessLogOptions, form: str, writer: StreamWriter | None = None) -> None:
+        self.as_json = form == "json"
+        self.writer = writer
+        chosen = options.fields
+        names = (chosen or FIELDS) if self.as_json else tuple(n for n in chosen or _TEXT_FIELDS if n not in _IN_HEAD)
+        get: dict[FieldName, Callable[[Record], Any]] = {
+            **_GET,
+            "target": lambda it: self._redacted(it.sent.target, MAX_TARGET),
+            "referer": lambda it: self._redacted(it.sent.referer, MAX_VALUE),
+        }
+        self._columns = [(name, get[name]) for name in names]
+        secrets = "|".join(re.escape(name) for name in (REDACTED if options.redact is None else options.redact))
+        self._secret = re.compile(rf"(?<=[?&;])((?:{secrets})=)[^&;#]*", re.IGNORECASE) if secrets else None
 
     def add(self, record: Record) -> None:
-        """Have the record written soon. Over MAX_RECORDS it is lost."""
-        if len(self._records) < self.MAX_RECORDS:
-            self._records.append(record)
+        """Have the line of a request written soon."""
+        assert self.writer is not None
+        if record.exchange.error is not None:  # its traceback would keep whatever the failed code had in hand
+            self.writer.write(f"{self.line(record)}\n".encode())
         else:
-            self._lost += 1  # no lock: two threads at once may count one, and the warning says "at least"
+            it = record.sent
+            size = 1_000 + len(it.target) + len(it.user_agent) + len(it.referer)
+            self.writer.defer(size, partial(self.line, record))
 
-    def flush(self, stream: TextIO) -> None:
-        """Write what there is. A stream that fails loses it."""
-        records, lost = self._records, self._lost
-        lines = [self._line(records.popleft()) for _ in range(len(records))]
-        try:
-            if lines:
-                stream.write("\n".join(lines) + "\n")
-                stream.flush()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            self._lost += len(lines)
-            _log.debug("cannot write: %s", error)
-        if lost:
-            self._lost -= lost
-            words = "at least %d lines are lost: stdout cannot be written, or not fast enough"
-            _log.warning(words, lost, extra={"about": ""})
+    def tell(self, exchange: Exchange, environ: WSGIEnvironment) -> None:
+        """Log a request that has failed."""
+        error = exchange.error
+        status = exchange.status if error is None else error.status
+        level = logging.WARNING if status >= 500 and not isinstance(error, RequestError) else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
+        record = Record(time(), exchange, sent(environ))
+        if self.as_json:
+            fields = self.fields(record)
+            message = f"{exchange.status} {error.reason}" if error is not None else str(exchange.status)
+        else:
+            fields, message = {}, self.text(record)
+        told = logging.LogRecord(_log.name, level, __file__, 0, message, None, None)  # not by log(), which looks for its caller
+        told.fields = fields
+        _log.handle(told)
 
+    def line(self, record: Record) -> str:
+        """The line of one request, of printable ASCII."""
+        return json_line(self.fields(record)) if self.as_json else f"{timestamp(record.ended)} {self.text(record)}"
 
-class Writing:
-    """While entered, a thread writes what `log` has to `stream`; what is left goes out at the end."""
+    def text(self, record: Record) -> str:
+        """The record in one line, without its time."""
+        exchange, it = record.exchange, record.sent
+        method, target = _escaped(it.method[:MAX_VALUE]), _escaped(self._redacted(it.target, MAX_TARGET))
+        took = exchange.elapsed_seconds * 1000
+        parts = [f'{exchange.id} {_escaped(it.client)} "{method} {target}" {exchange.status} {exchange.bytes_sent} {took:.1f}ms']
+        for name, get in self._columns:
+            value = get(record)
+            if value is not None or name not in _ONLY_WHERE_KNOWN:
+                parts.append(f"{name}={_quoted(value) if name in _QUOTED else _escaped(value)}")
+        return " ".join(parts)
 
-    def __init__(self, log: AccessLog, stream: TextIO) -> None:
-        self._log = log
-        self._stream = stream
-        self._stop = threading.Event()
+    def fields(self, record: Record) -> dict[str, Any]:
+        """The record as plain values, by name."""
+        return {name: get(record) for name, get in self._columns}
 
-    def __enter__(self) -> None:
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._write, name="rgate-access-log", daemon=True)
-        self._thread.start()
-
-    def __exit__(self, *failure: object) -> None:
-        self._stop.set()
-        # Not for ever: a reader that has stopped reading must not keep the gateway from ending.
-        self._thread.join(timeout=2)
-
-    def _write(self) -> None:
-        while not self._stop.wait(self._log.FLUSH_SECONDS):
-            self._log.flush(self._stream)
-        self._log.flush(self._stream)
-
-
-def as_text(record: Record) -> str:
-    """The record in one line."""
-    ended, exchange, client, method, target = record
-    route, backend, endpoint = map(_escaped, _way(exchange))
-    return (
-        f'{_time(ended)} {exchange.id} {_escaped(client)} "{_escaped(method)} {_escaped(target)}" {exchange.status}'
-        f" {exchange.bytes_sent} {exchange.elapsed_seconds * 1000:.1f}ms route={route} backend={backend} endpoint={endpoint}"
-        f" attempts={exchange.attempts}{f' reason={exchange.error.reason}' if exchange.error is not None else ''}"
-    )
+    def _redacted(self, url: str, most: int) -> str | None:
+        if self._secret is not None and "=" in url:
+            url = self._secret.sub(r"\1***", url)
+        return f"{url[:most]}…" if len(url) > most else url or None
 
 
-def as_json(record: Record) -> str:
-    """The record as a JSON object in one line, in ASCII."""
-    ended, exchange, client, method, target = record
-    route, backend, endpoint = _way(exchange)
-    entry = {
-        "time": _time(ended),
-        "request_id": exchange.id,
-        "client": client or None,
-        "method": method or None,
-        "target": target or None,
-        "status": exchange.status,
-        "reason": exchange.error.reason if exchange.error is not None else None,
-        "bytes": exchange.bytes_sent,
-        "duration_ms": round(exchange.elapsed_seconds * 1000, 3),
-        "route": route,
-        "backend": backend,
-        "endpoint": endpoint,
-        "attempts": exchange.attempts,
-    }
-    return json.dumps(entry)
-
-
-def _way(exchange: Exchange) -> tuple[str | None, str | None, str | None]:
-    """The names of route, backend and endpoint, as far as the request has come."""
-    route, endpoint = exchange.route, exchange.endpoint
-    return (
-        route.name if route is not None else None,
-        route.backend.name if route is not None else None,
-        endpoint.name if endpoint is not None else None,
-    )
-
-
-def _time(ended: float) -> str:
-    second, millisecond = divmod(round(ended * 1000), 1000)
-    return f"{_second(second)}.{millisecond:03d}Z"
-
-
-@lru_cache(maxsize=16)  # because the lines of one second have it in common
-def _second(ended: int) -> str:
-    return datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _escaped(value: str | None) -> str:
+def _escaped(value: object) -> str:
     """One word of printable ASCII without a quote, whatever the client has sent."""
-    if not value:
+    if value is None:
         return "-"
-    if _PLAIN(value):
-        return value
-    return value.encode("unicode_escape").decode("ascii").replace('"', "\\x22").replace(" ", "\\x20")
+    text = str(value)
+    if _PLAIN(text):
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace('"', "\\x22").replace(" ", "\\x20") or "-"
 
 
-def log_of(gateway: Gateway) -> AccessLog | None:
-    """The log of `gateway`, and of those before and after it as long as the lines have the same form; None without one."""
-    options: AccessLogOptions | None = gateway.options("access_log")
-    form = options.format if options is not None else None
-    if form is None:
+def _quoted(value: object) -> str:
+    """The same in quotes, with its spaces."""
+    return "-" if value is None else '"' + str(value).encode("unicode_escape").decode("ascii").replace('"', "\\x22") + '"'
+
+
+def _options(gateway: Gateway) -> AccessLogOptions:
+    return gateway.options("access_log") or AccessLogOptions()
+
+
+def _log_of_all(gateway: Gateway) -> AccessLog | None:
+    """The log of `gateway` and of those before and after it as long as the lines have the same form; None without one."""
+    options = _options(gateway)
+    if options.which != "all":
         return None
-    return gateway.keep("access_log", form, lambda: AccessLog(as_json if form == "json" else as_text))
+    form = options.format or gateway.config.log.format
+    return gateway.keep("access_log", (options, form), lambda: AccessLog(options, form, StreamWriter.of(sys.stdout)))
 
 
 @hookimpl
@@ -199,7 +310,11 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware | None:
-    log = log_of(gateway)
+    options = _options(gateway)
+    gateway.logs_failures = options.which != "none"
+    if options.which == "failed":
+        gateway.on_failed_request(AccessLog(options, gateway.config.log.format).tell)
+    log = _log_of_all(gateway)
     if log is None:
         return None
     add = log.add
@@ -208,11 +323,17 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def logged(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             # Now, because a middleware may change them: what is logged is what the client sent.
-            get = environ.get
-            client, method = get("REMOTE_ADDR", ""), get("REQUEST_METHOD", "")
-            target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
-            exchange_of(environ).on_finish(lambda exchange: add(Record(time(), exchange, client, method, target)))
-            return app(environ, start_response)
+            seen, begun = sent(environ), 0.0
+
+            def begin(
+                status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
+            ) -> Callable[[bytes], object]:
+                nonlocal begun
+                begun = monotonic()
+                return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+            exchange_of(environ).on_finish(lambda exchange: add(Record(time(), exchange, seen, begun)))
+            return app(environ, begin)
 
         return logged
 
@@ -221,5 +342,14 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[None] | None:
-    log = log_of(gateway)
-    return gateway.keep("access_log.writing", log, lambda: Writing(log, sys.stdout)) if log is not None else None
+    log = _log_of_all(gateway)
+    return gateway.keep("access_log.writing", log, lambda: _written_at_the_end(log)) if log is not None else None
+
+
+@contextmanager
+def _written_at_the_end(log: AccessLog) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if log.writer is not None and not log.writer.flush(END_SECONDS):
+            logging.getLogger("rgate.log").warning("what is left of the access log could not be written")

@@ -43,7 +43,7 @@ _log = logging.getLogger("rgate.faults")
 _REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _QUIET = (RequestError, NoRoute, Unavailable)
 """Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request. So is all
-that has a status below 500."""
+that has a status below 500, and everything where a plugin logs each failed request anyway, as `access_log` does by default."""
 
 
 def answer(exchange: Exchange, error: GatewayError) -> WSGIApplication:
@@ -88,7 +88,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         exchange = Exchange.of(environ)
         exchange.error = fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
         if fault is error:
-            _tell(exchange, fault)
+            _tell(exchange, fault, gateway.logs_failures)
         else:
             registry.report_failure(exchange, error)
         try:
@@ -104,15 +104,11 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("faults", wrap, edits_environ=False, essential=True)
 
 
-def _tell(exchange: Exchange, fault: GatewayError) -> None:
-    if fault.status < 500 or isinstance(fault, _QUIET):
+def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:
+    if logged or fault.status < 500 or isinstance(fault, _QUIET):
         _log.debug("%s: %s", exchange.id, fault)
         return
-    where = ""
-    if exchange.endpoint is not None:
-        where = f" (backend {exchange.endpoint.backend}, endpoint {exchange.endpoint.name})"
-    elif exchange.route is not None:
-        where = f" (route {exchange.route.name})"
+    where = exchange.whereabouts
     _log.warning("%s: %s%s", exchange.id, fault, where, extra={"about": (where, type(fault).__name__, fault.reason)})
 
 

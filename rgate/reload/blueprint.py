@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import RgateError
+from ..log import adjust
 from .succession import NOTICE, freeze, refusal
 from .watching import Watching
 
@@ -22,10 +22,9 @@ _log = logging.getLogger("rgate.reload")
 class Blueprint:
     """The supervisor's gateway, which never runs. prepare() makes the next one, commit() puts it in its place."""
 
-    def __init__(self, gateway: Gateway, source: ConfigFile, tell: Callable[[str], object]) -> None:
+    def __init__(self, gateway: Gateway, source: ConfigFile) -> None:
         self.gateway = gateway
         self._source = source
-        self._tell = tell
         self._next: Gateway | None = None
         self._watching = Watching(source)
 
@@ -58,6 +57,7 @@ class Blueprint:
         after.take_over(before)
         before.close(after)
         self.gateway = after
+        adjust(after.config.log.level, after.config.log.format)
         after.condition.notices.pop(NOTICE, None)
         self._source.note(after)
         freeze()
@@ -70,7 +70,6 @@ class Blueprint:
 
     def concluded(self, problems: str, asked: bool) -> None:
         """All workers have it, or it is refused."""
-        if line := self._watching.concluded(problems, asked):
-            self._tell(line)
-        else:
+        self._watching.concluded(problems, asked)
+        if problems:
             self.gateway.condition.notices[NOTICE] = refusal(problems)

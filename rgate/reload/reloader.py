@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,10 @@ __all__ = ["Reloader"]
 
 class Reloader:
     """Between start() and end() a thread looks at the files of `source`, if the config in force says so, and has `succession`
-    reload. `tell` is given a line when another config is in force."""
+    reload."""
 
-    def __init__(self, succession: Succession, source: ConfigFile, tell: Callable[[str], object]) -> None:
+    def __init__(self, succession: Succession, source: ConfigFile) -> None:
         self._succession = succession
-        self._tell = tell
         self._watching = Watching(source)
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -55,8 +53,7 @@ class Reloader:
     def _reload(self, asked: bool) -> str:
         self._watching.begins(asked)
         problems = self._succession.reload()
-        if line := self._watching.concluded(problems, asked):
-            self._tell(line)
+        self._watching.concluded(problems, asked)
         return problems
 
     def _watch(self) -> None:

@@ -48,17 +48,17 @@ class Watching:
         if asked:
             systemd.reload_begins()
 
-    def concluded(self, problems: str, asked: bool) -> str:
-        """Log what is to be known of a reload: why it was refused, or what has not changed with it; a line for the operator when
-        it is in force. `asked` is that of begins()."""
+    def concluded(self, problems: str, asked: bool) -> None:
+        """Log what is to be known of a reload: that it is in force and what has not changed with it, or why it was refused.
+        `asked` is that of begins()."""
         path = self._source.path
         systemd.reload_is_over(refusal(problems) if problems else "", asked)
         if problems:
             if asked or problems != self._told:
                 _log.error("%s is refused, the config before stays in force:\n%s", path, problems)
             self._told, self._retry_at = problems, self._clock() + RETRY_SECONDS
-            return ""
+            return
         self._told = ""
         for line in self._source.stays:
             _log.warning("%s", line)
-        return f"{path} reloaded"
+        _log.info("%s reloaded", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from werkzeug.wsgi import FileWrapper
 
 from ..version import VERSION
-from ..wire.environ import FIELDS_KEY, REFUSED_KEY, TARGET_KEY
+from ..wire.environ import FIELDS_KEY, REFUSED_KEY, SENT_KEY, TARGET_KEY
 from ..wire.fields import Fields
 from ..wire.target import Target
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["NO_BODY", "refused", "template"]
 
 NO_BODY: Final = BytesIO()
+MAX_SENT_BYTES: Final = 4_096
 _NOWHERE = Target("/", "/", "/", "")
+_REQUEST_LINE = re.compile(r"[\r\n]{0,2}([!-~]{1,32}) +(\S+)")
+_HOST = re.compile(r"\nhost[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
@@ -43,8 +47,12 @@ def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> di
 
 
 def refused(error: GatewayError, head: bytes) -> dict[str, Any]:
-    """In place of a request that could not be read, as far as `head`: what has the outer chain answer `error`."""
+    """In place of a request that could not be read, as far as `head`: what has the outer chain answer `error`.
+
+    It looks like a GET of /, so that no middleware stumbles over it; SENT_KEY has what was sent.
+    """
     return {
+        SENT_KEY: _sent(head[:MAX_SENT_BYTES].decode("latin-1")),
         "REQUEST_METHOD": "HEAD" if head.startswith(b"HEAD ") else "GET",
         "PATH_INFO": "/",
         "QUERY_STRING": "",
@@ -56,3 +64,10 @@ def refused(error: GatewayError, head: bytes) -> dict[str, Any]:
         FIELDS_KEY: Fields(),
         REFUSED_KEY: error,
     }
+
+
+def _sent(head: str) -> tuple[str, str, str]:
+    """Method, target and Host in what begins a request perhaps; "" for what is not there."""
+    line, host = _REQUEST_LINE.match(head), _HOST.search(head)
+    method, target = line.groups() if line is not None else ("", "")
+    return method, target, host[1].strip() if host is not None else ""

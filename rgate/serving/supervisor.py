@@ -23,13 +23,13 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from .. import log
 from ..errors import RgateError
 from ..handover.successor import UPGRADE_SECONDS, Successor
 from ..siblings import as_word
@@ -77,9 +77,9 @@ class Supervisor:
     """Runs `main(index, first_time, channel)` in `processes` forked processes, and keeps them running.
 
     `on_up` is called once, when all serve; `on_beat` about once a second; `on_stop` with the successor's process number
-    when one has taken over, or None; `tell` with what the operator should see. `blueprint` is what the processes are forked
-    with, and can be made anew when the config has changed; without it there is no reload. Before any thread is started in
-    this process, call run() from the main thread: it forks.
+    when one has taken over, or None. `blueprint` is what the processes are forked with, and can be made anew when the config
+    has changed; without it there is no reload. Before any thread is started in this process, call run() from the main
+    thread: it forks. (A thread that writes the log comes and goes; it holds nothing that a fork would need.)
     """
 
     def __init__(
@@ -91,14 +91,13 @@ class Supervisor:
         on_up: Callable[[], object] = lambda: None,
         on_beat: Callable[[], object] | None = None,
         on_stop: Callable[[int | None], object] = lambda pid: None,
-        tell: Callable[[str], object] = lambda text: None,
         blueprint: Blueprint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._main = main
         self._listeners = listeners
         self._config = config
-        self._on_up, self._on_beat, self._on_stop, self._tell = on_up, on_beat, on_stop, tell
+        self._on_up, self._on_beat, self._on_stop = on_up, on_beat, on_stop
         self._clock = clock
         self._workers = [_Worker(index) for index in range(config.processes)]
         self._selector = selectors.DefaultSelector()
@@ -166,8 +165,6 @@ class Supervisor:
         worker.starts += 1
         first = worker.starts == 1
         ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             self._become(worker, first, ours, theirs)
@@ -198,8 +195,7 @@ class Supervisor:
             _log.exception("worker %d failed", worker.index)
         finally:
             logging.shutdown()  # which atexit would do
-            sys.stdout.flush()
-            sys.stderr.flush()
+            log.end()
             os._exit(code)
 
     def _wait(self) -> None:
@@ -320,7 +316,8 @@ class Supervisor:
             worker.start_at = self._clock() + pause
             said = f"signal {signal.Signals(-how).name}" if how < 0 else f"exit code {how}"
             when = f"in {pause:g} s" if pause else "now"
-            _log.error("worker %d (pid %d) ended with %s; another takes its place %s", worker.index, pid, said, when)
+            level = logging.ERROR if how else logging.INFO  # 0: somebody has sent it a signal to end, and it did in order
+            _log.log(level, "worker %d (pid %d) ended with %s; another takes its place %s", worker.index, pid, said, when)
         return code
 
     def _end_hung(self) -> None:
@@ -349,7 +346,7 @@ class Supervisor:
                 return
             self._successor_until = self._clock() + UPGRADE_SECONDS
             self._selector.register(successor, selectors.EVENT_READ, successor)
-            self._tell(f"process {successor.pid} is starting, to take over")
+            _log.info("process %d is starting, to take over", successor.pid)
         elif self._successor_until and self._clock() >= self._successor_until:
             self._conclude_upgrade(in_time=False)
 

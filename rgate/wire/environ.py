@@ -15,6 +15,8 @@ rgate.peer     the address of the trusted proxy that the request came from; abse
 rgate.announced  true when the connection began with a PROXY header, so that its peer is what that says
 rgate.refused  a GatewayError, or what makes one of the environ: the server does not serve the request, and the outer chain
                answers it
+rgate.sent     of a request that could not be read: method, target and Host as they were sent, as far as they could be told,
+               each "" where there was none
 
 rgate's own server sets the first two. Under any other WSGI server they are made from the environ here: repeated headers have
 been joined by then, and a name with "_" can no longer be told from one with "-".
@@ -37,6 +39,7 @@ __all__ = [
     "FIELDS_KEY",
     "PEER_KEY",
     "REFUSED_KEY",
+    "SENT_KEY",
     "TARGET_KEY",
     "TRAILERS_KEY",
     "UPGRADE_KEY",
@@ -52,6 +55,7 @@ FIELDS_KEY: Final = "rgate.fields"
 CLIENT_KEY: Final = "rgate.client"
 PEER_KEY: Final = "rgate.peer"
 REFUSED_KEY: Final = "rgate.refused"
+SENT_KEY: Final = "rgate.sent"
 UPGRADE_KEY: Final = "rgate.upgrade"
 TRAILERS_KEY: Final = "rgate.trailers"
 

@@ -29,6 +29,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "backends[].health": models.HealthConfig,
     "backends[].tls": models.BackendTLSConfig,
     "default_response": models.DefaultResponseConfig,
+    "log": models.LogConfig,
     "server": models.ServerConfig,
     "server.tls": models.TLSConfig,
     "server.tls.certificates[]": models.CertificateConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ use:
   - app: broken_app:Broken
 plugins:
   disable: [stats]
+  access_log: {{requests: {requests}}}
 """
 BROKEN = """\
 class Broken:
@@ -46,7 +48,7 @@ def test_failure_with_every_request_is_told_once_and_counted(workers: int, tmp_p
     (tmp_path / "broken_app.py").write_text(BROKEN)
     config = tmp_path / "config.yml"
     with ScriptedBackend(close) as backend:
-        config.write_text(CONFIG.format(workers=workers, url=backend.url))
+        config.write_text(CONFIG.format(workers=workers, url=backend.url, requests="none"))
         with rgate(config, environ={"PYTHONPATH": str(tmp_path)}) as processes:
             url = processes.url()
             with RawClient(url) as client:  # one connection, so one process
@@ -58,11 +60,33 @@ def test_failure_with_every_request_is_told_once_and_counted(workers: int, tmp_p
             lines = processes.seen
     firsts = [line for line in lines if re.search(r"failed in rgate_middlewares: KeyError\('acme'\)$", line)]
     assert 1 <= len(firsts) < TIMES / 4, "few, however slow the machine is"
-    assert lines.count("KeyError: 'acme'") == len(firsts)
+    assert lines.count("    KeyError: 'acme'") == len(firsts)
     assert counted(lines, r"KeyError\('acme'\)") == TIMES - len(firsts)
-    firsts = [line for line in lines if re.search(r" closed: .* \(backend gone, endpoint [^()]+\)$", line)]
+    firsts = [line for line in lines if re.search(r" closed: .* \(route /gone, backend gone, endpoint [^()]+\)$", line)]
     assert 1 <= len(firsts) < TIMES / 4
     assert counted(lines, r" closed: .*") == TIMES - len(firsts)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_id_that_a_client_is_given_is_found_in_one_line_by_default(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "broken_app.py").write_text(BROKEN)
+    config = tmp_path / "config.yml"
+    ids = []
+    with ScriptedBackend(close) as backend:
+        config.write_text(CONFIG.format(workers=workers, url=backend.url, requests="failed"))
+        with rgate(config, environ={"PYTHONPATH": str(tmp_path)}) as processes:
+            with RawClient(processes.url()) as client:
+                for path in ("/broken", "/gone", "/nowhere"):
+                    for _ in range(TIMES):
+                        client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % path.encode())
+                        ids.append(json.loads(client.response().body)["request_id"])
+            processes.end(processes.process.pid)
+            lines = [line for line in processes.seen if " rgate.access: " in line]
+    assert [re.search(r"rgate\.access: (\S+) ", line)[1] for line in lines] == ids  # type: ignore[index]
+    reasons = ("internal", "closed", "no_route")
+    assert [re.search(r" reason=(\w+)", line)[1] for line in lines] == [each for each in reasons for _ in range(TIMES)]  # type: ignore[index]
+    assert {" ERROR " in line or " WARNING " in line for line in lines[: 2 * TIMES]} == {True}
+    assert {" INFO " in line for line in lines[2 * TIMES :]} == {True}
 
 
 def counted(lines: list[str], pattern: str) -> int:

@@ -112,6 +112,13 @@ def test_worker_that_is_killed_is_replaced_and_said_so(running: Running) -> None
     assert [running.get("/hello") for _ in range(20)] == [b"hello"] * 20
 
 
+def test_worker_that_is_told_to_end_is_replaced_and_that_is_no_error(running: Running) -> None:
+    ended = min(running.workers())
+    os.kill(ended, signal.SIGTERM)
+    line = read_until(running.process.stderr, f"pid {ended}")
+    assert " INFO rgate.supervisor: " in line and "ended with exit code 0" in line
+
+
 def test_drain_reaches_every_worker_and_those_that_follow(running: Running) -> None:
     def is_drained() -> bool:
         try:

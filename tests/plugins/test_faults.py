@@ -83,7 +83,9 @@ def raising(error: Exception) -> WSGIApplication:
 
 
 def guarded(inner: WSGIApplication, **plugins: object) -> WSGIApplication:
-    return faults.rgate_middlewares(make_gateway(plugins=plugins)).wrap(inner, None)
+    """As where no access log has a line for each failed request anyway."""
+    gateway = make_gateway({"plugins": {"access_log": {"requests": "none"}}}, plugins=plugins)
+    return faults.rgate_middlewares(gateway).wrap(inner, None)
 
 
 def faults_below(error: type[GatewayError]) -> set[type[GatewayError]]:
@@ -158,7 +160,11 @@ def test_unexpected_exception_is_500_and_is_reported_with_its_traceback(caplog: 
 
 @pytest.mark.parametrize(
     ("error", "level", "where"),
-    [(rgate.UpstreamClosed, "WARNING", " (route /)"), (rgate.Refused, "DEBUG", ""), (rgate.RequestError, "DEBUG", "")],
+    [
+        (rgate.UpstreamClosed, "WARNING", " (route /, backend orders)"),
+        (rgate.Refused, "DEBUG", ""),
+        (rgate.RequestError, "DEBUG", ""),
+    ],
 )
 def test_fault_detail_goes_to_the_log(
     error: type[GatewayError], level: str, where: str, caplog: pytest.LogCaptureFixture
@@ -169,6 +175,13 @@ def test_fault_detail_goes_to_the_log(
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (level, f"{exchange.id}: {error.reason}: {SECRET}{where}")
     ]
+
+
+def test_fault_is_no_news_where_every_failed_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    app = faults.rgate_middlewares(make_gateway()).wrap(raising(UpstreamClosed(SECRET)), None)
+    client(app, make_exchange()).get("/")
+    assert not caplog.records
 
 
 def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCaptureFixture) -> None:
@@ -185,7 +198,7 @@ def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCapt
     first, second, *others = (record.__dict__["about"] for record in caplog.records)
     assert first == second
     assert len({first, *others}) == 4
-    assert caplog.messages[0].endswith(" (backend orders, endpoint a)")
+    assert caplog.messages[0].endswith(" (route /, backend orders, endpoint a)")
 
 
 def test_answer_and_good_responses_are_valid_wsgi() -> None:

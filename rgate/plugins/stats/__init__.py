@@ -105,5 +105,6 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
     gateway.siblings.answer(FLUSH, lambda _: recorder.flush())
+    recorder.notices = gateway.condition.notices
     recorder.flush_siblings = lambda: gateway.siblings.ask(FLUSH)
     return recorder

@@ -47,6 +47,7 @@ class Recorder:
 
     `flush_siblings` is called before every report. Where several processes share the database it is set to have the
     others `flush()`, so that the report holds their exchanges too; what it raises is logged. Default: nothing to do.
+    `notices` has the trouble with the database under "statistics" while there is some.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Recorder:
     ) -> None:
         self.pending = pending
         self.flush_siblings: Callable[[], object] = lambda: None
+        self.notices: dict[str, str] = {}
         self._store = store
         self._store_lock = threading.Lock()
         self._flush_seconds = flush_seconds
@@ -155,12 +157,14 @@ class Recorder:
             self._state, self._since = trouble.state, now
         if trouble.state != self._told and (not locked or now - self._since >= _LOCKED_SECONDS):
             self._told = trouble.state
+            self.notices["statistics"] = f"database {trouble.state}: {trouble}"
             _log.warning("statistics: database %s (%s); counts wait in memory", trouble.state, trouble)
 
     def _recovered(self) -> None:
         self._state = "ok"
         if self._told:
             self._told = ""
+            self.notices.pop("statistics", None)
             _log.warning("statistics: database ok again")
 
     def _write_regularly(self) -> None:
@@ -182,8 +186,10 @@ class Recorder:
                 try:
                     if free and self._store.tidy(minute):
                         continue
-                except Trouble as trouble:
-                    _log.debug("statistics: not tidied (%s)", trouble)
+                    if free and not self.pending.batch(1):
+                        self._recovered()
+                except Trouble as trouble:  # the first time that is soon after the start, before there is anything to save
+                    self._troubled(trouble)
                 self._tidied_minute = minute
                 return
 

@@ -42,7 +42,15 @@ from .trouble import Trouble
 __all__ = ["Store"]
 
 _PAGE_BYTES = 4_096
-_SQLITE_STATES = {5: "locked", 6: "locked", 8: "read_only", 11: "corrupt", 13: "full", 26: "corrupt"}  # sqlite.org/rescode
+_SQLITE_STATES = {  # sqlite.org/rescode
+    5: "locked",
+    6: "locked",
+    8: "read_only",
+    11: "corrupt",
+    13: "full",
+    14: "read_only",  # neither opened nor made
+    26: "corrupt",
+}
 _log = logging.getLogger("rgate.plugins.stats")
 _t = TRAFFIC.c
 
@@ -239,7 +247,13 @@ class Store:
             if name:
                 self._because = f"the file was corrupt and is set aside as {name}"
                 _log.error("statistics: %s is corrupt (%s); set aside as %s, a new one is begun", self._file.path, cause, name)
-        return Trouble(state, str(cause))
+        where = f"{self._file.path}: " if self._file else ""
+        way_out = ""
+        if state == "read_only" and self._file and not self._read_only:
+            there = self._file.path.parent.is_dir()
+            able = f"let the user with the number {os.geteuid()} write it and its folder" if there else "make its folder"
+            way_out = f"; {able}, or name another file in plugins.stats.database"
+        return Trouble(state, f"{where}{cause}{way_out}")
 
     def _prepared(self, text: str) -> tuple[sa.Engine, SqliteFile | None]:
         try:

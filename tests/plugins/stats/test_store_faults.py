@@ -17,6 +17,7 @@ from rgate.plugins.stats.report import report
 from rgate.plugins.stats.store import Store
 from rgate.plugins.stats.trouble import Trouble
 
+from ...waiting import eventually
 from .traffic import NOON_MINUTE, Clock, answered, counted, finished, success_of
 
 
@@ -351,7 +352,7 @@ def test_folder_that_vanishes_is_trouble_until_it_is_back(begin: Callable[..., S
     folder.rename(tmp_path / "away")
     statistics.count()
     answer = statistics.answer()
-    assert (success_of(answer), storage_of(answer)["state"]) == (1, "unavailable")
+    assert (success_of(answer), storage_of(answer)["state"]) == (1, "read_only")
     (tmp_path / "away").rename(folder)
     statistics.later()
     assert (success_of(statistics.answer()), statistics.state()) == (2, "ok")
@@ -394,3 +395,19 @@ def test_database_that_holds_something_else_is_trouble(statistics: Statistics, p
 def test_locked_database_is_not_tidied(statistics: Statistics, path: Path) -> None:
     with locked(path), pytest.raises(Trouble, match="locked"):
         statistics.store.tidy(NOON_MINUTE)
+
+
+def test_database_that_cannot_be_made_is_told_at_the_start_with_its_place(
+    begin: Callable[..., Statistics], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "none"
+    statistics = begin(f"sqlite:///{folder}/rgate.db")
+    with statistics.recorder as recorder:
+        notice = eventually(lambda: recorder.notices.get("statistics", ""), "before any request")
+        assert f"{folder}/rgate.db" in notice and "plugins.stats.database" in notice
+        assert notice.startswith("database read_only: ")
+        assert notice.removeprefix("database read_only: ") in caplog.text
+        folder.mkdir()
+        statistics.later()
+        statistics.count()
+        assert recorder.flush() and not recorder.notices

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rgate.log import MOST_KNOWN, LogHandler, about
+from rgate.log.handler import MOST_KNOWN, LogHandler, about
 
-from .waiting import eventually
+from ..waiting import eventually
 
 
 class Log:

@@ -78,11 +78,15 @@ class LogHandler(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
 
-    def close(self) -> None:
-        """Write what is still counted, and close."""
+    def settle(self) -> None:
+        """Write what is still counted."""
         with self._locked():
             for key in list(self._known):
                 self._forget(key)
+
+    def close(self) -> None:
+        """Write what is still counted, and close."""
+        self.settle()
         super().close()
 
     def _is_first(self, record: logging.LogRecord, key: _Key) -> bool:
@@ -100,6 +104,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
             return True
         repeated.count += 1
         repeated.message = record.getMessage()
+        repeated.fields = getattr(record, "fields", None)
         self._wait(now)
         return False
 
@@ -139,7 +144,9 @@ class LogHandler(logging.StreamHandler[TextIO]):
         times = (
             f"{repeated.count:,} more time{'s' if repeated.count > 1 else ''} in the last {max(1, round(now - repeated.since))} s"
         )
-        super().emit(logging.LogRecord(key[0], key[1], "", 0, f"{repeated.message} ({times})", None, None))
+        record = logging.LogRecord(key[0], key[1], "", 0, f"{repeated.message} ({times})", None, None)
+        record.fields = {**(repeated.fields or {}), "more": repeated.count}
+        super().emit(record)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -153,12 +160,13 @@ class LogHandler(logging.StreamHandler[TextIO]):
 class _Repeated:
     """`count` records have come after what was written at `since`, the last of them with this message."""
 
-    __slots__ = ("count", "message", "since")
+    __slots__ = ("count", "fields", "message", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
         self.count = 0
         self.message = ""
+        self.fields: dict[str, object] | None = None
 
 
 def _by_timer(seconds: float, act: Callable[[], None]) -> None:

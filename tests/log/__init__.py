@@ -1,0 +1,1 @@
+"""The log and the streams that it goes to."""
