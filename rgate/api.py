@@ -6,6 +6,7 @@ from .errors import (
     BadGateway,
     BadResponse,
     BodyTooLarge,
+    ClientClosed,
     ConfigError,
     ConfigProblem,
     ConnectTimeout,
@@ -50,6 +51,7 @@ from .hookspecs import (
     hookimpl,
 )
 from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from .parked import Parked
 from .pipeline import STANDARD_ORDER, wrap_body
 from .side import SideServer
 from .version import VERSION as __version__
@@ -65,6 +67,7 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
+    "ClientClosed",
     "Config",
     "ConfigError",
     "ConfigProblem",
@@ -92,6 +95,7 @@ __all__ = [
     "NotImplementedByGateway",
     "NotTLS",
     "Overloaded",
+    "Parked",
     "PluginError",
     "Refused",
     "RequestError",

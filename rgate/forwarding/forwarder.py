@@ -11,7 +11,7 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import BadResponse, InternalFault, RequestError, Truncated, UpstreamClosed
+from ..errors import BadResponse, ClientClosed, InternalFault, Truncated, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
@@ -129,6 +129,8 @@ class Forwarder:
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
+            if client.gone:
+                connection.abort()
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable, settled)
         body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
         if exchange.streaming is not None:
@@ -168,6 +170,8 @@ class Forwarder:
                 connection.allow(timeouts.response_seconds)
                 if client is not None:
                     client.on_gone = connection.abort
+                    if client.gone:
+                        raise ClientClosed("before the request was sent")
                 connection.send_bytes(head)
                 if stream is None:
                     reused = connection.used
@@ -188,7 +192,7 @@ class Forwarder:
                     upload.close()
                 connection.close()
                 if connection.aborted:
-                    raise RequestError("the client has left before the response") from error
+                    raise ClientClosed("before the response") from error
                 if isinstance(error, UpstreamClosed) or not repeatable:
                     raise UpstreamClosed(str(error)) from error
                 connection = upstream.pool.fresh(timeouts)
