@@ -1,7 +1,7 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
 from .config import Config, HealthConfig
-from .discovery import SetAside, Snapshot
+from .discovery import EndpointQueue, SetAside, Snapshot
 from .errors import (
     BadGateway,
     BadResponse,
@@ -75,6 +75,7 @@ __all__ = [
     "ConnectTimeout",
     "DiscoverySource",
     "Endpoint",
+    "EndpointQueue",
     "Exchange",
     "ExpectationFailed",
     "Gateway",

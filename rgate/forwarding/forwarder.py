@@ -62,6 +62,8 @@ class Forwarder:
         upstream = load.upstream
         if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
             upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
+            if load.stopping:
+                upstream.pool.rest(False)
         head = self._head(environ, upstream)
         if exchange.tunnel is None:
             if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here

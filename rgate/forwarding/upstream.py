@@ -351,6 +351,14 @@ class _RestingPool(HTTPConnectionPool):
         else:
             connection.close()
 
+    def rest(self, may: bool) -> None:
+        """Let connections rest here, or close those that do and each one at the end of its exchange."""
+        self.retired = not may
+        for place in (self.resting, self.settling):
+            while self.retired and place:
+                with contextlib.suppress(IndexError):
+                    place.pop().close()
+
     def expire(self) -> None:
         """Close what has rested too long. The oldest lie on the left."""
         for place in (self.resting, self.settling):
@@ -365,13 +373,7 @@ class _RestingPool(HTTPConnectionPool):
                 connection.close()
 
     def close(self) -> None:
-        self.retired = True
-        for place in (self.resting, self.settling):
-            while place:
-                try:
-                    place.pop().close()
-                except IndexError:
-                    break
+        self.rest(False)
         super().close()
 
 
