@@ -170,10 +170,19 @@ class EndpointQueue:
 
     def _run(self) -> None:
         """The life of the thread: as long as anybody waits."""
-        more: dict[str, int] = {}  # how many go on in this round although there is no room
         trials: dict[str, _Trial] = {}
+        try:
+            self._let_go_in_turn(trials)
+        finally:
+            for trial in trials.values():
+                trial.stands()
+
+    def _let_go_in_turn(self, trials: dict[str, _Trial]) -> None:
+        more: dict[str, int] = {}  # how many go on in this round although there is no room
         while True:
             with self._lock:
+                for name in trials.keys() - self._lines.keys():
+                    trials.pop(name).stands()
                 ready = {name: endpoints for name in self._lines if (endpoints := self.endpoints(name))}
                 if not ready:
                     more.clear()
