@@ -1,12 +1,13 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
 from .config import Config, HealthConfig
-from .discovery import SetAside, Snapshot
+from .discovery import EndpointQueue, SetAside, Snapshot
 from .errors import (
     AmbiguousPath,
     BadGateway,
     BadResponse,
     BodyTooLarge,
+    ClientClosed,
     ConfigError,
     ConfigProblem,
     ConnectTimeout,
@@ -52,6 +53,7 @@ from .hookspecs import (
 )
 from .log import StreamWriter, json_line, printable, timestamp
 from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from .parked import Parked
 from .pipeline import STANDARD_ORDER, wrap_body
 from .side import SideServer
 from .version import VERSION as __version__
@@ -69,6 +71,7 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
+    "ClientClosed",
     "Config",
     "ConfigError",
     "ConfigProblem",
@@ -76,6 +79,7 @@ __all__ = [
     "ConnectTimeout",
     "DiscoverySource",
     "Endpoint",
+    "EndpointQueue",
     "Exchange",
     "ExpectationFailed",
     "Gateway",
@@ -96,6 +100,7 @@ __all__ = [
     "NotImplementedByGateway",
     "NotTLS",
     "Overloaded",
+    "Parked",
     "PluginError",
     "Refused",
     "Remembered",

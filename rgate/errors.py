@@ -12,6 +12,7 @@
         │   ├── MethodNotAllowed    a method that a local route does not answer     405
         │   ├── RequestTimeout      head or body came too slowly                408
         │   ├── LengthRequired      a body without a length                     411
+        │   ├── ClientClosed        the client has left before the end          499
         │   ├── BodyTooLarge        body over the limit                         413
         │   ├── TargetTooLong       request target over the limit               414
         │   ├── ExpectationFailed   unknown Expect                              417
@@ -50,6 +51,7 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
+    "ClientClosed",
     "ConfigError",
     "ConfigProblem",
     "ConnectTimeout",
@@ -208,6 +210,24 @@ class RequestTimeout(RequestError):
     status = 408
     reason = "request_timeout"
     message = "The request did not arrive in time."
+
+
+class ClientClosed(RequestError):
+    """The client has left: before its request was whole, before the response, or within the response.
+
+    It is neither a success nor an error: nobody has seen an answer. The status is what nginx logs for it; a client that has
+    only ended its sending side within a request (`incomplete`) can still read an answer, which is 400 (RFC 9112 §8).
+    """
+
+    status = 499
+    reason = "client_closed"
+    message = "The client closed the connection."
+
+    def __init__(self, detail: str = "", *, incomplete: bool = False) -> None:
+        super().__init__(detail)
+        if incomplete:
+            self.status = 400
+            self.message = "The request is incomplete."
 
 
 class LengthRequired(RequestError):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .errors import GatewayError
     from .model import Endpoint, Route
+    from .parked import Parked
 
 __all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "RelayableBody", "Tunnel", "send_interim"]
 
@@ -120,6 +121,7 @@ class Exchange:
                 second to clients that take them (environ has HTTP_TE), after a body without a Content-Length
     streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
                 latest, whatever has become of it in the chain
+    parked      what its request waits for without a thread, or None; written by Parked and the server
     """
 
     # Defaults stand on the class: an exchange is made for every request, and most set few of them.
@@ -135,6 +137,7 @@ class Exchange:
     bytes_sent = 0
     plugin_seconds: dict[str, float] | None = None
     streaming: RelayableBody | None = None
+    parked: Parked | None = None
     _notes: dict[str, Any] | None = None
     _request_trailers: list[tuple[str, str]] | None = None
     _response_trailers: list[tuple[str, str]] | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .condition import Condition
 from .config import Config
 from .config.files import contents
-from .discovery import EndpointTable
+from .discovery import EndpointQueue, EndpointTable, Snapshot
 from .errors import GatewayError, PluginError, RgateError
 from .forwarding.body_limit import BodyLimit
 from .forwarding.forwarder import Forwarder
@@ -55,6 +55,7 @@ class Gateway:
     table         EndpointTable; `table.snapshot` is the present state of discovery
     policies      selection policies by name
     local_routes  exact path → WSGI app
+    queue         requests that wait for an endpoint of their backend
     siblings      the other worker processes, to ask them for something
     chains        route name → names of the middleware it passes, outermost first
     isolations    by name, plugins that may be skipped or disabled when they fail
@@ -89,6 +90,12 @@ class Gateway:
         for backend in self.backends.values():
             if backend.tls != UpstreamTLS():
                 self.upstreams.prepare(backend.tls)
+        self.queue: EndpointQueue = before.queue if before else EndpointQueue()
+        self.dispatch: WSGIApplication
+        self._line: list[Gateway] = before._line if before else [self]  # shared; the one in force
+        if before is None:
+            self.queue.follow(self.table, self.backends.values(), config.server.max_waiting)
+        self.table.on_swap(_connect_anew)
         self.siblings: Siblings = Siblings(before.siblings if before else None)
         self.condition: Condition = before.condition if before else Condition()
         self.on_reload: Callable[[], str] = before.on_reload if before else _cannot_reload
@@ -180,6 +187,8 @@ class Gateway:
         """Be the gateway in force in place of `before`. The core's own."""
         self.in_force, before.in_force = True, False
         self.table.take_over(before.table)
+        self._line[0] = self
+        self.queue.follow(self.table, self.backends.values(), self.config.server.max_waiting)
         self.siblings.take_over()
         self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
         self._kept.settle()
@@ -245,7 +254,9 @@ def _compose(gateway: Gateway) -> None:
         apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
         gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
 
-    app = compose(RouteDispatch(gateway.table, apps), outer, gateway.options)
+    route_dispatch = RouteDispatch(gateway.table, apps, gateway.queue, lambda: gateway._line[0].dispatch)
+    gateway.dispatch = route_dispatch.dispatch = compose(route_dispatch, outer[-1:], gateway.options)
+    app = compose(gateway.dispatch, outer[:-1], gateway.options)
     refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
     gateway.app = scope = ExchangeScope(app, refused, gateway.local_routes, partial(_report, gateway), gateway._on_failed)
     scope.lowest_body_limit = gateway.lowest_body_limit
@@ -306,7 +317,19 @@ def _backend(config: Any, most: int) -> Backend:
     pairs = tuple((name, value) for name, _, value in labels)
     files = config.tls.files
     tls = UpstreamTLS(**dict(config.tls), contents=contents(files) if files else "")
-    return Backend(config.name, pairs, config.policy, tls, max_in_flight=config.max_in_flight or most)
+    most = config.max_in_flight or most
+    return Backend(config.name, pairs, config.policy, tls, max_in_flight=most, wait_seconds=config.wait_seconds)
+
+
+def _connect_anew(snapshot: Snapshot) -> None:
+    """Have endpoints that are stopping met on fresh connections only: those that rest may be closed at any moment."""
+    for endpoints in snapshot.found.values():
+        for endpoint in endpoints:
+            load = endpoint.load
+            if endpoint.stopping != load.stopping:
+                load.stopping = endpoint.stopping
+                if load.upstream is not None:
+                    load.upstream.pool.rest(not load.stopping)
 
 
 def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:

@@ -62,6 +62,7 @@ class Backend:
 
     An instance belongs to the backend when it carries every one of `match_labels` (name, value), or when its source
     says so by name (fixed endpoints). `max_in_flight` is how many requests may wait for it at one time, in each process.
+    `wait_seconds` is how long a request waits for an endpoint when the last one has gone or refuses; 0: not at all.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Backend:
     policy: str = "random_of_two"
     tls: UpstreamTLS = UpstreamTLS()
     max_in_flight: int = 256
+    wait_seconds: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class EndpointLoad:
     """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
 
     `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
-    `upstream` is the forwarder's own: the connections to this endpoint.
+    `upstream` is the forwarder's own: the connections to this endpoint. `stopping` is as in the endpoint, for the forwarder.
 
     The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
     on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
@@ -126,11 +128,12 @@ class EndpointLoad:
     After a change of `claim` or `share` somebody has to call EndpointTable.reshared().
     """
 
-    __slots__ = ("claim", "on_fault", "on_response", "running", "share", "upstream")
+    __slots__ = ("claim", "on_fault", "on_response", "running", "share", "stopping", "upstream")
 
     def __init__(self) -> None:
         self.running: set[Exchange] = set()
         self.upstream: Upstream | None = None
+        self.stopping = False
         self.on_fault: Callable[[Exchange, BaseException], object] | None = None
         self.on_response: Callable[[Exchange, int], object] | None = None
         self.claim: Callable[[WSGIEnvironment], bool] | None = None
@@ -147,6 +150,7 @@ class Endpoint:
     """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies.
 
     `weight` is its share of requests beside others, from its label `rgate.weight`; with 0 it gets only what sticks to it.
+    One that is `stopping` gets requests only while its backend has no other.
     """
 
     id: str
@@ -156,6 +160,7 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
     load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
     weight: int = field(default=1, hash=False, compare=False)
+    stopping: bool = field(default=False, hash=False)
 
     @property
     def key(self) -> tuple[str, Address]:
@@ -169,7 +174,8 @@ class Instance:
 
     Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
     ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
-    source knows that itself; otherwise the labels decide. `notes` are what an operator should be told about it once, whether
+    source knows that itself; otherwise the labels decide. One with an address that has been told to stop and still accepts
+    requests is `stopping`: a last resort. `notes` are what an operator should be told about it once, whether
     it can be used or not ("unknown label rgate.prot; did you mean 'rgate.port'?").
     """
 
@@ -180,3 +186,4 @@ class Instance:
     reason: str | None = None
     backend: str | None = None
     notes: tuple[str, ...] = ()
+    stopping: bool = False

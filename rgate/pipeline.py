@@ -17,7 +17,8 @@ from .hookspecs import Middleware
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .discovery import EndpointTable
+    from .discovery import EndpointQueue, EndpointTable
+    from .model import Route
 
 __all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "compose", "order", "unworkable", "usable", "wrap_body"]
 
@@ -148,11 +149,26 @@ class _WrappedBody:
 
 
 class RouteDispatch:
-    """Hands a request to the chain of its route, with the candidates of this moment. Raises NoEndpoint when there are none."""
+    """Hands a request to the chain of its route, with the candidates of this moment.
 
-    def __init__(self, table: EndpointTable, chains: Mapping[str, WSGIApplication]) -> None:
+    Without candidates the request waits in `queue`, if it may. One that has waited while the config was changed goes on at
+    `in_force()`, the dispatch of the gateway in force with the router around it, so that the new config decides. Raises
+    NoEndpoint.
+    """
+
+    def __init__(
+        self,
+        table: EndpointTable,
+        chains: Mapping[str, WSGIApplication],
+        queue: EndpointQueue,
+        in_force: Callable[[], WSGIApplication | None] = lambda: None,
+    ) -> None:
         self._table = table
         self._chains = chains
+        self._queue = queue
+        self._waiting = queue.waiting
+        self._in_force = in_force
+        self.dispatch: WSGIApplication = self  # with the router around it
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange: Exchange = environ[ENVIRON_KEY]
@@ -160,7 +176,36 @@ class RouteDispatch:
         if route is None:
             raise InternalFault("no router in the chain has set exchange.route")
         candidates = self._table.snapshot.endpoints.get(route.backend.name)
+        if not candidates or (self._waiting and route.backend.name in self._waiting):
+            return self._queued(environ, start_response, exchange, route)
+        exchange.candidates = candidates
+        return self._chains[route.name](environ, start_response)
+
+    def _queued(
+        self, environ: WSGIEnvironment, start_response: StartResponse, exchange: Exchange, route: Route
+    ) -> Iterable[bytes]:
+        def go_on(in_time: bool) -> Iterable[bytes]:
+            return self._after_waiting(environ, start_response, exchange, route, in_time)
+
+        parked = self._queue.parked(environ, route.backend, go_on)
+        return self._handed_over(environ, start_response, exchange, route) if parked is None else parked
+
+    def _handed_over(
+        self, environ: WSGIEnvironment, start_response: StartResponse, exchange: Exchange, route: Route
+    ) -> Iterable[bytes]:
+        candidates = self._table.snapshot.endpoints.get(route.backend.name)
         if not candidates:
             raise NoEndpoint(f"backend {route.backend.name!r}")
         exchange.candidates = candidates
         return self._chains[route.name](environ, start_response)
+
+    def _after_waiting(
+        self, environ: WSGIEnvironment, start_response: StartResponse, exchange: Exchange, route: Route, in_time: bool
+    ) -> Iterable[bytes]:
+        app = self._in_force()
+        if app is not None and app is not self.dispatch:
+            exchange.route = None
+            return app(environ, start_response)
+        if in_time and not self._table.snapshot.endpoints.get(route.backend.name):
+            return self._queued(environ, start_response, exchange, route)  # it has gone again
+        return self._handed_over(environ, start_response, exchange, route)

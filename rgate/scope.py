@@ -193,7 +193,8 @@ class _ExchangeBody:
         except BaseException as error:
             block = self._broken(error)
             size = len(block)
-        self._count(size)
+        if size:  # else the response may not have begun
+            self._count(size)
         return block
 
     def _count(self, size: int) -> None:

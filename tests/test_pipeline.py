@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, Middleware, NoEndpoint, PluginError
+from rgate import EndpointQueue, Exchange, Middleware, NoEndpoint, PluginError
 from rgate.errors import InternalFault
 from rgate.pipeline import (
     STANDARD_ORDER,
@@ -220,7 +220,7 @@ class Table:
 
 
 def dispatch(table: Table, exchange: Exchange) -> Iterable[bytes]:
-    app = RouteDispatch(table, {"/": answering(b"routed")})  # type: ignore[arg-type]
+    app = RouteDispatch(table, {"/": answering(b"routed")}, EndpointQueue())  # type: ignore[arg-type]
     return app(make_environ(exchange=exchange), lambda *_: lambda _: None)
 
 

@@ -132,6 +132,7 @@ class BackendConfig(Model):
     sticky: StickyConfig | None = None
     health: HealthConfig = HealthConfig()
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
+    wait_seconds: Annotated[Number, Field(ge=0, le=300)] = 10.0
     tls: BackendTLSConfig = BackendTLSConfig()
 
     @property

@@ -143,6 +143,7 @@ class ServerConfig(Model):
     workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
+    max_waiting: Annotated[Whole, Field(ge=0, le=100_000)] = 2_000
     shutdown_delay_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0.0
     drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 10.0
     idle_drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 1.0

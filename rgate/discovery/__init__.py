@@ -6,10 +6,23 @@ snapshot.py  what a snapshot is and how one is joined from instances; pure
 asides.py    endpoints that are found, but not for new requests while somebody says so
 loop.py      lists one source over and over and keeps its watch alive
 table.py     EndpointTable: all of it, running
+queue.py     EndpointQueue: requests that wait for an endpoint
 """
 
 from .loop import Timing
+from .queue import EndpointQueue
 from .snapshot import Change, NearMiss, SetAside, Snapshot, SourceState, remarks, why_not
 from .table import EndpointTable
 
-__all__ = ["Change", "EndpointTable", "NearMiss", "SetAside", "Snapshot", "SourceState", "Timing", "remarks", "why_not"]
+__all__ = [
+    "Change",
+    "EndpointQueue",
+    "EndpointTable",
+    "NearMiss",
+    "SetAside",
+    "Snapshot",
+    "SourceState",
+    "Timing",
+    "remarks",
+    "why_not",
+]

@@ -21,6 +21,9 @@ class Aside:
     on_trial: bool = False
 
 
+_STOPPING = Aside("stopping, used only while there is no other", last_resort=True)
+
+
 class Asides:
     """Who has set which endpoints aside. They are known by id and address, so it holds over all snapshots.
 
@@ -50,16 +53,20 @@ class Asides:
     def applied(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
         """A snapshot in which nothing is set aside, with what is taken out of its `endpoints`. Tuples that are as in
         `before` are the same objects."""
-        if not self._said:
+        if not self._said and not any(e.stopping for found in snapshot.found.values() for e in found):
             return snapshot
         set_aside: dict[str, tuple[SetAside, ...]] = {}
         endpoints = dict(snapshot.found)
         for backend, found in snapshot.found.items():
-            asides = {e.key: _joined(e, self._said[e.key]) for e in found if e.key in self._said}
+            asides = {e.key: _joined(e, said) for e in found if (said := self._said_of(e))}
             if asides:
                 set_aside[backend] = tuple(asides.values())
                 endpoints[backend] = _settled(_chosen(found, asides), before.endpoints[backend])
         return replace(snapshot, endpoints=MappingProxyType(endpoints), set_aside=MappingProxyType(set_aside))
+
+    def _said_of(self, endpoint: Endpoint) -> Mapping[str, Aside]:
+        said = self._said.get(endpoint.key, {})
+        return {**said, "stopping": _STOPPING} if endpoint.stopping else said
 
 
 def _joined(endpoint: Endpoint, said: Mapping[str, Aside]) -> SetAside:

@@ -197,7 +197,8 @@ class Matcher:
                     unusable[name].append(instance)
                     continue
                 load = loads.setdefault((instance.id, address), EndpointLoad())
-                endpoints[name].append(Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight))
+                endpoint = Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight, instance.stopping)
+                endpoints[name].append(endpoint)
         found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
         without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
         near_misses = {name: tuple(sorted(group, key=lambda miss: miss.instance.name)) for name, group in near.items()}

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, Final
 
-from ..errors import GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
+from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
 from ..exchange import RelayableBody
 from ..wire.chunked import ChunkedReader, chunk_head, last_chunk
 from .pipe import SPLICE, Pipe
@@ -173,7 +173,7 @@ class Upload:
             self._outgoing = memoryview(block)
             self._left -= len(block)
         else:
-            raise RequestError("the request body ended early")
+            raise ClientClosed("within the request body", incomplete=True)
 
     def _send(self) -> None:
         pipe, sent = self._pipe, 0
@@ -275,7 +275,7 @@ class ResponseBody(RelayableBody):
             clients_own = self._connection.aborted or isinstance(error, RequestError)
             self._end(False, None if clients_own else truncated)
             if self._connection.aborted:
-                raise RequestError("the client has left") from error
+                raise ClientClosed("within the response") from error
             raise truncated from error
 
     def _read(self, receive: Callable[[int], bytes | None]) -> bytes | None:

@@ -11,7 +11,7 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import BadResponse, InternalFault, RequestError, Truncated, UpstreamClosed
+from ..errors import BadResponse, ClientClosed, InternalFault, Truncated, UpstreamClosed
 from ..exchange import ENVIRON_KEY, Exchange
 from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
 from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
@@ -66,6 +66,8 @@ class Forwarder:
         upstream = load.upstream
         if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
             upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
+            if load.stopping:
+                upstream.pool.rest(False)
         head = self._head(environ, upstream)
         if exchange.tunnel is None:
             if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here
@@ -131,6 +133,8 @@ class Forwarder:
             return [block[:length]] if length else []
         if client is not None:
             client.on_gone = connection.abort
+            if client.gone:
+                connection.abort()
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
         body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
         if exchange.streaming is not None:
@@ -171,6 +175,8 @@ class Forwarder:
                 connection.allow(timeouts.response_seconds)
                 if client is not None:
                     client.on_gone = connection.abort
+                    if client.gone:
+                        raise ClientClosed("before the request was sent")
                 connection.send_bytes(head)
                 if stream is None:
                     reused = connection.used
@@ -191,7 +197,7 @@ class Forwarder:
                     upload.close()
                 connection.close()
                 if connection.aborted:
-                    raise RequestError("the client has left before the response") from error
+                    raise ClientClosed("before the response") from error
                 if isinstance(error, UpstreamClosed) or not repeatable:
                     raise UpstreamClosed(str(error)) from error
                 connection = upstream.pool.fresh(timeouts)

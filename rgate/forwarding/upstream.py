@@ -308,6 +308,13 @@ class _RestingPool(HTTPConnectionPool):
         else:
             connection.close()
 
+    def rest(self, may: bool) -> None:
+        """Let connections rest here, or close those that do and each one at the end of its exchange."""
+        self.retired = not may
+        while self.retired and self.resting:
+            with contextlib.suppress(IndexError):
+                self.resting.pop().close()
+
     def expire(self) -> None:
         """Close what has rested too long. The oldest lie on the left."""
         while self.resting:
@@ -321,12 +328,7 @@ class _RestingPool(HTTPConnectionPool):
             connection.close()
 
     def close(self) -> None:
-        self.retired = True
-        while self.resting:
-            try:
-                self.resting.pop().close()
-            except IndexError:
-                break
+        self.rest(False)
         super().close()
 
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from rgate import (
+    ClientClosed,
     Exchange,
     Gateway,
     GatewayError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["answer"]
 
 _log = logging.getLogger("rgate.faults")
-_REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {ClientClosed.status: "Client Closed Request"}
 _QUIET = (RequestError, NoRoute, Unavailable)
 """Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request. So is all
 that has a status below 500, and everything where a plugin logs each failed request anyway, as `access_log` does by default."""
@@ -78,9 +79,12 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             try:
-                return app(environ, start_response)
+                body = app(environ, start_response)
             except Exception as error:
                 return respond(error, environ, start_response)
+            if type(body) is not list and Exchange.of(environ).parked is not None:
+                return _Late(body, lambda error: respond(error, environ, start_response), Exchange.of(environ))
+            return body
 
         return guard
 
@@ -102,6 +106,38 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         return body
 
     return Middleware("faults", wrap, edits_environ=False, essential=True)
+
+
+class _Late:
+    """A response that begins later: what is raised until it has begun is answered, too."""
+
+    def __init__(self, body: Iterable[bytes], respond: Callable[[Exception], Iterable[bytes]], exchange: Exchange) -> None:
+        self._bodies = [body]
+        self._blocks = iter(body)
+        self._respond = respond
+        self._exchange = exchange
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._blocks)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if self._exchange.status:
+                raise
+            answer = self._respond(error)
+        self._bodies.append(answer)
+        self._blocks = iter(answer)
+        return next(self._blocks, b"")
+
+    def close(self) -> None:
+        for body in self._bodies:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
 
 
 def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:

@@ -16,6 +16,10 @@ have been carried out, so it is tried elsewhere only for idempotent methods (RFC
 A body must be small enough to be at hand as a whole; one that streams is not sent again. The endpoint that failed is taken
 from the candidates. The next one has `response_seconds` of its own.
 
+When nothing was sent and there is no other endpoint to ask, the request waits for one, without a thread, up to the backend's
+`wait_seconds`: the only container is being restarted. The same goes for what may be sent again when its endpoint has just
+gone. That is not a retry, and takes nothing from the budget.
+
 So that retries cannot double the load on backends that are in trouble, they have a budget: a share of the requests of the
 route, of which up to ten retries may be saved up.
 """
@@ -23,14 +27,16 @@ route, of which up to ten retries may be saved up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rgate import (
+    Backend,
     ConfigSection,
+    EndpointQueue,
     Exchange,
     Gateway,
     GatewayError,
@@ -74,7 +80,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         del budgets[name]
 
     def wrap(app: WSGIApplication, options: RetryOptions | None) -> WSGIApplication:
-        return Retry(app, options or RetryOptions(), budgets)
+        return Retry(app, options or RetryOptions(), budgets, gateway)
 
     return Middleware("retry", wrap, edits_environ=False)
 
@@ -86,10 +92,18 @@ class Retry:
     left of it, where something is missing, stands in `budgets` by route, for the one that takes this one's place.
     """
 
-    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_on_timeout", "_share")
+    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_on_timeout", "_queue", "_share", "_unproven")
 
-    def __init__(self, app: WSGIApplication, options: RetryOptions, budgets: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        options: RetryOptions,
+        budgets: dict[str, float] | None = None,
+        gateway: Gateway | None = None,
+    ) -> None:
         self._app = app
+        self._queue = gateway.queue if gateway is not None else None
+        self._unproven: Mapping[str, float] = {} if self._queue is None else self._queue.unproven
         self._share = options.budget_percent / 100
         self._attempts = options.attempts if self._share else 1
         self._on_timeout = options.on_timeout
@@ -101,9 +115,16 @@ class Retry:
         if self._budget < SAVED_RETRIES:
             self._set(Exchange.of(environ), self._budget + self._share)
         try:
-            return self._app(environ, start_response)
+            body = self._app(environ, start_response)
         except GatewayError as error:
             return self._again(environ, start_response, error)
+        if self._unproven:
+            self._prove(Exchange.of(environ))
+        return body
+
+    def _prove(self, exchange: Exchange) -> None:
+        if self._queue is not None and exchange.route is not None and exchange.parked is None:
+            self._queue.proven(exchange.route.backend.name)
 
     def _again(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
         exchange = Exchange.of(environ)
@@ -121,10 +142,45 @@ class Retry:
             if isinstance(environ["wsgi.input"], BytesIO):
                 environ["wsgi.input"].seek(0)
             try:
-                return self._app(environ, start_response)
+                body = self._app(environ, start_response)
             except GatewayError as next_error:
                 error = next_error
-        raise error
+                continue
+            self._prove(exchange)
+            return body
+        if self._queue is None or exchange.route is None or not self._waits(environ, exchange, error):
+            raise error
+        return self._wait(environ, start_response, error, self._queue, exchange.route.backend)
+
+    def _waits(self, environ: WSGIEnvironment, exchange: Exchange, error: GatewayError) -> bool:
+        """Whether it may wait for another endpoint: nothing was sent, or it can be sent again and its endpoint has gone."""
+        if not self._can_be_sent_again(environ, error):
+            return False
+        if isinstance(error, Unavailable):
+            return True
+        assert self._queue is not None and exchange.route is not None
+        endpoint = exchange.endpoint
+        if endpoint is None or not isinstance(error, UpstreamClosed):
+            return False
+        return endpoint.stopping or endpoint not in self._queue.endpoints(exchange.route.backend.name)
+
+    def _wait(
+        self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError, queue: EndpointQueue, backend: Backend
+    ) -> Iterable[bytes]:
+        def go_on(in_time: bool) -> Iterable[bytes]:
+            endpoints = queue.endpoints(backend.name)
+            if not in_time:
+                raise error
+            if not endpoints:
+                return queue.park(environ, backend, go_on, error)
+            Exchange.of(environ).candidates = endpoints
+            if isinstance(environ["wsgi.input"], BytesIO):
+                environ["wsgi.input"].seek(0)
+            return self(environ, start_response)
+
+        parked = queue.park(environ, backend, go_on, error)
+        _log.debug("%s: %s; waiting for an endpoint", Exchange.of(environ).id, error)
+        return parked
 
     def _can_be_sent_again(self, environ: WSGIEnvironment, error: GatewayError) -> bool:
         if isinstance(error, Unavailable):

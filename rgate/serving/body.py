@@ -9,7 +9,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..errors import BodyTooLarge, RequestError, RequestTimeout
+from ..errors import BodyTooLarge, ClientClosed, RequestError, RequestTimeout
 from ..wire.trailers import read_trailers
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class RequestBody(io.RawIOBase):
     """A request body as a file: what `buffer` has of it, then what comes. read(n) gives n bytes unless the body ends before;
     read1(n) what has come so far.
 
-    Raises RequestTimeout when the client is too slow, BodyTooLarge over the limit, RequestError when the client leaves
-    within the body or the chunked coding is broken. After any of these the connection is closed.
+    Raises RequestTimeout when the client is too slow, BodyTooLarge over the limit, ClientClosed when the client leaves
+    within the body, RequestError when the chunked coding is broken. After any of these the connection is closed.
 
     Too slow is who makes this thread wait for `patience_seconds` more than the bytes take that have come, at the lowest
     rate: each may take `seconds_per_byte` (infinity: then only `patience_seconds` without a byte are too many). The time that
@@ -98,7 +98,7 @@ class RequestBody(io.RawIOBase):
             moved = 0
         if not moved:
             self._failed = True
-            raise RequestError("the client left within the request body")
+            raise ClientClosed("within the request body", incomplete=True)
         self._left -= moved
         self._progress(moved)
         if not self._left:
@@ -173,7 +173,7 @@ class RequestBody(io.RawIOBase):
             self._connection.ask_for_body()
         except OSError as error:
             self._failed = True
-            raise RequestError("the client left before its request body") from error
+            raise ClientClosed("before its request body") from error
 
     def _fill(self) -> None:
         """Make `_ready` non-empty, or the body complete."""
@@ -202,7 +202,7 @@ class RequestBody(io.RawIOBase):
         try:
             block = self._receive(flags)
             if not block:
-                raise RequestError("the client left within the request body")
+                raise ClientClosed("within the request body", incomplete=True)
             self._take(block)
         except RequestError:
             self._failed = True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import GatewayError, RequestError, RequestTimeout
+from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
 from ..wire.client import plain_address
 from ..wire.environ import CLIENT_KEY, TRAILERS_KEY
 from ..wire.request import RequestHead
@@ -24,13 +24,14 @@ from .body_buffer import SPILL_BYTES, BodyBuffer
 from .environ import NO_BODY, refused
 from .events import READABLE
 from .response import ResponseStream
-from .sockets import has_ended, reset_when_closed, set_timeout
+from .sockets import has_ended, reset_when_closed, set_timeout, was_reset
 from .tunnels import OpenTunnel
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from ..exchange import Tunnel
+    from ..parked import Parked
     from .server import Server
 
 __all__ = ["Connection"]
@@ -59,6 +60,7 @@ class Connection:
     leaving    it has been idle for long, and ends unless a request comes at this moment
     remaining  how many more requests it may bring
     queued     more requests have come at once than one turn is for; the next turn comes when the server says so
+    ended      the client has said that it sends nothing more; it may still read
     gone       the client has left while a thread worked for it
     on_gone    called by the server when the client leaves while a thread works for it
     counted    the address that the admission has counted it for, or ""
@@ -68,7 +70,7 @@ class Connection:
     __slots__ = (
         "_allowed_seconds", "_empty_lines", "_identify", "_lingered_bytes", "_lingering", "_pending", "_response",
         "_rest_of_requests", "_server", "_sock", "_template", "_trusted", "_tunnel", "_wait_seconds", "address", "body",
-        "collecting", "counted", "deadline", "events", "gone", "idle_since", "late", "leaving", "on_gone", "queued",
+        "collecting", "counted", "deadline", "ended", "events", "gone", "idle_since", "late", "leaving", "on_gone", "queued",
         "remaining", "tunnelled", "turn",
     )  # fmt: skip
     plain = True  # what comes on the socket is HTTP itself
@@ -94,7 +96,7 @@ class Connection:
         self.counted = ""
         self.late = self.leaving = False
         self.on_gone: Callable[[], None] | None = None
-        self.gone = False
+        self.ended = self.gone = False
         self._tunnel: OpenTunnel | None = None
         self.tunnelled = False
         self.events = 0
@@ -191,12 +193,19 @@ class Connection:
         self._response.send_continue()
 
     @property
+    def parked(self) -> Parked | None:
+        """What its request waits for; no thread works on it meanwhile, and whoever wakes it has its turn."""
+        return self._response.parked
+
+    @property
     def left(self) -> bool:
         """Whether the client has ended its side. Asked for anew: what epoll tells may be of an earlier socket of that number."""
         return has_ended(self._sock)
 
     def advance(self) -> bool:
-        """Go on with what has come. False: the connection is over and must be closed."""
+        """Go on with what has come. False: the connection is over and must be closed, unless its request is parked."""
+        if self._response.parked is not None:
+            return self._go_on()
         if self._rest_of_requests:
             return self.queued or self._take_turn()
         if self._lingering and (self.late or self.deaf):
@@ -215,7 +224,7 @@ class Connection:
             self._lingered_bytes += len(block)
             return bool(block)
         if not block:
-            return self._give_up() if self.late and not self.idle else False
+            return False if self.idle else self._give_up()
         if self.collecting is not None:
             return self._collect(self.collecting, block)
         if self._pending:
@@ -396,9 +405,11 @@ class Connection:
         response.takes_interim = request.takes_interim
         if body is not None:
             response.unread = lambda: not body.complete
+        if self.ended:
+            server.test_soon(self)
         self.remaining -= 1
         response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
-        if response.keep_alive and response.relayed is None:
+        if response.keep_alive and response.relayed is None and response.parked is None:
             return True
         # The client has not asked for the end, so it may be sending the next request already.
         self._lingering = request.keep_alive
@@ -416,8 +427,15 @@ class Connection:
             size = buffer.size if body.complete else None
             keep_alive = self._serve(buffer.request, body, body, size, body.trailers)
         finally:
-            self.body = None
+            if self._response.parked is None:
+                self.body = None
             server.uploads.discard(self)
+        if self._response.parked is not None:
+            return False, b""
+        return self._after_stream(body, keep_alive)
+
+    def _after_stream(self, body: RequestBody, keep_alive: bool) -> tuple[bool, bytes]:
+        self.body = None
         if not body.drain():
             self._lingering, keep_alive = True, False
         body.close()
@@ -428,13 +446,34 @@ class Connection:
         self._server.uploads.discard(self)
 
     def _give_up(self) -> bool:
-        """The deadline has passed, and what has come is no whole request."""
+        """The deadline has passed, or the client has ended its side, and what has come is no whole request."""
         buffer = self.collecting
-        if buffer is None:
+        if not self.late:
+            request = None if buffer is None else buffer.request
+            self._refuse(ClientClosed("within the request", incomplete=True), self._pending, request=request)
+        elif buffer is None:
             self._refuse(RequestTimeout("the request did not come in time"), self._pending)
         else:
             self._refuse(RequestTimeout("the body came too slowly"), request=buffer.request)
         return self._linger()
+
+    def _go_on(self) -> bool:
+        """Go on with a request that was parked."""
+        response = self._response
+        self.on_gone = None
+        response.resume()
+        if response.parked is not None:
+            return False
+        keep_alive, rest = response.keep_alive, self._rest_of_requests
+        self._rest_of_requests = b""
+        if keep_alive:
+            self._lingering = False
+        if self.body is not None:
+            keep_alive, rest = self._after_stream(self.body, keep_alive)
+        if not keep_alive:
+            return self._ends(rest)
+        self.events |= READABLE  # what has come meanwhile is still to be read
+        return self._consume(rest) if rest else self._rest()
 
     def turn_away(self, error: GatewayError) -> bool:
         """Read no request, but answer `error`. False: the connection must be closed at once."""
@@ -460,7 +499,7 @@ class Connection:
     def _ends(self, rest: bytes) -> bool:
         """No request may follow, or not yet. `rest` is what the client has sent all the same: the next request, or the first of
         a tunnel, if this becomes one."""
-        if self._response.relayed is not None:
+        if self._response.relayed is not None or self._response.parked is not None:
             self._rest_of_requests = rest
             return False
         if self._tunnel is not None:
@@ -549,6 +588,34 @@ class Connection:
         self.lose_client()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def note_end(self) -> None:
+        """Something is told about the client's end while a thread works for it, or its request is parked. Called from another
+        thread.
+
+        An end of sending is not an end of reading (RFC 9112 §9.6): only a reset means that the client is gone, and that comes
+        as an answer to what is sent.
+        """
+        if was_reset(self._sock):
+            self.lose_client()
+        elif has_ended(self._sock):
+            self.ended = True
+            self._server.test_soon(self)
+
+    def test_client(self) -> bool:
+        """See whether a client that has ended its side is still there, while a response is under way; false while that cannot
+        be done yet. Called by the server."""
+        body = self.body
+        if body is not None and not body.complete:
+            return not self.busy  # whoever reads it will meet the end
+        if self.busy:
+            with contextlib.suppress(OSError):  # then the reset is told of in a moment
+                self._response.test_client()
+        return True
+
+    def give_up_parked(self) -> None:
+        """End a request that is parked, without an answer. Called by the server at its very end."""
+        self._response.give_up_parked()
 
     def lose_client(self) -> None:
         """The client has left while a thread works for it: end what that thread waits for. Called from another thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import select
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from socket import MSG_DONTWAIT
@@ -12,7 +13,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, cast
 from wsgiref.handlers import format_date_time
 
-from ..errors import InternalFault
+from ..errors import ClientClosed, InternalFault
 from ..exchange import ENVIRON_KEY, Exchange, RelayableBody
 from ..log import about
 from ..wire import fields
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
+    from ..parked import Parked
     from .streams import Streams
 
 __all__ = ["HeadWriter", "ResponseStream", "Waits"]
@@ -38,8 +40,10 @@ BLOCKS_AT_ONCE: Final = 4  # of one response, before others have their turn
 QUICK_WAIT_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.05
 _BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
-_ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
+_VERSION: Final = b"HTTP/1.1 "  # what every head begins with, interim ones too
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOTHING, _HEAD, _CHUNK = range(3)  # what is to be sent next, and may be begun early
+_ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
 _log = logging.getLogger("rgate.serving")
 
 
@@ -223,9 +227,18 @@ class ResponseStream:
     With `streams`, a body that nothing in the chain has wrapped holds the thread only as long as backend and client are
     quick. When run() returns with `relayed`, the rest of it is for `streams` to relay, by relay_on(); nothing else of this
     object may be used meanwhile.
+    When run() returns with `parked`, the request waits for that; go_on() continues when it has been woken.
+
+    A client that has ended its side may have closed the connection, or may only have nothing more to send; the kernel shows
+    both alike (RFC 9293 §3.6). What tells them apart is the answer to a byte: a reset, or nothing. So test_client() begins
+    early with what comes next whatever the response will be: the first nine bytes of its head, or a leading zero of the
+    next chunk's size (RFC 9112 §7.1).
     """
 
     __slots__ = (
+        "_begun",
+        "_blocks",
+        "_body",
         "_chunked",
         "_ended",
         "_environ",
@@ -233,15 +246,20 @@ class ResponseStream:
         "_head_sent",
         "_headers",
         "_heads",
+        "_last",
         "_left",
         "_minor",
-        "_send",
+        "_next",
+        "_parked_environ",
+        "_sending",
         "_sock",
         "_status",
+        "_tests",
         "_unsent",
         "cut",
         "ending",
         "keep_alive",
+        "parked",
         "protocol",
         "relayed",
         "streams",
@@ -253,7 +271,15 @@ class ResponseStream:
     def __init__(self, heads: HeadWriter, sock: socket.socket) -> None:
         self._heads = heads
         self._sock = sock
-        self._send = sock.sendall
+        self._sending = threading.Lock()  # held while something is sent, and while something is begun early
+        self._next = _NOTHING
+        self._last = False  # the end of the body is on its way
+        self._tests = False  # test_client() was called at a bad moment
+        self._begun = 0  # bytes of the next head that are out already
+        self.parked: Parked | None = None
+        self._body: Any = ()
+        self._blocks: Iterator[bytes] = iter(())
+        self._parked_environ: WSGIEnvironment = {}
         self._status: str | None = None
         self._headers: Iterable[tuple[str, str]] = ()
         self._head_sent = self._chunked = self.cut = self.keep_alive = self.switched = self.ending = False
@@ -277,12 +303,18 @@ class ResponseStream:
         self._minor = minor
         self.keep_alive = keep_alive
         self._left = None
+        self._begun, self._next, self._tests, self._last = 0, _HEAD, False, False
         body: Any = ()
         try:
             body = app(environ, self.start_response)
             if type(body) is list and len(body) < 2 and not self._head_sent:
                 self._send_whole(body[0] if body else b"")
                 return  # a list has no close()
+            exchange: Exchange | None = environ.get(ENVIRON_KEY)
+            if exchange is not None and exchange.parked is not None:
+                self._body, self._blocks, self._parked_environ = body, iter(body), environ
+                self.parked = exchange.parked
+                return
             if self.streams is not None and isinstance(body, RelayableBody) and not (self.unread is not None and self.unread()):
                 self.relayed, self._environ = body, environ
                 self._ended = False
@@ -295,14 +327,41 @@ class ResponseStream:
         self.relayed = None
         self._close(body)
 
+    def resume(self) -> None:
+        """Continue with a response that was parked; with `parked` set again, it waits once more. Never raises."""
+        environ, body = self._parked_environ, self._body
+        exchange: Exchange = environ[ENVIRON_KEY]
+        self.parked = exchange.parked = None
+        try:
+            for block in self._blocks:
+                if not block and (parked := _parked(exchange)) is not None:
+                    self.parked = parked
+                    return
+                self.write(block)
+            self._send_parts(self._framed_end(environ))
+        except BaseException as error:
+            self._fail(error, environ)
+        self._body, self._blocks, self._parked_environ = (), iter(()), {}
+        self._close(body)
+
+    def give_up_parked(self) -> None:
+        """End a response that is parked, without an answer."""
+        body = self._body
+        self.parked = None
+        self._body, self._blocks, self._parked_environ = (), iter(()), {}
+        self._break_off()
+        self._close(body)
+
     def _fail(self, error: BaseException, environ: WSGIEnvironment) -> None:
         """The response has ended with an exception, which is being handled."""
         self._break_off()
+        exchange: Exchange | None = environ.get(ENVIRON_KEY)
         if isinstance(error, OSError):
             _log.debug("the client is gone: %s", error)
+            if exchange is not None and not exchange.finished and exchange.error is None:
+                exchange.error = ClientClosed(f"within the response: {error}")
             return
         # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
-        exchange: Exchange | None = environ.get(ENVIRON_KEY)
         known = self._head_sent and exchange is not None and exchange.error is not None
         level = logging.DEBUG if known else logging.ERROR
         _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
@@ -317,6 +376,43 @@ class ResponseStream:
             except BaseException as error:
                 self._break_off()
                 _log.exception("closing the response failed", extra={"about": about(error)})
+
+    def test_client(self) -> None:
+        """Begin early with what comes next, so that a client that has closed answers with a reset, of which epoll will tell.
+
+        Whoever is sending something just now does it afterwards. Nothing happens while the client takes nothing.
+        From any thread. Raises OSError when the client is gone.
+        """
+        self._tests = True
+        if not self._sending.acquire(False):
+            return  # whoever has it looks at _tests after letting go of it
+        self._tests = False
+        try:
+            if self._next == _NOTHING or self._unsent or not _takes_more(self._sock):
+                return
+            if self._next == _CHUNK:
+                self._next = _NOTHING  # once is enough
+                self._sock.sendall(b"0")
+            elif not self._begun:
+                self._begun = len(_VERSION)
+                self._sock.sendall(_VERSION)
+        finally:
+            self._sending.release()
+
+    def _without_begun(self, block: bytes) -> bytes:
+        """What is left to send of the first block with a head in it, or of one that comes later. With `_sending` held."""
+        if self._next == _HEAD:
+            self._next = _CHUNK if self._chunked and self._has_body and not self._last else _NOTHING
+            if self._begun:
+                return block[self._begun :]
+        return block
+
+    def _send(self, block: bytes) -> None:
+        """Send a head, with what follows it, or what comes after."""
+        with self._sending:
+            self._sock.sendall(self._without_begun(block))
+        if self._tests:
+            self.test_client()
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
@@ -349,7 +445,10 @@ class ResponseStream:
 
     def _send_interim(self, head: bytes) -> None:
         """Every interim head goes out here, and each begins with `HTTP/1.1 `."""
-        self._send(head)
+        with self._sending:
+            if self._begun:
+                head, self._begun = head[self._begun :], 0
+            self._sock.sendall(head)
 
     def flush_head(self) -> None:
         """Send the head now, when start_response has come through; the body may be long in coming."""
@@ -388,6 +487,10 @@ class ResponseStream:
             if self._left:
                 raise ValueError("the app sent less than its Content-Length")
             if self._chunked:
+                with self._sending:  # nothing may be begun early after this
+                    self._last = True
+                    if self._next == _CHUNK:
+                        self._next = _NOTHING
                 parts.append(_last_chunk(environ))
         return parts
 
@@ -438,13 +541,15 @@ class ResponseStream:
             self._send_parts([*parts])
             return
         if len(parts) == 1:  # the way of most responses
-            try:
-                sent = self._sock.send(parts[0], MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            if sent == len(parts[0]):
-                return
-            self._unsent = [memoryview(parts[0])[sent:]]
+            with self._sending:
+                block = self._without_begun(parts[0])
+                try:
+                    sent = self._sock.send(block, MSG_DONTWAIT)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(block):
+                    return
+                self._unsent = [memoryview(block)[sent:]]
         else:
             self._unsent = [*parts]
         if not self._send_now():
@@ -541,6 +646,12 @@ class ResponseStream:
 
     def _send_now(self) -> bool:
         """Send of what is unsent as much as the client takes; true when that is all."""
+        with self._sending:
+            if self._next == _HEAD and self._unsent:
+                self._unsent[0] = self._without_begun(bytes(self._unsent[0]))
+            return self._send_unsent()
+
+    def _send_unsent(self) -> bool:
         parts = self._unsent
         while parts:
             try:
@@ -602,14 +713,19 @@ class ResponseStream:
             if total:
                 self._send(b"".join(parts))
             return
-        sent = self._sock.sendmsg(parts)
-        while sent < total:
-            while parts and sent >= len(parts[0]):
-                total -= len(parts[0])
-                sent -= len(parts.pop(0))
-            parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
-            total -= sent
+        with self._sending:
+            parts[0] = self._without_begun(parts[0])
+            total = sum(map(len, parts))
             sent = self._sock.sendmsg(parts)
+            while sent < total:
+                while parts and sent >= len(parts[0]):
+                    total -= len(parts[0])
+                    sent -= len(parts.pop(0))
+                parts[0] = memoryview(parts[0])[sent:]  # type: ignore[call-overload]
+                total -= sent
+                sent = self._sock.sendmsg(parts)
+        if self._tests:
+            self.test_client()
 
     def _break_off(self) -> None:
         self.keep_alive = False
@@ -637,3 +753,14 @@ def _last_chunk(environ: WSGIEnvironment) -> bytes:
 def _whole(part: bytes | memoryview) -> bytes:
     """What is in memory for it."""
     return cast(bytes, part.obj) if isinstance(part, memoryview) else part
+
+
+def _parked(exchange: Exchange) -> Parked | None:
+    return exchange.parked
+
+
+def _takes_more(sock: socket.socket) -> bool:
+    """Whether something small can be sent without waiting."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))

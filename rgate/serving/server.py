@@ -13,11 +13,14 @@ connection has a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import select
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +38,7 @@ from .connection import Connection
 from .crew import Crew
 from .doors import Doors
 from .environ import template
-from .events import EDGE, EPOLL, GONE, READABLE, WRITABLE
+from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
 from .heap import Heap
 from .listeners import Listeners
 from .response import HeadWriter
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from ..config.models import ServerConfig
+    from ..parked import Parked
 
 __all__ = ["Server"]
 
@@ -60,6 +64,8 @@ BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
 BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
+TEST_SECONDS: Final = 0.25  # so long a response may take before a client that has ended its side is tested
+LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are parked
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
 _WATCHED: Final = READABLE | GONE | EDGE
@@ -113,6 +119,9 @@ class Server(BaseWSGIServer):
         self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
+        self._parked: list[tuple[float, int, Parked]] = []  # a heap; those that were woken stay in it until their time
+        self._numbers = count()
+        self._half_closed: dict[Connection, float] = {}  # whose clients are to be tested, and when
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
@@ -247,18 +256,17 @@ class Server(BaseWSGIServer):
             connection.events |= event
             if connection.turn.acquire(False):
                 self._advance(connection)
-            elif event & GONE and connection.left:
-                connection.lose_client()
+            elif event & (GONE | FAILED):
+                connection.note_end()
         else:
             self._doors.knock(fd)
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
-        ended = False
         while True:
-            while connection.events or ended:
+            while connection.events or connection.ended:
                 event, connection.events = connection.events, 0
-                ended = ended or bool(event & GONE and connection.left)
+                connection.ended = ended = connection.ended or bool(event & GONE and connection.left)
                 if event & WRITABLE or ended:
                     connection.queued = False
                 try:
@@ -267,7 +275,10 @@ class Server(BaseWSGIServer):
                     _log.exception("a connection failed", extra={"about": about(error)})
                     open_ = False
                 if not open_:
-                    if connection.relayed:
+                    if connection.parked is not None:
+                        if not self._park(connection, connection.parked):
+                            continue
+                    elif connection.relayed:
                         self.streams.add(connection)  # type: ignore[union-attr]
                     elif not connection.tunnelled:
                         self.close_connection(connection)
@@ -275,6 +286,33 @@ class Server(BaseWSGIServer):
             connection.turn.release()
             if not self._again(connection):
                 return
+
+    def test_soon(self, connection: Connection) -> None:
+        """Test a client that has ended its side, unless it has its response by then: most of them just wait for that."""
+        self._half_closed[connection] = monotonic() + TEST_SECONDS
+
+    def _park(self, connection: Connection, parked: Parked) -> bool:
+        """Leave a connection alone, with its turn taken, until its request is woken, or the time is over.
+
+        False without an epoll, where the thread is the connection's own and has waited.
+        """
+        connection.on_gone = parked.abandon
+        heapq.heappush(self._parked, (parked.until, next(self._numbers), parked))
+        if connection.gone:
+            parked.abandon()
+        if EPOLL:
+            parked.attend(partial(self._unpark, connection))
+            return True
+        woken = threading.Event()
+        parked.attend(woken.set)
+        woken.wait()
+        connection.events |= WRITABLE
+        return False
+
+    def _unpark(self, connection: Connection) -> None:
+        connection.turn.release()
+        with contextlib.suppress(OSError, ValueError):  # closed at this moment
+            self.wait_to_send(connection)
 
     @staticmethod
     def _again(connection: Connection) -> bool:
@@ -290,6 +328,7 @@ class Server(BaseWSGIServer):
     def close_connection(self, connection: Connection) -> None:
         """Close it, and count it no more. Called by the thread that has its turn, or in the end."""
         self._connections.pop(connection.fileno(), None)
+        self._half_closed.pop(connection, None)
         if not EPOLL:  # an epoll forgets what is closed
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
@@ -338,6 +377,13 @@ class Server(BaseWSGIServer):
         ceiling = self._crew.ceiling
         self.condition.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
+        for connection, due in list(self._half_closed.items()):
+            if due <= self.now:
+                self._half_closed.pop(connection, None)
+                if not connection.test_client():
+                    self._half_closed.setdefault(connection, due)
+        while self._parked and self._parked[0][0] <= self.now:
+            heapq.heappop(self._parked)[2].expire()
 
     def _beats(self) -> bool:
         if self.now - self._beaten < BEAT_SECONDS:
@@ -387,6 +433,9 @@ class Server(BaseWSGIServer):
                 if connection.busy:
                     connection.end_after_response()
             self._expire_connections()
+            if passed >= self.config.drain_seconds - min(LAST_ANSWERS_SECONDS, self.config.drain_seconds / 2):
+                while self._parked:
+                    heapq.heappop(self._parked)[2].expire()
             over = closed and not self._doors.taking_in and not self._connections  # in this order
             if over or passed >= self.config.drain_seconds:
                 break
@@ -402,7 +451,10 @@ class Server(BaseWSGIServer):
             self.streams.stop()
         all_ended = self._crew.end(CUT_SECONDS)
         for connection in list(self._connections.values()):
-            if not connection.busy:  # else it is the thread's, which is stuck in the app
+            if connection.parked is not None:
+                connection.give_up_parked()
+                self.close_connection(connection)
+            elif not connection.busy:  # else it is the thread's, which is stuck in the app
                 self.close_connection(connection)
         self.server_close()
         if all_ended:

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from .events import EPOLL, GONE
+from .events import EPOLL, FAILED, GONE
 from .threads import is_gone
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "located",
     "reset_when_closed",
     "set_timeout",
+    "was_reset",
 ]
 
 BACKLOG: Final = 4_096
@@ -67,6 +68,18 @@ def has_ended(sock: socket.socket) -> bool:
     except (OSError, ValueError):
         return True
     return bool(poll.poll(0))
+
+
+def was_reset(sock: socket.socket) -> bool:
+    """Whether the other side has reset the connection, so that nothing can be sent any more, or the socket is closed."""
+    poll = select.poll()
+    try:
+        poll.register(sock, 0)
+        if EPOLL:
+            return any(event & (FAILED | select.POLLNVAL) for _, event in poll.poll(0))
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))  # elsewhere a hang-up may be an end of one half
+    except (OSError, ValueError):
+        return True
 
 
 def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:

@@ -123,6 +123,29 @@ def test_rolling_restart_as_a_script_would_do_it_loses_none(namespace: str, back
     assert load.bad == []
 
 
+@pytest.mark.parametrize("published", [True, False], ids=["published port", "own address"])
+def test_restart_of_the_only_container_loses_none(published: bool, namespace: str, backends: Backends, tmp_path: Path) -> None:
+    options = {} if published else {"publish": False, "labels": OWN_ADDRESS}
+    (only,) = named(backends, "only", **options)
+    with loaded(namespace, tmp_path) as load:
+        load.answered_by(only)
+        only.restart(timeout=9)
+        load.answered_by(only)
+    assert load.bad == []
+
+
+def test_restart_of_all_containers_at_once_loses_none(namespace: str, backends: Backends, tmp_path: Path) -> None:
+    containers = named(backends, "one", "two")
+    with loaded(namespace, tmp_path) as load:
+        restarts = [threading.Thread(target=container.restart, kwargs={"timeout": 9}) for container in containers]
+        for restart in restarts:
+            restart.start()
+        for restart in restarts:
+            restart.join()
+        load.answered_by(containers[0])
+    assert load.bad == []
+
+
 def test_stop_of_one_of_two_loses_none(namespace: str, backends: Backends, tmp_path: Path) -> None:
     stays, goes = named(backends, "stays", "goes")
     with loaded(namespace, tmp_path) as load:

@@ -174,5 +174,5 @@ def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCa
         client.close()
         assert ended.wait(3)
         eventually(lambda: errors)
-    assert errors == ["bad_request"]
+    assert errors == ["client_closed"]
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -79,7 +79,7 @@ def test_stream_of_length_0_is_not_read(gateway: Gateway, backend: ScriptedBacke
 
 
 def test_stream_that_ends_early_is_the_clients_fault_and_never_complete(gateway: Gateway, backend: ScriptedBackend) -> None:
-    assert_fault(post(gateway, Stream(b"he"), CONTENT_LENGTH="5"), 400, "bad_request")
+    assert_fault(post(gateway, Stream(b"he"), CONTENT_LENGTH="5"), 400, "client_closed")
     eventually(lambda: backend.connections and backend.connections[0].sock.fileno() < 0)
     assert backend.requests == [], "the backend has seen a reset, not the end of the body"
 

@@ -13,7 +13,7 @@ LAYERS = (
     # Of plugins only BUILTIN, the names.
     {"condition", "errors", "kept", "log", "model", "runtime_dir", "version", "plugins"},
     {"handover", "wire", "siblings", "tls"},
-    {"exchange", "config", "hookspecs"},
+    {"exchange", "config", "hookspecs", "parked"},
     {"discovery", "pipeline", "scope", "forwarding", "serving"},
     {"failures", "installed", "isolation", "lifespan", "timing", "use"},
     {"registry", "running"},

@@ -62,6 +62,7 @@ TABLE = [
     (rgate.MethodNotAllowed, 405, "method_not_allowed"),
     (rgate.LengthRequired, 411, "length_required"),
     (rgate.BodyTooLarge, 413, "body_too_large"),
+    (rgate.ClientClosed, 499, "client_closed"),
     (rgate.TargetTooLong, 414, "target_too_long"),
     (rgate.ExpectationFailed, 417, "expectation_failed"),
     (rgate.HeadTooLarge, 431, "head_too_large"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rgate import BodyTooLarge, RequestError, RequestTimeout
+from rgate import BodyTooLarge, ClientClosed, RequestError, RequestTimeout
 from rgate.serving.connection import LINGER_BYTES, RECEIVE_BYTES
 from rgate.testing import make_gateway, running_gateway
 
@@ -171,7 +171,7 @@ def test_body_that_ends_early_is_an_error_and_costs_no_memory(sent: bytes) -> No
         client.half_close()
         passed(app.done)
         assert client.response().status == 500
-    assert [type(error) for error in app.errors] == [RequestError]
+    assert [type(error) for error in app.errors] == [ClientClosed]
 
 
 def test_body_cannot_be_read_any_further_after_an_error() -> None:
@@ -389,7 +389,7 @@ def test_expect_of_a_client_that_has_left_is_the_clients_error() -> None:
         client.reset()
         reading.set()
         passed(app.done)
-    assert [type(error) for error in app.errors] == [RequestError]
+    assert [type(error) for error in app.errors] == [ClientClosed]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ is told to the operator as unknown, unless a backend asks for it.
     source.py    lists and watches           engine.py     the talk; the only module that knows docker-py
     mapping.py   container → instance        container.py  what the engine says of a container
     events.py    what events mean            own.py        the container that rgate itself runs in
-    arrivals.py  whose port is not open yet
+    arrivals.py  whose port is not open yet       departures.py  who has been told to stop and serves on
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
     names = {label.partition("=")[0] for backend in config.backends for label in backend.match_labels}
     if not names:
         return None
+    from .departures import HOLD_SECONDS
     from .engine import Engine  # docker-py takes a while to import, and a config without containers needs none of it
     from .own import own_container_id
     from .source import DockerSource
 
     host = config.docker.host
-    return DockerSource(lambda: Engine(host), names, config.docker.network or "", host, own_container_id)
+    waits = any(backend.match_labels and backend.wait_seconds for backend in config.backends)
+    hold_seconds = HOLD_SECONDS if waits else 0.0
+    network = config.docker.network or ""
+    return DockerSource(lambda: Engine(host), names, network, host, own_container_id, hold_seconds=hold_seconds)

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from signal import SIGKILL
 from typing import Any, Protocol, TypeAlias
 
 from rgate import Instance, RgateError
 
 from .arrivals import Arrivals
 from .container import Container
+from .departures import Departures
 from .events import Event, is_stop, stop_signal, stop_timeout_seconds
 from .mapping import Vantage, to_instance
 
@@ -59,7 +61,8 @@ class DockerSource:
     So a container with a wrong value, or with one label of two, is there to be explained, while those that have nothing
     to do with the gateway never leave the engine, be they thousands; nor do their events make it list.
 
-    A container that is told to stop is out at once, before it closes its port. Should it run on, it is back two seconds
+    A container that is told to stop is out at once, before it closes its port. When it has not closed it after `hold_seconds`
+    it is a last resort (`Instance.stopping`) until it does. Should it run on, it is back two seconds
     after its stop timeout (`docker stop --time` is not known here). Engines tell of many events before their own list
     has them, or before a network is attached; so after the last event it is listed four times more, within 1.5 seconds.
     One that has just started is in as soon as its port is open.
@@ -79,14 +82,17 @@ class DockerSource:
         own_id: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
         arrivals: Arrivals | None = None,
+        hold_seconds: float = 1.0,
+        departures: Departures | None = None,
     ) -> None:
         self._connect = connect
         self._label_names = tuple(sorted(set(label_names)))
         self._network = network
-        self._finds = (host, self._label_names, network)
+        self._finds = (host, self._label_names, network, hold_seconds)
         self._find_own_id = own_id
         self._clock = clock
         self._arrivals = arrivals or Arrivals(clock)
+        self._departures = departures or Departures(hold_seconds, clock)
         # The listing thread's
         self._engine: Talk | None = None
         self._own_id = ""
@@ -123,7 +129,7 @@ class DockerSource:
         self._known = frozenset({*containers, *others, self._own_id})
         self._note_running(containers.values())
         return self._arrivals.hold(
-            to_instance(self._as_stopping(container), vantage, others.get(container.sharing), self._label_names)
+            self._instance(container, vantage, others.get(container.sharing))
             for container in containers.values()
             if not _about_to_start(container)
         )
@@ -136,6 +142,14 @@ class DockerSource:
         for id in running.keys() - before:
             if running[id].health != "healthy":
                 self._arrivals.started(id)
+
+    def _instance(self, container: Container, vantage: Vantage, sharing: Container | None) -> Instance:
+        stopping = self._as_stopping(container)
+        if stopping is not container:
+            running = to_instance(container, vantage, sharing, self._label_names)
+            if running.address is not None and self._departures.accepts(container.id, running.address):
+                return replace(running, stopping=True)
+        return to_instance(stopping, vantage, sharing, self._label_names)
 
     def _as_stopping(self, container: Container) -> Container:
         stopping = container.running and self._stopping.get(container.id, 0.0) > self._clock()
@@ -163,6 +177,7 @@ class DockerSource:
                 self._follow(engine, _arriving(events), resumed_ns, changed, stop)
             finally:
                 self._arrivals.close()
+                self._departures.close()
                 events.close()
         finally:
             engine.close()
@@ -179,10 +194,11 @@ class DockerSource:
             while echoes and echoes[0] <= now:
                 back.append("")
                 echoes.popleft()
-            if self._arrivals.look() or back:
+            self._departures.keep(self._stopping)
+            if any([self._arrivals.look(), self._departures.look(), back]):
                 changed()
             pause = min([now + _TICK_SECONDS, *echoes, *self._stopping.values()]) - now
-            pause = max(0.0, min(pause, self._arrivals.look_in_seconds()))
+            pause = max(0.0, min(pause, self._arrivals.look_in_seconds(), self._departures.look_in_seconds()))
             try:
                 record = arrived.get(timeout=pause)
             except Empty:
@@ -207,9 +223,11 @@ class DockerSource:
             return self._note_kill(event, engine, changed)
         if event.action in _STARTED:
             self._stopping.pop(event.container, None)
+            self._departures.ended(event.container)
             if event.action == "start" and not 0 < event.time_ns < self._new_from_ns:  # else it may have served for long
                 self._arrivals.started(event.container)
         elif event.action in _ENDED:  # which the engine's list may not know yet
+            self._departures.ended(event.container)
             self._stopping[event.container] = self._clock() + _STOP_MARGIN_SECONDS
         changed()
         return True
@@ -217,6 +235,10 @@ class DockerSource:
     def _note_kill(self, event: Event, engine: Talk, changed: Callable[[], None]) -> bool:
         now, id = self._clock(), event.container
         sure = is_stop(event.signal)
+        if sure and event.signal == SIGKILL:
+            self._departures.ended(id)
+        elif sure:
+            self._departures.told(id)
         if sure:
             self._stopping[id] = now + _STOP_MARGIN_SECONDS
             changed()  # first this; how long it may last is found out afterwards
@@ -228,6 +250,7 @@ class DockerSource:
             return False
         self._stopping[id] = now + stop_timeout_seconds(record) + _STOP_MARGIN_SECONDS
         if not sure:
+            self._departures.told(id)
             changed()
         return True
 

@@ -162,6 +162,9 @@ class _Answer:
         """What goes to the client in place of `body`, which is read here, to its end or over the limit."""
         if self._passed:
             return body
+        exchange = Exchange.of(self._environ)
+        if exchange.parked is not None:
+            return _Late(self, body, exchange)
         close: Callable[[], object] = getattr(body, "close", _nothing)
         blocks, size = self._blocks, sum(map(len, self._blocks))  # what the app has given to write()
         try:
@@ -183,6 +186,28 @@ class _Answer:
         content = enveloped(status[:3], b"".join(blocks), text)
         self._pass(status, _described(headers, len(content)), exc_info)
         return [content]
+
+
+class _Late:
+    """A response that begins later. Until then its blocks are empty."""
+
+    def __init__(self, answer: _Answer, body: Iterable[bytes], exchange: Exchange) -> None:
+        self._answer = answer
+        self._exchange = exchange
+        self._first = iter(body)
+        self._blocks: Iterator[bytes] | None = None
+        self.close: Callable[[], object] = getattr(body, "close", _nothing)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._blocks is None:
+            block = next(self._first, b"")
+            if self._exchange.parked is not None:
+                return b""
+            self._blocks = iter(self._answer.body(_Rest(block, self._first, _nothing)))
+        return next(self._blocks)
 
 
 def _nothing() -> None:

@@ -2,9 +2,11 @@
 
     GET /stats  →  {"requests_count": {"success": 1520, "error": 3}, "latency_ms": {"average": 1.9, "p95": 4.1, "p99": 9.8}}
 
-Every exchange is counted when it is over: success up to status 399, error above; latency from the request's arrival to the
-last of the response. What the gateway answers itself counts too, the local routes do not. `?by=route,backend,endpoint,status`
-(one or several) adds `groups`, `?since=1h` leaves out what is older and adds where it begins. On the gateway's port this is for
+Every exchange is counted when it is over: success up to status 399, error above; one whose client has left is neither, but
+counts as `client_closed` (status 499), which is there when there are some, and in no latency. Latency is from the request's
+arrival to the last of the response. What the gateway answers itself counts too, the local routes do not.
+`?by=route,backend,endpoint,status` (one or several) adds `groups`, `?since=1h` leaves out what is older and adds where it
+begins. On the gateway's port this is for
 those whom `allow` names, by default for this machine, and `by` is for names only (route, backend, status): who forwards bytes
 from elsewhere looks like this machine. All of it is at the admin socket. One report is made at a time. The counts are of all
 processes that share the database and outlive restarts; `kill -9` loses `flush_seconds` of them. `storage` appears in the

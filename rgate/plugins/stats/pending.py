@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from rgate import ClientClosed
+
 from .histogram import buckets, count_into
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ RETRIED = -3
 """The status under which exchanges are counted again that took more than one attempt. Their "latency" is how many more, in
 microseconds, so that the sum of these is the number of attempts beyond the first."""
 CLIENT_CLOSED = 499
-"""The status of an exchange that ended before a response began."""
+"""The status of an exchange whose client has left before it was over; neither a success nor an error."""
 NO_BUCKET = -1
 """The bucket of the row that holds a series' sum of latencies, which is not known by bucket."""
 
@@ -112,7 +114,7 @@ class Pending:
     def record(self, exchange: Exchange) -> None:
         """Count a finished exchange."""
         error = exchange.error
-        status = exchange.status if error is None else error.status
+        status = exchange.status if error is None else CLIENT_CLOSED if isinstance(error, ClientClosed) else error.status
         route = exchange.route
         endpoint = exchange.endpoint
         key = (None if route is None else route.name, None if endpoint is None else endpoint.name, status)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from .histogram import percentiles_seconds
-from .pending import LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
+from .pending import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
 from .query import Query
 
 __all__ = ["Reading", "Report", "Spent", "Sums", "report"]
@@ -30,6 +30,7 @@ class Sums(NamedTuple):
     retried: int = 0
     extra_attempts: int = 0
     sum_us: int = 0
+    client_closed: int = 0
 
 
 class Spent(NamedTuple):
@@ -48,6 +49,7 @@ class _Tally:
     retried: int = 0
     extra_attempts: int = 0
     sum_us: int = 0
+    client_closed: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
 
     def add(self, sums: Sums) -> None:
@@ -56,12 +58,16 @@ class _Tally:
         self.retried += sums.retried
         self.extra_attempts += sums.extra_attempts
         self.sum_us += sums.sum_us
+        self.client_closed += sums.client_closed
         if count := sums.success + sums.errors:
             self.buckets[sums.bucket] += count
 
     def json(self, with_retries: bool) -> dict[str, Any]:
+        counts = {"success": self.success, "error": self.errors}
+        if self.client_closed:
+            counts["client_closed"] = self.client_closed
         answer: dict[str, Any] = {
-            "requests_count": {"success": self.success, "error": self.errors},
+            "requests_count": counts,
             "latency_ms": _latency_ms(self.success + self.errors, self.sum_us, self.buckets),
         }
         if with_retries and self.retried:
@@ -138,6 +144,8 @@ class Report:
                 self._add(Sums(group, NO_BUCKET, retried=each.total(), extra_attempts=each.sum_us))
             elif status == LOST:
                 self._add(Sums(group, NO_BUCKET, lost=each.total()))
+            elif status == CLIENT_CLOSED:
+                self._add(Sums(group, NO_BUCKET, client_closed=each.total()))
             elif status != PLUGIN:
                 for bucket, count in each.buckets().items():
                     self._add(Sums(group, bucket, *((count, 0) if status < 400 else (0, count))))

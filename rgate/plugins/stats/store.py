@@ -31,7 +31,7 @@ from rgate import PluginError
 
 from .engines import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
 from .options import DIALECTS
-from .pending import LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
+from .pending import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
 from .periods import Period, floor, periods, reaching_back
 from .report import Reading, Spent, Sums
 from .rows import rows_of
@@ -309,11 +309,12 @@ def _requests(by: Sequence[str]) -> sa.Select[Any]:
     columns = [_t[name] for name in by]
     cases = (
         (_t.status.between(0, 399), _t.count),
-        (_t.status > 399, _t.count),
+        (sa.and_(_t.status > 399, _t.status != CLIENT_CLOSED), _t.count),
         (_t.status == LOST, _t.count),
         (_t.status == RETRIED, _t.count),
         (_t.status == RETRIED, _t.sum_us),
-        (_t.status >= LOST, _t.sum_us),
+        (sa.and_(_t.status >= LOST, _t.status != CLIENT_CLOSED), _t.sum_us),
+        (_t.status == CLIENT_CLOSED, _t.count),
     )
     sums = (sa.func.sum(sa.case(case, else_=0)) for case in cases)
     return sa.select(*columns, _t.bucket, *sums).where(_t.status != PLUGIN).group_by(*columns, _t.bucket)

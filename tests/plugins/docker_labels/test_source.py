@@ -12,6 +12,7 @@ import pytest
 
 from rgate import Instance, RgateError
 from rgate.plugins.docker_labels.arrivals import NOT_OPEN, Arrivals, Outcome
+from rgate.plugins.docker_labels.departures import Departures
 from rgate.plugins.docker_labels.source import DockerSource
 
 DEADLINE_SECONDS = 10.0
@@ -180,6 +181,16 @@ class TestList:
         assert {id: instance.reason for id, instance in self.listed(script).items()} == {"old": "not started"}
 
 
+class ServingOn:
+    """What becomes of a connection to a container that has been told to stop."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def outcome(self) -> Outcome:
+        return Outcome.OPEN if self.watch.serves_on else Outcome.REFUSED
+
+
 class Watch:
     """A watch that runs, one event at a time; its clock stands until the test moves it."""
 
@@ -187,12 +198,19 @@ class Watch:
         self.now = 1_000.0
         self.script = script
         self.ports = Outcome.OPEN
+        self.serves_on = False
 
         def clock() -> float:
             return self.now
 
         self.arrivals = Arrivals(clock, lambda _: self)
-        self.source = DockerSource(script.connect, labels or ("app",), clock=clock, arrivals=self.arrivals)
+        self.source = DockerSource(
+            script.connect,
+            labels or ("app",),
+            clock=clock,
+            arrivals=self.arrivals,
+            departures=Departures(1.0, clock, lambda _: ServingOn(self)),
+        )
         self.stop = threading.Event()
         self.notices = 0
         self.error: Exception | None = None
@@ -357,6 +375,25 @@ class TestStopping:
         assert watch.reason == "stopped or stopping"
         watch.after(0.2, 1)
         assert watch.reason is None
+
+    def test_container_that_serves_on_although_it_is_told_to_stop_is_a_last_resort(self, watch: Watch) -> None:
+        watch.serves_on = True
+        watch.tell(event("kill", signal="15"))
+        assert (watch.instance.address, watch.instance.stopping) == (None, False)
+        watch.after(1.6, 1)  # the echoes
+        watch.after(0.2, 1)
+        assert watch.instance.address is not None and watch.instance.stopping
+        watch.tell(event("die"))
+        assert (watch.instance.address, watch.reason) == (None, "stopped or stopping")
+
+    def test_container_that_is_killed_is_no_last_resort(self, watch: Watch) -> None:
+        watch.serves_on = True
+        watch.tell(event("kill", signal="15"))
+        assert watch.instance.address is None
+        watch.after(1.6, 1)
+        watch.after(0.2, 1)
+        watch.tell(event("kill", signal="9"))
+        assert watch.instance.address is None
 
     def test_container_that_cannot_be_inspected_has_ten_seconds(self, watch: Watch) -> None:
         del watch.script.inspected["a"]

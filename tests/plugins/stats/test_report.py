@@ -30,6 +30,19 @@ def test_success_is_up_to_399(status: int, success: int) -> None:
     assert answer.json()["requests_count"] == {"success": success, "error": 1 - success}
 
 
+def test_client_that_has_left_is_neither_success_nor_error_and_in_no_latency() -> None:
+    answer = Report(Query(("status",)))
+    answer.add_reading(Reading(None, [Sums((499,), NO_BUCKET, client_closed=2), Sums((200,), 500, success=1, sum_us=3_000)]))
+    answer.add_unsaved([counted([70_000], status=499)])
+    whole = answer.json()
+    assert whole["requests_count"] == {"success": 1, "error": 0, "client_closed": 3}
+    assert whole["latency_ms"]["average"] == 3.0
+    assert [(group["status"], group["requests_count"].get("client_closed")) for group in whole["groups"]] == [
+        (200, None),
+        (499, 3),
+    ]
+
+
 def test_average_is_exact_and_percentiles_are_within_one_percent() -> None:
     answer = Report(Query())
     answer.add_unsaved([counted(range(1, 101))])

@@ -55,6 +55,13 @@ def tidy_all(store: Store, now_minute: int) -> int:
     return steps
 
 
+def test_clients_that_have_left_are_read_apart(store: Store) -> None:
+    store.add([counted([1]), counted([70_000], status=499), counted([4], status=500)])
+    answer = answered(store)
+    assert answer["requests_count"] == {"success": 1, "error": 1, "client_closed": 1}
+    assert answer["latency_ms"]["average"] == 2.5
+
+
 def test_counts_added_are_read(store: Store) -> None:
     store.add([counted([1, 2, 3]), counted([4], status=500)])
     answer = answered(store)
