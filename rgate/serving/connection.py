@@ -635,6 +635,7 @@ class Connection:
         self._sock.close()
         # It is in there itself. A cycle would keep it in memory, with what OpenSSL has for it, until the collector comes.
         self._template = {}
+        self._response.unread = self.on_gone = None
 
     def _drop_body(self) -> None:
         buffer, self.collecting = self.collecting, None

@@ -83,6 +83,7 @@ class SocketLoop(ABC, Generic[_T]):
                     self._enter(item)
                     self._new.popleft()
                     self._begin(item, now)
+                    del item  # this frame would keep it until the next one comes
             self._check(now)
         self._end_all()
         self._epoll.close()

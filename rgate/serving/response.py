@@ -324,7 +324,7 @@ class ResponseStream:
                 self._send_blocks(body, environ)
         except BaseException as error:  # somebody's SystemExit, too
             self._fail(error, environ)
-        self.relayed = None
+        self.relayed = self._environ = None
         self._close(body)
 
     def resume(self) -> None:

@@ -198,7 +198,9 @@ class TLSStream:
         return accepted
 
     def sendall(self, block: bytes) -> None:
-        """Send all of it."""
+        """Send all of it. What send() has been given and has not taken must be the beginning of it."""
+        if self._accepted:
+            block = block[self._accepted :]
         records = self._unsent + self._encrypt(block)
         self._unsent, self._accepted = b"", 0
         self._broken = True  # if this breaks off within a record, nothing that follows can be read

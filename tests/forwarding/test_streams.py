@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 import ssl
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rgate import Exchange, Gateway, Middleware, hookimpl, wrap_body
+from rgate.serving.connection import Connection
 from rgate.serving.streams import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
@@ -185,6 +187,31 @@ def test_relayed_response_is_what_a_direct_client_gets(
             assert client.is_closed()
         relays(live, 0)
         eventually(lambda: live.in_flight == 0)
+
+
+def test_connection_of_a_stream_needs_no_collector_when_it_is_over() -> None:
+    def left() -> int:
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    events = Events()
+    events.go_on.set()
+    with ScriptedBackend(events) as backend, forwarding(backend) as live:
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for stalls in (True, False, True):
+                with RawClient(live.url) as client:
+                    if stalls:
+                        events.go_on.clear()
+                    client.send(GET)
+                    if stalls:
+                        relays(live, 1)
+                        events.go_on.set()
+                    assert client.response().body == b"onetwo"
+            eventually(lambda: left() <= before, "all are gone")
+        finally:
+            gc.enable()
 
 
 def test_client_of_http_1_0_gets_the_end_with_the_connection() -> None:

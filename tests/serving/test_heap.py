@@ -17,8 +17,11 @@ from ..tls.live import TLS, SecureClient
 from ..waiting import eventually
 from .live import serving
 
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 
@@ -38,6 +41,8 @@ def test_connection_that_is_over_needs_no_collector(kind: type[RawClient]) -> No
             for _ in range(5):
                 with kind(server.url) as client:
                     assert client.get().body == b"ok"
+                    client.send(CHUNKED_POST)
+                    assert client.response().body == b"ok"
             eventually(lambda: left() <= before, "all are gone")
         finally:
             gc.enable()

@@ -198,6 +198,32 @@ def test_send_takes_what_the_socket_takes(sock: socket.socket, stream: TLSStream
     assert refused, "the socket has taken all at once, so this test shows nothing"
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_send_has_not_taken_is_sent_once(sock: socket.socket, stream: TLSStream, parts: bool) -> None:
+    client = connect(sock, stream)
+    whole = bytes(range(256)) * 8_192
+    left = whole
+    with pytest.raises(BlockingIOError):
+        while left:
+            sent = stream.sendmsg((left[:10], left[10:]), (), socket.MSG_DONTWAIT) if parts else stream.send(left)
+            left = left[sent:]
+
+    def send() -> None:
+        if parts:
+            stream.sendmsg((left[:10], left[10:]))
+        else:
+            stream.sendall(left)
+        stream.shutdown(socket.SHUT_WR)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    arrived = b""
+    while block := client.read_over(sock):
+        arrived += block
+    sending.join()
+    assert arrived == whole
+
+
 def test_half_close_leaves_the_other_direction_open(sock: socket.socket, stream: TLSStream) -> None:
     client = connect(sock, stream)
     stream.shutdown(socket.SHUT_WR)
