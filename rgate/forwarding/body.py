@@ -84,9 +84,11 @@ class Upload:
         """Whether nothing of it has been asked for yet."""
         return bool(self._held_until)
 
-    def close(self) -> None:
-        """Give up what has not been sent. May be called again."""
-        if not self.complete:
+    def close(self, answered: bool = False) -> None:
+        """Give up what has not been sent; `answered` says that the backend does not want it. May be called again."""
+        if answered:
+            self._connection.uploading = False
+        elif not self.complete:
             self._connection.reset_when_closed()
         pipe, self._pipe = self._pipe, None
         if pipe is not None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Forwarder"]
 
-SMALL_BODY_BYTES: Final = 65_536  # known to be so small, a body goes out with its head
 # Sending these twice has the same effect as once (RFC 9110 §9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
@@ -110,7 +109,7 @@ class Forwarder:
                 upload = None
             elif response.code >= 300 or upload.is_held:
                 # The backend has refused the request; the rest of its body goes nowhere (RFC 9112 §9.3).
-                upload.close()
+                upload.close(answered=True)
                 upload = None
         length = response.length
         chunked = response.chunked
@@ -279,7 +278,7 @@ def _framing(environ: WSGIEnvironment, exchange: Exchange, head: bytes) -> tuple
     length = environ.get("CONTENT_LENGTH")
     if length:
         stream = environ["wsgi.input"]
-        if int(length) <= SMALL_BODY_BYTES and getattr(stream, "complete", True) is False:
+        if getattr(stream, "is_small", False):
             # It has come so far only, so that a route's limit could be told early. A cut one must not reach the backend.
             stream = environ["wsgi.input"] = BytesIO(stream.read(int(length)))
         if type(stream) is BytesIO:

@@ -34,7 +34,14 @@ class RequestBody(io.RawIOBase):
     """
 
     def __init__(
-        self, connection: Connection, buffer: BodyBuffer, patience_seconds: float, seconds_per_byte: float, interim: bool
+        self,
+        connection: Connection,
+        buffer: BodyBuffer,
+        patience_seconds: float,
+        seconds_per_byte: float,
+        *,
+        interim: bool,
+        is_small: bool,
     ) -> None:
         self._connection = connection
         self._left = buffer.left
@@ -46,6 +53,7 @@ class RequestBody(io.RawIOBase):
         self._behind_file = b"" if buffer.file is None else bytes(buffer.memory)
         self._interim = interim
         self._failed = False
+        self.is_small = is_small  # so that it is to be read to its end before a backend hears of it
         self._patience_seconds = patience_seconds
         self._seconds_per_byte = seconds_per_byte
         self.wait_seconds = patience_seconds  # how long may be waited for more just now
@@ -67,7 +75,7 @@ class RequestBody(io.RawIOBase):
     @property
     def awaits_continue(self) -> bool:
         """Whether the client waits to be told that it may send the body."""
-        return self._interim and not self._taken
+        return self._interim and not self._taken and not self.is_small
 
     @property
     def buffered(self) -> bool:

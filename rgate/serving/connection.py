@@ -275,7 +275,7 @@ class Connection:
                 block = block[length:]
             else:
                 buffer = BodyBuffer(request, server.config.max_body_bytes)
-                if not self._is_for_the_app_first(request):
+                if not self._is_for_the_app_first(request, block):
                     return self._begin_to_collect(buffer, block)
                 buffer.feed(block)
                 keep_alive, block = self._serve_stream(buffer, request.expects_continue)
@@ -287,12 +287,14 @@ class Connection:
                     return self._wait_for_turn(block)
         return self._rest()
 
-    def _is_for_the_app_first(self, request: RequestHead) -> bool:
-        """Whether the app is to know of a request before its body has come, because it may well refuse it by its head."""
-        length, server = request.content_length, self._server
+    def _is_for_the_app_first(self, request: RequestHead, block: bytes) -> bool:
+        """Whether the app is to know of a request before its body has come, because it may well refuse it by its head: one that
+        is too large, or whose client waits to be asked for a body that is large or of unknown length."""
+        server = self._server
+        length, collected = request.content_length, server.config.body_buffer_bytes
         if length is None:
-            return request.expects_continue and server.has_thread_for_upload
-        waits = request.expects_continue and length > server.config.body_buffer_bytes
+            return request.expects_continue and not block and server.has_thread_for_upload
+        waits = request.expects_continue and length > collected
         return (waits or length > server.lowest_body_limit) and server.has_thread_for_upload
 
     def _begin_to_collect(self, buffer: BodyBuffer, block: bytes) -> bool:
@@ -419,7 +421,10 @@ class Connection:
         """The same for a body that is still coming, or stands in a file; gives back what came after it too. `interim` says that
         the client waits to be asked for it."""
         server = self._server
-        body = RequestBody(self, buffer, server.config.body_seconds, server.seconds_per_body_byte, interim)
+        config = server.config
+        is_small = buffer.left is not None and 0 < buffer.size + buffer.left <= config.body_buffer_bytes
+        pace = (config.body_seconds, server.seconds_per_body_byte)
+        body = RequestBody(self, buffer, *pace, interim=interim, is_small=is_small)
         self.body = body
         if not body.complete:
             server.uploads.add(self)

@@ -43,7 +43,7 @@ def asking(connection: ScriptedConnection) -> None:
 @pytest.mark.usefixtures("no_limit")
 @pytest.mark.parametrize(("head", "body"), [(EXPECTS, BODY), (EXPECTS_CHUNKED, CHUNKED_BODY)], ids=["length", "chunked"])
 def test_expected_body_is_asked_for_when_the_backend_asks(head: bytes, body: bytes) -> None:
-    with ScriptedBackend(asking) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(asking) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(head)
         assert client.response().head == CONTINUE
         client.send(body)
@@ -75,7 +75,7 @@ def test_expected_body_is_not_sent_when_the_backend_answers_without_it(answer: b
         connection.send(answer[cut:])
         received.append(b"" if connection.wait_closed() else b"a body")
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         more.set()
         response = client.response()
@@ -93,7 +93,7 @@ def test_expected_body_that_comes_after_a_final_answer_is_read_to_no_effect() ->
         connection.wait_closed()
 
     smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         assert client.response().status == 413
         client.send(smuggled + b"x" * (SIZE - len(smuggled)) + smuggled)
@@ -120,7 +120,7 @@ def test_expected_body_waits_for_100_and_no_other_interim_response() -> None:
         connection.send(http_response(b"ok"))
         passed(asked)
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         assert client.response().status == 103, "who expects an interim response takes another, too"
         hinted.set()
@@ -143,7 +143,7 @@ def test_expected_body_is_asked_for_when_the_backend_says_nothing(monkeypatch: p
         connection.send(http_response(b"%d" % len(block + connection.read(SIZE - 10))))
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         assert client.response().status == 100
         client.send(BODY)
@@ -161,7 +161,7 @@ def test_expected_body_that_comes_unasked_goes_on_unasked() -> None:
         connection.send(http_response(b"%d" % len(connection.read(SIZE))))
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         passed(seen)
         client.send(BODY)
@@ -177,7 +177,7 @@ def test_expected_body_that_comes_with_its_head_is_no_longer_expected() -> None:
         connection.send(http_response(b"yes" if b"Expect" in head else b"no"))
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS + BODY[:10])
         client.send(BODY[10:])
         assert client.response().body == b"no"
@@ -194,7 +194,7 @@ def test_client_that_leaves_while_its_body_is_held_frees_the_backend(leave: Call
         if connection.wait_closed():
             closed.set()
 
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         passed(seen)
         leave(client)
@@ -205,7 +205,7 @@ def test_client_that_leaves_while_its_body_is_held_frees_the_backend(leave: Call
 @pytest.mark.usefixtures("no_limit")
 def test_backend_that_closes_while_the_body_is_held_is_502() -> None:
     script: Callable[[ScriptedConnection], object] = ScriptedConnection.read_head
-    with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(script) as backend, forwarding(backend, body_buffer_bytes=0) as live, RawClient(live.url) as client:
         client.send(EXPECTS)
         assert client.response().status == 502
 
@@ -227,7 +227,11 @@ class Reading:
 
 
 def test_expected_body_that_a_plugin_reads_is_asked_for() -> None:
-    with ScriptedBackend() as backend, forwarding(backend, plugins={"reading": Reading()}) as live, RawClient(live.url) as client:
+    with (
+        ScriptedBackend() as backend,
+        forwarding(backend, plugins={"reading": Reading()}, body_buffer_bytes=0) as live,
+        RawClient(live.url) as client,
+    ):
         client.send(EXPECTS)
         assert client.response().status == 100
         client.send(BODY)
