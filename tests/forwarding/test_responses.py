@@ -174,7 +174,7 @@ def test_response_to_head_has_its_headers_and_no_body(lines: bytes, headers: lis
 # Interim responses
 
 
-def test_response_interim_ones_are_swallowed() -> None:
+def test_response_interim_ones_are_kept_from_who_does_not_ask_for_them() -> None:
     blocks = [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"]
     assert answer(*blocks, http_response(b"ok")).body == b"ok"
 
