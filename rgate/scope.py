@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from .wire.target import Target
+
 __all__ = ["ExchangeScope", "OnFailed", "OnFailure", "raise_refused"]
 
 OnFailed: TypeAlias = "Callable[[Exchange, WSGIEnvironment], object]"
@@ -96,7 +98,7 @@ class ExchangeScope:
             app = self._refused
         elif (
             (local := self._local_routes.get(environ["PATH_INFO"])) is not None
-            and environ[TARGET_KEY].plain  # in any other spelling it is nobody's here, whatever a proxy's rules make of it
+            and _is_spelled_plainly(environ[TARGET_KEY])
             and self._admits(local, environ)
         ):
             app = local.app  # outside the chain: never forwarded and never counted
@@ -280,6 +282,12 @@ class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
         elif block is not None:
             self._exchange.finish(self._on_failure)
         return block
+
+
+def _is_spelled_plainly(target: Target) -> bool:
+    """Whether the path came as it is, without escapes and the like: a local route answers to no other spelling, so that a rule
+    about its path in a proxy in front cannot be passed by."""
+    return target.plain and target.route == target.path
 
 
 def _close(exchange: Exchange, body: object, on_failure: OnFailure) -> None:

@@ -44,7 +44,7 @@ def test_gateway_has_the_nouns_of_its_config() -> None:
     assert (route.name, route.path_prefix, route.backend) == ("orders", "/api/orders", orders)
     assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), (("x-version", "2"),))
     assert (route.strip_prefix, route.timeouts) == (True, Timeouts(1, 5))
-    assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(2, 30))
+    assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(4, 30))
     assert gateway.policies.keys() == {"random_of_two", "least_in_flight", "random", "round_robin", "hash"}
 
 
@@ -175,7 +175,7 @@ def test_build_forwarder_looks_for_edits_only_where_there_may_be_some(monkeypatc
     asked: list[bool] = []
 
     class Forwarder:
-        def __init__(self, upstreams: object, route: object, edited: bool) -> None:
+        def __init__(self, upstreams: object, route: object, edited: bool, via: bool) -> None:
             asked.append(edited)
 
         def __call__(self, environ: object, start_response: object) -> Iterable[bytes]:

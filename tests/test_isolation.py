@@ -194,14 +194,13 @@ def test_skip_of_what_has_read_from_a_body_that_streams_is_a_fault() -> None:
 
         return call
 
-    body = b"5\r\nhello\r\n0\r\n\r\n"
     options = {"mine": {"on_error": "skip"}}
     with (
         ScriptedBackend(http_response(b"ok")) as backend,
-        forwarding(backend, plugins={"mine": Plugin(reading)}, options=options) as live,
+        forwarding(backend, plugins={"mine": Plugin(reading)}, options=options, body_buffer_bytes=0) as live,
         RawClient(live.url) as connected,
     ):
-        connected.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        connected.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         assert connected.response().status == 500
         assert backend.requests == []
 
@@ -216,7 +215,7 @@ def test_skip_before_a_body_that_streams_lets_it_pass() -> None:
     options = {"mine": {"on_error": "skip"}}
     with (
         ScriptedBackend(http_response(b"x" * 500_000)) as backend,
-        forwarding(backend, plugins={"mine": Plugin(failing)}, options=options) as live,
+        forwarding(backend, plugins={"mine": Plugin(failing)}, options=options, body_buffer_bytes=0) as live,
         RawClient(live.url) as connected,
     ):
         connected.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")

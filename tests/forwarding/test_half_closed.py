@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rgate import Exchange
-from rgate.plugins.access_log import Record, as_json
+from rgate.plugins.access_log import _GET, Record, sent
 from rgate.plugins.stats.pending import CLIENT_CLOSED, Pending
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
@@ -191,6 +191,7 @@ class Seen:
 
     def __call__(self, environ: dict[str, object], start_response: object) -> object:
         body = self._app(environ, start_response)
+        self._sent = sent(environ)
         exchange: Exchange = environ["rgate.exchange"]  # type: ignore[assignment]
         if exchange.finished:
             self._note(exchange)
@@ -199,7 +200,9 @@ class Seen:
         return body
 
     def _note(self, exchange: Exchange) -> None:
-        self.records.append(json.loads(as_json(Record(0.0, exchange, "", "", ""))))
+        fields = ("status", "reason", "bytes", "duration_ms")
+        values = {name: _GET[name](Record(0.0, exchange, self._sent)) for name in fields}
+        self.records.append(json.loads(json.dumps(values)))
         self.pending.record(exchange)
 
     @property

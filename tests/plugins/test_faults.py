@@ -54,6 +54,7 @@ TABLE = [
     (rgate.Truncated, 502, "truncated"),
     (rgate.TLSFailed, 502, "tls_failed"),
     (rgate.RequestError, 400, "bad_request"),
+    (rgate.AmbiguousPath, 400, "ambiguous_path"),
     (rgate.NotTLS, 400, "not_tls"),
     (rgate.MethodNotAllowed, 405, "method_not_allowed"),
     (rgate.HTTPSOnly, 308, "https_only"),

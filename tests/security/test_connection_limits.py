@@ -113,7 +113,8 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             send_apart(live.server, client, sent)
-            assert connection_of(live.server, client).unfinished
+            unfinished = connection_of(live.server, client)
+            eventually(lambda unfinished=unfinished: unfinished.unfinished, "the request has begun")
         for ago, client in zip((20, 30, 10), clients, strict=True):
             connection = connection_of(live.server, client)
             connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
@@ -237,9 +238,9 @@ def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: p
     monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
     admission = Admission(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
     assert admission.most == 512
-    connections: Any = [SimpleNamespace(idle=False)] * 300
-    assert admission.has_room(connections, 212, connections[0], 1)
-    assert not admission.has_room(connections, 213, connections[0], 2)
+    connections: Any = [SimpleNamespace(idle=False, unfinished=False, late=False)] * 300
+    assert admission.has_room(connections, 212, connections[0], 1, 0.0)
+    assert not admission.has_room(connections, 213, connections[0], 2, 0.0)
 
 
 def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:

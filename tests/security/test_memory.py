@@ -100,7 +100,7 @@ def test_names_that_are_too_long_to_come_again_are_not_kept() -> None:
 
 def test_nothing_else_in_the_source_remembers_without_a_budget() -> None:
     """A cache that a client or a backend can fill is a Remembered. What is left is bounded by the process itself."""
-    bounded = {"access_log.py": "the seconds of the clock"}
+    bounded = {"formats.py": "the seconds of the clock"}
     found = {
         path.name
         for path in (ROOT / "rgate").rglob("*.py")

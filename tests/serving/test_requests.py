@@ -222,7 +222,7 @@ def test_environ_is_what_pep_3333_and_this_server_promise() -> None:
         port = client.port
         assert environ.pop("SERVER_PORT") == str(server.port)
         assert re.fullmatch(r"rgate/\S+", environ.pop("SERVER_SOFTWARE"))
-        assert len(environ.pop("rgate.target")) == 5
+        assert len(environ.pop("rgate.target")) == 7
     assert environ == {
         "REQUEST_METHOD": "GET",
         "SCRIPT_NAME": "",

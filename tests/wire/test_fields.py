@@ -279,4 +279,4 @@ def test_forward_line_that_no_header_may_be_is_refused(name: str, value: str) ->
 
 def test_meanings_are_all_different() -> None:
     constants = [value for name, value in vars(fields).items() if re.fullmatch("[A-Z_]{2,}", name) and isinstance(value, int)]
-    assert len(constants) == len(set(constants)) == 15
+    assert len(constants) == len(set(constants)) == 16

@@ -29,8 +29,11 @@ class SqliteFile:
         self._opened = self._identity()
 
     def create(self) -> None:
-        """Make the file if it is not there, for this user alone; SQLite gives the same mode to what it writes beside it."""
-        with suppress(FileExistsError):
+        """Make the file if it is not there, for this user alone; SQLite gives the same mode to what it writes beside it.
+
+        Where it cannot be made nothing happens, as SQLite cannot make it either and says why.
+        """
+        with suppress(OSError):
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @property
