@@ -376,7 +376,8 @@ def stop_line(config: ServerConfig, successor: int | None = None) -> str:
 
 def start_line(gateway: Gateway, url: str) -> str:
     """rgate 0.1.0 listening on http://127.0.0.1:8080 (2 routes, 2 backends, 3 endpoints)"""
-    return f"rgate {VERSION} listening on {url} ({counted(gateway, with_endpoints=True)})"
+    everywhere = " and every other address" if gateway.config.server.host in ("0.0.0.0", "::") else ""
+    return f"rgate {VERSION} listening on {url}{everywhere} ({counted(gateway, with_endpoints=True)})"
 
 
 def counted(gateway: Gateway, with_endpoints: bool = False) -> str:

@@ -25,7 +25,7 @@ from rgate import ConfigProblem, PluginError, RgateError, demo, hookimpl
 from rgate.cli import main
 from rgate.console import Console
 from rgate.discovery import Change
-from rgate.foreground import serve
+from rgate.foreground import serve, start_line
 from rgate.plugins import BUILTIN
 from rgate.testing import ScriptedBackend, ScriptedConnection, answering, http_response, make_gateway, refusing_url
 from rgate.version import VERSION
@@ -739,3 +739,9 @@ def test_keyboard_interrupt_before_serving_is_130(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("rgate.cli.load", load)
     assert main(["check"]) == 130
+
+
+@pytest.mark.parametrize(("host", "where"), [("127.0.0.1", " ("), ("0.0.0.0", " and every other address (")])
+def test_start_line_says_whether_it_is_reached_from_elsewhere(host: str, where: str) -> None:
+    line = start_line(make_gateway({"server": {"host": host}}), "http://127.0.0.1:8080")
+    assert line.startswith(f"rgate {VERSION} listening on http://127.0.0.1:8080{where}")
