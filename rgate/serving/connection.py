@@ -531,6 +531,8 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             return False
+        if self.late:  # nothing more is read of it. If it were closed at its next byte, a reset could take its answer away
+            self.late, self._lingered_bytes = False, LINGER_BYTES + 1
         self.deadline = self._server.now + LINGER_SECONDS
         return True
 
