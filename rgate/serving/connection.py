@@ -261,6 +261,8 @@ class Connection:
             try:
                 if block.startswith(b"\r\n"):
                     block = self._without_empty_lines(block)
+                    if not block:
+                        return self._waits_on()
                     continue
                 request = known_heads.get(head) or server.requests.read(head)
             except RequestError as error:
@@ -335,6 +337,12 @@ class Connection:
             keep_alive, rest = self._serve_stream(buffer)
         return (self._consume(rest) if rest else self._rest()) if keep_alive else self._ends(rest)
 
+    def _waits_on(self) -> bool:
+        """Nothing of a request has come, but empty lines maybe: those put off no deadline."""
+        if self.leaving:
+            return self._leave()
+        return True if self.deadline else self._rest()
+
     def _rest(self) -> bool:
         self.idle_since = now = self._server.now
         self.deadline = now + self._server.config.keep_alive_seconds
@@ -352,9 +360,7 @@ class Connection:
                 block, judged = self._without_empty_lines(block), 0
             if not block:
                 self._pending = b""
-                if self.leaving:
-                    return self._leave()
-                return True if self.deadline else self._rest()
+                return self._waits_on()
             if self.late:
                 raise RequestTimeout("the request did not come in time")
             server.requests.check_incomplete(block, judged, server.config.max_head_bytes)
