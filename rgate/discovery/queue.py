@@ -135,7 +135,8 @@ class EndpointQueue:
     def _since(self, name: str, now: float, has_failed: bool) -> float:
         """Since when there is nothing that answers; NEVER when there has been nothing."""
         if not self.endpoints(name):
-            return self._lost.get(name, NEVER)
+            # The table shows that the last one is gone a moment before it tells this queue.
+            return now if name in self._found else self._lost.get(name, NEVER)
         if has_failed:
             return self.unproven.setdefault(name, now)
         return self.unproven.get(name, now)

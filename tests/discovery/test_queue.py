@@ -63,6 +63,18 @@ def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_second
         assert made.request() is None
 
 
+def test_backend_whose_loss_the_queue_is_just_being_told_of_is_waited_for() -> None:
+    with world() as made:
+        asked: list[Parked | None] = []
+        table = EndpointTable([BACKEND], [made.source])
+        table.refresh()
+        table.on_swap(lambda snapshot: asked.append(made.request()) if not snapshot.endpoints["fixed"] else None)
+        made.queue.follow(table, [BACKEND], 100)  # it is told after the callback above
+        made.source.instances = ()
+        table.refresh()
+        assert [parked is not None for parked in asked] == [True]
+
+
 def test_backend_that_is_back_and_lost_again_is_waited_for_anew() -> None:
     with world() as made:
         made.finds()
