@@ -177,18 +177,20 @@ def tracing() -> Iterator[None]:
 def test_memory_that_is_counted_is_no_less_than_what_is_taken(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, memory, read = make()
     monkeypatch.setattr(memory, "max_bytes", MANY)
-    memory.clear()
-    gc.collect()
-    before, _ = tracemalloc.get_traced_memory()
-    for number in range(300):
-        read(reader, number)
-        read(reader, number)
-    gc.collect()
-    taken = tracemalloc.get_traced_memory()[0] - before
-    entries, counted = len(memory), memory.bytes - EMPTY_BYTES
+    takings = []
+    for _ in range(3):  # other threads of the process allocate too, and what runs first: that comes once
+        memory.clear()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(300):
+            read(reader, number)
+            read(reader, number)
+        gc.collect()
+        takings.append(tracemalloc.get_traced_memory()[0] - before)
+        entries, counted = len(memory), memory.bytes - EMPTY_BYTES
     memory.clear()
     assert entries >= 250, "most of them have been kept"
-    assert taken <= counted, f"{entries} entries take {taken:,} bytes and are counted as {counted:,}"
+    assert min(takings) <= counted, f"{entries} entries take {min(takings):,} bytes and are counted as {counted:,}"
 
 
 @pytest.mark.usefixtures("tracing")
