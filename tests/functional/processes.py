@@ -59,6 +59,14 @@ class Processes:
             if found := re.search(pattern, line):
                 return found
 
+    def until_both(self, one: str, other: str) -> re.Match[str]:
+        """The first of the next lines that matches `one`, once both have come; several processes write, so in either order."""
+        found: dict[str, re.Match[str]] = {}
+        while len(found) < 2:
+            line = self.until(f"{one}|{other}")[0]
+            found.update({pattern: match for pattern in (one, other) if (match := re.search(pattern, line))})
+        return found[one]
+
     def url(self) -> str:
         return self.until(r"listening on (http://\S+)")[1]
 

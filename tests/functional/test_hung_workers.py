@@ -64,8 +64,8 @@ def test_worker_that_hangs_is_replaced(how: str, tmp_path: Path) -> None:
         if how.startswith("a plugin"):
             asking = threading.Thread(target=ask, args=(url, "/hello/hang"))
             asking.start()
-            pid = gateway.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended")[1]
-            gateway.until(r"hanging.py\", line \d+ in hold_the_interpreter")
+            hung = r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended"
+            pid = gateway.until_both(hung, r"hanging.py\", line \d+ in hold_the_interpreter")[1]
             gateway.until(rf"\(pid {pid}\) ended with signal SIGABRT; another takes its place now")
             asking.join(30)
         else:
