@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rgate.wire.chunked import ChunkedReader
+from rgate.http1.chunked import ChunkedReader
 
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'

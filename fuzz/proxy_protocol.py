@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from rgate.wire.proxy_protocol import MAX_HEADER_BYTES, Announcement, read_announcement
+from rgate.http1.proxy_protocol import MAX_HEADER_BYTES, Announcement, read_announcement
 
 
 def one(data: bytes) -> None:

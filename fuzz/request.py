@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from rgate.errors import RequestError
-from rgate.wire.client import TrustedProxies
-from rgate.wire.environ import PEER_KEY
-from rgate.wire.request import RequestHead, RequestReader
+from rgate.http1.client_address import TrustedProxies
+from rgate.http1.environ import PEER_KEY
+from rgate.http1.request import RequestHead, RequestReader
 from tests.security import strict
 
 MAX_HEAD_BYTES: Final = 65_536

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rgate.errors import BadResponse
+from rgate.http1.response import ResponseReader
 from rgate.serving.response import HeadWriter
-from rgate.wire.response import ResponseReader
 
 _remembering = ResponseReader()
 _writer = HeadWriter()

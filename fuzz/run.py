@@ -13,7 +13,7 @@ def main() -> None:
     atheris.enabled_hooks.add("str")
     name = sys.argv.pop(1)
     sys.argv[0] = f"{sys.executable} -m fuzz.run {name}"  # what -merge=1 starts anew
-    with atheris.instrument_imports(include=["rgate.wire", "rgate.serving", "fuzz", "tests.security.strict"]):
+    with atheris.instrument_imports(include=["rgate.http1", "rgate.serving", "fuzz", "tests.security.strict"]):
         target = importlib.import_module(f"fuzz.{name}")
     atheris.Setup(sys.argv, target.one)
     atheris.Fuzz()

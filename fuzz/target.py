@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote, unquote_to_bytes
 
-from rgate.wire.environ import edited_target
-from rgate.wire.fields import valid_host
-from rgate.wire.target import read_target, target_from_environ_path, without_dot_segments
+from rgate.http1.environ import edited_target
+from rgate.http1.fields import valid_host
+from rgate.http1.target import read_target, target_from_environ_path, without_dot_segments
 
 _SEPARATORS = re.compile(r"[/\\]")
 _PARAMETERS = re.compile(r"[;?#]")

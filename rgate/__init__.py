@@ -1,19 +1,19 @@
 """rgate: an HTTP gateway whose behaviour is a chain of WSGI middleware.
 
-What is exported here is the public API, all of which stands in `api.py`; everything else may change. It is imported when the
-first of it is asked for, so that a small command (`rgate healthcheck`) need not load a whole gateway.
+What is exported here is the public API, which stands in `plugin/api.py`; everything else may change. It is imported when the
+first of its names is asked for, so a small command (`rgate healthcheck`) does not load a whole gateway.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .api import *  # noqa: F403
-    from .api import __all__ as __all__
+    from .plugin.api import *  # noqa: F403
+    from .plugin.api import __all__ as __all__
 else:
 
     def __getattr__(name):
-        api = import_module("rgate.api")
+        api = import_module("rgate.plugin.api")
         if name != "__all__" and name not in api.__all__:
             raise AttributeError(f"module 'rgate' has no attribute {name!r}")
         globals().update({exported: getattr(api, exported) for exported in ("__all__", *api.__all__)})

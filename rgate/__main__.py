@@ -13,14 +13,14 @@ def main() -> int:
     match sys.argv[1:]:
         case ["healthcheck", "--url", _] as asked:
             # What runs every few seconds does without the command line, which takes a third of a second to import.
-            from .commands.healthcheck import run
+            from .cli.healthcheck import run
 
             return run(*asked[2:])
         case ["healthcheck"] if not os.path.isfile("config.yml"):  # which would say where to ask
-            from .commands.healthcheck import run
+            from .cli.healthcheck import run
 
             return run()
-    from .cli import main as run_command
+    from .cli.main import main as run_command
 
     return run_command()
 

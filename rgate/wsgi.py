@@ -23,8 +23,8 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING
 
 from .config import load
-from .gateway import build
-from .registry import Registry
+from .plugin.registry import Registry
+from .runtime.gateway import build
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -20,7 +20,7 @@ def runtime_directory() -> Iterator[Path]:
     """Where gateways of these tests have their admin sockets, and commands find them: no other gateway's, and a short path."""
     with tempfile.TemporaryDirectory(prefix="rgate-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNTIME_DIRECTORY", folder)
-        patch.setattr("rgate.runtime_dir.SYSTEM", "")
+        patch.setattr("rgate.serving.runtime_dir.SYSTEM", "")
         yield Path(folder)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from ..errors import ConfigProblem
-from ..tls.pem import PemError, authorities_without_list, load_authorities, load_pair, load_revocations, names_of
-from .models import BackendConfig, CertificateConfig, ClientCertificatesConfig, Config, TLSConfig
+from ..tls.certificates import PemError, authorities_without_list, load_authorities, load_pair, load_revocations, names_of
+from .models import BackendConfig, ClientCertificatesConfig, Config, TLSConfig
 
-__all__ = ["check", "notices", "pairs"]
+__all__ = ["check", "notices"]
 
 _Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -36,14 +36,6 @@ def notices(config: Config) -> Iterator[ConfigProblem]:
             yield ConfigProblem(("server", "tls", "client_certificates", "crl"), message)
 
 
-def pairs(tls: TLSConfig) -> Iterator[tuple[_Path, CertificateConfig]]:
-    """Every certificate of the server, and where it stands; the first is the one for clients that name no host."""
-    if tls.certificate is not None:
-        yield (), CertificateConfig(certificate=tls.certificate, key=tls.key, key_password=tls.key_password)
-    for index, entry in enumerate(tls.certificates):
-        yield ("certificates", index), entry
-
-
 def _listener(tls: TLSConfig, port: int) -> Iterator[ConfigProblem]:
     path: _Path = ("server", "tls")
     if tls.certificate is None:
@@ -60,7 +52,7 @@ def _listener(tls: TLSConfig, port: int) -> Iterator[ConfigProblem]:
 
 def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
     taken: dict[str, _Path] = {}
-    for below, entry in pairs(tls):
+    for below, entry in tls.certificate_entries():
         path = ("server", "tls", *below)
         try:
             names = entry.hosts or names_of(entry.certificate, entry.key, entry.key_password)

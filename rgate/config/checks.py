@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from ..errors import ConfigProblem
+from .messages import did_you_mean, listed
 from .models import Config, RouteConfig
 from .tree import Node, Report, is_secret
-from .wording import did_you_mean, listed
 
 __all__ = ["check", "named", "notices"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
-from ..wire.target import read_target
+from ..http1.target import read_target
 
 __all__ = [
     "CertificateHost",

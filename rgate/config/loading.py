@@ -12,14 +12,15 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigProblem
-from . import certificates, checks, document, environment
+from . import certificates, checks, environment
+from . import yaml_reader as document
+from .messages import did_you_mean, listed
 from .models import Config, PluginsConfig, RouteConfig, TreatmentConfig
 from .tree import Node, Report
 from .validation import validate
-from .wording import did_you_mean, listed
 
 if TYPE_CHECKING:
-    from ..hookspecs import ConfigSection
+    from ..plugin.hookspecs import ConfigSection
 
 __all__ = ["Plugins", "load", "load_text"]
 
@@ -28,7 +29,7 @@ _OF_THE_CORE = frozenset(TreatmentConfig.model_fields)
 
 
 class Plugins(Protocol):
-    """What loading a config needs of the plugins; `rgate.registry.Registry` is one."""
+    """What loading a config needs of the plugins; `rgate.plugin.registry.Registry` is one."""
 
     def activate(self, wanted: Collection[str], disabled: Collection[str]) -> Iterable[ConfigProblem]:
         """Make the built-ins that are not disabled and the wanted plugins active; what went wrong."""

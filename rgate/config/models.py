@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
@@ -30,7 +31,7 @@ from .fields import (
     Whole,
     one_or_more,
 )
-from .shown import shown
+from .redaction import shown
 from .tree import Path
 
 __all__ = [
@@ -133,6 +134,13 @@ class TLSConfig(Model):
         files = [self.certificate, self.key, *(file for pair in self.certificates for file in (pair.certificate, pair.key))]
         files += [self.client_certificates.ca, self.client_certificates.crl] if self.client_certificates is not None else []
         return tuple(file for file in files if file is not None)
+
+    def certificate_entries(self) -> Iterator[tuple[tuple[str | int, ...], CertificateConfig]]:
+        """Every certificate and its path below `server.tls`; the first is the one for clients that name no host."""
+        if self.certificate is not None:
+            yield (), CertificateConfig(certificate=self.certificate, key=self.key, key_password=self.key_password)
+        for index, entry in enumerate(self.certificates):
+            yield ("certificates", index), entry
 
 
 class ServerConfig(Model):

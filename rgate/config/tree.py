@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from ..errors import ConfigError, ConfigProblem
-from .wording import as_yaml
+from .messages import as_yaml
 
 __all__ = ["Node", "Path", "Report", "is_secret", "without_password"]
 

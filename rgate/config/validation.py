@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .messages import did_you_mean, listed
 from .tree import Node, Path, Report
-from .wording import did_you_mean, listed
 
 __all__ = ["validate"]
 

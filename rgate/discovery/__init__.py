@@ -9,10 +9,10 @@ table.py     EndpointTable: all of it, running
 queue.py     EndpointQueue: requests that wait for an endpoint
 """
 
-from .loop import Timing
-from .queue import EndpointQueue
+from .endpoint_queue import EndpointQueue
+from .endpoint_table import EndpointTable
 from .snapshot import Change, NearMiss, SetAside, Snapshot, SourceState, remarks, why_not
-from .table import EndpointTable
+from .source_watcher import Timing
 
 __all__ = [
     "Change",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
+from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
 
 __all__ = [
     "Change",

@@ -13,8 +13,8 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from ..errors import Loop
-from ..wire.environ import PEER_KEY
-from ..wire.fields import forward_line
+from ..http1.environ import PEER_KEY
+from ..http1.fields import forward_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -11,23 +11,23 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
+from ..chain.exchange import ENVIRON_KEY, Exchange
 from ..errors import BadResponse, ClientClosed, InternalFault, Truncated, UpstreamClosed
-from ..exchange import ENVIRON_KEY, Exchange
-from ..wire.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
-from ..wire.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
-from ..wire.fields import forward_line
-from ..wire.remembered import Remembered
-from ..wire.trailers import read_trailers
-from .body import ResponseBody, Upload
+from ..http1.cache import Remembered
+from ..http1.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
+from ..http1.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
+from ..http1.fields import forward_line
+from ..http1.trailers import read_trailers
 from .forwarded import CDN_LOOP_KEY, VIA_KEY, believed_lines, forwarded_lines
+from .response_body import ResponseBody, Upload
 from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from ..model import Address, Endpoint, Route
-    from ..wire.response import ResponseHead
-    from ..wire.target import Target
+    from ..discovery.model import Address, Endpoint, Route
+    from ..http1.response import ResponseHead
+    from ..http1.target import Target
 
 __all__ = ["Forwarder"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..discovery.model import Timeouts
 from ..errors import UpstreamClosed
-from ..model import Timeouts
-from ..wire.fields import forward_line
+from ..http1.fields import forward_line
 from .upstream import StaleConnection, Upstream
 
 __all__ = ["probe"]

@@ -27,6 +27,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
+from ..discovery.model import Address, Timeouts, UpstreamTLS
 from ..errors import (
     BadGateway,
     BadResponse,
@@ -38,14 +39,13 @@ from ..errors import (
     Unreachable,
     UpstreamClosed,
 )
-from ..model import Address, Timeouts, UpstreamTLS
+from ..http1.response import ResponseHead, ResponseReader
+from ..tls.client_context import context_for
 from ..tls.stream import TLSStream
-from ..wire.response import ResponseHead, ResponseReader
 from .connecting import ConnectQueue
-from .tls import context_for
 
 if TYPE_CHECKING:
-    from .body import Upload
+    from .response_body import Upload
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
 

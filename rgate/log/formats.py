@@ -38,7 +38,7 @@ def _second(seconds: int) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-24T14:44:36.123Z ERROR rgate.registry: …`; what follows in other lines, as a traceback, is indented, so every line
+    """`2026-11-24T14:44:36.123Z ERROR rgate.plugin.registry: …`; what follows in other lines, as a traceback, is indented, so every line
     that begins with a time is a record. With `colours` for a terminal: by `extra={"colour": …}`, else by level."""
 
     def __init__(self, colours: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The built-in plugins: modules of this package, loaded like any other plugin. Order is the order of registration."""
 
 BUILTIN = (
-    "docker_labels",
+    "docker",
     "static_endpoints",
     "routing",
     "bulkhead",

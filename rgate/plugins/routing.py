@@ -33,7 +33,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            exchange: Exchange = environ["rgate.exchange"]
+            exchange: Exchange = environ["rgate.chain.exchange"]
             if exchange.route is None:  # else an earlier router has decided
                 target = environ["rgate.target"]
                 route = table.find(target.route, environ)

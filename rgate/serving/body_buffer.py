@@ -6,11 +6,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from ..errors import BodyTooLarge, RequestError
-from ..wire.chunked import ChunkedReader
-from ..wire.trailers import read_trailers
+from ..http1.chunked import ChunkedReader
+from ..http1.trailers import read_trailers
 
 if TYPE_CHECKING:
-    from ..wire.request import RequestHead
+    from ..http1.request import RequestHead
     from .spool import Spool, SpooledBody
 
 __all__ = ["SPILL_BYTES", "BodyBuffer"]

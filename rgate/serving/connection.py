@@ -2,7 +2,7 @@
 
 A worker thread calls advance() whenever the socket is readable. As long as no whole request is there it returns at
 once, so a connection that is idle or slow in sending holds no thread; of a large body it is enough that some has come, while
-there are threads to spare. What the wire rules say stands in `rgate.wire`; this is the order of events.
+there are threads to spare. What the wire rules say stands in `rgate.http1`; this is the order of events.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
-from ..wire.client import plain_address
-from ..wire.environ import CLIENT_KEY, TRAILERS_KEY
-from ..wire.request import RequestHead
-from .body import RequestBody
+from ..http1.client_address import plain_address
+from ..http1.environ import CLIENT_KEY, TRAILERS_KEY
+from ..http1.request import RequestHead
 from .body_buffer import SPILL_BYTES, BodyBuffer
 from .environ import NO_BODY, refused
 from .events import READABLE
+from .request_body import RequestBody
 from .response import ResponseStream
 from .sockets import has_ended, reset_when_closed, set_timeout, was_reset
 from .tunnels import OpenTunnel
@@ -30,8 +30,8 @@ from .tunnels import OpenTunnel
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from ..exchange import Tunnel
-    from ..parked import Parked
+    from ..chain.exchange import Tunnel
+    from ..chain.suspended import Parked
     from .server import Server
 
 __all__ = ["Connection"]

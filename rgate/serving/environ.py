@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.wsgi import FileWrapper
 
+from ..http1.environ import FIELDS_KEY, REFUSED_KEY, SENT_KEY, TARGET_KEY
+from ..http1.fields import Fields
+from ..http1.target import Target
 from ..version import VERSION
-from ..wire.environ import FIELDS_KEY, REFUSED_KEY, SENT_KEY, TARGET_KEY
-from ..wire.fields import Fields
-from ..wire.target import Target
 
 if TYPE_CHECKING:
     from ..errors import GatewayError

@@ -12,7 +12,7 @@ from .sockets import listen
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
-    from ..handover.inheritance import Inheritance
+    from ..process.socket_activation import Inheritance
 
 __all__ = ["CannotListen", "Listeners", "is_here"]
 

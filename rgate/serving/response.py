@@ -13,13 +13,13 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, cast
 from wsgiref.handlers import format_date_time
 
+from ..chain.exchange import ENVIRON_KEY, Exchange, RelayableBody
 from ..errors import ClientClosed, InternalFault
-from ..exchange import ENVIRON_KEY, Exchange, RelayableBody
+from ..http1 import fields
+from ..http1.cache import Remembered
+from ..http1.chunked import LAST_CHUNK, chunk_head, last_chunk
+from ..http1.fields import Field, forward_line, has_credentials
 from ..log import about
-from ..wire import fields
-from ..wire.chunked import LAST_CHUNK, chunk_head, last_chunk
-from ..wire.fields import Field, forward_line, has_credentials
-from ..wire.remembered import Remembered
 
 if TYPE_CHECKING:
     import socket
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-    from ..parked import Parked
-    from .streams import Streams
+    from ..chain.suspended import Parked
+    from .stream_relay import Streams
 
 __all__ = ["HeadWriter", "ResponseStream", "Waits"]
 

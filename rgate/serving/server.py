@@ -27,36 +27,36 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.serving import BaseWSGIServer
 
-from ..condition import Condition
 from ..errors import Overloaded
+from ..http1.client_address import TrustedProxies, plain_address
+from ..http1.request import RequestReader
 from ..log import about
-from ..wire.client import TrustedProxies, plain_address
-from ..wire.request import RequestReader
-from .admission import TURNED_AWAY, Admission
-from .announced import announced
+from ..tls.server_context import ServerTLS
+from .acceptor import Doors
 from .connection import Connection
-from .crew import Crew
-from .doors import Doors
+from .connection_limits import TURNED_AWAY, Admission
 from .environ import template
 from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
 from .heap import Heap
+from .inflight import Underway
 from .listeners import Listeners
+from .proxy_protocol_connection import announced
+from .readiness import Condition
 from .response import HeadWriter
-from .secure import RedirectConnection, SecureConnection
 from .slow_clients import SlowClients
 from .sockets import located
 from .spool import Spool
-from .streams import Streams
+from .stream_relay import Streams
+from .thread_pool import Crew
 from .threads import ThreadPerConnection
-from .tls import ServerTLS
+from .tls_connection import RedirectConnection, SecureConnection
 from .tunnels import OpenTunnel, Tunnels
-from .underway import Underway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from ..chain.suspended import Parked
     from ..config.models import ServerConfig
-    from ..parked import Parked
 
 __all__ = ["Server"]
 

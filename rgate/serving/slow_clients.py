@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
-    from ..wire.client import TrustedProxies
+    from ..http1.client_address import TrustedProxies
     from .connection import Connection
 
 __all__ = ["SlowClients"]

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final
 
 from ..log import about
 from ..tls.stream import TLSStream
-from .loop import SocketLoop
+from .event_loop import SocketLoop
 
 if TYPE_CHECKING:
-    from ..exchange import Tunnel
+    from ..chain.exchange import Tunnel
 
 __all__ = ["OpenTunnel", "Tunnels"]
 

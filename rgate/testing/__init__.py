@@ -21,8 +21,8 @@ Over a real socket, where every byte counts:
 Nothing here needs pytest, waits without a deadline, or is meant for production.
 """
 
+from .gateways import make_gateway, running_gateway
 from .isolated import answering, assert_fault, client, make_endpoint, make_environ, make_exchange
-from .running import make_gateway, running_gateway
 from .sockets import RawRequest, ScriptedBackend, ScriptedConnection, http_response, refusing_url
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.test import Client, TestResponse, create_environ
 
-from ..exchange import ENVIRON_KEY, Exchange
-from ..model import Address, Backend, Endpoint, Route
+from ..chain.exchange import ENVIRON_KEY, Exchange
+from ..discovery.model import Address, Backend, Endpoint, Route
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -9,7 +9,7 @@ import pytest
 from bench.gateways import GATEWAYS, Gateway, fill
 from bench.workloads import WORKLOADS, Workload
 from rgate.config import load
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
 
 OURS = [gateway for name, gateway in GATEWAYS.items() if name.startswith("rgate")]
 

@@ -38,7 +38,7 @@ def gateway(folder: Path, backends: Mapping[str, str], **server: Any) -> Iterato
         "routes": [{"path_prefix": prefix, "backend": prefix} for prefix in backends],
         "backends": [{"name": prefix, "endpoints": [url]} for prefix, url in backends.items()],
         "server": {"port": 0, **server},
-        "plugins": {"disable": ["docker_labels"], "stats": {"database": f"sqlite:///{folder}/stats.db"}},
+        "plugins": {"disable": ["docker"], "stats": {"database": f"sqlite:///{folder}/stats.db"}},
     }
     file = folder / "config.yml"
     file.write_text(yaml.safe_dump(config))

@@ -9,7 +9,7 @@ import pytest
 
 from rgate.config import Config, load_text
 from rgate.errors import ConfigError
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
 
 ONE_BACKEND = "backends: [{name: orders, endpoints: ['http://127.0.0.1:9']}]\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.tls.pem import PemError, _name_in, names_of
+from rgate.tls.certificates import PemError, _name_in, names_of
 
 from ..certificates import PASSWORD, authority
 from .configs import ONE_BACKEND, loaded, problems
@@ -138,7 +138,7 @@ def test_unreadable_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rgate.tls.pem.open", refuse, raising=False)
+    monkeypatch.setattr("rgate.tls.certificates.open", refuse, raising=False)
     assert told(certificate=SHOP.both).endswith(f"{SHOP.both} cannot be read: no permission")
 
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rgate.config import models
-from rgate.config.document import read
 from rgate.config.tree import Report
-from rgate.registry import Registry
+from rgate.config.yaml_reader import read
+from rgate.plugin.registry import Registry
 
 from ..certificates import authority
 from .configs import loaded, problems

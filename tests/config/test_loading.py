@@ -9,9 +9,9 @@ import pytest
 
 from rgate import ConfigError, PluginError, hookimpl
 from rgate.config import Config, load
-from rgate.config.document import MAX_BYTES
+from rgate.config.yaml_reader import MAX_BYTES
 from rgate.errors import ConfigProblem
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
 
 from .configs import ONE_BACKEND, loaded, problems
 
@@ -268,7 +268,7 @@ plugins: {normalize: {format: envelope, max_body_bytes: 5000}}
         ("{selection: {a: 1}}", ".selection: the plugin 'selection' takes no options of a route, only those under the top-level"),
         ("{routing: false}", ".routing: 'routing' runs before the route is known, and so is the same for every route"),
         ("{access_log: false}", ".access_log: 'access_log' runs before the route is known"),
-        ("{docker_labels: false}", ".docker_labels: 'docker_labels' has no part in the chain"),
+        ("{docker: false}", ".docker: 'docker' has no part in the chain"),
         ("[normalize]", ": expected a mapping (key: value), found a list"),
     ],
 )
@@ -378,7 +378,7 @@ def test_treatment_problems_have_their_place() -> None:
   routing:
     on_error: {disable_after: 0}
   retry: {timed: often}
-  docker_labels: {timed: true}
+  docker: {timed: true}
 routes:
   - {path_prefix: /, backend: orders, plugins: {normalize: {on_error: skip}}}
 """
@@ -386,7 +386,7 @@ routes:
         f"config.yml:3: plugins.normalize.on_error: {must}",
         f"config.yml:5: plugins.routing.on_error: {must}",
         "config.yml:6: plugins.retry.timed: expected true or false, found 'often'",
-        "config.yml:7: plugins.docker_labels: has no part in the chain, so on_error and timed mean nothing for it",
+        "config.yml:7: plugins.docker: has no part in the chain, so on_error and timed mean nothing for it",
         "config.yml:9: routes[0].plugins.normalize.on_error: on_error is the same for every route; "
         "it stands under the top-level 'plugins'",
     ]

@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from rgate import ConfigProblem, ConfigSection, hookimpl
 from rgate.config import Config
 from rgate.config.tree import without_password
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
 
 from .configs import loaded, problems
 

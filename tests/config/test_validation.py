@@ -6,9 +6,9 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rgate.config.document import read
 from rgate.config.tree import Report
 from rgate.config.validation import validate
+from rgate.config.yaml_reader import read
 from rgate.errors import ConfigError
 
 

@@ -16,9 +16,9 @@ from docker.client import DockerClient
 
 from rgate import Address, Backend
 from rgate.discovery import EndpointTable
-from rgate.plugins.docker_labels import own
-from rgate.plugins.docker_labels.engine import Engine
-from rgate.plugins.docker_labels.source import DockerSource
+from rgate.plugins.docker import self_container as own
+from rgate.plugins.docker.engine import Engine
+from rgate.plugins.docker.source import DockerSource
 
 from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address, wait_until
 from .private_engine import PrivateEngine

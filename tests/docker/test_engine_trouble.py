@@ -12,7 +12,7 @@ import pytest
 from docker.models.containers import Container
 
 from rgate.discovery import Timing
-from rgate.plugins.docker_labels import engine as talk
+from rgate.plugins.docker import engine as talk
 
 from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, wait_until
 from .private_engine import PrivateEngine

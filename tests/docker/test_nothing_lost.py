@@ -18,8 +18,8 @@ import pytest
 from docker.models.containers import Container
 
 from bench.clients import Clients, Outcome, by_answer
-from rgate.commands.asking import ask
-from rgate.runtime_dir import admin_sockets
+from rgate.cli.http_client import ask
+from rgate.serving.runtime_dir import admin_sockets
 
 from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, address, answers, wait_until
 from .private_engine import PrivateEngine
@@ -51,7 +51,7 @@ class Loaded:
         """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
-        return str(answer["notices"].get("docker_labels", ""))
+        return str(answer["notices"].get("docker", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""

@@ -24,7 +24,7 @@ BETWEEN = 30  # requests before, between and after what is done to the service
 CONFIG = """
 routes: [{path_prefix: /orders, backend: orders}]
 backends: [{name: orders, endpoints: ["http://127.0.0.1:9000"]}]
-plugins: {disable: [docker_labels]}
+plugins: {disable: [docker]}
 """
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rgate import Backend, Config, Endpoint
 from rgate.discovery import EndpointTable, SourceState, Timing
-from rgate.plugins.docker_labels import rgate_discovery_sources
+from rgate.plugins.docker import rgate_discovery_sources
 
 from .engine import wait_until
 
@@ -45,7 +45,7 @@ class Watched:
 
     @property
     def source(self) -> SourceState:
-        return self.table.snapshot.sources["docker_labels"]
+        return self.table.snapshot.sources["docker"]
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

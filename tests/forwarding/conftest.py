@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rgate.http1.request import RequestReader
 from rgate.testing import ScriptedBackend, http_response
-from rgate.wire.request import RequestReader
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rgate.model import UpstreamTLS
+from rgate.discovery.model import UpstreamTLS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient

@@ -14,7 +14,7 @@ import pytest
 
 from rgate import Exchange
 from rgate.plugins.access_log import _GET, Record, sent
-from rgate.plugins.stats.pending import CLIENT_CLOSED, Pending
+from rgate.plugins.stats.aggregator import CLIENT_CLOSED, Pending
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
@@ -192,7 +192,7 @@ class Seen:
     def __call__(self, environ: dict[str, object], start_response: object) -> object:
         body = self._app(environ, start_response)
         self._sent = sent(environ)
-        exchange: Exchange = environ["rgate.exchange"]  # type: ignore[assignment]
+        exchange: Exchange = environ["rgate.chain.exchange"]  # type: ignore[assignment]
         if exchange.finished:
             self._note(exchange)
         else:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rgate.forwarding import body
-from rgate.forwarding.pipe import SPLICE, Pipe
+from rgate.forwarding import response_body as body
+from rgate.forwarding.splice import SPLICE, Pipe
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient
@@ -168,7 +168,7 @@ def test_a_pipe_that_cannot_be_large_is_a_small_one(monkeypatch: pytest.MonkeyPa
     def refuse(fd: int, command: int, size: int) -> int:
         raise PermissionError
 
-    monkeypatch.setattr("rgate.forwarding.pipe.fcntl.fcntl", refuse)
+    monkeypatch.setattr("rgate.forwarding.splice.fcntl.fcntl", refuse)
     pipe = Pipe()
     pipe.close()
     with pytest.raises(OSError):

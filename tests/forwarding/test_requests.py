@@ -11,9 +11,9 @@ import pytest
 from rgate.forwarding.forwarded import CDN_LOOP, VIA
 from rgate.testing import RawRequest, ScriptedBackend, http_response
 
+from ..http1.test_target import KEPT
 from ..raw_client import RawClient
 from ..security.live import gateway_before
-from ..wire.test_target import KEPT
 from .live import Forwarding, forwarding
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rgate import Exchange, Gateway, Middleware, hookimpl, wrap_body
 from rgate.serving.connection import Connection
-from rgate.serving.streams import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES
+from rgate.serving.stream_relay import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import PATIENCE_SECONDS, RawClient, RawResponse
@@ -498,7 +498,7 @@ def test_wrapped_stream_keeps_its_thread_and_counts_as_in_flight() -> None:
 
 
 def test_blocks_are_small_while_much_waits_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.streams.HELD_BYTES", 1)
+    monkeypatch.setattr("rgate.serving.stream_relay.HELD_BYTES", 1)
     with ScriptedBackend(http_response(LARGE)) as backend, forwarding(backend) as live, ExitStack() as stack:
         streams = live.server.streams
         assert streams is not None

@@ -30,8 +30,8 @@ from rgate import (
 from rgate.forwarding import upstream
 from rgate.forwarding.connecting import ConnectQueue
 from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, Upstreams, translate
+from rgate.http1.response import ResponseReader
 from rgate.testing import ScriptedBackend, http_response
-from rgate.wire.response import ResponseReader
 
 POOL: Any = None
 CONNECTION = HTTPConnection("example.com")

@@ -13,11 +13,11 @@ import pytest
 
 from rgate import Address, Config, DiscoverySource, Gateway, Instance, hookimpl
 from rgate.config import load_text
-from rgate.gateway import build
-from rgate.running import Running
+from rgate.runtime.gateway import build
+from rgate.runtime.running import Running
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
-from rgate.testing.running import _TestRegistry
+from rgate.testing.gateways import _TestRegistry
 
 from ..raw_client import RawClient, RawResponse
 from ..serving.live import serving

@@ -25,7 +25,7 @@ CONFIG = """\
 server: {{workers: {workers}}}
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
 routes: [{{path_prefix: /, backend: a}}]
-plugins: {{disable: [stats, docker_labels], admin: {{address: "unix:{path}"}}}}
+plugins: {{disable: [stats, docker], admin: {{address: "unix:{path}"}}}}
 """
 
 
@@ -76,7 +76,7 @@ BY_DEFAULT = """\
 server: {{workers: {workers}}}
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
 routes: [{{path_prefix: /, backend: a}}]
-plugins: {{disable: [docker_labels], stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+plugins: {{disable: [docker], stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
 """
 
 
@@ -171,7 +171,7 @@ def test_directory_that_cannot_be_used_is_told_once_by_all_workers_and_requests_
 NOWHERE_ELSE = """
 import runpy, sys
 import rgate.runtime_dir
-rgate.runtime_dir.directories = lambda environ=None: ["/" + "x" * 120]
+rgate.serving.runtime_dir.directories = lambda environ=None: ["/" + "x" * 120]
 sys.argv = sys.argv[2:]
 sys.orig_argv = [sys.executable, *sys.argv]
 runpy.run_path(sys.argv[0], run_name="__main__")

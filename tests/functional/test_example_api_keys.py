@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from rgate.commands.asking import ask
+from rgate.cli.http_client import ask
 from rgate.testing import ScriptedBackend, http_response
 
 from .test_example_plugin import DIRECT, EXAMPLES, PATIENCE_SECONDS, config, gateway, installed, output

@@ -66,7 +66,7 @@ def config(folder: Path, backend: ScriptedBackend, plugins: str) -> Path:
               - name: orders
                 endpoints: ["{backend.url}"]
             plugins:
-              disable: [docker_labels, stats]
+              disable: [docker, stats]
         """)
         + plugins
     )

@@ -40,7 +40,7 @@ routes: [{{path_prefix: /hello, backend: hello}}]
 backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
 server: {{workers: 2, hang_seconds: 2}}
 use: [{{app: "hanging:Hanging"}}]
-plugins: {{disable: [docker_labels, stats]}}
+plugins: {{disable: [docker, stats]}}
 """)
     return config
 

@@ -30,7 +30,7 @@ backends:
   - {{name: a, endpoints: ["{good}"]}}
   - {{name: b, endpoints: ["{bad}"]}}
 plugins:
-  disable: [docker_labels]
+  disable: [docker]
   admin: {{address: "unix:{socket}"}}
 """
 

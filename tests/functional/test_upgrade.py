@@ -40,7 +40,7 @@ def written(tmp_path: Path, backend: ScriptedBackend, workers: int = 1) -> Path:
 routes: [{{path_prefix: /hello, backend: hello}}]
 backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
 server: {{workers: {workers}}}
-plugins: {{disable: [docker_labels], stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
+plugins: {{disable: [docker], stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
 """)
     return config
 

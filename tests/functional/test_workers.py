@@ -18,7 +18,7 @@ from typing import IO
 
 import pytest
 
-from rgate import cli
+from rgate.cli import main as cli
 from rgate.testing import ScriptedBackend, http_response
 
 ROOT = Path(__file__).parent.parent.parent

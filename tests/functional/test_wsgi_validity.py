@@ -11,9 +11,9 @@ from wsgiref.validate import validator
 
 import pytest
 
-import rgate.gateway
+import rgate.runtime.gateway
 from rgate import Gateway, Middleware
-from rgate.pipeline import compose
+from rgate.chain.pipeline import compose
 from rgate.plugins import BUILTIN
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, refusing_url, running_gateway
@@ -66,7 +66,7 @@ def validated(
     def compose_validated(app: App, middlewares: Sequence[Middleware], options: Callable[[str], Any]) -> App:
         return compose(validator(app), [validating(middleware) for middleware in middlewares], options)
 
-    monkeypatch.setattr(rgate.gateway, "compose", compose_validated)
+    monkeypatch.setattr(rgate.runtime.gateway, "compose", compose_validated)
     with ScriptedBackend(backend_script) as backend, refusing_url() as nobody:
         config = {
             "backends": [

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from rgate.hookspecs import HookSpecs
+from rgate.plugin.hookspecs import HookSpecs
 
 from .source import ROOT
 

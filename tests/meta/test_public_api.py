@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import rgate
-from rgate import api
+from rgate.plugin import api
 
 from .source import FILES
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rgate import demo
+from rgate.cli import demo
 from rgate.config import Config, load
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
 
 from .source import ROOT
 

@@ -8,7 +8,7 @@ import pytest
 
 from .source import FILES, calls
 
-PRINTING = {"rgate.cli", "rgate.console", "rgate.commands.healthcheck"}
+PRINTING = {"rgate.cli.main", "rgate.cli.console", "rgate.cli.healthcheck"}
 
 
 @pytest.mark.parametrize("name", FILES)

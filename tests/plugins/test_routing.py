@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from rgate import AmbiguousPath, Backend, Exchange, NoRoute, Route, hookimpl
 from rgate.forwarding.forwarder import _without_prefix
+from rgate.http1.target import Target, read_target
 from rgate.plugins import routing
 from rgate.plugins.routing import RouteTable
 from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
-from rgate.wire.target import Target, read_target
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rgate import Middleware, hookimpl
+from rgate.http1.environ import FIELDS_KEY, adopt, edited_fields
 from rgate.testing import ScriptedBackend, http_response, make_environ
-from rgate.wire.environ import FIELDS_KEY, adopt, edited_fields
 
 from ..raw_client import RawClient
 from ..tls.live import SecureClient

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from rgate.config.models import ServerConfig
-from rgate.serving.admission import OTHER_FILES, TURNED_AWAY, Admission
+from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
+from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, Admission
 from rgate.testing import ScriptedBackend, http_response
-from rgate.wire.client import TrustedProxies
 
 from ..raw_client import RawClient
 from ..serving.live import connection_of, send_apart
@@ -60,7 +60,7 @@ def busy(live: Live, stack: ExitStack) -> RawClient:
 def test_connections_over_the_limit_are_answered_503_and_closed(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", 1_000)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", 1_000)
     with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [busy(live, stack) for _ in range(3)]
         for _ in range(3):
@@ -86,7 +86,7 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             assert client.get("/").body == b"ok"
-        monkeypatch.setattr("rgate.serving.admission.IDLE_AT_ONCE", 1)
+        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_AT_ONCE", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
             rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
@@ -108,7 +108,7 @@ UNFINISHED = {
 def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_AT_ONCE", 1)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_AT_ONCE", 1)
     with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
@@ -131,7 +131,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
 
 
 def test_connections_with_requests_that_have_just_begun_stay(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", 1_000)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", 1_000)
     with gateway_before(backend, max_connections=2) as live, ExitStack() as stack:
         for _ in range(2):
             busy(live, stack)
@@ -142,7 +142,7 @@ def test_connections_with_requests_that_have_just_begun_stay(backend: ScriptedBa
 def test_connections_that_there_is_no_file_for_are_made_room_for(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rgate.serving.admission.UNFINISHED_SECONDS", -1_000)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", -1_000)
     with gateway_before(backend) as live, ExitStack() as stack:
         waiting = busy(live, stack)
         real = socket.socket.accept

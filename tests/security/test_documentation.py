@@ -10,10 +10,13 @@ from pydantic import BaseModel
 
 from rgate.config import models
 from rgate.errors import GatewayError
-from rgate.forwarding import body, connecting, forwarder, upstream
-from rgate.serving import connection, doors, slow_clients
-from rgate.wire import client, proxy_protocol, request
-from rgate.wire.chunked import ChunkedReader
+from rgate.forwarding import connecting, forwarder, upstream
+from rgate.forwarding import response_body as body
+from rgate.http1 import client_address as client
+from rgate.http1 import proxy_protocol, request
+from rgate.http1.chunked import ChunkedReader
+from rgate.serving import acceptor as doors
+from rgate.serving import connection, slow_clients
 
 from ..meta.source import ROOT
 

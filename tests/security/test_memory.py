@@ -8,9 +8,9 @@ from string import ascii_lowercase, digits
 
 import pytest
 
+from rgate.http1.cache import MemoryUse, memory_use
 from rgate.plugins import normalize
 from rgate.testing import ScriptedBackend, ScriptedConnection
-from rgate.wire.remembered import MemoryUse, memory_use
 
 from ..meta.source import ROOT
 from ..raw_client import RawClient

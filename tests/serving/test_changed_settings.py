@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from rgate.config.models import ServerConfig
-from rgate.serving.admission import IDLE_AT_ONCE
+from rgate.serving.connection_limits import IDLE_AT_ONCE
 from rgate.serving.server import Server
 
 from ..raw_client import RawClient

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rgate.exchange import ENVIRON_KEY, Exchange
+from rgate.chain.exchange import ENVIRON_KEY, Exchange
 
 from ..raw_client import RawClient, RawResponse
 from ..waiting import passed

@@ -14,10 +14,10 @@ import pytest
 
 from rgate import Endpoint, Gateway
 from rgate.config.models import ServerConfig
-from rgate.serving.crew import SWITCH_SECONDS
 from rgate.serving.listeners import Listeners
 from rgate.serving.server import Server
 from rgate.serving.sockets import listen
+from rgate.serving.thread_pool import SWITCH_SECONDS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_gateway, running_gateway
 
 from ..raw_client import RawClient
@@ -167,7 +167,7 @@ def test_connections_that_are_idle_hold_no_thread() -> None:
 
 
 def test_threads_grow_when_all_are_held_up_and_shrink_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.crew.SURPLUS_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("rgate.serving.thread_pool.SURPLUS_WAIT_SECONDS", 0.02)
     app = Holding()
     with serving(app, threads=2, max_in_flight=40) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(30)]
@@ -218,7 +218,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patched:
-            patched.setattr("rgate.serving.crew._Worker.start", start)
+            patched.setattr("rgate.serving.thread_pool._Worker.start", start)
             client.send(get("/slow"))
             eventually(lambda: "cannot start another thread" in caplog.text)
         other.send(get("/quick"))
@@ -248,7 +248,7 @@ def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatc
         config = {"backends": [{"name": "b", "endpoints": [url]}], "routes": [{"path_prefix": "/", "backend": "b"}]}
         gateway = stack.enter_context(running_gateway(config))
         server = stack.enter_context(serving(gateway, threads=2, max_in_flight=100))
-        monkeypatch.setattr("rgate.serving.crew._Worker.start", start_few)
+        monkeypatch.setattr("rgate.serving.thread_pool._Worker.start", start_few)
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
         for client in clients:
             client.send(get("/0"))
@@ -391,7 +391,7 @@ def test_client_that_sends_on_has_not_left() -> None:
 def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rgate.serving.doors.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("rgate.serving.acceptor.PAUSE_SECONDS", 0.05)
     with serving(echo, threads=4) as server:
         short = True
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from rgate.config.models import ServerConfig
-from rgate.handover.inheritance import Inheritance
+from rgate.process.socket_activation import Inheritance
 from rgate.serving.listeners import CannotListen, Listeners
 from rgate.serving.sockets import listen
 

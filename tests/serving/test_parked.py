@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rgate import Exchange, GatewayError, NoEndpoint, Parked
-from rgate.exchange import ENVIRON_KEY
-from rgate.scope import ExchangeScope
+from rgate.chain.exchange import ENVIRON_KEY
+from rgate.chain.scope import ExchangeScope
 
 from ..raw_client import RawClient
 from ..waiting import eventually

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rgate import Middleware, hookimpl
-from rgate.serving.client_certificate import MAX_HEADER_BYTES, environ_of, header_value
 from rgate.testing import ScriptedBackend
+from rgate.tls.client_certificate import MAX_HEADER_BYTES, environ_of, header_value
 
 from ..certificates import Pair, authority
 from ..raw_client import RawClient

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rgate.cli import main
+from rgate.cli.main import main
 from rgate.testing import ScriptedBackend, http_response
 
 from ..certificates import authority
+from ..cli.test_main import Running, config, running
 from ..raw_client import RawClient
-from ..test_cli import Running, config, running
 from .live import SHOP, MemoryClient, SecureClient
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rgate.config.models import TLSConfig
-from rgate.serving.tls import ServerTLS
 from rgate.testing import make_gateway
+from rgate.tls.server_context import ServerTLS
 
 from ..certificates import authority
 

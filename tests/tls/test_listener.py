@@ -18,8 +18,8 @@ import pytest
 from rgate.config.models import TLSConfig
 from rgate.serving.connection import LINGER_BYTES, RECEIVE_BYTES
 from rgate.serving.server import Server
-from rgate.serving.tls import ServerTLS
 from rgate.testing import make_gateway
+from rgate.tls.server_context import ServerTLS
 
 from ..certificates import authority
 from ..raw_client import RawClient

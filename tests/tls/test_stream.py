@@ -12,7 +12,7 @@ from time import monotonic
 import pytest
 
 from rgate.config.models import TLSConfig
-from rgate.serving.tls import ServerTLS
+from rgate.tls.server_context import ServerTLS
 from rgate.tls.stream import PlainText, TLSStream
 
 from ..certificates import authority

@@ -19,7 +19,7 @@ class AdminOptions(BaseModel):
     """Where the admin pages are answered, and to whom.
 
     address        where they are answered, as are `/stats` and all other local routes. Default None: at a unix socket in a
-                   runtime directory, /run/rgate/8080.sock for the gateway at port 8080 (see rgate/runtime_dir.py), where the
+                   runtime directory, /run/rgate/8080.sock for the gateway at port 8080 (see rgate/serving/runtime_dir.py), where the
                    commands find it. "unix:/run/rgate/admin.sock": at this one. "127.0.0.1:9901" or "[::1]:9901": at a port of
                    their own. False: nowhere but on the gateway's port, for those whom `allow` names
     mode           of the unix socket, in octal: "600", the default, is for this user only, "660" for its group too

@@ -27,7 +27,7 @@ from functools import partial
 
 from rgate import Config, ConfigProblem, Gateway, hookimpl
 
-from .watch import Health
+from .monitor import Health
 
 __all__ = ["Health"]
 

@@ -38,9 +38,9 @@ from rgate import (
     hookimpl,
 )
 
+from .aggregator import Pending
 from .answer import answering
 from .options import StatsOptions
-from .pending import Pending
 from .query import BY_NAME
 from .recorder import Recorder
 from .turns import Turns

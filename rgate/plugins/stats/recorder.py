@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from random import uniform
 from typing import TYPE_CHECKING, Any
 
-from .pending import Pending
+from .aggregator import Pending
 from .query import Query
 from .report import Report
-from .trouble import Trouble
+from .storage_error import Trouble
 
 if TYPE_CHECKING:
     from .store import Store

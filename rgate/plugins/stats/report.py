@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
 from .histogram import percentiles_seconds
-from .pending import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
 from .query import Query
 
 __all__ = ["Reading", "Report", "Spent", "Sums", "report"]

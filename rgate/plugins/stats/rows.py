@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from .pending import Counted
-from .periods import Period, floor
+from .aggregator import Counted
+from .resolutions import Period, floor
 
 __all__ = ["Rows", "rows_of"]
 

@@ -29,15 +29,15 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rgate import PluginError
 
-from .engines import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
+from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
+from .databases import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
 from .options import DIALECTS
-from .pending import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
-from .periods import Period, floor, periods, reaching_back
 from .report import Reading, Spent, Sums
+from .resolutions import Period, floor, periods, reaching_back
 from .rows import rows_of
 from .schema import META, MIGRATIONS, TRAFFIC, read_meta, write_meta
 from .sqlite_file import SqliteFile
-from .trouble import Trouble
+from .storage_error import Trouble
 
 __all__ = ["Store"]
 

@@ -10,9 +10,9 @@ import pytest
 
 from rgate import AllowedClients, ConfigError, Gateway, LocalRoute, LocalRoutes, PluginError, SideServer, hookimpl
 from rgate.config import load_text
-from rgate.gateway import build
-from rgate.registry import Registry
-from rgate.running import Running
+from rgate.plugin.registry import Registry
+from rgate.runtime.gateway import build
+from rgate.runtime.running import Running
 from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
 
 from ...raw_client import RawClient, RawResponse
@@ -134,7 +134,7 @@ def running_with(address: str, prefix: str, before: Gateway | None = None) -> Ga
     text = f"""
 routes: [{{path_prefix: {prefix}, backend: a}}]
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
-plugins: {{disable: [stats, docker_labels], admin: {{address: "{address}"}}}}
+plugins: {{disable: [stats, docker], admin: {{address: "{address}"}}}}
 """
     return build(load_text(text, registry), registry, before)
 

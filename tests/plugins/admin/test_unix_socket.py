@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from rgate import ConfigError, Gateway, PluginError, SideServer, cli
+from rgate import ConfigError, Gateway, PluginError, SideServer
+from rgate.cli import main as cli
 from rgate.config import load_text
-from rgate.gateway import build
-from rgate.registry import Registry
-from rgate.running import Running
-from rgate.serving.place import Place
+from rgate.plugin.registry import Registry
+from rgate.runtime.gateway import build
+from rgate.runtime.running import Running
+from rgate.serving.unix_socket import Place
 from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
 
 from ...waiting import eventually
@@ -166,7 +167,7 @@ def running_with(path: Path, prefix: str, mode: str, before: Gateway | None = No
     text = f"""
 routes: [{{path_prefix: {prefix}, backend: a}}]
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
-plugins: {{disable: [stats, docker_labels], admin: {{address: "unix:{path}", mode: "{mode}"}}}}
+plugins: {{disable: [stats, docker], admin: {{address: "unix:{path}", mode: "{mode}"}}}}
 """
     return build(load_text(text, registry), registry, before)
 

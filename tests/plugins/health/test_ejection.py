@@ -23,7 +23,7 @@ from rgate import (
     UpstreamClosed,
     build,
 )
-from rgate.model import EndpointLoad
+from rgate.discovery.model import EndpointLoad
 
 from .world import composed, world
 

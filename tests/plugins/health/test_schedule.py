@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rgate.plugins.health.schedule import MOST_THREADS, Schedule
+from rgate.plugins.health.scheduler import MOST_THREADS, Schedule
 
 from ...waiting import PATIENCE_SECONDS, eventually, passed
 

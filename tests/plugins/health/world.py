@@ -10,9 +10,9 @@ from typing import Any
 
 from rgate import Config, Endpoint, Exchange, Gateway, GatewayError, build
 from rgate.config import load_text
-from rgate.plugins.health.record import Record
-from rgate.plugins.health.watch import Health
-from rgate.registry import Registry
+from rgate.plugin.registry import Registry
+from rgate.plugins.health.monitor import Health
+from rgate.plugins.health.outlier import Record
 
 
 class FakeJobs:
@@ -106,7 +106,7 @@ class World:
         claim = self[letter].load.claim
         exchange = exchange or self.exchange()
         assert claim is not None, f"{letter} is not on trial"
-        return exchange if claim({"rgate.exchange": exchange, "REQUEST_METHOD": method}) else None
+        return exchange if claim({"rgate.chain.exchange": exchange, "REQUEST_METHOD": method}) else None
 
     def record(self, letter: str) -> Record:
         return self.health._records[self[letter].key]
@@ -145,6 +145,6 @@ def composed(urls: Sequence[str], rules: Mapping[str, object]) -> tuple[Config, 
     config = {
         "backends": [{"name": "x", "endpoints": urls, "health": rules}],
         "routes": [{"path_prefix": "/", "backend": "x"}],
-        "plugins": {"disable": ["health", "stats", "docker_labels"]},
+        "plugins": {"disable": ["health", "stats", "docker"]},
     }
     return load_text(json.dumps(config), registry, {}), registry

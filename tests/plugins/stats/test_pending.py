@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rgate import Exchange, NoRoute, Refused, Truncated
+from rgate.plugins.stats.aggregator import CLIENT_CLOSED, LOST, PLUGIN, RETRIED, Key, Pending
 from rgate.plugins.stats.histogram import middle_seconds
-from rgate.plugins.stats.pending import CLIENT_CLOSED, LOST, PLUGIN, RETRIED, Key, Pending
 
 from .traffic import NOON_MINUTE, Clock, a_route, finished
 

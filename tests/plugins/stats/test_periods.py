@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rgate.plugins.stats.periods import DAY_MINUTES, Period, floor, periods, reaching_back
+from rgate.plugins.stats.resolutions import DAY_MINUTES, Period, floor, periods, reaching_back
 
 from .traffic import NOON_MINUTE
 

@@ -143,7 +143,7 @@ def test_body_goes_through_untouched_and_is_closed() -> None:
     middleware = stats.rgate_middlewares(make_gateway())
     assert (
         middleware.wrap(inner, None)(
-            {"rgate.exchange": make_exchange()}, lambda status, headers, exc_info=None: lambda data: None
+            {"rgate.chain.exchange": make_exchange()}, lambda status, headers, exc_info=None: lambda data: None
         )
         is body
     )

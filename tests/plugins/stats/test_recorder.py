@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rgate.plugins.stats.pending import Counted, Pending
+from rgate.plugins.stats.aggregator import Counted, Pending
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.report import Reading, report
+from rgate.plugins.stats.storage_error import Trouble
 from rgate.plugins.stats.store import Store
-from rgate.plugins.stats.trouble import Trouble
 
 from .traffic import NOON_MINUTE, Clock, finished, success_of
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate import PluginError
-from rgate.plugins.stats.pending import LOST, NO_BUCKET, PLUGIN, RETRIED
+from rgate.plugins.stats.aggregator import LOST, NO_BUCKET, PLUGIN, RETRIED
 from rgate.plugins.stats.query import Query, QueryError
 from rgate.plugins.stats.report import Reading, Report, Sums, report
-from rgate.plugins.stats.trouble import Trouble
+from rgate.plugins.stats.storage_error import Trouble
 
 from .traffic import NOON_MINUTE, counted
 

@@ -14,12 +14,12 @@ from sqlalchemy.dialects import postgresql
 
 from rgate import PluginError
 from rgate.plugins.stats import store as store_module
-from rgate.plugins.stats.engines import limit_postgresql
-from rgate.plugins.stats.pending import LOST, PLUGIN, RETRIED
-from rgate.plugins.stats.periods import DAY_MINUTES
+from rgate.plugins.stats.aggregator import LOST, PLUGIN, RETRIED
+from rgate.plugins.stats.databases import limit_postgresql
 from rgate.plugins.stats.report import report
+from rgate.plugins.stats.resolutions import DAY_MINUTES
+from rgate.plugins.stats.storage_error import Trouble
 from rgate.plugins.stats.store import Store
-from rgate.plugins.stats.trouble import Trouble
 
 from .traffic import NOON, NOON_MINUTE, Clock, answered, counted, rows_in, success_of
 

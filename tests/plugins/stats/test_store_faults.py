@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rgate.plugins.stats.pending import Pending
+from rgate.plugins.stats.aggregator import Pending
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.report import report
+from rgate.plugins.stats.storage_error import Trouble
 from rgate.plugins.stats.store import Store
-from rgate.plugins.stats.trouble import Trouble
 
 from ...waiting import eventually
 from .traffic import NOON_MINUTE, Clock, answered, counted, finished, success_of

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rgate import Address, Backend, Endpoint, Exchange, GatewayError, Route
+from rgate.plugins.stats.aggregator import Counted, Key
 from rgate.plugins.stats.histogram import count_into
-from rgate.plugins.stats.pending import Counted, Key
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.report import Report
 from rgate.plugins.stats.store import Store

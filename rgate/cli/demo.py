@@ -1,0 +1,228 @@
+"""The demo: a payment and two orders services before which rgate can be tried.
+
+By default they are child processes. To rgate they are what containers are: instances that a discovery source lists with
+labels. That source is a plugin like any other, written here and registered for the demo only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TypeAlias
+
+from ..config import Config
+from ..discovery.model import Address, Instance
+from ..errors import ConfigProblem, RgateError
+from ..plugin.hookspecs import DiscoverySource, hookimpl
+from ..plugin.registry import Registry
+
+__all__ = ["CONFIG", "SERVICES", "LocalProcesses", "NoDemo", "backends"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONFIG = CHECKOUT / "config.yml"
+COMPOSE_FILE = CHECKOUT / "docker-compose.yml"
+SERVICES = (("payment", 1), ("orders", 2))
+"""The services, each with how many there are of it."""
+
+START_SECONDS = 10.0
+END_SECONDS = 5.0
+WATCH_SECONDS = 0.2
+
+Demo: TypeAlias = "tuple[Callable[[], Registry], Sequence[str], Callable[[], object]]"
+
+
+class NoDemo(RgateError):
+    """The demo cannot be given here; the message says what it needs."""
+
+
+def labels_of(service: str) -> dict[str, str]:
+    """The labels that docker-compose.yml gives a service."""
+    return {"app_name": service, "env": "production"}
+
+
+@contextmanager
+def backends(docker: bool) -> Iterator[Demo]:
+    """The backends, running while inside: what makes a registry to load CONFIG with, hints for `serve`, what ends them at once.
+
+    Raises NoDemo.
+    """
+    missing = [path.name for path in (CONFIG, COMPOSE_FILE, CHECKOUT / "backends") if not path.exists()]
+    if missing:
+        what = " and no ".join(missing)
+        raise NoDemo(f"the demo needs a checkout of rgate, but there is no {what} in {CHECKOUT}; in a checkout run: make demo")
+    # Until the gateway serves, and after it, SIGTERM is to end what has been started here just as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _containers() if docker else _processes() as demo:
+            yield demo
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# As processes
+
+
+class LocalProcess:
+    """A service as a child process of this one, on a free port of 127.0.0.1. Raises NoDemo when it does not start."""
+
+    def __init__(self, service: str, name: str) -> None:
+        self.name = name
+        self.labels = labels_of(service)
+        command = [sys.executable, str(CHECKOUT / "backends" / service / "app.py"), "--port", "0"]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "INSTANCE": name, "HOST": "127.0.0.1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a line for every request
+            start_new_session=True,  # so that Ctrl-C lets the gateway drain before its backends end
+        )
+        self.pid = self._process.pid
+        try:
+            self.address = Address("http", "127.0.0.1", self._announced_port())
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Have it end, the hard way if it takes longer than END_SECONDS."""
+        self._process.terminate()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.send_signal(signal.SIGKILL)
+
+    def _announced_port(self) -> int:
+        """The port in its start line."""
+        output, said, deadline = self._process.stdout, b"", monotonic() + START_SECONDS
+        while output and b"\n" not in said and select.select([output], [], [], max(0, deadline - monotonic()))[0]:
+            block = os.read(output.fileno(), 4096)
+            if not block:
+                break
+            said += block
+        match = re.search(rb"http://[^\s/]+:(\d+)", said)
+        if match is None:
+            command = " ".join(map(str, self._process.args)) if isinstance(self._process.args, list) else ""
+            raise NoDemo(f"{self.name} does not start; see why with: {command}")
+        return int(match[1])
+
+
+class LocalProcesses:
+    """The plugin that makes the processes known to the gateway: a discovery source with a watch."""
+
+    name = "local_processes"
+
+    def __init__(self, processes: Iterable[LocalProcess]) -> None:
+        self._processes = tuple(processes)
+
+    @hookimpl
+    def rgate_discovery_sources(self, config: Config) -> DiscoverySource:
+        return self
+
+    def list(self) -> Iterator[Instance]:
+        for process in self._processes:
+            if process.exit_code is None:
+                yield Instance(process.name, process.name, process.labels, process.address)
+            else:
+                yield Instance(process.name, process.name, process.labels, reason=f"ended with exit code {process.exit_code}")
+
+    def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
+        before = [process.exit_code for process in self._processes]
+        while not stop.wait(WATCH_SECONDS):
+            now = [process.exit_code for process in self._processes]
+            if now != before:
+                before = now
+                changed()
+
+
+class _DemoRegistry(Registry):
+    """Without Docker discovery: the demo's config would match containers of the same labels, too."""
+
+    def activate(self, wanted: Collection[str] = (), disabled: Collection[str] = ()) -> list[ConfigProblem]:
+        return super().activate(wanted, {*disabled, "docker"})
+
+
+@contextmanager
+def _processes() -> Iterator[Demo]:
+    with ExitStack() as ending:
+        processes = []
+        for service, count in SERVICES:
+            for number in range(1, count + 1):
+                processes.append(LocalProcess(service, f"{service}-{number}"))
+                ending.callback(processes[-1].end)
+        found = LocalProcesses(processes)
+
+        def registry() -> Registry:
+            made = _DemoRegistry()
+            made.register("local_processes", found)
+            return made
+
+        orders = " ".join(str(process.pid) for process in processes if process.labels == labels_of("orders"))
+
+        def at_once() -> None:
+            for process in processes:
+                process.kill()
+
+        yield registry, _hints(f"kill {orders}"), at_once
+
+
+# As containers
+
+
+@contextmanager
+def _containers() -> Iterator[Demo]:
+    compose = [*_compose(), "--file", str(COMPOSE_FILE)]
+    try:
+        if subprocess.run([*compose, "up", "--build", "--detach"], stdin=subprocess.DEVNULL).returncode:
+            raise NoDemo(f"the containers do not start: see above; the command was: {' '.join(compose)} up --build --detach")
+        yield Registry, _hints(f"{' '.join(compose)} stop orders"), lambda: None
+    finally:
+        subprocess.run([*compose, "down", "--timeout", "2"], stdin=subprocess.DEVNULL)
+
+
+def _compose() -> Sequence[str]:
+    """The command that is docker compose here: version 2 is a part of docker, version 1 a program of its own."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
+            break
+    else:
+        raise NoDemo("the demo with containers needs docker compose, or docker-compose; without them: rgate demo")
+    if subprocess.run(["docker", "version"], capture_output=True).returncode:
+        raise NoDemo(
+            "the demo with containers needs a Docker engine, and none answers (docker version tells why); without: rgate demo"
+        )
+    return command
+
+
+def _hints(ending_orders: str) -> Sequence[str]:
+    tries = (
+        ("curl -i {url}/api/payment", "200 from the one payment service, in the envelope that config.yml asks for"),
+        ("curl -i {url}/api/orders", '200; again and again, and both orders services answer (see "instance")'),
+        ("curl -i {url}/nowhere", "403, the default_response of config.yml"),
+        ("curl -s {url}/stats", "how many requests there were, and how fast they were answered"),
+        (ending_orders, "ends both orders services, which is told here; /api/orders is a 503 then, never a 404"),
+    )
+    lines = [line for command, outcome in tries for line in (f"  {command}", f"      {outcome}")]
+    return ["", "Try, in another terminal:", *lines, "", "Ctrl-C ends the gateway and its backends."]

@@ -1,0 +1,189 @@
+"""The nouns of the gateway: frozen, shared by every thread, replaced as a whole when something changes.
+
+A Route leads to a Backend; a Backend is a named pool of Endpoints; an Endpoint is one address. Endpoints are found
+among Instances, which is what a discovery source lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from ..chain.exchange import Exchange
+    from ..forwarding.upstream import Upstream
+
+__all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
+
+DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with true, yes, on or 1 it gets no new requests
+WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
+
+_EMPTY: Mapping[str, object] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the gateway waits for a backend, in seconds.
+
+    `connect_seconds` bounds one connection attempt. `response_seconds` bounds every single wait for bytes of the
+    response: the head after the request has been sent, then each following block. It does not bound the whole
+    response, so a download or an event stream may last as long as bytes keep coming.
+    """
+
+    connect_seconds: float = 4.0
+    response_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTLS:
+    """How the https endpoints of a backend are spoken to; the values are files in PEM form, but for `server_name`.
+
+    `ca` stands in place of the system's authorities. `server_name` is what the certificate must be for, by default the
+    endpoint's host. `certificate`, with its `key` (by default in the same file), is what the gateway shows. `contents` stands
+    for what is in the files, so that with others in the same place it is not equal.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = field(default=None, repr=False)
+    server_name: str | None = None
+    verify: bool = True
+    contents: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A named pool of endpoints, as the config describes it.
+
+    An instance belongs to the backend when it carries every one of `match_labels` (name, value), or when its source
+    says so by name (fixed endpoints). `max_in_flight` is how many requests may wait for it at one time, in each process.
+    `wait_seconds` is how long a request waits for an endpoint when the last one has gone or refuses; 0: not at all.
+    """
+
+    name: str
+    match_labels: tuple[tuple[str, str], ...] = ()
+    policy: str = "random_of_two"
+    tls: UpstreamTLS = UpstreamTLS()
+    max_in_flight: int = 256
+    wait_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which requests go to which backend, and with what options.
+
+    `path_prefix` has no trailing slash ("" matches every path). `hosts` are lower-case names without port, `methods`
+    upper-case tokens, `headers` pairs of lower-case name and exact value; each empty when it does not restrict.
+    `max_body_bytes` is None when the server's own limit is enough.
+    `options` holds the route's own validated plugin sections by plugin name; None stands for "off for this route".
+    """
+
+    name: str
+    path_prefix: str
+    backend: Backend
+    hosts: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    strip_prefix: bool = False
+    max_body_bytes: int | None = None
+    timeouts: Timeouts = Timeouts()
+    options: Mapping[str, object] = field(default_factory=lambda: _EMPTY, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an endpoint listens. `base_path` is put before every forwarded path and has no trailing slash."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    base_path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """Host and port, the host of IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.base_path}"
+
+
+class EndpointLoad:
+    """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
+
+    `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
+    `upstream` is the forwarder's own: the connections to this endpoint. `stopping` is as in the endpoint, for the forwarder.
+
+    The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
+    on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
+    on_response  called with the exchange and the status of every response whose head has come
+    claim        asked with the environ of a request that could go to this endpoint, whether it must: its trial
+    share        how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
+
+    After a change of `claim` or `share` somebody has to call EndpointTable.reshared().
+    """
+
+    __slots__ = ("claim", "on_fault", "on_response", "running", "share", "stopping", "upstream")
+
+    def __init__(self) -> None:
+        self.running: set[Exchange] = set()
+        self.upstream: Upstream | None = None
+        self.stopping = False
+        self.on_fault: Callable[[Exchange, BaseException], object] | None = None
+        self.on_response: Callable[[Exchange, int], object] | None = None
+        self.claim: Callable[[WSGIEnvironment], bool] | None = None
+        self.share = 1.0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests forwarded to this endpoint and not yet finished, in this process."""
+        return len(self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies.
+
+    `weight` is its share of requests beside others, from its label `rgate.weight`; with 0 it gets only what sticks to it.
+    One that is `stopping` gets requests only while its backend has no other.
+    """
+
+    id: str
+    name: str
+    backend: str
+    address: Address
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
+    load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
+    weight: int = field(default=1, hash=False, compare=False)
+    stopping: bool = field(default=False, hash=False)
+
+    @property
+    def key(self) -> tuple[str, Address]:
+        """What it is known by over all snapshots, whatever happens to its name and labels."""
+        return self.id, self.address
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One thing a discovery source found: a container, a process, a fixed URL.
+
+    Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
+    ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
+    source knows that itself; otherwise the labels decide. One with an address that has been told to stop and still accepts
+    requests is `stopping`: a last resort. `notes` are what an operator should be told about it once, whether
+    it can be used or not ("unknown label rgate.prot; did you mean 'rgate.port'?").
+    """
+
+    id: str
+    name: str
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    address: Address | None = None
+    reason: str | None = None
+    backend: str | None = None
+    notes: tuple[str, ...] = ()
+    stopping: bool = False

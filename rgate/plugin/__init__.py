@@ -1,0 +1,1 @@
+"""What makes a plugin one: hooks, registration, entry points, WSGI middleware as plugins, attribution of failures."""

@@ -1,0 +1,143 @@
+"""The hooks: everything a plugin can bring, declared at start-up.
+
+A plugin is a module or an object with functions of these names, marked with `rgate.hookimpl`, and an entry point in the
+group `rgate`. It becomes active when it is installed *and* named under `plugins:` in the config. Hooks return objects;
+rgate composes them once, when a config is loaded. The only hook that runs per request is `rgate_fault_response`, and
+only on faults.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pluggy
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from ..chain.exchange import Exchange
+    from ..chain.middleware import LocalRoutes, Middleware
+    from ..config import Config
+    from ..discovery.model import Endpoint, Instance
+    from ..errors import ConfigProblem, GatewayError
+    from ..runtime.gateway import Gateway
+
+__all__ = [
+    "NAMESPACE",
+    "ConfigSection",
+    "DiscoverySource",
+    "SelectionPolicy",
+    "WatchingSource",
+    "WeighingPolicy",
+    "hookimpl",
+]
+
+NAMESPACE = "rgate"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_hookspec = pluggy.HookspecMarker(NAMESPACE)
+_hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+
+def hookimpl(function: _F) -> _F:
+    """Mark a function as the implementation of the hook of the same name."""
+    return _hookimpl(function)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSection:
+    """A plugin's options under `plugins: {NAME: …}`.
+
+    `model` is a pydantic class whose every field has a default, so that a plugin can be named without options; unknown
+    keys are errors unless the model itself allows them. With `per_route` a route may carry its own section (validated
+    by the same model, keys that are absent taken from the global section).
+    """
+
+    name: str
+    model: type[BaseModel]
+    per_route: bool = False
+
+
+class DiscoverySource(Protocol):
+    """Lists instances. `name` is how the operator knows it ("docker")."""
+
+    name: str
+
+    def list(self) -> Iterable[Instance]:
+        """Everything there is now. May block; runs in the discovery thread. What it raises is logged and tried again
+        with back-off, while the last good list stays in use."""
+        ...
+
+
+class WatchingSource(DiscoverySource, Protocol):
+    """A source that also notices changes by itself."""
+
+    def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
+        """Call `changed()` whenever `list()` may have something new; return soon after `stop` is set.
+
+        Runs in a thread of its own. Returning or raising early means that the watch broke: the gateway lists again and
+        watches again, with back-off.
+        """
+        ...
+
+
+class SelectionPolicy(Protocol):
+    """Chooses one endpoint for a request. `name` is what `policy:` says in the config."""
+
+    name: str
+
+    def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
+        """One of `candidates`, which is never empty. Called from many threads at once; must be quick."""
+        ...
+
+
+class WeighingPolicy(SelectionPolicy, Protocol):
+    """A selection policy that also chooses by weight. Without this the weights of endpoints count for nothing, except 0."""
+
+    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+        """One of `candidates`, at least two; asked in place of pick() while they differ in what they are to get: each its
+        part of the sum of `weights`, which are above 0."""
+        ...
+
+
+class HookSpecs:
+    """The specifications that implementations are checked against."""
+
+    @_hookspec
+    def rgate_config_sections(self) -> Iterable[ConfigSection] | ConfigSection | None:
+        """The options this plugin understands."""
+
+    @_hookspec
+    def rgate_check_config(self, config: Config) -> Iterable[ConfigProblem] | None:
+        """What is wrong with the config across sections. No I/O: `rgate check` must be quick and harmless."""
+
+    @_hookspec
+    def rgate_discovery_sources(self, config: Config) -> Iterable[DiscoverySource] | DiscoverySource | None:
+        """Where endpoints come from."""
+
+    @_hookspec
+    def rgate_selection_policies(self, config: Config) -> Iterable[SelectionPolicy] | SelectionPolicy | None:
+        """Ways to choose an endpoint."""
+
+    @_hookspec
+    def rgate_middlewares(self, gateway: Gateway) -> Iterable[Middleware] | Middleware | None:
+        """A middleware for the chain."""
+
+    @_hookspec
+    def rgate_local_routes(self, gateway: Gateway) -> LocalRoutes | None:
+        """Exact paths that the gateway answers itself, to everybody or as a LocalRoute says. They are never forwarded and
+        never counted."""
+
+    @_hookspec
+    def rgate_lifespan(self, gateway: Gateway) -> AbstractContextManager[object] | None:
+        """Entered before the gateway listens, left after the last exchange has finished (in reverse order)."""
+
+    @_hookspec(firstresult=True)
+    def rgate_fault_response(self, exchange: Exchange, error: GatewayError) -> WSGIApplication | None:
+        """The answer to a fault. None leaves it to the next plugin, at last to the built-in `faults`."""

@@ -1,0 +1,140 @@
+"""The next gateway on the same sockets, for an upgrade without a lost request.
+
+    present ── starts, with the listening sockets ──→ next: loads what is installed now, the config, finds endpoints
+    present ←────────────────────────────── "ready" ── next: accepts connections from now on, too
+    present: accepts no more, answers what it has, ends
+
+No connection is ever in nobody's hands: those that nobody has accepted wait in the sockets' queues, which both share.
+
+The next one is started by a small process in between, which ends before the present one says MAINPID, so that systemd takes the
+orphan in as its own child. Any other main process systemd kills at once when it is to stop, instead of waiting for its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ..errors import RgateError
+from .socket_activation import FIRST_DESCRIPTOR, READY, REDIRECT, heirs_environ
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["UPGRADE_SECONDS", "Successor"]
+
+UPGRADE_SECONDS: Final = 60.0  # how long the present gateway waits for the next one
+
+# The process in between: start the command, tell its number, end as it does.
+_BETWEEN: Final = """
+import os, signal, sys
+tell, command = int(sys.argv[1]), sys.argv[2:]
+os.set_inheritable(tell, False)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+pid = os.fork()
+if not pid:
+    os.execve(command[0], command, {**os.environ, "LISTEN_PID": str(os.getpid())})
+os.closerange(3, tell)
+os.write(tell, b"%d" % pid)
+os.close(tell)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+if code < 0:
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+class _Listeners(Protocol):
+    @property
+    def main(self) -> Sequence[socket.socket]: ...
+
+    @property
+    def redirect(self) -> Sequence[socket.socket]: ...
+
+    @property
+    def lent(self) -> bool: ...
+
+
+class Successor:
+    """A process with the same command line, environment and directory as this one, and the same Python.
+
+    Wait until fileno() is readable, but no longer than UPGRADE_SECONDS; then conclude(). Raises RgateError when there can be
+    no such process.
+    """
+
+    def __init__(self, listeners: _Listeners, command: list[str] | None = None) -> None:
+        if os.getpid() == 1:
+            raise RgateError("a container ends with its process 1, which therefore has no successor; start another container")
+        command = command or [sys.executable, *sys.orig_argv[1:]]
+        sockets = [*listeners.main, *listeners.redirect]
+        names = ["main"] * len(listeners.main) + [REDIRECT] * len(listeners.redirect)
+        ready = FIRST_DESCRIPTOR + len(sockets)
+        tell = ready + 1
+        self._serves = False
+        self._receiver, sender = os.pipe()
+        told, teller = os.pipe()
+        copies: list[int] = []
+        try:
+            for source in (*(it.fileno() for it in sockets), sender, teller):  # away from the numbers that they are to have
+                copies.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, tell + 1))
+            self._between = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-c", _BETWEEN, str(tell), *command],
+                heirs_environ(names, ready, listeners.lent),
+                file_actions=[(os.POSIX_SPAWN_DUP2, copy, FIRST_DESCRIPTOR + at) for at, copy in enumerate(copies)],
+                setsigmask=(),
+            )
+        except OSError as error:
+            os.close(self._receiver)
+            os.close(told)
+            raise RgateError(f"{sys.executable} cannot be started: {error.strerror}") from error
+        finally:
+            for descriptor in (*copies, sender, teller):
+                os.close(descriptor)
+        with open(told, "rb") as pid:
+            self.pid = int(pid.read() or 0)
+        if not self.pid:
+            os.close(self._receiver)
+            os.waitpid(self._between, 0)
+            raise RgateError("another process cannot be started")
+
+    def fileno(self) -> int:
+        """Readable when there is an outcome."""
+        return self._receiver
+
+    def wait(self) -> None:
+        """conclude() as soon as that is possible, and at the latest after UPGRADE_SECONDS."""
+        poll = select.poll()
+        poll.register(self._receiver, select.POLLIN)
+        self.conclude(in_time=bool(poll.poll(UPGRADE_SECONDS * 1_000)))
+
+    def kill(self) -> None:
+        """Have it end, and so conclude() raise. Nothing happens to one that serves already."""
+        if not self._serves:
+            _kill(self.pid)
+
+    def conclude(self, in_time: bool = True) -> None:
+        """Return when the process serves; otherwise see to its end and raise RgateError. If not `in_time`, do not wait."""
+        try:
+            if in_time and os.read(self._receiver, len(READY)) == READY:
+                self._serves = True
+                _kill(self._between)
+                os.waitpid(self._between, 0)  # by then it has no children any more
+                return
+        finally:
+            os.close(self._receiver)
+        self.kill()  # nothing to one that is ending
+        code = os.waitstatus_to_exitcode(os.waitpid(self._between, 0)[1])
+        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        raise RgateError(f"process {self.pid} {f'ended with {how}' if in_time else 'was not ready in time'}")
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,263 @@
+"""wsgi.input for request bodies that are not wholly at hand: read from the socket, strictly, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..errors import BodyTooLarge, ClientClosed, RequestError, RequestTimeout
+from ..http1.trailers import read_trailers
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from .body_buffer import BodyBuffer
+    from .connection import Connection
+
+__all__ = ["RequestBody"]
+
+
+class RequestBody(io.RawIOBase):
+    """A request body as a file: what `buffer` has of it, then what comes. read(n) gives n bytes unless the body ends before;
+    read1(n) what has come so far.
+
+    Raises RequestTimeout when the client is too slow, BodyTooLarge over the limit, ClientClosed when the client leaves
+    within the body, RequestError when the chunked coding is broken. After any of these the connection is closed.
+
+    Too slow is who makes this thread wait for `patience_seconds` more than the bytes take that have come, at the lowest
+    rate: each may take `seconds_per_byte` (infinity: then only `patience_seconds` without a byte are too many). The time that
+    the backend takes is not the client's.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        buffer: BodyBuffer,
+        patience_seconds: float,
+        seconds_per_byte: float,
+        *,
+        interim: bool,
+        is_small: bool,
+    ) -> None:
+        self._connection = connection
+        self._left = buffer.left
+        self._chunks = buffer.chunks
+        self._limit = buffer.limit
+        self._taken = buffer.size
+        self._spooled = buffer.file
+        self._ready = b"" if buffer.file is not None else bytes(buffer.memory)
+        self._behind_file = b"" if buffer.file is None else bytes(buffer.memory)
+        self._interim = interim
+        self._failed = False
+        self.is_small = is_small  # so that it is to be read to its end before a backend hears of it
+        self._patience_seconds = patience_seconds
+        self._seconds_per_byte = seconds_per_byte
+        self.wait_seconds = patience_seconds  # how long may be waited for more just now
+        self.rest = buffer.rest  # what came after the body: the next request's
+        self.complete = buffer.complete
+        self.trailers = buffer.trailers if buffer.complete else []  # of a chunked body, once it is complete
+
+    def close(self) -> None:
+        """Drop what has come. May be called again."""
+        spooled, self._spooled = self._spooled, None
+        if spooled is not None:
+            spooled.close()
+        super().close()
+
+    def fileno(self) -> int:
+        """The client's socket, for waiting."""
+        return self._connection.fileno()
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client waits to be told that it may send the body."""
+        return self._interim and not self._taken and not self.is_small
+
+    @property
+    def buffered(self) -> bool:
+        """Whether read1() has something to give without waiting for the client. Raises what that does."""
+        if self._interim:
+            self._go_on()
+        return bool(self._spooled is not None or self._ready or self.complete)
+
+    def take_in(self) -> None:
+        """Read what has come by now, for read1() to give. Raises what that does."""
+        with suppress(TimeoutError):
+            self._advance(socket.MSG_DONTWAIT)
+
+    @property
+    def plain(self) -> bool:
+        """Whether move_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
+        return self._chunks is None and self._connection.plain
+
+    def move_to(self, take: Callable[[int, int], int]) -> int:
+        """Have `take(fd, most)` take what has come of the body, without waiting; how many bytes. Only while nothing is
+        buffered. What `take` raises as BlockingIOError is 0."""
+        assert self._left is not None
+        try:
+            moved = take(self.fileno(), self._left)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            moved = 0
+        if not moved:
+            self._failed = True
+            raise ClientClosed("within the request body", incomplete=True)
+        self._left -= moved
+        self._progress(moved)
+        if not self._left:
+            self._end()
+        return moved
+
+    def readable(self) -> bool:
+        return True
+
+    def take_at_most(self, limit: int) -> None:
+        """Lower the limit of the body, before anything of it has been read. Raises BodyTooLarge when more has come already."""
+        self._limit = limit if self._limit is None else min(limit, self._limit)
+        if self._taken > self._limit:
+            self._refuse()
+
+    def has_waited(self, seconds: float) -> None:
+        """Somebody has waited for the client for so long, by polling."""
+        self.wait_seconds -= seconds
+
+    def read1(self, size: int = 65_536) -> bytes:
+        """The next bytes, at most `size`; b"" only at the end."""
+        if not self._ready and (self._spooled is not None or not self.complete):
+            self._fill()
+        block, self._ready = self._ready[:size], self._ready[size:]
+        return block
+
+    def read(self, size: int | None = -1) -> bytes:
+        """`size` bytes, or everything."""
+        wanted = -1 if size is None else size
+        blocks: list[bytes] = []
+        while wanted:
+            block = self.read1(65_536 if wanted < 0 else wanted)
+            if not block:
+                break
+            blocks.append(block)
+            wanted = -1 if wanted < 0 else wanted - len(block)
+        return b"".join(blocks)
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        block = self.read1(len(view))
+        view[: len(block)] = block
+        return len(block)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """A line, in large steps (RawIOBase's own takes a byte at a time)."""
+        limit = -1 if size is None else size
+        blocks: list[bytes] = []
+        while limit:
+            block = self.read1(65_536 if limit < 0 else limit)
+            if not block:
+                break
+            at = block.find(b"\n") + 1
+            if at:
+                blocks.append(block[:at])
+                self._ready = block[at:] + self._ready
+                break
+            blocks.append(block)
+            limit = -1 if limit < 0 else limit - len(block)
+        return b"".join(blocks)
+
+    def drain(self) -> bool:
+        """Drop what has come of a body that nobody read, and wait for nothing; true when that was all of it."""
+        self._ready = b""
+        return self.complete and not self._failed
+
+    def _go_on(self) -> None:
+        self._interim = False
+        if self._taken:
+            return
+        try:
+            self._connection.ask_for_body()
+        except OSError as error:
+            self._failed = True
+            raise ClientClosed("before its request body") from error
+
+    def _fill(self) -> None:
+        """Make `_ready` non-empty, or the body complete."""
+        if self._spooled is not None:
+            self._ready = self._spooled.read(65_536)
+            if self._ready:
+                return
+            self._spooled.close()
+            self._spooled = None
+            self._ready, self._behind_file = self._behind_file, b""
+            if self._ready:
+                return
+        if self._interim:
+            self._go_on()
+        try:
+            while not self._ready and not self.complete:
+                self._advance()
+        except TimeoutError as error:
+            self._failed = True
+            raise RequestTimeout("the body came too slowly") from error
+
+    def _advance(self, flags: int = 0) -> None:
+        """Go on by one block. Raises TimeoutError when there is none in time."""
+        if self._failed:
+            raise RequestError("the request body cannot be read any further")
+        try:
+            block = self._receive(flags)
+            if not block:
+                raise ClientClosed("within the request body", incomplete=True)
+            self._take(block)
+        except RequestError:
+            self._failed = True
+            raise
+
+    def _receive(self, flags: int) -> bytes:
+        connection = self._connection
+        if flags:
+            block = connection.receive(0, flags)
+        else:
+            began = monotonic()
+            block = connection.receive(max(self.wait_seconds, 0.001))
+            self.wait_seconds -= monotonic() - began
+        self._progress(len(block))
+        return block
+
+    def _progress(self, size: int) -> None:
+        """Note that so many bytes have come."""
+        if size:
+            self.wait_seconds = min(self._patience_seconds, self.wait_seconds + size * self._seconds_per_byte)
+
+    def _take(self, block: bytes) -> None:
+        if self._chunks is None:
+            assert self._left is not None
+            self._ready, self.rest = block[: self._left], block[self._left :]
+            self._left -= len(self._ready)
+            if not self._left:
+                self._end()
+            return
+        try:
+            self._ready = self._chunks.feed(block)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        self.rest = self._chunks.rest
+        self._taken += len(self._ready)
+        if self._limit is not None and self._taken > self._limit:
+            self._refuse()
+        if self._chunks.complete:
+            self._end()
+
+    def _end(self) -> None:
+        self.complete = True
+        if self._chunks is not None:
+            self.trailers += read_trailers(self._chunks.trailers)
+        self._connection.has_all_of_body()
+
+    def _refuse(self) -> None:
+        self._failed = True
+        self.complete = False  # whatever has come: nothing more is read on this connection
+        raise BodyTooLarge(f"more than {self._limit} bytes")

@@ -1,0 +1,30 @@
+"""How backends are spoken to over TLS: verified, by the system's authorities unless the config names others."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from .certificates import load_authorities, load_pair
+
+if TYPE_CHECKING:
+    from ..discovery.model import UpstreamTLS
+
+__all__ = ["context_for"]
+
+
+def context_for(tls: UpstreamTLS) -> ssl.SSLContext:
+    """What connections with these options begin with. Reads files; raises PemError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.ca is not None:
+        load_authorities(context, tls.ca)
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if tls.certificate is not None:
+        load_pair(context, tls.certificate, tls.key, tls.key_password)
+    return context

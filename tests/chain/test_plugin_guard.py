@@ -1,0 +1,349 @@
+"""`on_error`: what becomes of requests in which a plugin's middleware fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from rgate import Exchange, Gateway, Middleware, PluginError, Refused, hookimpl
+from rgate.testing import ScriptedBackend, answering, assert_fault, client, http_response, make_gateway, running_gateway
+
+from ..forwarding.live import forwarding
+from ..raw_client import RawClient
+from ..waiting import eventually
+
+App = Callable[..., Iterable[bytes]]
+
+
+class Plugin:
+    """A plugin named "mine" whose middleware is a function of the app around which it stands."""
+
+    def __init__(self, wrap: Callable[[App], App], **more: Any) -> None:
+        self._wrap = wrap
+        self._more = more
+
+    @hookimpl
+    def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+        return Middleware("mine", lambda app, options: self._wrap(app), **self._more)
+
+
+class Backend:
+    """An app that counts its requests and keeps what of them a middleware might have changed."""
+
+    def __init__(self, body: Iterable[bytes] = (b"hello",)) -> None:
+        self.body = body
+        self.requests: list[tuple[str | None, bytes]] = []
+        self.closed = 0
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        self.requests.append((environ.get("HTTP_X_MINE"), environ["wsgi.input"].read()))
+        start_response("200 OK", [("X-Backend", "1")])
+        return [*self.body] if isinstance(self.body, tuple) else self
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.body)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def before(app: App) -> App:
+    """Fails before it has called what it wraps, having changed the request."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        environ["HTTP_X_MINE"] = environ["wsgi.input"].read().decode()
+        Exchange.of(environ).candidates = ()
+        raise KeyError("before")
+
+    return call
+
+
+def with_the_head(app: App) -> App:
+    """Fails when it is told the head of the response."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+            headers.append(("X-Mine", "1"))
+            raise KeyError("head")
+
+        return app(environ, start)
+
+    return call
+
+
+def after(app: App) -> App:
+    """Holds the head back, and fails when it has the body."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        app(environ, lambda *begun: None)
+        raise KeyError("after")
+
+    return call
+
+
+def nothing(app: App) -> App:
+    """Answers with nothing at all."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        return None  # type: ignore[return-value]
+
+    return call
+
+
+def begun(app: App) -> App:
+    """Fails after the response has begun."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        app(environ, start_response)
+        raise KeyError("begun")
+
+    return call
+
+
+def read(app: App) -> App:
+    """Fails after it has read some of the response."""
+
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+        next(iter(app(environ, lambda *begun: None)))
+        raise KeyError("read")
+
+    return call
+
+
+def gateway(wrap: Callable[[App], App], backend: App, on_error: Any, **more: Any) -> Any:
+    config = {"plugins": {"mine": {"on_error": on_error}}}
+    return running_gateway(config, {"orders": backend}, {"mine": Plugin(wrap, **more)})
+
+
+@pytest.mark.parametrize("place", [{}, {"before": "routing"}, {"before": "stats"}, {"after": "selection"}])
+@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "streaming"])
+@pytest.mark.parametrize("wrap", [before, with_the_head, after, nothing])
+def test_skip_goes_on_without_the_middleware(
+    wrap: Callable[[App], App], body: Iterable[bytes], place: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = Backend(body)
+    with gateway(wrap, backend, "skip", **place) as running:
+        response = client(running).post("/orders", data=b"data")
+        assert (response.status_code, response.data) == (200, b"hello")
+        assert "X-Mine" not in response.headers and response.headers["X-Backend"] == "1"
+        assert running.condition.notices["plugins"].startswith(
+            "plugin 'mine' has failed and was skipped, for 1 requests so far: "
+        )
+    assert backend.requests == [(None, b"data")], "the backend was asked once, with the request as the client has sent it"
+    assert backend.closed == (1 if isinstance(body, list) else 0)
+    (record,) = (record for record in caplog.records if record.name == "rgate.chain.plugin_guard")
+    assert "plugin 'mine' failed in rgate_middlewares, so this request goes on without it: " in record.getMessage()
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("wrap", [begun, read])
+def test_skip_of_what_fails_too_late_is_a_fault_and_asks_the_backend_once(wrap: Callable[[App], App]) -> None:
+    backend = Backend([b"he", b"llo"])
+    with gateway(wrap, backend, "skip") as running:
+        assert_fault(client(running).get("/orders"), 500, "internal")
+    assert (len(backend.requests), backend.closed) == (1, 1)
+
+
+def test_skip_is_for_failures_only_and_not_for_what_a_middleware_wants() -> None:
+    def refusing(app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            raise Refused("not today")
+
+        return call
+
+    backend = Backend()
+    with gateway(refusing, backend, "skip") as running:
+        assert_fault(client(running).get("/orders"), 503, "refused")
+        assert not running.condition.notices
+    assert not backend.requests
+
+
+def test_skip_leaves_failures_of_what_stands_inside_alone() -> None:
+    def failing(environ: Any, start_response: Any) -> Iterable[bytes]:
+        calls.append(1)
+        raise KeyError("inside")
+
+    calls: list[int] = []
+    with gateway(lambda app: lambda environ, start: app(environ, start), failing, "skip") as running:
+        assert_fault(client(running).get("/orders"), 500, "internal")
+        assert not running.condition.notices
+    assert calls == [1]
+
+
+def test_skip_of_a_middleware_that_makes_an_environ_of_its_own_asks_the_inside_once() -> None:
+    def bare(app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            return app({"wsgi.input": environ["wsgi.input"]}, start_response)
+
+        return call
+
+    backend = Backend()
+    with gateway(bare, backend, "skip") as running:
+        assert client(running).get("/orders").data == b"hello"
+    assert len(backend.requests) == 1
+
+
+def test_skip_of_what_has_read_from_a_body_that_streams_is_a_fault() -> None:
+    def reading(app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            environ["wsgi.input"].read(1)
+            raise KeyError("read")
+
+        return call
+
+    options = {"mine": {"on_error": "skip"}}
+    with (
+        ScriptedBackend(http_response(b"ok")) as backend,
+        forwarding(backend, plugins={"mine": Plugin(reading)}, options=options, body_buffer_bytes=0) as live,
+        RawClient(live.url) as connected,
+    ):
+        connected.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        assert connected.response().status == 500
+        assert backend.requests == []
+
+
+def test_skip_before_a_body_that_streams_lets_it_pass() -> None:
+    def failing(app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            raise KeyError("before")
+
+        return call
+
+    options = {"mine": {"on_error": "skip"}}
+    with (
+        ScriptedBackend(http_response(b"x" * 500_000)) as backend,
+        forwarding(backend, plugins={"mine": Plugin(failing)}, options=options, body_buffer_bytes=0) as live,
+        RawClient(live.url) as connected,
+    ):
+        connected.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        assert connected.response().body == b"x" * 500_000
+        assert b"hello" in backend.requests[0].body
+        eventually(lambda: live.in_flight == 0, "the response is closed")
+
+
+# disable_after
+
+
+class Sometimes:
+    """Fails while `failing` is set."""
+
+    def __init__(self) -> None:
+        self.failing = True
+        self.calls = 0
+
+    def __call__(self, app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            self.calls += 1
+            if self.failing:
+                raise KeyError("x")
+            return app(environ, start_response)
+
+        return call
+
+
+def test_disable_after_takes_the_middleware_out_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    wrap = Sometimes()
+    with gateway(wrap, Backend(), {"disable_after": 3}) as running:
+        for _ in range(3):
+            assert not running.condition.notices
+            assert_fault(client(running).get("/orders"), 500, "internal")
+        said = "plugin 'mine' is out of the chains after 3 failures in a row, the last of them KeyError('x')"
+        assert running.condition.notices == {"plugins": said}
+        assert [client(running).get("/orders").data for _ in range(2)] == [b"hello"] * 2
+    assert wrap.calls == 3
+    messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain.plugin_guard"]
+    assert messages == [f"{said}; a reload brings it back"]
+
+
+def test_disable_after_counts_failures_in_a_row() -> None:
+    wrap = Sometimes()
+    with gateway(wrap, Backend(), {"disable_after": 2}) as running:
+        for failing in (True, False) * 3:
+            wrap.failing = failing
+            assert client(running).get("/orders").status_code == (500 if failing else 200)
+        assert not running.condition.notices
+
+
+@pytest.mark.parametrize("place", ["body", "close"])
+def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(place: str) -> None:
+    class Broken:
+        def __init__(self, body: Iterable[bytes]) -> None:
+            self.body = body
+
+        def __iter__(self) -> Iterator[bytes]:
+            if place == "body":
+                raise KeyError("midway")
+            return iter(self.body)
+
+        def close(self) -> None:
+            if place == "close":
+                raise KeyError("close")
+
+    backend = Backend([b"he", b"llo"])
+    with gateway(lambda app: lambda *request: Broken(app(*request)), backend, {"disable_after": 1}) as running:
+        with suppress(KeyError):
+            client(running).get("/orders")
+        assert "is out of the chains" in running.condition.notices["plugins"]
+        assert backend.closed == 1
+        assert client(running).get("/orders").data == b"hello"
+
+
+def test_disable_after_does_not_count_bodies_of_the_inside_that_break_off() -> None:
+    class Broken(Backend):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b""
+            raise KeyError("inside")
+
+    with gateway(lambda app: lambda *request: iter(app(*request)), Broken([]), {"disable_after": 1}) as running:
+        with suppress(KeyError):
+            client(running).get("/orders")
+        assert not running.condition.notices
+
+
+def test_disabled_middleware_is_back_after_a_reload() -> None:
+    from rgate.config import load_text
+    from rgate.plugin.registry import Registry
+    from rgate.runtime.gateway import build
+
+    def made(earlier: Gateway | None) -> Gateway:
+        registry = Registry()
+        registry.register("mine", Plugin(wrap))
+        config = "plugins: {mine: {on_error: {disable_after: 1}}, disable: [docker, stats]}"
+        return build(load_text(config, registry, {}), registry, earlier)
+
+    wrap = Sometimes()
+    first = made(None)
+    first.isolations["mine"].failed(KeyError("x"))
+    assert first.condition.notices
+    second = made(first)
+    assert second.condition.notices, "the first is still the one that serves"
+    second.take_over(first)
+    assert not second.condition.notices and not second.isolations["mine"].out
+
+
+def test_plugin_that_may_fail_costs_nothing_by_itself() -> None:
+    plain = Middleware("mine", lambda app, options: app)
+
+    class Plain:
+        @hookimpl
+        def rgate_middlewares(self, gateway: Gateway) -> Middleware:
+            return plain
+
+    assert not make_gateway({"plugins": {"mine": {"on_error": "fail"}}}, {}, {"mine": Plain()}).isolations
+
+
+@pytest.mark.parametrize("on_error", ["skip", {"disable_after": 5}])
+@pytest.mark.parametrize("name", ["routing", "selection", "faults", "mine"])
+def test_essential_middleware_can_only_fail(name: str, on_error: Any) -> None:
+    with pytest.raises(PluginError, match=f"plugin '{name}': no request may pass without it, so on_error can only be fail"):
+        make_gateway({"plugins": {name: {"on_error": on_error}}}, {}, {"mine": Plugin(before, essential=True)})
+
+
+def test_use_entry_can_be_skipped_too() -> None:
+    config = {"use": [{"app": f"{__name__}:before", "name": "used", "on_error": "skip", "timed": True}]}
+    with running_gateway(config, {"orders": answering(b"ok")}) as running:
+        assert client(running).get("/orders").data == b"ok"
+        assert "plugin 'used' (use) has failed" in running.condition.notices["plugins"]

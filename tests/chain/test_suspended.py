@@ -1,0 +1,112 @@
+"""Parked: a response that begins later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from rgate import ClientClosed, Exchange, Parked
+from rgate.http1.environ import CLIENT_KEY
+from rgate.testing import make_environ, make_exchange
+
+
+class Begun:
+    """What the request goes on with."""
+
+    def __init__(self, *blocks: bytes) -> None:
+        self.in_time: list[bool] = []
+        self.ended = 0
+        self.closed = False
+        self._blocks = iter(blocks or (b"one", b"two"))
+
+    def __call__(self, in_time: bool) -> Begun:
+        self.in_time.append(in_time)
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._blocks
+
+    def close(self) -> None:
+        self.closed = True
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture
+def exchange() -> Exchange:
+    return make_exchange()
+
+
+@pytest.fixture
+def begun() -> Begun:
+    return Begun()
+
+
+@pytest.fixture
+def parked(exchange: Exchange, begun: Begun) -> Parked:
+    return Parked(make_environ(exchange=exchange), 5, begun, begun.end)
+
+
+def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
+    exchange.parked = None  # as the server does
+    return list(body)
+
+
+def test_it_stands_in_the_exchange(exchange: Exchange, parked: Parked) -> None:
+    assert exchange.parked is parked
+
+
+@pytest.mark.parametrize(("wake", "in_time"), [(Parked.wake, True), (Parked.expire, False)])
+def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, parked: Parked, begun: Begun) -> None:
+    told: list[str] = []
+    parked.attend(lambda: told.append("woken"))
+    wake(parked)
+    parked.wake()
+    parked.expire()
+    assert told == ["woken"]
+    assert resumed(exchange, parked) == [b"one", b"two"]
+    parked.close()
+    assert (begun.in_time, begun.ended, begun.closed) == ([in_time], 1, True)
+
+
+def test_woken_before_the_server_attends_it_is_told_of_at_once(parked: Parked) -> None:
+    told: list[str] = []
+    parked.wake()
+    parked.attend(lambda: told.append("woken"))
+    assert told == ["woken"]
+
+
+def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, parked: Parked, begun: Begun) -> None:
+    parked.abandon()
+    with pytest.raises(ClientClosed):
+        resumed(exchange, parked)
+    assert (begun.in_time, begun.ended) == ([], 1)
+
+
+def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(parked: Parked, begun: Begun) -> None:
+    assert list(parked) == [b"one", b"two"]
+    assert begun.in_time == [False]
+
+
+def test_parked_again_it_yields_nothing_and_then_what_comes(exchange: Exchange) -> None:
+    environ = make_environ(exchange=exchange)
+    second = Begun()
+    first = Parked(environ, 5, lambda in_time: Parked(environ, 5, second))
+    exchange.parked = None
+    assert next(first) == b""
+    assert exchange.parked is not None and exchange.parked is not first
+    assert resumed(exchange, first) == [b"one", b"two"]
+
+
+def test_closed_it_never_goes_on(exchange: Exchange, parked: Parked, begun: Begun) -> None:
+    parked.close()
+    assert resumed(exchange, parked) == []
+    assert (begun.in_time, begun.ended) == ([], 1)
+
+
+def test_only_rgates_own_server_lets_a_request_wait() -> None:
+    assert not Parked.can_wait(make_environ())
+    assert Parked.can_wait({**make_environ(), CLIENT_KEY: object()})

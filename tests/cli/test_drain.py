@@ -1,0 +1,85 @@
+"""`rgate drain`: an endpoint of a running gateway, by its name, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rgate.cli import main as cli
+from rgate.serving.server import Server
+from rgate.testing import ScriptedBackend, answering, http_response, refusing_url, running_gateway
+
+from ..raw_client import RawClient
+from ..serving.live import serving
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with (
+        running_gateway(
+            {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}, {"orders": [answering(b"1"), answering(b"2")]}
+        ) as gateway,
+        serving(gateway) as running,
+    ):
+        yield running
+
+
+def answers(server: Server) -> set[bytes]:
+    with RawClient(server.url) as client:
+        return {client.get("/orders").body for _ in range(20)}
+
+
+def rgate(*arguments: str) -> int:
+    return cli.main(arguments)
+
+
+def test_drain_and_undo_tell_what_they_have_done(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rgate("drain", "--url", server.url) == 0
+    assert rgate("drain", "orders-1", "--url", server.url) == 0
+    assert answers(server) == {b"2"}
+    assert rgate("drain", "--url", server.url) == 0
+    assert rgate("drain", "orders-1", "--undo", "--url", server.url) == 0
+    assert answers(server) == {b"1", b"2"}
+    name = "orders-1 (http://in-process.invalid:1)"
+    assert capsys.readouterr().out.splitlines() == [
+        "nothing is drained",
+        f"{name} gets no new requests (0 requests in flight)",
+        f"{name} is drained (0 requests in flight)",
+        f"{name} takes new requests again (0 requests in flight)",
+    ]
+
+
+def test_drain_of_what_is_not_there_says_what_is(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rgate("drain", "ordres-1", "--url", server.url) == 2
+    assert capsys.readouterr().err == "No endpoint is called 'ordres-1'; there are orders-1, orders-2.\n"
+
+
+def test_undo_without_an_endpoint_is_a_wrong_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rgate("drain", "--undo") == 2
+    assert "--undo needs the endpoint" in capsys.readouterr().err
+
+
+def test_drain_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with refusing_url() as url:
+        assert rgate("drain", "orders-1", "--url", url) == 1
+    assert "no gateway answers at" in capsys.readouterr().err
+
+
+def test_drain_where_the_pages_are_not_for_this_machine_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_gateway({"plugins": {"admin": {"allow": []}}}) as gateway, serving(gateway) as server:
+        assert rgate("drain", "orders-1", "--url", server.url) == 1
+    assert "not answered there" in capsys.readouterr().err
+
+
+def test_drain_at_something_else_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedBackend(http_response(b"hello")) as backend:
+        assert rgate("drain", "orders-1", "--url", backend.url) == 1
+    assert "is no rgate" in capsys.readouterr().err
+
+
+def test_workers_that_do_not_answer_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    said = b'{"endpoints": [], "drained": true, "changed": 1, "workers_told": false}'
+    with ScriptedBackend(http_response(said)) as backend:
+        assert rgate("drain", "orders-1", "--url", backend.url) == 1
+    assert "not every worker process has answered in time" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+"""What worker processes say to each other, from both ends of the channel."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rgate.runtime.worker_channel import Siblings, as_word
+
+PATIENCE_SECONDS = 10
+
+
+@pytest.fixture
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_SECONDS)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_ask_without_siblings_is_answered_at_once() -> None:
+    assert Siblings().ask("anything", timeout_seconds=0)
+
+
+def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    siblings.connect(theirs)
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(siblings.ask("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
+    asking.start()
+    assert ours.recv(100) == b"ask 1 stats.flush\n"
+    assert not answers
+    ours.sendall(b"done 1\n")
+    asking.join(PATIENCE_SECONDS)
+    assert answers == [True]
+
+
+def test_ask_not_answered_in_time_says_so(channel: tuple[socket.socket, socket.socket]) -> None:
+    siblings = Siblings()
+    siblings.connect(channel[1])
+    assert not siblings.ask("stats.flush", timeout_seconds=0.01)
+
+
+def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    asked: list[str] = []
+    siblings.answer("stats.flush", asked.append)
+    siblings.connect(theirs)
+    ours.sendall(b"ask 7 stats.flush\n")
+    assert ours.recv(100) == b"done 7\n"
+    assert asked == [""]
+
+
+@pytest.mark.parametrize("argument", ["", "http://127.0.0.1:9000", "two words", "100 % ünïcode\n"])
+def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.socket, socket.socket], argument: str) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.connect(worker)
+    siblings.ask("drain", argument, timeout_seconds=0)
+    asked = supervisor.recv(1_000)
+    assert asked.startswith(b"ask 1 drain") and asked.count(b"\n") == 1
+    arrived: list[str] = []
+    siblings.answer("drain", arrived.append)
+    supervisor.sendall(asked)
+    assert supervisor.recv(100) == b"done 1\n"
+    assert arrived == [argument]
+
+
+@pytest.mark.parametrize("topic", ["unknown", "failing"])
+def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    siblings.answer("failing", lambda _: 1 / 0)
+    siblings.connect(theirs)
+    ours.sendall(f"ask 8 {topic}\n".encode())
+    assert ours.recv(100) == b"done 8\n"
+
+
+def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    siblings = Siblings()
+    lost = threading.Event()
+    siblings.connect(theirs, on_lost=lost.set)
+    ours.shutdown(socket.SHUT_RDWR)
+    assert lost.wait(PATIENCE_SECONDS)
+    assert siblings.ask("stats.flush", timeout_seconds=0)
+
+
+def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    stopped = threading.Event()
+    siblings.connect(worker, on_told={"stop": stopped.set})
+    siblings.tell("up")
+    assert supervisor.recv(100) == b"up\n"
+    supervisor.sendall(b"stop\n")
+    assert stopped.wait(PATIENCE_SECONDS)
+
+
+def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.connect(worker)
+    answers: list[str | None] = []
+    asking = threading.Thread(target=lambda: answers.append(siblings.reload(PATIENCE_SECONDS)))
+    asking.start()
+    assert supervisor.recv(100) == b"reload 1\n"
+    supervisor.sendall(b"done 1 " + as_word("config.yml:3: port: no number\nand more").encode() + b"\n")
+    asking.join(PATIENCE_SECONDS)
+    assert answers == ["config.yml:3: port: no number\nand more"]
+
+
+def test_reload_not_answered_in_time_is_not_known(channel: tuple[socket.socket, socket.socket]) -> None:
+    siblings = Siblings()
+    siblings.connect(channel[1])
+    assert siblings.reload(timeout_seconds=0.01) is None
+
+
+def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    siblings = Siblings()
+    siblings.answer("reload", lambda argument: f"no: {argument}")
+    siblings.connect(worker)
+    supervisor.sendall(b"ask 3 reload all%20of%20it\n")
+    assert supervisor.recv(100) == b"done 3 no%3A%20all%20of%20it\n"
+
+
+def test_actions_are_those_of_the_gateway_that_has_taken_over(channel: tuple[socket.socket, socket.socket]) -> None:
+    supervisor, worker = channel
+    before = Siblings()
+    before.answer("who", lambda _: "before")
+    before.connect(worker)
+    after = Siblings(before)
+    after.answer("who", lambda _: "after")
+    for answer in (b"before", b"after"):
+        supervisor.sendall(b"ask 1 who\n")
+        assert supervisor.recv(100) == b"done 1 " + answer + b"\n"
+        after.take_over()
