@@ -215,7 +215,7 @@ def _adopt_orphans() -> None:
 
 
 Ended: TypeAlias = frozenset[str] | None
-Running: TypeAlias = Callable[[World, random.Random], Iterator[Ended]]
+GatewayRuntime: TypeAlias = Callable[[World, random.Random], Iterator[Ended]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Break:
     have other counts afterwards than the clients."""
 
     name: str
-    run: Running
+    run: GatewayRuntime
     explains: frozenset[str] = frozenset()
     possible: Callable[[World], bool] = lambda world: True
     miscounts: bool = False
@@ -235,8 +235,8 @@ BREAKS: dict[str, Break] = {}
 
 def _break(
     *explains: str, possible: Callable[[World], bool] = lambda world: True, miscounts: bool = False
-) -> Callable[[Running], Running]:
-    def register(run: Running) -> Running:
+) -> Callable[[GatewayRuntime], GatewayRuntime]:
+    def register(run: GatewayRuntime) -> GatewayRuntime:
         name = run.__name__.replace("_", " ")
         BREAKS[name] = Break(name, run, frozenset(explains), possible, miscounts)
         return run

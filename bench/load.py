@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .gateways import program
-from .machine import pinned
+from .machine import keep_restart_only
 
 __all__ = ["Burst", "Figures", "ask", "burst", "connect", "download", "hold", "read_figures", "upload", "wrk"]
 
@@ -42,7 +42,7 @@ class Figures:
 def wrk(url: str, connections: int, seconds: float, cores: Iterable[int], kind: str = "plain", body_bytes: int = 0) -> Figures:
     """Requests on so many connections, each again as soon as it is answered. Raises ValueError when wrk has failed."""
     command = [program("wrk") or "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(SCRIPT), url]
-    with pinned(cores):
+    with keep_restart_only(cores):
         ended = subprocess.run([*command, "--", kind, str(body_bytes)], capture_output=True, text=True, timeout=seconds + 60)
     return read_figures(ended.stdout, ended.stderr)
 

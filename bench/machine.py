@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Cores", "Process", "description", "foreign_seconds", "free_port", "held", "pinned", "raise_file_limit"]
+__all__ = ["Cores", "Process", "description", "foreign_seconds", "free_port", "held", "keep_restart_only", "raise_file_limit"]
 
 WANTED_FILES = 65_536
 STOP_SECONDS = 5.0
@@ -38,14 +38,14 @@ class Cores:
     @classmethod
     def of_this_process(cls) -> Cores:
         """The first cores that this process may use. Raises OSError when there is only one."""
-        usable = sorted(os.sched_getaffinity(0))
-        if len(usable) < 2:
+        validate_app = sorted(os.sched_getaffinity(0))
+        if len(validate_app) < 2:
             raise OSError("two cores are needed: one for the gateway, one for load and backends")
-        return cls(usable[0], usable[1], frozenset(usable[2:] if len(usable) > 3 else ()))
+        return cls(validate_app[0], validate_app[1], frozenset(validate_app[2:] if len(validate_app) > 3 else ()))
 
 
 @contextmanager
-def pinned(cores: Iterable[int]) -> Iterator[None]:
+def keep_restart_only(cores: Iterable[int]) -> Iterator[None]:
     """What this thread starts inside runs on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
@@ -82,7 +82,7 @@ class Process:
 
     def __init__(self, command: Sequence[str], cores: Iterable[int], folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = folder / "log"
-        with pinned(cores), self.log.open("wb") as log:
+        with keep_restart_only(cores), self.log.open("wb") as log:
             self._popen = subprocess.Popen(
                 command,
                 cwd=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rgate.http1.chunked import ChunkedReader
+from rgate.http1.chunked import ChunkedDecoder
 
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -20,14 +20,14 @@ def one(data: bytes) -> None:
     step, coded = data[0] or 1, data[1:]
     whole = read([coded])
     assert read([coded[at : at + step] for at in range(0, len(coded), step)]) == whole, "it depends on the pieces"
-    if whole is not None and len(coded) < ChunkedReader.MAX_LINE_BYTES:
+    if whole is not None and len(coded) < ChunkedDecoder.MAX_LINE_BYTES:
         payload, complete, rest = whole
         assert by_the_grammar(coded) == ((payload, rest) if complete else None), "not the reading of the grammar"
 
 
 def read(blocks: list[bytes]) -> tuple[bytes, bool, bytes] | None:
     """Payload, whether it is complete, what is left; None when it is refused."""
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     payload = b""
     for number, block in enumerate(blocks):
         try:

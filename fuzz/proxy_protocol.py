@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from rgate.http1.proxy_protocol import MAX_HEADER_BYTES, Announcement, read_announcement
+from rgate.http1.proxy_protocol import MAX_HEADER_BYTES, ProxyHeader, parse_proxy_header
 
 
 def one(data: bytes) -> None:
     """Judge one input: the first bytes of a connection."""
     read = attempt(data)
-    if isinstance(read, Announcement):
+    if isinstance(read, ProxyHeader):
         assert 0 < read.size <= min(len(data), MAX_HEADER_BYTES)
         assert attempt(data[: read.size]) == attempt(data + b"GET / HTTP/1.1\r\n") == read
         for end in range(read.size):
@@ -23,9 +23,9 @@ def one(data: bytes) -> None:
         assert len(data) < MAX_HEADER_BYTES, "a header without end"
 
 
-def attempt(data: bytes) -> Announcement | type[ValueError] | None:
+def attempt(data: bytes) -> ProxyHeader | type[ValueError] | None:
     """What is read, None when there is too little, ValueError when it is refused."""
     try:
-        return read_announcement(data)
+        return parse_proxy_header(data)
     except ValueError:
         return ValueError

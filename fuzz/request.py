@@ -7,11 +7,11 @@ from typing import Final
 from rgate.errors import RequestError
 from rgate.http1.client_address import TrustedProxies
 from rgate.http1.environ import PEER_KEY
-from rgate.http1.request import RequestHead, RequestReader
+from rgate.http1.request import RequestHead, RequestParser
 from tests.security import strict
 
 MAX_HEAD_BYTES: Final = 65_536
-_remembering = RequestReader()
+_remembering = RequestParser()
 _proxies = TrustedProxies(["127.0.0.0/8", "10.0.0.0/8"])
 
 
@@ -19,7 +19,7 @@ def one(data: bytes) -> None:
     """Judge one input: the head of a request, up to its empty line."""
     head = data.partition(b"\r\n\r\n")[0]
     try:
-        request = RequestReader().read(head)
+        request = RequestParser().read(head)
     except RequestError as error:
         assert 400 <= error.status < 600
         _never_accepted(head)
@@ -41,7 +41,7 @@ def _never_accepted(head: bytes) -> None:
 
 def _same_with_a_memory(head: bytes, request: RequestHead) -> None:
     for _ in range(2):
-        other = _remembering.known_heads.get(head) or _remembering.read(head)
+        other = _remembering.head_cache.get(head) or _remembering.read(head)
         mine, theirs = (
             (r.method, r.target, r.minor, r.content_length, r.chunked, r.keep_alive, r.expects_continue, r.fields.lines)
             for r in (request, other)
@@ -51,7 +51,7 @@ def _same_with_a_memory(head: bytes, request: RequestHead) -> None:
 
 def _accepted_in_pieces(head: bytes) -> None:
     """As long as the head is not whole it must not be refused, wherever it is cut."""
-    reader = RequestReader()
+    reader = RequestParser()
     judged = 0
     step = 1 + len(head) // 16
     for end in range(step, len(head) + 1, step):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from rgate.errors import BadResponse
-from rgate.http1.response import ResponseReader
-from rgate.serving.response import HeadWriter
+from rgate.http1.response import ResponseParser
+from rgate.serving.response import HeadEncoder
 
-_remembering = ResponseReader()
-_writer = HeadWriter()
+_remembering = ResponseParser()
+_writer = HeadEncoder()
 
 
 def one(data: bytes) -> None:
     """Judge one input: the head of a response, up to its empty line."""
     head = data.partition(b"\r\n\r\n")[0]
     try:
-        response = ResponseReader().read(head)
+        response = ResponseParser().read(head)
     except BadResponse:
         try:
             _remembering.read(head)
@@ -22,7 +22,7 @@ def one(data: bytes) -> None:
             return
         raise AssertionError("what was refused is accepted by a reader that has read other heads before") from None
     for _ in range(2):
-        other = _remembering.known_heads.get(head) or _remembering.read(head)
+        other = _remembering.head_cache.get(head) or _remembering.read(head)
         mine, theirs = ((r.code, r.status, r.headers, r.length, r.chunked, r.keep_alive, r.upgrade) for r in (response, other))
         assert mine == theirs, f"{mine} is read as {theirs} the next time"
     assert not (response.chunked and response.length is not None)

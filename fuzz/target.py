@@ -7,7 +7,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from rgate.http1.environ import edited_target
 from rgate.http1.fields import valid_host
-from rgate.http1.target import read_target, target_from_environ_path, without_dot_segments
+from rgate.http1.target import parse_target, target_from_environ_path, without_dot_segments
 
 _SEPARATORS = re.compile(r"[/\\]")
 _PARAMETERS = re.compile(r"[;?#]")
@@ -17,7 +17,7 @@ def one(data: bytes) -> None:
     """Judge one input: a request target."""
     text = data.decode("latin-1")
     try:
-        target = read_target("OPTIONS" if text == "*" else "GET", text)
+        target = parse_target("OPTIONS" if text == "*" else "GET", text)
     except ValueError:
         return
     if text == "*":
@@ -31,9 +31,9 @@ def one(data: bytes) -> None:
         for whole in (encoded, without_dot_segments(sent) + mark + query)
     ), "more has changed than what is above ASCII, and dot segments"
     assert not target.host or not valid_host(target.host) or target.host in text
-    again = read_target("GET", target.route)
+    again = parse_target("GET", target.route)
     assert again.route == target.route and again.plain, "the canonical path is not canonical"
-    assert read_target("GET", target.raw)._replace(host=target.host, plain=target.plain) == target, (
+    assert parse_target("GET", target.raw)._replace(host=target.host, plain=target.plain) == target, (
         "what is sent on reads otherwise"
     )
     readings = target.readings(20)
@@ -52,7 +52,7 @@ def one(data: bytes) -> None:
     names = {_PARAMETERS.split(segment)[0] for segment in _SEPARATORS.split(carelessly_decoded(unquote_to_bytes(path)))}
     assert not names & {".", ".."}, f"a dot segment for who takes overlong UTF-8: {path!r}"
     raw = target_from_environ_path(target.path, target.query)
-    assert read_target("GET", raw).path == target.path
+    assert parse_target("GET", raw).path == target.path
     environ = {"rgate.target": target, "PATH_INFO": target.path, "QUERY_STRING": target.query}
     assert edited_target(environ) is target
 

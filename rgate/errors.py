@@ -32,7 +32,7 @@
         │   ├── TLSFailed           no TLS, or a certificate that does not verify
         │   └── Truncated           died after the head was passed on: the client's connection is cut
         ├── Loop                    our own Via came back                       508
-        └── InternalFault           a plugin or rgate itself failed             500
+        └── InternalError           a plugin or rgate itself failed             500
 
 A GatewayError raised anywhere inside the `faults` middleware becomes the answer. Its `message` goes to the client and
 says nothing about the inside; `detail` goes to the log only.
@@ -55,13 +55,14 @@ __all__ = [
     "ConfigError",
     "ConfigProblem",
     "ConnectTimeout",
+    "ConnectionRefused",
     "ExpectationFailed",
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
-    "InternalFault",
+    "InternalError",
     "LengthRequired",
-    "Loop",
+    "LoopDetected",
     "MethodNotAllowed",
     "NoEndpoint",
     "NoRoute",
@@ -69,19 +70,18 @@ __all__ = [
     "NotTLS",
     "Overloaded",
     "PluginError",
-    "Refused",
     "RequestError",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
     "TLSFailed",
     "TargetTooLong",
-    "Truncated",
     "Unavailable",
     "Unreachable",
     "UpstreamClosed",
+    "UpstreamTruncated",
     "VersionNotSupported",
-    "ends_process",
+    "is_process_exit",
 ]
 
 
@@ -301,7 +301,7 @@ class NoEndpoint(Unavailable):
     reason = "no_endpoint"
 
 
-class Refused(Unavailable):
+class ConnectionRefused(Unavailable):
     """The endpoint refused the connection."""
 
     reason = "refused"
@@ -365,13 +365,13 @@ class TLSFailed(BadGateway):
     message = "The service could not be reached securely."
 
 
-class Truncated(BadGateway):
+class UpstreamTruncated(BadGateway):
     """The response ended before it was complete, after its head had been passed on."""
 
     reason = "truncated"
 
 
-class Loop(GatewayError):
+class LoopDetected(GatewayError):
     """The request has been through this gateway already."""
 
     status = 508
@@ -379,11 +379,11 @@ class Loop(GatewayError):
     message = "The request runs in a loop."
 
 
-class InternalFault(GatewayError):
+class InternalError(GatewayError):
     """A plugin, or rgate itself, raised something unexpected."""
 
 
-def ends_process(error: BaseException) -> bool:
+def is_process_exit(error: BaseException) -> bool:
     """Whether `error` is meant for the process, as signals are that arrive in the main thread.
 
     Elsewhere SystemExit and its like come from somebody's code, and cost a request like any other exception.

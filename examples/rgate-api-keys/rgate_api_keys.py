@@ -114,7 +114,7 @@ class Clients:
 
 def clients_of(gateway: Gateway) -> Clients:
     options: ApiKeysOptions = gateway.options("api_keys")
-    return gateway.keep("api_keys", options.keys, lambda: Clients(options.keys))
+    return gateway.resource("api_keys", options.keys, lambda: Clients(options.keys))
 
 
 @hookimpl

@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import ends_process
-from ..http1.environ import CLIENT_KEY
+from ..errors import is_process_exit
+from ..http1.environ import CONNECTION_KEY
 from ..log import about
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from ..discovery.model import Endpoint, Route
     from ..errors import GatewayError
-    from .suspended import Parked
+    from .suspended import SuspendedResponse
 
 __all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "RelayableBody", "Tunnel", "send_interim"]
 
-ENVIRON_KEY = "rgate.chain.exchange"
+ENVIRON_KEY = "rgate.exchange"
 
 FinishCallback: TypeAlias = "Callable[[Exchange], None]"
 
-_log = logging.getLogger("rgate.exchange")
+_log = logging.getLogger("rgate.chain")
 
 
 class RelayableBody(ABC):
@@ -128,7 +128,7 @@ class Exchange:
     finished = 0.0
     route: Route | None = None
     candidates: tuple[Endpoint, ...] = ()
-    affinity = ""
+    affinity_key = ""
     endpoint: Endpoint | None = None
     attempts = 0
     tunnel: Tunnel | None = None
@@ -136,8 +136,8 @@ class Exchange:
     status = 0
     bytes_sent = 0
     plugin_seconds: dict[str, float] | None = None
-    streaming: RelayableBody | None = None
-    parked: Parked | None = None
+    upstream_body: RelayableBody | None = None
+    parked: SuspendedResponse | None = None
     _notes: dict[str, Any] | None = None
     _request_trailers: list[tuple[str, str]] | None = None
     _response_trailers: list[tuple[str, str]] | None = None
@@ -170,7 +170,7 @@ class Exchange:
         return f" ({', '.join(parts)})"
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What plugins keep with the exchange, each under its own name."""
         if self._notes is None:
             self._notes = {}
@@ -214,7 +214,7 @@ class Exchange:
             try:
                 callback(self)
             except BaseException as error:
-                if ends_process(error):
+                if is_process_exit(error):
                     raise
                 on_failure(self, error)
 
@@ -227,7 +227,7 @@ def send_interim(environ: WSGIEnvironment, status: str, headers: Iterable[tuple[
     that does not come. May be called any number of times; raises ValueError for what is not an interim status (102 to 199)
     or no header may contain. It waits for a client that reads slowly, as any part of a response does.
     """
-    client = environ.get(CLIENT_KEY)
+    client = environ.get(CONNECTION_KEY)
     return client is not None and client.send_interim(status, headers)
 
 

@@ -27,7 +27,7 @@ class Middleware:
     `before` or `after` names a middleware of `rgate.STANDARD_ORDER`: before is outside of it, after is inside. With
     neither the place is directly inside `routing`.
 
-    `edits_environ=False` promises that the middleware never changes the request (HTTP_* keys, method, target) in
+    `modifies_request=False` promises that the middleware never changes the request (HTTP_* keys, method, target) in
     environ, which spares the forwarder looking.
 
     `essential=True` says that no request may ever pass without it, as is so for whatever protects something: then the
@@ -38,7 +38,7 @@ class Middleware:
     wrap: Callable[[WSGIApplication, Any], WSGIApplication]
     before: str | None = None
     after: str | None = None
-    edits_environ: bool = True
+    modifies_request: bool = True
     essential: bool = False
 
 
@@ -50,7 +50,7 @@ def _admits_nobody(environ: WSGIEnvironment) -> bool:
 class LocalRoute:
     """A local route that is not for everybody. `LocalRoute(app)` is for operators: at the admin socket, and nowhere else.
 
-    `app` answers the requests that `admits(environ)` is true for (rgate.AllowedClients is made for that). Any other goes on
+    `app` answers the requests that `allows(environ)` is true for (rgate.AllowedClients is made for that). Any other goes on
     through the chain as if there were no such local route, so it neither learns of it nor loses a route of its own.
 
     At the admin socket everybody who can connect is admitted. There `admin_app` answers, where it is given, in place of `app`:
@@ -58,5 +58,5 @@ class LocalRoute:
     """
 
     app: WSGIApplication
-    admits: Callable[[WSGIEnvironment], bool] = _admits_nobody
+    allows: Callable[[WSGIEnvironment], bool] = _admits_nobody
     admin_app: WSGIApplication | None = None

@@ -1,6 +1,6 @@
 """The chain: its order as data, its composition, and the hand-over to a route's own chain.
 
-RouteDispatch hands a request over to its route's own chain, `wrap_body` is what a middleware uses to see a response body go
+RouteDispatch hands a request over to its route's own chain, `map_body` is what a middleware uses to see a response body go
 by. Everything is composed when a config is loaded; per request there are plain WSGI calls.
 """
 
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InternalFault, NoEndpoint, PluginError, RgateError
+from ..errors import InternalError, NoEndpoint, PluginError, RgateError
 from .exchange import ENVIRON_KEY, Exchange
 from .middleware import Middleware
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..discovery import EndpointQueue, EndpointTable
     from ..discovery.model import Route
 
-__all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "compose", "order", "unworkable", "usable", "wrap_body"]
+__all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "chain_problem", "compose", "map_body", "order", "validate_app"]
 
 STANDARD_ORDER = (  # outermost first
     "stats",  # sees what the client sees, the gateway's own errors too
@@ -74,7 +74,7 @@ def _place(middleware: Middleware) -> tuple[str, str]:
     return side, anchor
 
 
-def unworkable(chain: Sequence[str], others: Collection[str] = ()) -> str:
+def chain_problem(chain: Sequence[str], others: Collection[str] = ()) -> str:
     """What keeps a chain (names, outermost first) from answering any request, and the way out; "" when nothing does.
 
     `others` are the names in it that no built-in has.
@@ -104,7 +104,7 @@ def compose(app: WSGIApplication, middlewares: Sequence[Middleware], options: Ca
     """`app` inside `middlewares` (outermost first). Raises PluginError when a wrap fails or returns no usable app."""
     for middleware in reversed(middlewares):
         try:
-            app = usable(middleware.name, middleware.wrap(app, options(middleware.name)))
+            app = validate_app(middleware.name, middleware.wrap(app, options(middleware.name)))
         except RgateError:
             raise
         except (Exception, SystemExit) as error:
@@ -112,7 +112,7 @@ def compose(app: WSGIApplication, middlewares: Sequence[Middleware], options: Ca
     return app
 
 
-def usable(name: str, app: WSGIApplication) -> WSGIApplication:
+def validate_app(name: str, app: WSGIApplication) -> WSGIApplication:
     """`app`, which the plugin's wrap() has returned, if it can be one. Raises PluginError."""
     call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004 - the method itself
     if call is None:
@@ -123,7 +123,7 @@ def usable(name: str, app: WSGIApplication) -> WSGIApplication:
     return app
 
 
-def wrap_body(body: Iterable[bytes], each: Callable[[bytes], bytes]) -> Iterable[bytes]:
+def map_body(body: Iterable[bytes], each: Callable[[bytes], bytes]) -> Iterable[bytes]:
     """`body` with `each(block)` applied to every block as it goes by, and `body.close()` still called.
 
     Use this instead of a generator expression, which would never close the inner body and so leak its connection.
@@ -174,7 +174,7 @@ class RouteDispatch:
         exchange: Exchange = environ[ENVIRON_KEY]
         route = exchange.route
         if route is None:
-            raise InternalFault("no router in the chain has set exchange.route")
+            raise InternalError("no router in the chain has set exchange.route")
         candidates = self._table.snapshot.endpoints.get(route.backend.name)
         if not candidates or (self._waiting and route.backend.name in self._waiting):
             return self._queued(environ, start_response, exchange, route)

@@ -15,22 +15,22 @@ from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GatewayError, ends_process
+from ..errors import GatewayError, is_process_exit
 from ..log import about
 from .exchange import Exchange
 from .middleware import Middleware
-from .pipeline import usable
+from .pipeline import validate_app
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Isolation", "isolated"]
+__all__ = ["PluginGuard", "isolated"]
 
-_log = logging.getLogger("rgate.isolation")
+_log = logging.getLogger("rgate.chain")
 
 
-class Isolation:
+class PluginGuard:
     """What becomes of the failures of one plugin's middleware: one for all routes of a gateway, used by many threads.
 
     skip       requests go on without the middleware where that can be done
@@ -81,7 +81,7 @@ class Isolation:
         self._on_change()
 
 
-def isolated(middleware: Middleware, isolation: Isolation) -> Middleware:
+def isolated(middleware: Middleware, isolation: PluginGuard) -> Middleware:
     """The middleware with its failures dealt with as `isolation` says."""
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
@@ -91,36 +91,36 @@ def isolated(middleware: Middleware, isolation: Isolation) -> Middleware:
 
 
 class _Isolated:
-    def __init__(self, middleware: Middleware, app: WSGIApplication, options: Any, isolation: Isolation) -> None:
+    def __init__(self, middleware: Middleware, app: WSGIApplication, options: Any, isolation: PluginGuard) -> None:
         self._app = app
         self._isolation = isolation
         self._key = f"rgate.isolated.{middleware.name}"
-        self._wrapped = usable(middleware.name, middleware.wrap(self._inside, options))
+        self._wrapped = validate_app(middleware.name, middleware.wrap(self._inside, options))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._isolation.out:
             return self._app(environ, start_response)
-        passage = environ[self._key] = _Passage(self._isolation, environ, start_response)
+        passage = environ[self._key] = _GuardedRequest(self._isolation, environ, start_response)
         try:
             body = self._wrapped(environ, passage.start)
             if type(body) is not list:
                 body = _Outside(body, passage)
         except BaseException as error:
-            if ends_process(error):
+            if is_process_exit(error):
                 raise
             return passage.without(error, self._app)
         return passage.through(body)
 
     def _inside(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # A middleware that makes an environ of its own fails here, before anything could run twice.
-        passage: _Passage = environ[self._key]
+        passage: _GuardedRequest = environ[self._key]
         return passage.inside(self._app, environ, start_response)
 
 
-class _Passage:
+class _GuardedRequest:
     """One request on its way through the middleware, with what it takes to go on without."""
 
-    def __init__(self, isolation: Isolation, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+    def __init__(self, isolation: PluginGuard, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self._isolation = isolation
         self._start_response = start_response
         self._environ = environ
@@ -220,7 +220,7 @@ class _Passage:
             self._isolation.passed()
 
     def _is_own(self, error: BaseException) -> bool:
-        return error is not self.foreign and not isinstance(error, GatewayError) and not ends_process(error)
+        return error is not self.foreign and not isinstance(error, GatewayError) and not is_process_exit(error)
 
     def _may_be_left_out(self) -> bool:
         return self._before is not None and not self._begun and not self._returned
@@ -256,7 +256,7 @@ class _Watched:
 class _Outside:
     """The middleware's body, as the outside reads it."""
 
-    def __init__(self, body: Iterable[bytes], passage: _Passage) -> None:
+    def __init__(self, body: Iterable[bytes], passage: _GuardedRequest) -> None:
         self._body = body
         self._blocks = iter(body)
         self._passage = passage
@@ -286,7 +286,7 @@ class _Outside:
 class _Inside:
     """The inside's body, as the middleware reads it. It may be closed by both."""
 
-    def __init__(self, body: Iterable[bytes], passage: _Passage) -> None:
+    def __init__(self, body: Iterable[bytes], passage: _GuardedRequest) -> None:
         self._body: Iterable[bytes] | None = body
         self._blocks = iter(body)
         self._passage = passage

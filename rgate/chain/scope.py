@@ -10,8 +10,8 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ..errors import GatewayError, InternalFault, PluginError, RequestError, ends_process
-from ..http1.environ import REFUSED_KEY, TARGET_KEY, TRAILERS_KEY, adopt
+from ..errors import GatewayError, InternalError, PluginError, RequestError, is_process_exit
+from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, adopt
 from ..log import about
 from .exchange import ENVIRON_KEY, Exchange, RelayableBody
 from .middleware import LocalRoute
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
     from ..http1.target import Target
 
-__all__ = ["ExchangeScope", "OnFailed", "OnFailure", "raise_refused"]
+__all__ = ["ExchangeScope", "FailureReporter", "OnFailed", "reject"]
 
 OnFailed: TypeAlias = "Callable[[Exchange, WSGIEnvironment], object]"
-_log = logging.getLogger("rgate.scope")
+_log = logging.getLogger("rgate.chain")
 
 
-class OnFailure(Protocol):
+class FailureReporter(Protocol):
     """Is told that somebody's code has failed; `hook` is what has brought that code."""
 
     def __call__(self, exchange: Exchange, error: BaseException, hook: str = ...) -> object: ...
 
 
-def raise_refused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def reject(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The innermost app for requests that the server refused: raises what it found, or what it makes of the request."""
-    error: GatewayError | Callable[[WSGIEnvironment], GatewayError] = environ[REFUSED_KEY]
+    error: GatewayError | Callable[[WSGIEnvironment], GatewayError] = environ[REJECTION_KEY]
     raise error if isinstance(error, GatewayError) else error(environ)
 
 
@@ -55,7 +55,7 @@ class ExchangeScope:
     """The outermost app: gives every request its Exchange, answers local routes, and ends the exchange in time.
 
     A local route that does not admit a request is none for it, nor is one for a path that is spelt otherwise (`/%2d/config`):
-    a proxy's rule about the path may not have seen through that. `refused` is the outer chain around `raise_refused`. What
+    a proxy's rule about the path may not have seen through that. `refused` is the outer chain around `reject`. What
     still comes out of the chain as an exception before the response has begun becomes a plain answer in the common shape.
     `on_failure` is told of everything unexpected, with the hook that has brought the code where it cannot be seen otherwise.
     A response that still streams from the backend is closed at the end, whatever the chain has done with it.
@@ -73,7 +73,7 @@ class ExchangeScope:
         app: WSGIApplication,
         refused: WSGIApplication,
         local_routes: Mapping[str, WSGIApplication | LocalRoute],
-        on_failure: OnFailure,
+        on_failure: FailureReporter,
         on_failed: Sequence[OnFailed] = (),
     ) -> None:
         self._app = app
@@ -93,8 +93,8 @@ class ExchangeScope:
             try:
                 adopt(environ)
             except ValueError as error:
-                environ[REFUSED_KEY] = RequestError(str(error))
-        if REFUSED_KEY in environ:
+                environ[REJECTION_KEY] = RequestError(str(error))
+        if REJECTION_KEY in environ:
             app = self._refused
         elif (
             (local := self._local_routes.get(environ["PATH_INFO"])) is not None
@@ -117,14 +117,14 @@ class ExchangeScope:
         try:
             body = app(environ, begin)
             if type(body) is not list:
-                streaming = exchange.streaming
-                if body is streaming and streaming is not None and streaming.relayable:
-                    return _RelayableExchangeBody(exchange, streaming, begin, lambda: sent, on_failure, on_failed, environ)
+                upstream_body = exchange.upstream_body
+                if body is upstream_body and upstream_body is not None and upstream_body.relayable:
+                    return _RelayableExchangeBody(exchange, upstream_body, begin, lambda: sent, on_failure, on_failed, environ)
                 return _ExchangeBody(exchange, body, begin, lambda: sent, on_failure, on_failed, environ)
             for block in body:
                 exchange.bytes_sent += len(block)
         except BaseException as error:
-            if ends_process(error):
+            if is_process_exit(error):
                 raise
             on_failure(exchange, error)
             try:
@@ -133,9 +133,9 @@ class ExchangeScope:
                 _tell_if_failed(exchange, environ, on_failed)
                 raise
             exchange.bytes_sent = len(body[0])
-        if exchange.streaming is not None:
-            _close(exchange, exchange.streaming, on_failure)
-            exchange.streaming = None
+        if exchange.upstream_body is not None:
+            _close(exchange, exchange.upstream_body, on_failure)
+            exchange.upstream_body = None
         exchange.finish(on_failure)
         if exchange.error is not None or exchange.status >= 500:
             _tell_if_failed(exchange, environ, on_failed)
@@ -143,9 +143,9 @@ class ExchangeScope:
 
     def _admits(self, local: LocalRoute, environ: WSGIEnvironment) -> bool:
         try:
-            return local.admits(environ)
+            return local.allows(environ)
         except BaseException as error:
-            if ends_process(error):
+            if is_process_exit(error):
                 raise
             self._on_local_failure(Exchange(), error)
             return False
@@ -166,7 +166,7 @@ class _ExchangeBody:
         body: Iterable[bytes],
         begin: StartResponse,
         headers: Callable[[], list[tuple[str, str]]],
-        on_failure: OnFailure,
+        on_failure: FailureReporter,
         on_failed: Sequence[OnFailed],
         environ: WSGIEnvironment,
     ) -> None:
@@ -210,7 +210,7 @@ class _ExchangeBody:
 
     def _broken(self, error: BaseException) -> bytes:
         """The answer in place of a body that breaks off, if nothing of the response has left yet."""
-        if ends_process(error):
+        if is_process_exit(error):
             raise error
         exchange = self._exchange
         if not isinstance(error, RequestError):  # a client that leaves or sends nonsense is no news
@@ -223,9 +223,9 @@ class _ExchangeBody:
         exchange = self._exchange
         try:
             _close(exchange, self._body, self._on_failure)
-            if exchange.streaming is not None:
-                _close(exchange, exchange.streaming, self._on_failure)
-                exchange.streaming = None
+            if exchange.upstream_body is not None:
+                _close(exchange, exchange.upstream_body, self._on_failure)
+                exchange.upstream_body = None
         finally:
             exchange.finish(self._on_failure)
             if exchange.error is not None or exchange.status >= 500:
@@ -254,7 +254,7 @@ class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
         body: RelayableBody,
         begin: StartResponse,
         headers: Callable[[], list[tuple[str, str]]],
-        on_failure: OnFailure,
+        on_failure: FailureReporter,
         on_failed: Sequence[OnFailed],
         environ: WSGIEnvironment,
     ) -> None:
@@ -290,14 +290,14 @@ def _is_spelled_plainly(target: Target) -> bool:
     return target.plain and target.route == target.path
 
 
-def _close(exchange: Exchange, body: object, on_failure: OnFailure) -> None:
+def _close(exchange: Exchange, body: object, on_failure: FailureReporter) -> None:
     """Close a body that may have a close(). What that raises is told; by then the response is over."""
     try:
         close = getattr(body, "close", None)
         if close is not None:
             close()
     except BaseException as error:
-        if ends_process(error):
+        if is_process_exit(error):
             raise
         on_failure(exchange, error)
 
@@ -313,7 +313,7 @@ def _last_resort(exchange: Exchange, error: BaseException, start_response: Start
     Called while `error` is handled. Ends the exchange and raises `error` when the response's head has left already, so that
     the server cuts it.
     """
-    fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+    fault = error if isinstance(error, GatewayError) else InternalError(repr(error))
     exchange.error = exchange.error or fault
     body = fault.json(exchange.id)
     phrase = HTTPStatus(fault.status).phrase if fault.status in HTTPStatus._value2member_map_ else "Unknown"

@@ -8,17 +8,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..errors import ClientClosed
-from ..http1.environ import CLIENT_KEY
+from ..http1.environ import CONNECTION_KEY
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from .exchange import Exchange
 
-__all__ = ["Parked"]
+__all__ = ["SuspendedResponse"]
 
 
-class Parked:
+class SuspendedResponse:
     """What a middleware returns in place of a response body, before start_response, to have its request wait without a thread.
 
         def app(environ, start_response):
@@ -45,7 +45,7 @@ class Parked:
         go_on: Callable[[bool], Iterable[bytes]],
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
-        self._exchange: Exchange = environ["rgate.chain.exchange"]
+        self._exchange: Exchange = environ["rgate.exchange"]
         self.until = monotonic() + seconds
         self.in_time = False
         self._go_on: Callable[[bool], Iterable[bytes]] | None = go_on
@@ -60,7 +60,7 @@ class Parked:
     @staticmethod
     def can_wait(environ: WSGIEnvironment) -> bool:
         """Whether the server of this request lets it wait without a thread."""
-        return CLIENT_KEY in environ
+        return CONNECTION_KEY in environ
 
     @property
     def woken(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .exchange import Exchange
 from .middleware import Middleware
-from .pipeline import usable
+from .pipeline import validate_app
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -37,7 +37,7 @@ class _Timed:
         self._app = app
         self._name = middleware.name
         self._key = f"rgate.timed.{middleware.name}"
-        self._wrapped = usable(middleware.name, middleware.wrap(self._inside, options))
+        self._wrapped = validate_app(middleware.name, middleware.wrap(self._inside, options))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange = Exchange.of(environ)

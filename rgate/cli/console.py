@@ -112,7 +112,7 @@ class Console:
 
 def _route_rows(route: Route, snapshot: Snapshot) -> Iterable[Sequence[str]]:
     backend = route.backend.name
-    asides = {aside.endpoint.key: f" ({aside})" for aside in snapshot.set_aside.get(backend, ())}
+    asides = {aside.endpoint.key: f" ({aside})" for aside in snapshot.excluded.get(backend, ())}
     found = [(e.name, f"{e.address}{asides.get(e.key, '')}") for e in snapshot.found[backend]]
     found += [(instance.name, f"not usable: {instance.reason}") for instance in snapshot.unusable[backend]]
     first = (_match(route), backend)

@@ -26,7 +26,7 @@ from ..errors import ConfigProblem, RgateError
 from ..plugin.hookspecs import DiscoverySource, hookimpl
 from ..plugin.registry import Registry
 
-__all__ = ["CONFIG", "SERVICES", "LocalProcesses", "NoDemo", "backends"]
+__all__ = ["CONFIG", "SERVICES", "DemoUnavailable", "LocalProcesses", "backends"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIG = CHECKOUT / "config.yml"
@@ -41,7 +41,7 @@ WATCH_SECONDS = 0.2
 Demo: TypeAlias = "tuple[Callable[[], Registry], Sequence[str], Callable[[], object]]"
 
 
-class NoDemo(RgateError):
+class DemoUnavailable(RgateError):
     """The demo cannot be given here; the message says what it needs."""
 
 
@@ -54,12 +54,14 @@ def labels_of(service: str) -> dict[str, str]:
 def backends(docker: bool) -> Iterator[Demo]:
     """The backends, running while inside: what makes a registry to load CONFIG with, hints for `serve`, what ends them at once.
 
-    Raises NoDemo.
+    Raises DemoUnavailable.
     """
     missing = [path.name for path in (CONFIG, COMPOSE_FILE, CHECKOUT / "backends") if not path.exists()]
     if missing:
         what = " and no ".join(missing)
-        raise NoDemo(f"the demo needs a checkout of rgate, but there is no {what} in {CHECKOUT}; in a checkout run: make demo")
+        raise DemoUnavailable(
+            f"the demo needs a checkout of rgate, but there is no {what} in {CHECKOUT}; in a checkout run: make demo"
+        )
     # Until the gateway serves, and after it, SIGTERM is to end what has been started here just as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -73,7 +75,7 @@ def backends(docker: bool) -> Iterator[Demo]:
 
 
 class LocalProcess:
-    """A service as a child process of this one, on a free port of 127.0.0.1. Raises NoDemo when it does not start."""
+    """A service as a child process of this one, on a free port of 127.0.0.1. Raises DemoUnavailable when it does not start."""
 
     def __init__(self, service: str, name: str) -> None:
         self.name = name
@@ -125,7 +127,7 @@ class LocalProcess:
         match = re.search(rb"http://[^\s/]+:(\d+)", said)
         if match is None:
             command = " ".join(map(str, self._process.args)) if isinstance(self._process.args, list) else ""
-            raise NoDemo(f"{self.name} does not start; see why with: {command}")
+            raise DemoUnavailable(f"{self.name} does not start; see why with: {command}")
         return int(match[1])
 
 
@@ -196,7 +198,9 @@ def _containers() -> Iterator[Demo]:
     compose = [*_compose(), "--file", str(COMPOSE_FILE)]
     try:
         if subprocess.run([*compose, "up", "--build", "--detach"], stdin=subprocess.DEVNULL).returncode:
-            raise NoDemo(f"the containers do not start: see above; the command was: {' '.join(compose)} up --build --detach")
+            raise DemoUnavailable(
+                f"the containers do not start: see above; the command was: {' '.join(compose)} up --build --detach"
+            )
         yield Registry, _hints(f"{' '.join(compose)} stop orders"), lambda: None
     finally:
         subprocess.run([*compose, "down", "--timeout", "2"], stdin=subprocess.DEVNULL)
@@ -208,9 +212,9 @@ def _compose() -> Sequence[str]:
         if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
             break
     else:
-        raise NoDemo("the demo with containers needs docker compose, or docker-compose; without them: rgate demo")
+        raise DemoUnavailable("the demo with containers needs docker compose, or docker-compose; without them: rgate demo")
     if subprocess.run(["docker", "version"], capture_output=True).returncode:
-        raise NoDemo(
+        raise DemoUnavailable(
             "the demo with containers needs a Docker engine, and none answers (docker version tells why); without: rgate demo"
         )
     return command

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import RgateError
-from .http_client import NoAnswer, ask
+from .http_client import GatewayUnreachable, ask
 
 __all__ = ["NoSuchEndpoint", "drain", "drained"]
 
@@ -19,28 +19,28 @@ class NoSuchEndpoint(RgateError):
 
 def drain(url: str, endpoint: str, undo: bool) -> tuple[list[str], bool]:
     """A line for every endpoint that the gateway at `url` has drained, or takes back with `undo`, and whether all of its worker
-    processes know. Raises NoAnswer and NoSuchEndpoint."""
+    processes know. Raises GatewayUnreachable and NoSuchEndpoint."""
     answer = _ask(url, {"endpoint": endpoint, "undo": "" if undo else None}, "POST")
     what = "takes new requests again" if undo else "gets no new requests"
     return [f"{_named(found)} {what} ({_in_flight(found)})" for found in answer["endpoints"]], answer["workers_told"]
 
 
 def drained(url: str) -> list[str]:
-    """A line for every endpoint that is drained. Raises NoAnswer."""
+    """A line for every endpoint that is drained. Raises GatewayUnreachable."""
     return [f"{_named(found)} is drained ({_in_flight(found)})" for found in _ask(url, {}, "GET")["drained"]]
 
 
 def _ask(url: str, query: dict[str, str | None], method: str) -> Any:
     try:
         answer, asked = ask(url, PATH, query, method=method, not_there=NOT_FOR_US)
-    except NoAnswer as error:
+    except GatewayUnreachable as error:
         if error.reason == "unknown_endpoint":
             raise NoSuchEndpoint(str(error).partition(": ")[2]) from None
         if error.reason == "no_route":
-            raise NoAnswer(f"{url}: {NOT_FOR_US}") from None
+            raise GatewayUnreachable(f"{url}: {NOT_FOR_US}") from None
         raise
     if not isinstance(answer, dict) or not answer.keys() & {"endpoints", "drained"}:
-        raise NoAnswer(f"what answers at {asked} is no rgate")
+        raise GatewayUnreachable(f"what answers at {asked} is no rgate")
     return answer
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
-from ..http1.client_address import AllowedClients, TrustedProxies
+from ..http1.client_address import IPAllowlist, TrustedProxies
 from ..serving.runtime_dir import admin_sockets, socket_name, socket_paths
 from .healthcheck import DEFAULT_URL
-from .http_client import NoAnswer
+from .http_client import GatewayUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
 
     A URL of this machine without a path stands for the admin socket of the gateway at its port, if there is one. `load` reads a
     config. `at_port` says that what is asked for may be answered on the gateway's port as well, `any_gateway` that the only one
-    will do although config.yml speaks of another. Raises NoAnswer where none, or one of several, could be meant, and for a socket
+    will do although config.yml speaks of another. Raises GatewayUnreachable where none, or one of several, could be meant, and for a socket
     of another user; ConfigError for the config at `path`.
     """
     if url is not None:
@@ -59,12 +59,12 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
             port_url = _url_of(config)
             remark = f"no gateway has an admin socket for port {config.server.port}, which {DEFAULT_CONFIG} says"
     sockets = admin_sockets()
-    usable = [each for each in sockets if each.usable]
-    if len(usable) > 1:
-        several = ", ".join(f"unix:{each.path}" for each in usable)
-        raise NoAnswer(f"several gateways run here: {several}; name one with --url, or its config with --config")
-    if usable:
-        asked = f"unix:{usable[0].path}"
+    validate_app = [each for each in sockets if each.validate_app]
+    if len(validate_app) > 1:
+        several = ", ".join(f"unix:{each.path}" for each in validate_app)
+        raise GatewayUnreachable(f"several gateways run here: {several}; name one with --url, or its config with --config")
+    if validate_app:
+        asked = f"unix:{validate_app[0].path}"
         return Where(asked, f"{remark}; asking at {asked}" if remark else "")
     if sockets and not at_port:
         raise _denied(sockets[0])
@@ -106,10 +106,10 @@ def _of_config(config: Config, path: str, at_port: bool) -> Where:
     if isinstance(address, str):
         return Where(address if address.startswith("unix:") else f"http://{_reachable(address)}")
     sockets = _named(config) if address is None else []
-    usable = [each for each in sockets if each.usable]
-    if usable:
+    validate_app = [each for each in sockets if each.validate_app]
+    if validate_app:
         exact = socket_name(config.server.host, config.server.port)
-        best = next((each for each in usable if os.path.basename(each.path) == exact), usable[0])
+        best = next((each for each in validate_app if os.path.basename(each.path) == exact), validate_app[0])
         return Where(f"unix:{best.path}")
     if sockets and not at_port:
         raise _denied(sockets[0])
@@ -134,9 +134,9 @@ def _socket_for(url: str) -> str:
         return ""
     if parts.scheme not in ("http", "https") or parts.path.strip("/"):
         return ""
-    here = host == "localhost" or host in TrustedProxies(AllowedClients.LOOPBACK)
+    here = host == "localhost" or host in TrustedProxies(IPAllowlist.LOOPBACK)
     for each in admin_sockets(port=port):
-        if each.usable and (each.host.strip("[]") == host or (here and not each.host)):
+        if each.validate_app and (each.host.strip("[]") == host or (here and not each.host)):
             return f"unix:{each.path}"
     return ""
 
@@ -151,5 +151,5 @@ def _reachable(address: str) -> str:
     return address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
 
 
-def _denied(socket: AdminSocket) -> NoAnswer:
-    return NoAnswer(f"unix:{socket.path}: no permission; ask as root, or as the user that the gateway runs as")
+def _denied(socket: AdminSocket) -> GatewayUnreachable:
+    return GatewayUnreachable(f"unix:{socket.path}: no permission; ask as root, or as the user that the gateway runs as")

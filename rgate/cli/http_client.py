@@ -16,13 +16,13 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 
 from ..errors import RgateError
 
-__all__ = ["NoAnswer", "ask"]
+__all__ = ["GatewayUnreachable", "ask"]
 
 TIMEOUT_SECONDS: Final = 10
 MAX_BYTES: Final = 64 * 1024 * 1024
 
 
-class NoAnswer(RgateError):
+class GatewayUnreachable(RgateError):
     """There is no answer to be had; the message says why. `reason` is the slug of the gateway's fault, "" if it is none, and
     `said` its words."""
 
@@ -46,12 +46,12 @@ def ask(
 
     `query` may have None for what is not asked. `not_there` is what to say when the answer is not one of rgate's. The answer is
     None when it is no JSON. Where http is refused because the gateway speaks TLS, it is asked by https; the certificate of one on
-    this machine is not verified, as it need not name an address of loopback. Raises NoAnswer.
+    this machine is not verified, as it need not name an address of loopback. Raises GatewayUnreachable.
     """
     path_of_socket = url.removeprefix("unix:") if url.startswith("unix:") else ""
     parts = urlsplit("http://localhost" if path_of_socket else url if "//" in url else f"//{url}", scheme="http")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise NoAnswer(f"{url!r} is no URL of a gateway; write one like http://127.0.0.1:8080")
+        raise GatewayUnreachable(f"{url!r} is no URL of a gateway; write one like http://127.0.0.1:8080")
     asked_for = urlencode({name: value for name, value in query.items() if value is not None})
     asked = parts._replace(path=parts.path if parts.path.strip("/") else path, query=asked_for).geturl()
     request = Request(asked, method=method)
@@ -67,11 +67,13 @@ def ask(
             url = parts._replace(scheme="https").geturl()
             return ask(url, path, query, method=method, not_there=not_there, timeout_seconds=timeout_seconds)
         words = str(said.get("body") or "")
-        raise NoAnswer(f"{asked} answers {error.code}: {words or not_there}", str(said.get("reason", "")), words) from None
+        raise GatewayUnreachable(
+            f"{asked} answers {error.code}: {words or not_there}", str(said.get("reason", "")), words
+        ) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         why = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-        raise NoAnswer(f"no gateway answers at {asked}: {why}; is it running? --url names another") from None
+        raise GatewayUnreachable(f"no gateway answers at {asked}: {why}; is it running? --url names another") from None
 
 
 class _UnixConnection(HTTPConnection):

@@ -32,7 +32,7 @@ from . import find_gateway as finding
 from . import reload as reloading
 from . import stats as statistics
 from .console import Console
-from .http_client import NoAnswer
+from .http_client import GatewayUnreachable
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except NoAnswer as error:
+    except GatewayUnreachable as error:
         _complain(str(error))
         return 1
     except RgateError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from ..errors import RgateError
-from .http_client import NoAnswer, ask
+from .http_client import GatewayUnreachable, ask
 
-__all__ = ["Refused", "reload"]
+__all__ = ["ConnectionRefused", "reload"]
 
 PATH: Final = "/-/reload"
 NOT_FOR_US: Final = (
@@ -17,20 +17,20 @@ NOT_FOR_US: Final = (
 WAIT_SECONDS: Final = 90
 
 
-class Refused(RgateError):
+class ConnectionRefused(RgateError):
     """The config is not taken up; the message has a line for every problem."""
 
 
 def reload(url: str) -> list[str]:
-    """Lines that tell of the config that the gateway at `url` has taken up. Raises NoAnswer and Refused."""
+    """Lines that tell of the config that the gateway at `url` has taken up. Raises GatewayUnreachable and Refused."""
     try:
         answer, asked = ask(url, PATH, {}, method="POST", not_there=NOT_FOR_US, timeout_seconds=WAIT_SECONDS)
-    except NoAnswer as error:
+    except GatewayUnreachable as error:
         if error.reason == "config_refused":
-            raise Refused(error.said) from None
+            raise ConnectionRefused(error.said) from None
         if error.reason == "no_route":
-            raise NoAnswer(f"{url}: {NOT_FOR_US}") from None
+            raise GatewayUnreachable(f"{url}: {NOT_FOR_US}") from None
         raise
     if not isinstance(answer, dict) or not answer.get("reloaded"):
-        raise NoAnswer(f"what answers at {asked} is no rgate")
+        raise GatewayUnreachable(f"what answers at {asked} is no rgate")
     return ["reloaded", *answer.get("notices", {}).values()]

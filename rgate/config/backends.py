@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .fields import Flag, Labels, Model, Name, Number, RequestHeaders, Seconds, ServerName, Whole
+from .fields import Flag, Labels, Model, Name, RequestHeaders, Seconds, ServerName, StrictFloat, StrictInt
 
 __all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "HealthConfig", "StickyConfig"]
 
@@ -71,7 +71,7 @@ class EndpointConfig(Model):
     """One of `endpoints`, when it is more than a URL. `weight` is its share of requests beside others; 0: none of its own."""
 
     url: str
-    weight: Annotated[Whole, Field(ge=0, le=1_000)] = 1
+    weight: Annotated[StrictInt, Field(ge=0, le=1_000)] = 1
 
 
 class HealthConfig(Model):
@@ -84,25 +84,25 @@ class HealthConfig(Model):
     With a `path` every endpoint is asked for it every `interval_seconds`.
     """
 
-    consecutive_faults: Annotated[Whole, Field(ge=0, le=1_000)] = 5
-    fault_percent: Annotated[Number, Field(ge=0, le=100)] = 50.0
-    min_requests: Annotated[Whole, Field(ge=1, le=1_000_000)] = 20
+    consecutive_faults: Annotated[StrictInt, Field(ge=0, le=1_000)] = 5
+    fault_percent: Annotated[StrictFloat, Field(ge=0, le=100)] = 50.0
+    min_requests: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 20
     window_seconds: Seconds = 10.0
     count_5xx: Flag = False
     eject_seconds: Seconds = 1.0
     max_eject_seconds: Seconds = 3.0
-    max_ejected_percent: Annotated[Number, Field(ge=0, le=100)] = 100.0
+    max_ejected_percent: Annotated[StrictFloat, Field(ge=0, le=100)] = 100.0
     all_bad: Literal["try_anyway", "fail"] = "try_anyway"
-    slow_start_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0.0
+    slow_start_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 0.0
     path: Annotated[str, AfterValidator(_check_path)] | None = None
-    interval_seconds: Annotated[Number, Field(ge=0.1, le=3_600)] = 5.0
-    timeout_seconds: Annotated[Number, Field(ge=0.01, le=60)] = 2.0
+    interval_seconds: Annotated[StrictFloat, Field(ge=0.1, le=3_600)] = 5.0
+    timeout_seconds: Annotated[StrictFloat, Field(ge=0.01, le=60)] = 2.0
     expected_status: Annotated[
         tuple[Annotated[str, AfterValidator(_statuses)], ...], BeforeValidator(_numbers_as_text), Field(min_length=1)
     ] = ("200-399",)
     headers: RequestHeaders = Field(default={})
-    healthy_after: Annotated[Whole, Field(ge=1, le=100)] = 1
-    unhealthy_after: Annotated[Whole, Field(ge=1, le=100)] = 3
+    healthy_after: Annotated[StrictInt, Field(ge=1, le=100)] = 1
+    unhealthy_after: Annotated[StrictInt, Field(ge=1, le=100)] = 3
 
     def expects(self, status: int) -> bool:
         """Whether a check that is answered with this status has succeeded."""
@@ -118,7 +118,7 @@ class StickyConfig(Model):
 
     cookie: Annotated[str, AfterValidator(_cookie_name)]
     secret: Annotated[str, Field(min_length=16, max_length=1_000)] | None = None
-    max_age_seconds: Annotated[Whole, Field(ge=1, le=31_536_000)] | None = None
+    max_age_seconds: Annotated[StrictInt, Field(ge=1, le=31_536_000)] | None = None
 
 
 class BackendConfig(Model):
@@ -131,8 +131,8 @@ class BackendConfig(Model):
     hash_by: Annotated[str, AfterValidator(_hash_by)] = "client"
     sticky: StickyConfig | None = None
     health: HealthConfig = HealthConfig()
-    max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
-    wait_seconds: Annotated[Number, Field(ge=0, le=300)] = 10.0
+    max_in_flight: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
+    wait_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
     tls: BackendTLSConfig = BackendTLSConfig()
 
     @property

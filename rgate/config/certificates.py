@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from ..errors import ConfigProblem
-from ..tls.certificates import PemError, authorities_without_list, load_authorities, load_pair, load_revocations, names_of
+from ..tls.certificates import PemError, authorities_without_list, dns_names, load_ca, load_cert_chain, load_crl
 from .models import BackendConfig, ClientCertificatesConfig, Config, TLSConfig
 
 __all__ = ["check", "notices"]
@@ -55,9 +55,9 @@ def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
     for below, entry in tls.certificate_entries():
         path = ("server", "tls", *below)
         try:
-            names = entry.hosts or names_of(entry.certificate, entry.key, entry.key_password)
+            names = entry.hosts or dns_names(entry.certificate, entry.key, entry.key_password)
             if entry.hosts:
-                load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), entry.certificate, entry.key, entry.key_password)
+                load_cert_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), entry.certificate, entry.key, entry.key_password)
         except PemError as error:
             yield ConfigProblem((*path, error.option), error.problem)
             continue
@@ -75,7 +75,7 @@ def _clients(clients: ClientCertificatesConfig) -> Iterator[ConfigProblem]:
     yield from _authorities(clients.ca, path)
     if clients.crl is not None:
         try:
-            load_revocations(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), clients.crl)
+            load_crl(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), clients.crl)
         except PemError as error:
             yield ConfigProblem((*path, error.option), error.problem)
 
@@ -92,7 +92,7 @@ def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
             yield ConfigProblem((*path, "verify"), "is false, so nothing is held against 'ca'; leave one of them out")
     if tls.certificate is not None:
         try:
-            load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.certificate, tls.key, tls.key_password)
+            load_cert_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.certificate, tls.key, tls.key_password)
         except PemError as error:
             yield ConfigProblem((*path, error.option), error.problem)
         return
@@ -103,6 +103,6 @@ def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
 
 def _authorities(file: str, path: _Path) -> Iterator[ConfigProblem]:
     try:
-        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file)
+        load_ca(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file)
     except PemError as error:
         yield ConfigProblem((*path, error.option), error.problem)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
-from ..http1.target import read_target
+from ..http1.target import parse_target
 
 __all__ = [
     "CertificateHost",
@@ -22,12 +22,12 @@ __all__ = [
     "Model",
     "Name",
     "Network",
-    "Number",
     "PathPrefix",
     "RequestHeaders",
     "Seconds",
     "ServerName",
-    "Whole",
+    "StrictFloat",
+    "StrictInt",
     "one_or_more",
 ]
 
@@ -75,7 +75,7 @@ def _path_prefix(text: str) -> str:
         if sign in text:
             raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
     try:
-        canonical = read_target("GET", text if text.isascii() else "").route
+        canonical = parse_target("GET", text if text.isascii() else "").route
     except ValueError as error:
         why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
         raise ValueError(f"no request can have this path: {why}") from None
@@ -190,8 +190,8 @@ def _media_type(text: str) -> str:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Whole = Annotated[int, _no_bool("int_type")]
-Number = Annotated[float, _no_bool("float_type")]
+StrictInt = Annotated[int, _no_bool("int_type")]
+StrictFloat = Annotated[float, _no_bool("float_type")]
 Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
 Name = Annotated[str, AfterValidator(_name)]
 ListenHost = Annotated[str, AfterValidator(_listen_host)]

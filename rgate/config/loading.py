@@ -15,7 +15,7 @@ from ..errors import ConfigProblem
 from . import certificates, checks, environment
 from . import yaml_reader as document
 from .messages import did_you_mean, listed
-from .models import Config, PluginsConfig, RouteConfig, TreatmentConfig
+from .models import Config, PluginCommonConfig, PluginsConfig, RouteConfig
 from .tree import Node, Report
 from .validation import validate
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Plugins", "load", "load_text"]
 
 
-_OF_THE_CORE = frozenset(TreatmentConfig.model_fields)
+_OF_THE_CORE = frozenset(PluginCommonConfig.model_fields)
 
 
 class Plugins(Protocol):
@@ -107,7 +107,7 @@ def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: 
         report.add_check(root, problem)
     report.raise_any()
     notices = (*checks.notices(config), *certificates.notices(config))
-    config._notices.extend(report.located(root, notice) for notice in notices)
+    config._notices.extend(report.sockname(root, notice) for notice in notices)
     config._sources.update({node.path: node.source for node in root.walk() if node.source is not None})
     return config
 
@@ -148,11 +148,11 @@ def _given(section: Node, name: str) -> Node:
     return Node(node.path, node.line, {key: below for key, below in node.items().items() if key not in _OF_THE_CORE})
 
 
-def _treatment(name: str, section: Node, report: Report) -> TreatmentConfig | None:
+def _treatment(name: str, section: Node, report: Report) -> PluginCommonConfig | None:
     """What the core's own keys say in the section of a plugin."""
     node = section.items()[name]
     own = {key: below for key, below in node.items().items() if key in _OF_THE_CORE}
-    return validate(TreatmentConfig, Node(node.path, node.line, own), report)
+    return validate(PluginCommonConfig, Node(node.path, node.line, own), report)
 
 
 def _options(name: str, section: Node, plugins: Plugins, report: Report) -> Any:

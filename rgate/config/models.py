@@ -24,11 +24,11 @@ from .fields import (
     Model,
     Name,
     Network,
-    Number,
     PathPrefix,
     RequestHeaders,
     Seconds,
-    Whole,
+    StrictFloat,
+    StrictInt,
     one_or_more,
 )
 from .redaction import shown
@@ -46,14 +46,14 @@ __all__ = [
     "HealthConfig",
     "LogConfig",
     "Model",
+    "PluginCommonConfig",
     "PluginsConfig",
     "RouteConfig",
     "ServerConfig",
     "StickyConfig",
     "TLSConfig",
     "TimeoutsConfig",
-    "TreatmentConfig",
-    "UseConfig",
+    "WSGIMiddlewareConfig",
 ]
 
 
@@ -79,7 +79,7 @@ class RouteConfig(Model):
     methods: tuple[Method, ...] = ()
     headers: RequestHeaders = Field(default={})
     strip_prefix: Flag = False
-    max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
+    max_body_bytes: Annotated[StrictInt, Field(ge=0)] | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
     plugins: dict[str, Any] = Field(default={})
 
@@ -88,7 +88,7 @@ class DefaultResponseConfig(Model):
     """The answer when no route matches. With `content_type` the body is sent raw."""
 
     body: str = "No route matches."
-    status_code: Annotated[Whole, Field(ge=200, le=599)] = 404
+    status_code: Annotated[StrictInt, Field(ge=200, le=599)] = 404
     content_type: MediaType | None = None
 
 
@@ -125,8 +125,8 @@ class TLSConfig(Model):
     key_password: str | None = None
     certificates: tuple[CertificateConfig, ...] = ()
     client_certificates: ClientCertificatesConfig | None = None
-    redirect_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = None
-    public_port: Annotated[Whole, Field(ge=1, le=65_535)] | None = None
+    redirect_port: Annotated[StrictInt, Field(ge=0, le=65_535)] | None = None
+    public_port: Annotated[StrictInt, Field(ge=1, le=65_535)] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -147,36 +147,36 @@ class ServerConfig(Model):
     """The client's side: where to listen, how much to accept, how long to wait. And how much of a response head to take."""
 
     host: ListenHost = "127.0.0.1"
-    port: Annotated[Whole, Field(ge=0, le=65_535)] = 8080
-    workers: Annotated[Whole, Field(ge=1, le=512)] | Literal["auto"] = 1
-    threads: Annotated[Whole, Field(ge=1, le=1_000)] = 8
-    max_in_flight: Annotated[Whole, Field(ge=1, le=10_000)] = 256
-    max_waiting: Annotated[Whole, Field(ge=0, le=100_000)] = 2_000
-    shutdown_delay_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 0.0
-    drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 10.0
-    idle_drain_seconds: Annotated[Number, Field(ge=0, le=3_600)] = 1.0
-    hang_seconds: Annotated[Number, Field(ge=2, le=86_400)] = 30.0
-    max_target_bytes: Annotated[Whole, Field(ge=8_000, le=65_536)] = 16_384
-    max_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
-    max_headers: Annotated[Whole, Field(ge=10, le=1_000)] = 200
-    max_body_bytes: Annotated[Whole, Field(ge=0)] | None = None
-    max_requests_per_connection: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = 10_000
-    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 16_384
-    max_connections_per_client: Annotated[Whole, Field(ge=1)] | None = None
-    max_slow_clients: Annotated[Whole, Field(ge=0, le=100_000)] = 1_024
-    max_slow_clients_per_client: Annotated[Whole, Field(ge=1)] | None = 256
-    body_buffer_bytes: Annotated[Whole, Field(ge=0, le=1_048_576)] = 65_536
-    max_spooled_body_bytes: Annotated[Whole, Field(ge=0)] = 16_777_216
-    max_spooled_bytes: Annotated[Whole, Field(ge=0)] = 268_435_456
+    port: Annotated[StrictInt, Field(ge=0, le=65_535)] = 8080
+    workers: Annotated[StrictInt, Field(ge=1, le=512)] | Literal["auto"] = 1
+    threads: Annotated[StrictInt, Field(ge=1, le=1_000)] = 8
+    max_in_flight: Annotated[StrictInt, Field(ge=1, le=10_000)] = 256
+    max_waiting: Annotated[StrictInt, Field(ge=0, le=100_000)] = 2_000
+    shutdown_delay_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 0.0
+    drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 10.0
+    idle_drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 1.0
+    hang_seconds: Annotated[StrictFloat, Field(ge=2, le=86_400)] = 30.0
+    max_target_bytes: Annotated[StrictInt, Field(ge=8_000, le=65_536)] = 16_384
+    max_head_bytes: Annotated[StrictInt, Field(ge=8_192, le=1_048_576)] = 65_536
+    max_headers: Annotated[StrictInt, Field(ge=10, le=1_000)] = 200
+    max_body_bytes: Annotated[StrictInt, Field(ge=0)] | None = None
+    max_requests_per_connection: Annotated[StrictInt, Field(ge=1, le=1_000_000_000)] = 10_000
+    max_connections: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 16_384
+    max_connections_per_client: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_slow_clients: Annotated[StrictInt, Field(ge=0, le=100_000)] = 1_024
+    max_slow_clients_per_client: Annotated[StrictInt, Field(ge=1)] | None = 256
+    body_buffer_bytes: Annotated[StrictInt, Field(ge=0, le=1_048_576)] = 65_536
+    max_spooled_body_bytes: Annotated[StrictInt, Field(ge=0)] = 16_777_216
+    max_spooled_bytes: Annotated[StrictInt, Field(ge=0)] = 268_435_456
     spool_directory: str | None = None
-    min_body_bytes_per_second: Annotated[Number, Field(ge=0, le=1_000_000)] = 240.0
+    min_body_bytes_per_second: Annotated[StrictFloat, Field(ge=0, le=1_000_000)] = 240.0
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 30.0
     write_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 75.0
     interim_responses: Literal["auto", "all", "none"] = "auto"
-    max_response_head_bytes: Annotated[Whole, Field(ge=8_192, le=1_048_576)] = 65_536
-    max_response_headers: Annotated[Whole, Field(ge=10, le=10_000)] = 500
+    max_response_head_bytes: Annotated[StrictInt, Field(ge=8_192, le=1_048_576)] = 65_536
+    max_response_headers: Annotated[StrictInt, Field(ge=10, le=10_000)] = 500
     proxy_protocol: Flag = False
     trusted_proxies: tuple[Network, ...] = ()
     via: Flag = True
@@ -208,7 +208,7 @@ class LogConfig(Model):
 class DisableAfter(Model):
     """A plugin that fails so many times in a row is taken out of the chains."""
 
-    disable_after: Annotated[Whole, Field(ge=1, le=1_000_000)]
+    disable_after: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 
 
 def _on_error(value: object) -> object:
@@ -219,7 +219,7 @@ def _on_error(value: object) -> object:
         raise ValueError("must be fail, skip, or {disable_after: N} with N from 1 to 1,000,000") from None
 
 
-class TreatmentConfig(Model):
+class PluginCommonConfig(Model):
     """How the core treats a plugin's part in the chain: keys that every plugin can have in its section, beside its own.
 
     `on_error` is what becomes of a request in which it fails, `timed` whether its own time is taken.
@@ -229,7 +229,7 @@ class TreatmentConfig(Model):
     timed: Flag = False
 
 
-class UseConfig(TreatmentConfig):
+class WSGIMiddlewareConfig(PluginCommonConfig):
     """One entry of `use`: any WSGI middleware, by dotted name or PasteDeploy entry point, with keyword arguments.
 
     `name` is set once the config is loaded, by default what stands last in `app`.
@@ -270,10 +270,10 @@ class Config(Model):
     log: LogConfig = LogConfig()
     plugins: dict[str, Any] = Field(default={})
     disabled: frozenset[str] = Field(default=frozenset(), init=False)
-    use: tuple[UseConfig, ...] = ()
+    use: tuple[WSGIMiddlewareConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None
     _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
-    _treatments: dict[str, TreatmentConfig] = PrivateAttr(default_factory=dict)
+    _treatments: dict[str, PluginCommonConfig] = PrivateAttr(default_factory=dict)
     _notices: list[ConfigProblem] = PrivateAttr(default_factory=list)
 
     @property
@@ -281,9 +281,9 @@ class Config(Model):
         """What keeps nothing from running, but is probably not meant, with its place in the file."""
         return tuple(self._notices)
 
-    def treatment(self, name: str) -> TreatmentConfig:
+    def treatment(self, name: str) -> PluginCommonConfig:
         """How the core treats what a plugin, or an entry of `use`, has in the chain."""
-        return self._treatments.get(name) or TreatmentConfig()
+        return self._treatments.get(name) or PluginCommonConfig()
 
     @property
     def timed(self) -> frozenset[str]:

@@ -152,7 +152,7 @@ class Report:
         if self.is_whole(node.path + rest):
             self.add(node, problem.message, rest)
 
-    def located(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
+    def sockname(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
         """The same with file and line, and without secrets; it is not added."""
         node, rest = root.find(problem.path)
         return ConfigProblem(node.path + rest, self._clean(problem.message), f"{self.file}:{node.line}")

@@ -11,15 +11,15 @@ queue.py     EndpointQueue: requests that wait for an endpoint
 
 from .endpoint_queue import EndpointQueue
 from .endpoint_table import EndpointTable
-from .snapshot import Change, NearMiss, SetAside, Snapshot, SourceState, remarks, why_not
+from .snapshot import Change, ExcludedEndpoint, NearMiss, Snapshot, SourceState, remarks, why_not
 from .source_watcher import Timing
 
 __all__ = [
     "Change",
     "EndpointQueue",
     "EndpointTable",
+    "ExcludedEndpoint",
     "NearMiss",
-    "SetAside",
     "Snapshot",
     "SourceState",
     "Timing",

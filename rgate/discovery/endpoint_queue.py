@@ -12,7 +12,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from ..chain.suspended import Parked
+from ..chain.suspended import SuspendedResponse
 from ..errors import GatewayError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class EndpointQueue:
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._lines: dict[str, list[tuple[float, int, Parked]]] = {}
+        self._lines: dict[str, list[tuple[float, int, SuspendedResponse]]] = {}
         self._numbers = itertools.count()
         self._lost: dict[str, float] = {}
         self._found: set[str] = set()
@@ -81,7 +81,7 @@ class EndpointQueue:
             for name in names:
                 if name not in self._found and name not in self._lost:
                     self.unproven.setdefault(name, NEVER)
-        table.on_swap(lambda snapshot: self._look_at(snapshot) if self._table is table else None)
+        table.on_snapshot(lambda snapshot: self._look_at(snapshot) if self._table is table else None)
         self._let_go_all()
 
     def endpoints(self, backend: str) -> tuple[Endpoint, ...]:
@@ -91,7 +91,7 @@ class EndpointQueue:
 
     def park(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], fault: GatewayError
-    ) -> Parked:
+    ) -> SuspendedResponse:
         """Have a request wait for an endpoint; `go_on` as for Parked. Raises `fault` when it may not wait."""
         parked = self.parked(environ, backend, go_on, has_failed=True)
         if parked is None:
@@ -100,12 +100,12 @@ class EndpointQueue:
 
     def parked(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], has_failed: bool = False
-    ) -> Parked | None:
+    ) -> SuspendedResponse | None:
         """The same; None when it may not wait. Without `has_failed` nothing has been refused, but others wait."""
         wait_seconds, name = backend.wait_seconds, backend.name
-        if not wait_seconds or not Parked.can_wait(environ):
+        if not wait_seconds or not SuspendedResponse.can_wait(environ):
             return None
-        exchange: Exchange = environ["rgate.chain.exchange"]
+        exchange: Exchange = environ["rgate.exchange"]
         now = self._clock()
         left_seconds = exchange.started + wait_seconds - now
         with self._lock:
@@ -116,7 +116,7 @@ class EndpointQueue:
                 _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"about": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1
-            parked = Parked(environ, left_seconds, go_on, on_end=lambda: self._left(name))
+            parked = SuspendedResponse(environ, left_seconds, go_on, on_end=lambda: self._left(name))
             line = self._lines.setdefault(name, [])
             if len(line) > 2 * self.waiting[name] + SLACK:  # those who have left stand in it until their turn comes
                 line[:] = [each for each in line if not each[2].woken]
@@ -195,7 +195,7 @@ class EndpointQueue:
                 if name in self.unproven and not self._can_be_tried(name, endpoints, trials):
                     continue
                 more[name] = more.get(name, 0) + 1
-                room = IN_FLIGHT * len(endpoints) - sum(endpoint.load.in_flight for endpoint in endpoints)
+                room = IN_FLIGHT * len(endpoints) - sum(endpoint.state.in_flight for endpoint in endpoints)
                 for parked in self._first(name, max(room, more[name])):
                     parked.wake()
             for name in more.keys() - ready.keys():
@@ -203,8 +203,8 @@ class EndpointQueue:
             with self._lock:
                 self._changed.wait(ROUND_SECONDS)
 
-    def _first(self, name: str, count: int) -> list[Parked]:
-        first: list[Parked] = []
+    def _first(self, name: str, count: int) -> list[SuspendedResponse]:
+        first: list[SuspendedResponse] = []
         with self._lock:
             line = self._lines.get(name, [])
             while line and len(first) < count:

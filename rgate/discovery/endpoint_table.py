@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
 from ..log import about
-from .exclusions import Aside, Asides
+from .exclusions import Exclusion, Exclusions
 from .model import Backend, Endpoint, Instance
 from .snapshot import NOTHING, Change, Matcher, Snapshot, SourceState, changes, changes_of_notes
-from .source_watcher import STANDARD, SourceLoop, Timing, Wait, described, unexpected
+from .source_watcher import STANDARD, SourceWatcher, Timing, Wait, described, unexpected
 
 if TYPE_CHECKING:
     from ..plugin.hookspecs import DiscoverySource
@@ -52,14 +52,14 @@ class EndpointTable:
         self._matcher = Matcher(backends)
         self._timing, self._clock, self._wait = timing, clock, wait
         self._publishing: threading.Lock = before._publishing if before else threading.Lock()
-        self._asides: Asides = before._asides if before else Asides()
+        self._asides: Exclusions = before._asides if before else Exclusions()
         self._callbacks: list[Callable[[Sequence[Change]], object]] = []
         self._swap_callbacks: list[Callable[[Snapshot], object]] = []
         self._before = before
         self._replaced = False
         self._line: list[EndpointTable] = before._line if before else [self]  # shared; so nobody holds those between
         self._threads: dict[str, tuple[threading.Event, list[threading.Thread]]] = {}
-        self._loops: dict[str, SourceLoop] = {}
+        self._loops: dict[str, SourceWatcher] = {}
         self._shared: set[str] = set()
         for source in sources:
             if source.name in self._loops:
@@ -69,7 +69,7 @@ class EndpointTable:
                 self._shared.add(source.name)
                 self._loops[source.name] = forerunner
             else:
-                self._loops[source.name] = SourceLoop(source, self._accept, self._reject, timing, clock, wait)
+                self._loops[source.name] = SourceWatcher(source, self._accept, self._reject, timing, clock, wait)
         nothing: Mapping[str, tuple[()]] = MappingProxyType({name: () for name in self._backends})
         self.snapshot = Snapshot(nothing, nothing, MappingProxyType({}), nothing, NOTHING)
         with self._publishing:
@@ -87,7 +87,7 @@ class EndpointTable:
         for loop in self._loops.values():
             self._wait(loop.tried, max(0.0, deadline - self._clock()))
 
-    def _begin(self, name: str, loop: SourceLoop) -> None:
+    def _begin(self, name: str, loop: SourceWatcher) -> None:
         stop = threading.Event()
         threads = loop.threads(stop)
         self._threads[name] = (stop, threads)
@@ -149,19 +149,19 @@ class EndpointTable:
         for loop in self._loops.values():
             loop.list_once()
 
-    def set_aside(self, endpoint: Endpoint, by: str, reason: str, *, last_resort: bool = False, on_trial: bool = False) -> None:
+    def exclude(self, endpoint: Endpoint, by: str, reason: str, *, last_resort: bool = False, on_trial: bool = False) -> None:
         """Give an endpoint no new requests until `by`, and everybody else who has set it aside, takes it back.
 
-        It leaves `snapshot.endpoints` and stands in `snapshot.set_aside`; requests that it has already go on. `reason` is for
+        It leaves `snapshot.endpoints` and stands in `snapshot.excluded`; requests that it has already go on. `reason` is for
         the operator. With `last_resort` it is used all the same while its backend has no other; with `on_trial` it is used
-        as far as its `load.claim` lets requests pass. Each counts only when everybody who has set it aside says so.
+        as far as its `state.try_acquire_trial` lets requests pass. Each counts only when everybody who has set it aside says so.
 
         It is known by its id and address, so this holds for all backends that it belongs to, and until it is gone from what
         the sources list. Saying it again changes what was said. From any thread.
         """
-        self._say(endpoint, by, Aside(reason, last_resort, on_trial))
+        self._say(endpoint, by, Exclusion(reason, last_resort, on_trial))
 
-    def take_back(self, endpoint: Endpoint, by: str) -> None:
+    def readmit(self, endpoint: Endpoint, by: str) -> None:
         """Undo what `by` has set aside; nothing happens when it has not. From any thread."""
         self._say(endpoint, by, None)
 
@@ -169,20 +169,20 @@ class EndpointTable:
         """Have `callback(changes)` called after every swap that changed something for a backend.
 
         Calls come from discovery threads and from those that set endpoints aside, one at a time and in order; they must be
-        quick and must not call refresh(), set_aside() or take_back(). What one raises is logged. Changes are logged as well,
+        quick and must not call refresh(), exclude() or take_back(). What one raises is logged. Changes are logged as well,
         under `rgate.discovery.changes`.
         """
         self._callbacks.append(callback)
 
-    def on_swap(self, callback: Callable[[Snapshot], object]) -> None:
+    def on_snapshot(self, callback: Callable[[Snapshot], object]) -> None:
         """Have `callback(snapshot)` called now, and whenever anything but the state of a source is new in the snapshot, or
         reshared() is called: for what is to be decided once and not for every request. Otherwise like on_change()."""
         with self._publishing:
             self._swap_callbacks.append(callback)
             _call((callback,), self.snapshot)
 
-    def reshared(self) -> None:
-        """Say that endpoints have another `load.share` than before. From any thread."""
+    def weights_changed(self) -> None:
+        """Say that endpoints have another `state.weight_factor` than before. From any thread."""
         with self._publishing:
             _call(self._swap_callbacks, self.snapshot)
 
@@ -215,13 +215,13 @@ class EndpointTable:
         age = "no list yet" if before.listed is None else f"keeping the list of {now - before.listed:.0f} s ago"
         _log.warning("%s: %s (%s, trying again)", name, described(error), age, exc_info=unexpected(error))
 
-    def _say(self, endpoint: Endpoint, by: str, aside: Aside | None) -> None:
+    def _say(self, endpoint: Endpoint, by: str, aside: Exclusion | None) -> None:
         with self._publishing:
             if not self._asides.say(endpoint, by, aside):
                 return
             # Who speaks of requests in flight may still know this one only.
             table = self._line[0] if self._replaced else self
-            table._swap(replace(table.snapshot, endpoints=table.snapshot.found, set_aside=NOTHING))
+            table._swap(replace(table.snapshot, endpoints=table.snapshot.found, excluded=NOTHING))
 
     def _publish(self, state: SourceState, replaced: SourceState) -> None:
         before = self.snapshot

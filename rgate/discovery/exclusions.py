@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from .model import Address, Endpoint
-from .snapshot import SetAside, Snapshot
+from .snapshot import ExcludedEndpoint, Snapshot
 
-__all__ = ["Aside", "Asides"]
+__all__ = ["Exclusion", "Exclusions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class Exclusion:
     """What one of those who have set an endpoint aside says about it."""
 
     reason: str
@@ -21,19 +21,19 @@ class Aside:
     on_trial: bool = False
 
 
-_STOPPING = Aside("stopping, used only while there is no other", last_resort=True)
+_STOPPING = Exclusion("stopping, used only while there is no other", last_resort=True)
 
 
-class Asides:
+class Exclusions:
     """Who has set which endpoints aside. They are known by id and address, so it holds over all snapshots.
 
     Not for several threads at once.
     """
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, Address], dict[str, Aside]] = {}
+        self._said: dict[tuple[str, Address], dict[str, Exclusion]] = {}
 
-    def say(self, endpoint: Endpoint, by: str, aside: Aside | None) -> bool:
+    def say(self, endpoint: Endpoint, by: str, aside: Exclusion | None) -> bool:
         """Let `by` say this of an endpoint, or nothing any more (None); whether that is new."""
         said = self._said.setdefault(endpoint.key, {})
         before = said.get(by)
@@ -55,22 +55,22 @@ class Asides:
         `before` are the same objects."""
         if not self._said and not any(e.stopping for found in snapshot.found.values() for e in found):
             return snapshot
-        set_aside: dict[str, tuple[SetAside, ...]] = {}
+        excluded: dict[str, tuple[ExcludedEndpoint, ...]] = {}
         endpoints = dict(snapshot.found)
         for backend, found in snapshot.found.items():
             asides = {e.key: _joined(e, said) for e in found if (said := self._said_of(e))}
             if asides:
-                set_aside[backend] = tuple(asides.values())
+                excluded[backend] = tuple(asides.values())
                 endpoints[backend] = _settled(_chosen(found, asides), before.endpoints[backend])
-        return replace(snapshot, endpoints=MappingProxyType(endpoints), set_aside=MappingProxyType(set_aside))
+        return replace(snapshot, endpoints=MappingProxyType(endpoints), excluded=MappingProxyType(excluded))
 
-    def _said_of(self, endpoint: Endpoint) -> Mapping[str, Aside]:
+    def _said_of(self, endpoint: Endpoint) -> Mapping[str, Exclusion]:
         said = self._said.get(endpoint.key, {})
         return {**said, "stopping": _STOPPING} if endpoint.stopping else said
 
 
-def _joined(endpoint: Endpoint, said: Mapping[str, Aside]) -> SetAside:
-    return SetAside(
+def _joined(endpoint: Endpoint, said: Mapping[str, Exclusion]) -> ExcludedEndpoint:
+    return ExcludedEndpoint(
         endpoint,
         MappingProxyType({by: aside.reason for by, aside in said.items()}),
         last_resort=all(aside.last_resort for aside in said.values()),
@@ -78,7 +78,7 @@ def _joined(endpoint: Endpoint, said: Mapping[str, Aside]) -> SetAside:
     )
 
 
-def _chosen(found: tuple[Endpoint, ...], asides: Mapping[tuple[str, Address], SetAside]) -> tuple[Endpoint, ...]:
+def _chosen(found: tuple[Endpoint, ...], asides: Mapping[tuple[str, Address], ExcludedEndpoint]) -> tuple[Endpoint, ...]:
     if all(e.key in asides for e in found):
         return tuple(e for e in found if asides[e.key].last_resort or asides[e.key].on_trial)
     return tuple(e for e in found if e.key not in asides or asides[e.key].on_trial)

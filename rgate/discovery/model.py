@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..chain.exchange import Exchange
     from ..forwarding.upstream import Upstream
 
-__all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointLoad", "Instance", "Route", "Timeouts", "UpstreamTLS"]
+__all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointState", "Instance", "Route", "Timeouts", "UpstreamTLS"]
 
 DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with true, yes, on or 1 it gets no new requests
 WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
@@ -113,36 +113,36 @@ class Address:
         return f"{self.scheme}://{self.authority}{self.base_path}"
 
 
-class EndpointLoad:
+class EndpointState:
     """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
 
-    `running` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
+    `active_exchanges` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
     `upstream` is the forwarder's own: the connections to this endpoint. `stopping` is as in the endpoint, for the forwarder.
 
     The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
     on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
     on_response  called with the exchange and the status of every response whose head has come
-    claim        asked with the environ of a request that could go to this endpoint, whether it must: its trial
-    share        how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
+    try_acquire_trial  asked with the environ of a request that could go to this endpoint, whether it must: its trial
+    weight_factor      how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
 
-    After a change of `claim` or `share` somebody has to call EndpointTable.reshared().
+    After a change of `try_acquire_trial` or `weight_factor` somebody has to call EndpointTable.reshared().
     """
 
-    __slots__ = ("claim", "on_fault", "on_response", "running", "share", "stopping", "upstream")
+    __slots__ = ("active_exchanges", "on_failure", "on_response", "stopping", "try_acquire_trial", "upstream", "weight_factor")
 
     def __init__(self) -> None:
-        self.running: set[Exchange] = set()
+        self.active_exchanges: set[Exchange] = set()
         self.upstream: Upstream | None = None
         self.stopping = False
-        self.on_fault: Callable[[Exchange, BaseException], object] | None = None
+        self.on_failure: Callable[[Exchange, BaseException], object] | None = None
         self.on_response: Callable[[Exchange, int], object] | None = None
-        self.claim: Callable[[WSGIEnvironment], bool] | None = None
-        self.share = 1.0
+        self.try_acquire_trial: Callable[[WSGIEnvironment], bool] | None = None
+        self.weight_factor = 1.0
 
     @property
     def in_flight(self) -> int:
         """Requests forwarded to this endpoint and not yet finished, in this process."""
-        return len(self.running)
+        return len(self.active_exchanges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Endpoint:
     backend: str
     address: Address
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False, compare=False)
-    load: EndpointLoad = field(default_factory=EndpointLoad, hash=False, compare=False, repr=False)
+    state: EndpointState = field(default_factory=EndpointState, hash=False, compare=False, repr=False)
     weight: int = field(default=1, hash=False, compare=False)
     stopping: bool = field(default=False, hash=False)
 

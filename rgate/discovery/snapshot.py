@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointLoad, Instance
+from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointState, Instance
 
 __all__ = [
     "Change",
+    "ExcludedEndpoint",
     "Matcher",
     "NearMiss",
-    "SetAside",
     "Snapshot",
     "SourceState",
     "changes",
@@ -51,11 +51,11 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class ExcludedEndpoint:
     """An endpoint that gets no new requests, and why, by who says so: {"drain": "draining", "ejection": "ejected: …"}.
 
     last_resort  it gets some all the same while its backend has no other
-    on_trial     it gets some all the same, as far as its `load.claim` lets them pass
+    on_trial     it gets some all the same, as far as its `state.try_acquire_trial` lets them pass
     """
 
     endpoint: Endpoint
@@ -88,7 +88,7 @@ class Snapshot:
     unusable     per backend the instances that belong to it but have no address, sorted by id, each with its reason
     sources      by name
     found        every endpoint that has an address, those set aside included
-    set_aside    those of `found` that somebody has set aside
+    excluded    those of `found` that somebody has set aside
     near_misses  per backend the instances that nearly belong to it, sorted by name; backends without any are left out
     noted        the instances that belong to a backend and have notes, by id
     """
@@ -97,7 +97,7 @@ class Snapshot:
     unusable: Mapping[str, tuple[Instance, ...]]
     sources: Mapping[str, SourceState]
     found: Mapping[str, tuple[Endpoint, ...]]
-    set_aside: Mapping[str, tuple[SetAside, ...]]
+    excluded: Mapping[str, tuple[ExcludedEndpoint, ...]]
     near_misses: Mapping[str, tuple[NearMiss, ...]] = field(default_factory=lambda: NOTHING)
     noted: Mapping[str, Instance] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -169,7 +169,7 @@ class Matcher:
     def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
         """The snapshot of what `sources` say, with nothing set aside. Loads go along from `before` while id and address of an
         instance stay."""
-        loads = {old.key: old.load for group in before.found.values() for old in group}
+        loads = {old.key: old.state for group in before.found.values() for old in group}
         endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         near: dict[str, list[NearMiss]] = {}
@@ -196,7 +196,7 @@ class Matcher:
                 if address is None:
                     unusable[name].append(instance)
                     continue
-                load = loads.setdefault((instance.id, address), EndpointLoad())
+                load = loads.setdefault((instance.id, address), EndpointState())
                 endpoint = Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight, instance.stopping)
                 endpoints[name].append(endpoint)
         found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
@@ -293,8 +293,8 @@ def _settled(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[E
 
 def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
     """What is new for `backend`, in a stable order: gone, come, not usable. A change of name alone is none."""
-    old_asides = {aside.endpoint.key for aside in before.set_aside.get(backend, ())}
-    asides = {aside.endpoint.key: str(aside) for aside in after.set_aside.get(backend, ())}
+    old_asides = {aside.endpoint.key for aside in before.excluded.get(backend, ())}
+    asides = {aside.endpoint.key: str(aside) for aside in after.excluded.get(backend, ())}
     old = {endpoint.key: endpoint for endpoint in before.found[backend]}
     new = {endpoint.key: endpoint for endpoint in after.found[backend]}
     reasons = {instance.id: _reason(instance) for instance in after.unusable[backend]}

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import RgateError, ends_process
+from ..errors import RgateError, is_process_exit
 
 if TYPE_CHECKING:
     from ..plugin.hookspecs import DiscoverySource
     from .model import Instance
 
-__all__ = ["STANDARD", "SourceLoop", "Timing", "Wait", "described", "unexpected"]
+__all__ = ["STANDARD", "SourceWatcher", "Timing", "Wait", "described", "unexpected"]
 
 _log = logging.getLogger("rgate.discovery")
 
@@ -49,7 +49,7 @@ class Timing:
 STANDARD = Timing()
 
 
-class SourceLoop:
+class SourceWatcher:
     """Lists one source over and over, and keeps its watch alive.
 
     `accept` is given every good list, `reject` every failure to make one, never both at a time. What `accept` raises
@@ -99,7 +99,7 @@ class SourceLoop:
                     self._accept(self.source.name, instances)
                 self._lists_well = True
             except BaseException as error:
-                if ends_process(error):
+                if is_process_exit(error):
                     raise
                 self._lists_well = False
                 if stop is None or not stop.is_set():
@@ -145,7 +145,7 @@ class SourceLoop:
         try:
             self.source.watch(self.changed, stop)  # type: ignore[attr-defined]  # asked for in threads()
         except BaseException as error:
-            if ends_process(error):
+            if is_process_exit(error):
                 raise
             return error
         return None

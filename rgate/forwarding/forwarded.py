@@ -12,14 +12,14 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from ..errors import Loop
+from ..errors import LoopDetected
 from ..http1.environ import PEER_KEY
 from ..http1.fields import forward_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["CDN_LOOP", "CDN_LOOP_KEY", "VIA", "VIA_KEY", "believed_lines", "forwarded_lines"]
+__all__ = ["CDN_LOOP", "CDN_LOOP_KEY", "VIA", "VIA_KEY", "forwarded_headers", "trusted_forwarded_headers"]
 
 VIA_KEY: Final = "HTTP_VIA"
 CDN_LOOP_KEY: Final = "HTTP_CDN_LOOP"
@@ -31,7 +31,7 @@ CDN_LOOP: Final = f"rgate-{_INSTANCE}"
 _LOOPS: Final = ("1.1 rgate", "1.0 rgate", VIA, f"1.0 {_NAME}")
 
 
-def forwarded_lines(
+def forwarded_headers(
     before: str, passed: str, passed_key: str, prefix: str, peer: str, scheme: str, host: str, protocol: str = "HTTP/1.1"
 ) -> bytes:
     """The header lines for a request of a peer that is not trusted. `before` is its X-Forwarded-For, `passed` what its header
@@ -50,7 +50,7 @@ def forwarded_lines(
     )
 
 
-def believed_lines(environ: WSGIEnvironment, passed_key: str, prefix: str, host: str) -> bytes:
+def trusted_forwarded_headers(environ: WSGIEnvironment, passed_key: str, prefix: str, host: str) -> bytes:
     """The same for a request of a trusted proxy, with what it says. Raises the same."""
     peer: str = environ[PEER_KEY]
     said = environ.get
@@ -92,8 +92,8 @@ def _port(host: str, scheme: str) -> str:
 def _passed_line(key: str, passed: str, protocol: str) -> bytes:
     if key == CDN_LOOP_KEY:
         if any(entry.partition(";")[0].strip() == CDN_LOOP for entry in passed.split(",")):
-            raise Loop(passed)
+            raise LoopDetected(passed)
         return forward_line("CDN-Loop", CDN_LOOP)  # what came is among the client's own lines
     if any(entry.strip() in _LOOPS for entry in passed.split(",")):
-        raise Loop(passed)
+        raise LoopDetected(passed)
     return forward_line("Via", _appended(passed, f"{'1.0' if protocol == 'HTTP/1.0' else '1.1'} {_NAME}"))

@@ -12,15 +12,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..chain.exchange import ENVIRON_KEY, Exchange
-from ..errors import BadResponse, ClientClosed, InternalFault, Truncated, UpstreamClosed
-from ..http1.cache import Remembered
-from ..http1.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
-from ..http1.environ import CLIENT_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
+from ..errors import BadResponse, ClientClosed, InternalError, UpstreamClosed, UpstreamTruncated
+from ..http1.cache import RepeatCache
+from ..http1.chunked import LAST_CHUNK, ChunkedDecoder, chunk_head, last_chunk
+from ..http1.environ import CONNECTION_KEY, FIELDS_KEY, PEER_KEY, TARGET_KEY, edited_fields, edited_target, sent_host
 from ..http1.fields import forward_line
 from ..http1.trailers import read_trailers
-from .forwarded import CDN_LOOP_KEY, VIA_KEY, believed_lines, forwarded_lines
+from .forwarded import CDN_LOOP_KEY, VIA_KEY, forwarded_headers, trusted_forwarded_headers
 from .response_body import ResponseBody, Upload
-from .upstream import StaleConnection, Upstream, UpstreamConnection, Upstreams
+from .upstream import StaleConnection, Upstream, UpstreamConnection, UpstreamPools
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -42,13 +42,15 @@ _TE: Final = b"TE: trailers\r\nConnection: TE\r\n"
 
 
 # One for all routes: Via or CDN-Loop, prefix taken away, client, scheme, Host, protocol → what goes to the backend about them.
-_forwarded_lines: Final[Remembered[tuple[str, str, str, str, str, str], bytes]] = Remembered("forwarding header lines", 1_048_576)
+_forwarded_lines: Final[RepeatCache[tuple[str, str, str, str, str, str], bytes]] = RepeatCache(
+    "forwarding header lines", 1_048_576
+)
 
 
 class Forwarder:
     """The WSGI app at the end of a route's chain. `edited` says that something in the chain may have changed environ."""
 
-    def __init__(self, upstreams: Upstreams, route: Route, edited: bool, via: bool = True) -> None:
+    def __init__(self, upstreams: UpstreamPools, route: Route, edited: bool, via: bool = True) -> None:
         self._upstreams = upstreams
         self._timeouts = route.timeouts
         self._tls = route.backend.tls
@@ -60,30 +62,30 @@ class Forwarder:
         exchange: Exchange = environ[ENVIRON_KEY]
         endpoint = exchange.endpoint
         if endpoint is None:
-            raise InternalFault("nothing in the chain has set exchange.endpoint")
-        load = endpoint.load
-        upstream = load.upstream
+            raise InternalError("nothing in the chain has set exchange.endpoint")
+        state = endpoint.state
+        upstream = state.upstream
         if upstream is None or (upstream.tls is not self._tls and upstream.tls != self._tls):  # the load may be another's, too
-            upstream = load.upstream = self._upstreams.at(endpoint.address, self._tls)
-            if load.stopping:
+            upstream = state.upstream = self._upstreams.at(endpoint.address, self._tls)
+            if state.stopping:
                 upstream.pool.rest(False)
         head = self._head(environ, upstream)
         if exchange.tunnel is None:
-            if "HTTP_TE" in environ and CLIENT_KEY in environ:  # under another server trailers would get no further than here
+            if "HTTP_TE" in environ and CONNECTION_KEY in environ:  # under another server trailers would get no further than here
                 head += _TE
         else:
             head += f"Connection: Upgrade\r\nUpgrade: {exchange.tunnel.protocol}\r\n".encode("latin-1")
         exchange.attempts += 1
         if exchange._response_trailers:
             exchange._response_trailers.clear()  # an earlier attempt's
-        running = load.running
+        running = state.active_exchanges
         running.add(exchange)
         try:
             return self._attempt(environ, start_response, exchange, endpoint, upstream, head)
         except BaseException as error:
             running.discard(exchange)
-            if load.on_fault is not None:
-                load.on_fault(exchange, error)
+            if state.on_failure is not None:
+                state.on_failure(exchange, error)
             raise
 
     def _attempt(
@@ -95,11 +97,11 @@ class Forwarder:
         upstream: Upstream,
         head: bytes,
     ) -> Iterable[bytes]:
-        client = environ.get(CLIENT_KEY)
+        client = environ.get(CONNECTION_KEY)
         method = environ["REQUEST_METHOD"]
         connection, response, block, upload, reusable = self._exchange(environ, exchange, client, method, upstream, head)
-        if endpoint.load.on_response is not None:
-            endpoint.load.on_response(exchange, response.code)
+        if endpoint.state.on_response is not None:
+            endpoint.state.on_response(exchange, response.code)
         if response.code < 200:
             _switch(client, exchange, endpoint, connection, response, block)
             start_response(response.status, response.headers.copy())
@@ -127,7 +129,7 @@ class Forwarder:
                 upstream.pool.give_back(connection)
             else:
                 connection.close()
-            endpoint.load.running.discard(exchange)
+            endpoint.state.active_exchanges.discard(exchange)
             start_response(response.status, response.headers.copy())
             return [block[:length]] if length else []
         if client is not None:
@@ -136,9 +138,9 @@ class Forwarder:
                 connection.abort()
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
         body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
-        if exchange.streaming is not None:
-            exchange.streaming.close()  # of an earlier attempt that something in the chain has given up
-        exchange.streaming = body
+        if exchange.upstream_body is not None:
+            exchange.upstream_body.close()  # of an earlier attempt that something in the chain has given up
+        exchange.upstream_body = body
         headers = response.headers.copy()
         if chunked and response.trailer and client is not None and "HTTP_TE" in environ:
             headers.append(("Trailer", response.trailer))
@@ -227,20 +229,20 @@ class Forwarder:
         if self._edited:
             host = sent_host(environ)
         if PEER_KEY in environ:
-            lines = believed_lines(environ, self._passed_key, self._strip, host)
+            lines = trusted_forwarded_headers(environ, self._passed_key, self._strip, host)
         else:
             scheme, protocol = environ["wsgi.url_scheme"], environ["SERVER_PROTOCOL"]
             key = (self._passed_key, self._strip, get("REMOTE_ADDR", ""), scheme, host, protocol)
             if host and "HTTP_X_FORWARDED_FOR" not in environ and self._passed_key not in environ:
                 lines = _forwarded_lines.get(key) or _remembered_lines(key)
             else:
-                lines = forwarded_lines(get("HTTP_X_FORWARDED_FOR", ""), get(self._passed_key, ""), *key)
+                lines = forwarded_headers(get("HTTP_X_FORWARDED_FOR", ""), get(self._passed_key, ""), *key)
         # A client of HTTP/1.0 may leave Host out, HTTP/1.1 must have one.
         return lines if own else lines + forward_line("Host", address.authority)
 
 
 def _remembered_lines(key: tuple[str, str, str, str, str, str]) -> bytes:
-    lines = forwarded_lines("", "", *key)
+    lines = forwarded_headers("", "", *key)
     if _forwarded_lines.comes_again(key):
         _forwarded_lines.keep(key, lines, 350 + 2 * len(lines))
     return lines
@@ -252,7 +254,7 @@ def _edited(environ: WSGIEnvironment) -> tuple[Target, bytes]:
         forward_line(environ["REQUEST_METHOD"], "")  # a method is a token, like a header's name
         return edited_target(environ), b"".join(edited_fields(environ))
     except ValueError as error:
-        raise InternalFault(f"a middleware has made a request that cannot be sent: {error}") from error
+        raise InternalError(f"a middleware has made a request that cannot be sent: {error}") from error
 
 
 def _without_prefix(prefix: str, target: Target) -> str:
@@ -284,7 +286,7 @@ def _framing(environ: WSGIEnvironment, exchange: Exchange, head: bytes) -> tuple
         if type(stream) is BytesIO:
             body = stream.read(int(length))
             if len(body) < int(length):
-                raise InternalFault("a middleware has read the request body and put none in its place")
+                raise InternalError("a middleware has read the request body and put none in its place")
             trailers = _trailers(environ, exchange) if exchange._request_trailers else []
             if trailers:
                 chunk = b"%b%b\r\n" % (chunk_head(len(body)), body) if body else b""
@@ -306,7 +308,7 @@ def _trailers(environ: WSGIEnvironment, exchange: Exchange) -> list[tuple[str, s
 def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | None]:
     """A chunked body decoded, and its length, when all of it came with the head and nothing is behind it; else as it is, and
     None."""
-    chunks = ChunkedReader()
+    chunks = ChunkedDecoder()
     try:
         payload = chunks.feed(block)
     except ValueError as error:
@@ -331,7 +333,7 @@ def _switch(
 
     def close() -> None:
         connection.close()
-        endpoint.load.running.discard(exchange)
+        endpoint.state.active_exchanges.discard(exchange)
 
     tunnel.begun = True
     client.take_over(tunnel, connection.sock, block, close)
@@ -345,7 +347,7 @@ def _done(
     client: Any,
     reusable: bool,
     whole: bool,
-    fault: Truncated | None,
+    fault: UpstreamTruncated | None,
     trailers: Sequence[bytes],
 ) -> None:
     if trailers:
@@ -356,6 +358,6 @@ def _done(
         upstream.pool.give_back(connection)
     else:
         connection.close()
-    endpoint.load.running.discard(exchange)
-    if fault is not None and endpoint.load.on_fault is not None:
-        endpoint.load.on_fault(exchange, fault)
+    endpoint.state.active_exchanges.discard(exchange)
+    if fault is not None and endpoint.state.on_failure is not None:
+        endpoint.state.on_failure(exchange, fault)

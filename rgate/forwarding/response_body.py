@@ -10,9 +10,9 @@ from time import monotonic
 from typing import Any, Final
 
 from ..chain.exchange import RelayableBody
-from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout, ResponseTimeout, Truncated, UpstreamClosed
-from ..http1.chunked import ChunkedReader, chunk_head, last_chunk
-from .splice import SPLICE, Pipe
+from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout, ResponseTimeout, UpstreamClosed, UpstreamTruncated
+from ..http1.chunked import ChunkedDecoder, chunk_head, last_chunk
+from .splice import SPLICE, SplicePipe
 from .upstream import BLOCK_BYTES, UpstreamConnection
 
 __all__ = ["ResponseBody", "Upload"]
@@ -63,10 +63,10 @@ class Upload:
         self._trailers = trailers
         self._held_until = 0.0
         self._own = hasattr(stream, "take_in")
-        self._pipe: Pipe | None = None
+        self._pipe: SplicePipe | None = None
         large = length is not None and length >= SPLICE_FROM_BYTES
         if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
-            self._pipe = Pipe()
+            self._pipe = SplicePipe()
         self.complete = False
         connection.uploading = True
 
@@ -89,7 +89,7 @@ class Upload:
         if answered:
             self._connection.uploading = False
         elif not self.complete:
-            self._connection.reset_when_closed()
+            self._connection.set_rst_on_close()
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
@@ -213,15 +213,15 @@ class ResponseBody(RelayableBody):
         first: bytes,
         connection: UpstreamConnection,
         upload: Upload | None,
-        done: Callable[[bool, Truncated | None, Sequence[bytes]], None],
+        done: Callable[[bool, UpstreamTruncated | None, Sequence[bytes]], None],
         wait_seconds: float,
     ) -> None:
         self._connection = connection
         self._upload = upload
-        self._done: Callable[[bool, Truncated | None, Sequence[bytes]], None] | None = done
+        self._done: Callable[[bool, UpstreamTruncated | None, Sequence[bytes]], None] | None = done
         self._first = first
         self._left = length
-        self._chunks = ChunkedReader() if chunked else None
+        self._chunks = ChunkedDecoder() if chunked else None
         self.wait_seconds = wait_seconds
         self._counting: AbstractContextManager[object] | None = None
 
@@ -273,7 +273,7 @@ class ResponseBody(RelayableBody):
         try:
             return self._read(receive)
         except (GatewayError, ValueError) as error:
-            truncated = Truncated(str(error))
+            truncated = UpstreamTruncated(str(error))
             clients_own = self._connection.aborted or isinstance(error, RequestError)
             self._end(False, None if clients_own else truncated)
             if self._connection.aborted:
@@ -314,7 +314,7 @@ class ResponseBody(RelayableBody):
             if payload:
                 return payload
 
-    def _end(self, whole: bool, fault: Truncated | None = None) -> None:
+    def _end(self, whole: bool, fault: UpstreamTruncated | None = None) -> None:
         done, self._done = self._done, None
         if done is not None:
             if self._upload is not None:

@@ -10,14 +10,14 @@ import fcntl
 import os
 from typing import Final
 
-__all__ = ["SPLICE", "Pipe"]
+__all__ = ["SPLICE", "SplicePipe"]
 
 SPLICE: Final = hasattr(os, "splice") and hasattr(fcntl, "F_SETPIPE_SZ")
 PIPE_BYTES: Final = 262_144  # more is not faster, and a user may have 64 MiB of pipes (pipe-user-pages-soft)
 _FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 
 
-class Pipe:
+class SplicePipe:
     """A pipe between two plain sockets, given by their descriptors; `holds` is how many bytes are in it.
 
     take() never waits, give() only if the socket blocks. Both raise BlockingIOError when there is nothing to move, and

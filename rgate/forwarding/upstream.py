@@ -31,15 +31,15 @@ from ..discovery.model import Address, Timeouts, UpstreamTLS
 from ..errors import (
     BadGateway,
     BadResponse,
+    ConnectionRefused,
     ConnectTimeout,
     GatewayError,
-    Refused,
     ResponseTimeout,
     TLSFailed,
     Unreachable,
     UpstreamClosed,
 )
-from ..http1.response import ResponseHead, ResponseReader
+from ..http1.response import ResponseHead, ResponseParser
 from ..tls.client_context import context_for
 from ..tls.stream import TLSStream
 from .connecting import ConnectQueue
@@ -47,7 +47,7 @@ from .connecting import ConnectQueue
 if TYPE_CHECKING:
     from .response_body import Upload
 
-__all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "Upstreams", "translate"]
+__all__ = ["BLOCK_BYTES", "StaleConnection", "Upstream", "UpstreamConnection", "UpstreamPools", "translate"]
 
 BLOCK_BYTES: Final = 65_536
 UNSENT_BYTES: Final = 131_072  # so much of an upload waits in the kernel for a backend that reads slowly, not megabytes
@@ -63,11 +63,11 @@ class StaleConnection(Exception):
     """A pooled connection was closed by the backend before a byte of the response came. Never leaves this package."""
 
 
-class _Exchanging(HTTPConnection):
+class _RawConnection(HTTPConnection):
     """What both connection classes add to urllib3's: sending and receiving without http.client."""
 
     sock: socket.socket
-    responses: ResponseReader
+    responses: ResponseParser
     connecting: ConnectQueue
     used = False  # a response has been read from it before
     broken = ""  # why the backend takes nothing more; it may have answered before
@@ -167,7 +167,7 @@ class _Exchanging(HTTPConnection):
             if end > responses.max_head_bytes:
                 raise BadResponse("the response head is too large")
             raw = block[:end]
-            head = responses.known_heads.get(raw) or responses.read(raw)
+            head = responses.head_cache.get(raw) or responses.read(raw)
             block = block[end + 4 :]
             if not self.used:
                 self.connecting.accepted(self)
@@ -214,20 +214,20 @@ class _Exchanging(HTTPConnection):
         self.aborted = True
         with contextlib.suppress(OSError, AttributeError):
             if self.uploading:
-                self.reset_when_closed()
+                self.set_rst_on_close()
             self.sock.shutdown(socket.SHUT_RD if self.uploading else socket.SHUT_RDWR)
 
-    def reset_when_closed(self) -> None:
+    def set_rst_on_close(self) -> None:
         """Have close() end the connection with a reset: what has been sent must not look complete. Never raises."""
         with contextlib.suppress(OSError, AttributeError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-class UpstreamConnection(_Exchanging):
+class UpstreamConnection(_RawConnection):
     """A plain connection."""
 
 
-class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
+class UpstreamTLSConnection(_RawConnection, HTTPSConnection):
     """A TLS connection. urllib3's own way would make a socket of it that cannot be polled; only its options are used."""
 
     _stream: TLSStream | None = None
@@ -249,7 +249,7 @@ class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
     def close(self) -> None:
         """Close, and tell the backend, unless another thread has ended it already."""
         if self._stream is not None and not self.aborted and not self.uploading:
-            self._stream.say_goodbye()
+            self._stream.send_close_notify()
         super().close()
 
     def is_quiet(self) -> bool:
@@ -264,11 +264,11 @@ class UpstreamTLSConnection(_Exchanging, HTTPSConnection):
         return self._stream is not None and self._stream.holds
 
 
-class _RestingPool(HTTPConnectionPool):
+class _ConnectionPool(HTTPConnectionPool):
     """A pool whose resting connections lie in a deque: taking and giving back is atomic and needs no lock."""
 
     ConnectionCls = UpstreamConnection
-    responses: ResponseReader
+    responses: ResponseParser
 
     def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
         super().__init__(host, port, **{**options, "maxsize": 1})
@@ -279,7 +279,7 @@ class _RestingPool(HTTPConnectionPool):
     def fresh(self, timeouts: Timeouts) -> UpstreamConnection:
         """A new connection, open. Raises Unavailable faults."""
         connection = self._new_conn()
-        assert isinstance(connection, _Exchanging)
+        assert isinstance(connection, _RawConnection)
         connection.responses = self.responses
         connection.connecting = self.connecting
         connection.open(timeouts)
@@ -332,7 +332,7 @@ class _RestingPool(HTTPConnectionPool):
         super().close()
 
 
-class _RestingTLSPool(_RestingPool, HTTPSConnectionPool):
+class _RestingTLSPool(_ConnectionPool, HTTPSConnectionPool):
     ConnectionCls = UpstreamTLSConnection  # type: ignore[assignment]
 
 
@@ -341,19 +341,19 @@ class Upstream:
 
     __slots__ = ("address", "pool", "tls")
 
-    def __init__(self, address: Address, tls: UpstreamTLS, pool: _RestingPool) -> None:
+    def __init__(self, address: Address, tls: UpstreamTLS, pool: _ConnectionPool) -> None:
         self.address = address
         self.tls = tls
         self.pool = pool
 
 
-class Upstreams:
+class UpstreamPools:
     """All pools of a gateway, in one urllib3 PoolManager. Response heads over the limits are no responses."""
 
     def __init__(self, max_head_bytes: int = 65_536, max_headers: int = 500) -> None:
-        self._responses = ResponseReader(max_headers, max_head_bytes)  # one memory of header lines; it is bounded
+        self._responses = ResponseParser(max_headers, max_head_bytes)  # one memory of header lines; it is bounded
         self._pools = urllib3.PoolManager(num_pools=100_000)
-        self._pools.pool_classes_by_scheme = {"http": _RestingPool, "https": _RestingTLSPool}
+        self._pools.pool_classes_by_scheme = {"http": _ConnectionPool, "https": _RestingTLSPool}
         self._known: dict[tuple[Address, UpstreamTLS], Upstream] = {}
         self._contexts: dict[UpstreamTLS, ssl.SSLContext] = {}
 
@@ -380,7 +380,7 @@ class Upstreams:
                 self.prepare(tls)
                 options = {"ssl_context": self._contexts[tls], "server_hostname": tls.server_name}
             pool = self._pools.connection_from_host(address.host, address.port, address.scheme, options)
-            assert isinstance(pool, _RestingPool)
+            assert isinstance(pool, _ConnectionPool)
             pool.responses = self._responses
             pool.retired = False  # the manager has kept it if the endpoint was here before
             upstream = self._known.setdefault((address, tls), Upstream(address, tls, pool))
@@ -407,7 +407,7 @@ def translate(error: BaseException) -> GatewayError:
     for kinds, fault in _TRANSLATION:
         if isinstance(error, kinds):
             if fault is Unreachable and isinstance(error.__cause__, ConnectionRefusedError):
-                return Refused(str(error))
+                return ConnectionRefused(str(error))
             return fault(str(error))
     return BadGateway(str(error))
 
@@ -420,7 +420,7 @@ _TRANSLATION: Final[tuple[tuple[tuple[type[BaseException], ...], type[GatewayErr
     ((ReadTimeoutError,), ResponseTimeout),
     ((urllib3.exceptions.SSLError, ssl.SSLError), TLSFailed),
     ((urllib3.exceptions.ProtocolError,), UpstreamClosed),
-    ((ConnectionRefusedError,), Refused),
+    ((ConnectionRefusedError,), ConnectionRefused),
     ((ConnectionError,), UpstreamClosed),
     ((TimeoutError,), ConnectTimeout),
     ((OSError,), Unreachable),

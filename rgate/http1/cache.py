@@ -11,7 +11,7 @@ import weakref
 from array import array
 from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["MemoryUse", "Remembered", "memory_use"]
+__all__ = ["MemoryUse", "RepeatCache", "memory_use"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -20,7 +20,7 @@ SEEN: Final = 4_096  # a power of two; 8 bytes each
 ENTRY_BYTES: Final = 120  # the share of the dict itself that an entry has, while the dict is as empty as it gets
 LARGEST_SHARE: Final = 16  # an entry over a 16th of the budget would push out too many others
 
-_all: list[weakref.ref[Remembered[Any, Any]]] = []
+_all: list[weakref.ref[RepeatCache[Any, Any]]] = []
 
 
 class MemoryUse(NamedTuple):
@@ -32,7 +32,7 @@ class MemoryUse(NamedTuple):
     max_bytes: int
 
 
-class Remembered(dict[K, V]):
+class RepeatCache(dict[K, V]):
     """A dict for what can be worked out anew, of at most `max_bytes`; it is read like any other.
 
     What is kept has come twice of late: much of what a gateway sees never comes again (an id, a cookie, a query), and to

@@ -9,7 +9,7 @@ from typing import Final
 
 from .fields import forward_line
 
-__all__ = ["LAST_CHUNK", "ChunkedReader", "chunk_head", "last_chunk"]
+__all__ = ["LAST_CHUNK", "ChunkedDecoder", "chunk_head", "last_chunk"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -28,7 +28,7 @@ SMALL_CHUNKS_FROM_BYTES: Final = 512  # if so much is at hand
 _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
 
 
-class ChunkedReader:
+class ChunkedDecoder:
     """Takes the coded bytes as they come and gives back the payload in them.
 
     After each `feed`, `complete` says whether the last chunk and the trailers have been seen, `trailers` holds the lines of

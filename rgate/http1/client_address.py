@@ -17,7 +17,7 @@ from .fields import CLAIM, FORWARDING_KEYS, Fields
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["AllowedClients", "TrustedProxies", "is_of_web_page", "plain_address"]
+__all__ = ["IPAllowlist", "TrustedProxies", "is_of_web_page", "normalize_address"]
 
 _OWN_CERTIFICATE: Final = "HTTP_X_FORWARDED_CLIENT_CERT"  # of a client that has shown one to this gateway, which says so itself
 MAX_HOPS: Final = 64  # more trusted proxies in a row than any request passes
@@ -71,8 +71,8 @@ class TrustedProxies:
             environ[FIELDS_KEY] = Fields([*sent, *believed])
 
 
-class AllowedClients:
-    """Whether a client may have what is not for everybody: `AllowedClients(["10.1.0.0/16"])(environ)`.
+class IPAllowlist:
+    """Whether a client may have what is not for everybody: `IPAllowlist(["10.1.0.0/16"])(environ)`.
 
     networks  whose machines may. The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR
     hosts     names by which such a machine may ask for this one, beside its addresses and `localhost`
@@ -138,7 +138,7 @@ def _is_forwarded(environ: WSGIEnvironment) -> bool:
     )
 
 
-def plain_address(address: str) -> str:
+def normalize_address(address: str) -> str:
     """An address as people write it: one of IPv4 that came over an IPv6 socket (::ffff:192.0.2.1) in its own form."""
     return str(_parse(address)) if address.startswith("::ffff:") else address
 

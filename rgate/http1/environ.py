@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING, Final
 
 from . import fields
 from .fields import Field, Fields, forward_line, valid_host
-from .target import Target, read_target, target_from_environ_path, without_dot_segments
+from .target import Target, parse_target, target_from_environ_path, without_dot_segments
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = [
     "ANNOUNCED_KEY",
-    "CLIENT_KEY",
+    "CONNECTION_KEY",
     "FIELDS_KEY",
     "PEER_KEY",
-    "REFUSED_KEY",
+    "REJECTION_KEY",
     "SENT_KEY",
     "TARGET_KEY",
     "TRAILERS_KEY",
@@ -52,9 +52,9 @@ __all__ = [
 ANNOUNCED_KEY: Final = "rgate.announced"
 TARGET_KEY: Final = "rgate.target"
 FIELDS_KEY: Final = "rgate.fields"
-CLIENT_KEY: Final = "rgate.client"
+CONNECTION_KEY: Final = "rgate.connection"
 PEER_KEY: Final = "rgate.peer"
-REFUSED_KEY: Final = "rgate.refused"
+REJECTION_KEY: Final = "rgate.rejection"
 SENT_KEY: Final = "rgate.sent"
 UPGRADE_KEY: Final = "rgate.upgrade"
 TRAILERS_KEY: Final = "rgate.trailers"
@@ -69,7 +69,7 @@ def adopt(environ: WSGIEnvironment) -> None:
     """Give the environ of another WSGI server the keys above. Raises ValueError when the request has no single reading."""
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    target = read_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
+    target = parse_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
     if target.path != path:
         if target.path != without_dot_segments(path):
             raise ValueError("the server's view of the path differs from what was sent")
@@ -102,7 +102,7 @@ def edited_target(environ: WSGIEnvironment) -> Target:
     raw = target_from_environ_path(path, "") if path != target.path else target.raw.partition("?")[0]
     if not raw.startswith("/"):
         raise ValueError(f"not a path: {path!r}")
-    return read_target("GET", f"{raw}?{query}" if query else raw)
+    return parse_target("GET", f"{raw}?{query}" if query else raw)
 
 
 def edited_fields(environ: WSGIEnvironment) -> list[bytes]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
-from .cache import Remembered
+from .cache import RepeatCache
 
 __all__ = [
     "CLAIM",
@@ -36,7 +36,7 @@ __all__ = [
     "UPGRADE",
     "VIA",
     "Field",
-    "FieldReader",
+    "FieldParser",
     "Fields",
     "forward_line",
     "has_credentials",
@@ -176,7 +176,7 @@ class Field:
         return 450 + 3 * len(self.line) + 130 * len(self.tokens)
 
 
-_names: Remembered[str, _Name] = Remembered("header names", 524_288)
+_names: RepeatCache[str, _Name] = RepeatCache("header names", 524_288)
 
 
 def _read_name(name: str) -> _Name:
@@ -229,14 +229,14 @@ class Fields(list[Field]):
             return self._lines
 
 
-class FieldReader:
+class FieldParser:
     """Reads field lines and remembers most of them, under a `name`. Safe to share between threads: dict look-ups are atomic."""
 
     MAX_BYTES: Final = 2_097_152
     MAX_LINE_BYTES: Final = 512
 
     def __init__(self, name: str = "header lines") -> None:
-        self.known: Remembered[bytes, Field] = Remembered(name, self.MAX_BYTES)
+        self.known: RepeatCache[bytes, Field] = RepeatCache(name, self.MAX_BYTES)
 
     def read(self, line: bytes) -> Field:
         """The field in `line` (without its CRLF). Raises ValueError. Callers look into `known` first."""

@@ -11,7 +11,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-__all__ = ["MAX_HEADER_BYTES", "Announcement", "read_announcement"]
+__all__ = ["MAX_HEADER_BYTES", "ProxyHeader", "parse_proxy_header"]
 
 MAX_HEADER_BYTES: Final = 4_096  # version 2 could say 65,551; addresses and TLVs of real proxies take a few hundred
 _MAX_LINE_BYTES: Final = 107
@@ -24,7 +24,7 @@ _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31  # family and transpo
 _ADDRESS_BYTES: Final = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
 
 
-class Announcement(NamedTuple):
+class ProxyHeader(NamedTuple):
     """A whole header. `size` is how many bytes it takes; what follows is the client's.
 
     `address` and `port` are the client's; None when the header names none (LOCAL, UNKNOWN, a UNIX socket): then the
@@ -36,7 +36,7 @@ class Announcement(NamedTuple):
     port: int = 0
 
 
-def read_announcement(block: bytes) -> Announcement | None:
+def parse_proxy_header(block: bytes) -> ProxyHeader | None:
     """The header at the beginning of `block`, which is all that has come so far; None while it may still become one.
 
     Raises ValueError when it can't.
@@ -50,7 +50,7 @@ def read_announcement(block: bytes) -> Announcement | None:
     raise ValueError("no PROXY header")
 
 
-def _read_line(block: bytes) -> Announcement | None:
+def _read_line(block: bytes) -> ProxyHeader | None:
     end = block.find(b"\r\n", 0, _MAX_LINE_BYTES)
     if end < 0:
         if len(block) >= _MAX_LINE_BYTES:
@@ -61,13 +61,13 @@ def _read_line(block: bytes) -> Announcement | None:
         raise ValueError("malformed PROXY line")
     family = match[1]
     if family is None:
-        return Announcement(end + 2)
+        return ProxyHeader(end + 2)
     kind = IPv4Address if family == b"TCP4" else IPv6Address
     source, destination = (ip_address(match[at].decode()) for at in (2, 3))
     if not isinstance(source, kind) or not isinstance(destination, kind):
         raise ValueError("an address of another family")
     port, _ = (_port(match[at].decode()) for at in (4, 5))
-    return Announcement(end + 2, str(source), port)
+    return ProxyHeader(end + 2, str(source), port)
 
 
 def _port(text: str) -> int:
@@ -76,7 +76,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _read_binary(block: bytes) -> Announcement | None:
+def _read_binary(block: bytes) -> ProxyHeader | None:
     if len(block) < 16:
         return None
     command, family, length = struct.unpack_from("!BBH", block, 12)
@@ -90,10 +90,10 @@ def _read_binary(block: bytes) -> Announcement | None:
         return None
     _check_extensions(block, 16 + address_bytes, size)
     if command == _LOCAL or family in (_UNSPECIFIED, _UNIX):
-        return Announcement(size)
+        return ProxyHeader(size)
     if family == _TCP4:
-        return Announcement(size, str(IPv4Address(block[16:20])), *struct.unpack_from("!H", block, 24))
-    return Announcement(size, str(IPv6Address(block[16:32])), *struct.unpack_from("!H", block, 48))
+        return ProxyHeader(size, str(IPv4Address(block[16:20])), *struct.unpack_from("!H", block, 24))
+    return ProxyHeader(size, str(IPv6Address(block[16:32])), *struct.unpack_from("!H", block, 48))
 
 
 def _check_extensions(block: bytes, at: int, end: int) -> None:

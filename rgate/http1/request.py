@@ -19,13 +19,13 @@ from ..errors import (
     VersionNotSupported,
 )
 from . import fields
-from .cache import Remembered
+from .cache import RepeatCache
 from .environ import FIELDS_KEY, TARGET_KEY, UPGRADE_KEY
-from .fields import Field, FieldReader, Fields, has_credentials, valid_host
-from .target import Target, read_target
+from .fields import Field, FieldParser, Fields, has_credentials, valid_host
+from .target import Target, parse_target
 from .trailers import announced_trailers
 
-__all__ = ["RequestHead", "RequestReader"]
+__all__ = ["RequestHead", "RequestParser"]
 
 _TOKEN_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _HOPS = re.compile(r"[0-9]{1,9}")
@@ -75,7 +75,7 @@ class RequestHead:
         }
 
 
-class RequestReader:
+class RequestParser:
     """Reads request heads within limits. One for a server; shared by its threads.
 
     `max_target_bytes` → 414, `max_headers` → 431, `max_body_bytes` (None: no limit) → 413 when a Content-Length is over
@@ -98,12 +98,12 @@ class RequestReader:
         self.max_body_bytes = max_body_bytes
         self.upgrades = True
         self.interim_responses = "auto"
-        self.known_heads: Remembered[bytes, RequestHead] = Remembered("request heads", self.MAX_HEADS_BYTES)
-        self._reader = FieldReader("request header lines")
-        self._known_lines: Remembered[bytes, tuple[str, Target, int]] = Remembered("request lines", self.MAX_LINES_BYTES)
+        self.head_cache: RepeatCache[bytes, RequestHead] = RepeatCache("request heads", self.MAX_HEADS_BYTES)
+        self._reader = FieldParser("request header lines")
+        self._known_lines: RepeatCache[bytes, tuple[str, Target, int]] = RepeatCache("request lines", self.MAX_LINES_BYTES)
 
     def read(self, head: bytes) -> RequestHead:
-        """The request in `head`, which ends before its empty line. Raises RequestError. Callers look into `known_heads` first."""
+        """The request in `head`, which ends before its empty line. Raises RequestError. Callers look into `head_cache` first."""
         lines = head.split(b"\r\n")
         first = lines[0]
         request = RequestHead(*(self._known_lines.get(first) or self._read_line(first)))
@@ -197,9 +197,9 @@ class RequestReader:
             request.takes_interim = self.interim_responses == "all" or navigates or request.expects_continue
         if trailer is not None and request.chunked:
             self._announce_trailers(request, trailer)
-        if rememberable and self.known_heads.comes_again(head) and not has_credentials(head):
+        if rememberable and self.head_cache.comes_again(head) and not has_credentials(head):
             size_bytes = 1_500 + 5 * len(head) + sum(field.size_bytes + 100 for field in (*passed, *passed.claims))
-            self.known_heads.keep(head, request, size_bytes)
+            self.head_cache.keep(head, request, size_bytes)
         return request
 
     def check_incomplete(self, head: bytes, judged: int, max_head_bytes: int) -> None:
@@ -243,7 +243,7 @@ class RequestReader:
             # A gateway opens no tunnels, and reflecting a request back would show what others have added to it.
             raise NotImplementedByGateway(method)
         try:
-            target = read_target(method, match[2].decode("latin-1"))
+            target = parse_target(method, match[2].decode("latin-1"))
         except ValueError as error:
             raise RequestError(str(error)) from None
         if target.host and not valid_host(target.host):

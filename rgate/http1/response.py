@@ -13,11 +13,11 @@ from typing import Final
 
 from ..errors import BadResponse
 from . import fields
-from .cache import Remembered
-from .fields import Field, FieldReader, has_credentials
+from .cache import RepeatCache
+from .fields import Field, FieldParser, has_credentials
 from .trailers import announced_trailers
 
-__all__ = ["ResponseHead", "ResponseReader"]
+__all__ = ["ResponseHead", "ResponseParser"]
 
 _NEVER_NOMINATED = frozenset({"close", "keep-alive", "content-length", "content-type", "set-cookie"})
 _START = b"HTTP/1."
@@ -53,7 +53,7 @@ class ResponseHead:
         self.headers: list[tuple[str, str]] = []
 
 
-class ResponseReader:
+class ResponseParser:
     """Reads response heads within limits. One for a gateway; shared by its threads.
 
     `max_head_bytes` is the connection's to watch, since it must not even collect more.
@@ -68,18 +68,18 @@ class ResponseReader:
     def __init__(self, max_headers: int = 500, max_head_bytes: int = 65_536) -> None:
         self.max_headers = max_headers
         self.max_head_bytes = max_head_bytes
-        self.known_heads: Remembered[bytes, ResponseHead] = Remembered("response heads", self.MAX_HEADS_BYTES)
-        self._reader = FieldReader("response header lines")
-        self._known_lines: Remembered[bytes, tuple[int, str, int]] = Remembered("response status lines", self.MAX_LINES_BYTES)
+        self.head_cache: RepeatCache[bytes, ResponseHead] = RepeatCache("response heads", self.MAX_HEADS_BYTES)
+        self._reader = FieldParser("response header lines")
+        self._known_lines: RepeatCache[bytes, tuple[int, str, int]] = RepeatCache("response status lines", self.MAX_LINES_BYTES)
 
     def limit(self, max_headers: int, max_head_bytes: int) -> None:
         """Have other limits from now on."""
         if (max_headers, max_head_bytes) != (self.max_headers, self.max_head_bytes):
             self.max_headers, self.max_head_bytes = max_headers, max_head_bytes
-            self.known_heads.clear()  # they are within the limits of before
+            self.head_cache.clear()  # they are within the limits of before
 
     def read(self, head: bytes) -> ResponseHead:
-        """The response in `head`, which ends before its empty line. Raises BadResponse. Callers look into `known_heads` first."""
+        """The response in `head`, which ends before its empty line. Raises BadResponse. Callers look into `head_cache` first."""
         lines = head.split(b"\r\n")
         first = lines[0]
         response = ResponseHead(*(self._known_lines.get(first) or self._read_line(first)))
@@ -137,9 +137,9 @@ class ResponseReader:
             raise BadResponse("Transfer-Encoding beside Content-Length")
         if nominated is not None:
             self._apply_connection(response, nominated)
-        if rememberable and self.known_heads.comes_again(head) and not has_credentials(head):
+        if rememberable and self.head_cache.comes_again(head) and not has_credentials(head):
             size_bytes = 400 + 3 * len(head) + 200 * len(headers)
-            self.known_heads.keep(head, response, size_bytes)
+            self.head_cache.keep(head, response, size_bytes)
         return response
 
     def check_incomplete(self, head: bytes, judged: int, searched: int) -> int:

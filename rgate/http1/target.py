@@ -17,7 +17,7 @@ from posixpath import normpath
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["Target", "read_target", "target_from_environ_path", "without_dot_segments"]
+__all__ = ["Target", "parse_target", "target_from_environ_path", "without_dot_segments"]
 
 # Visible ASCII without "#" (a fragment never travels) and, in the path, without "\" (some servers read it as "/").
 _ORIGIN = re.compile(r"(/[!-\"$->@-\[\]-~]*)(?:\?([!-\"$-~]*))?")
@@ -146,10 +146,10 @@ class Target(NamedTuple):
     def merged(self) -> Target:
         """The same target with every run of "/" in its path taken as one, for backends too."""
         path, mark, query = self.raw.partition("?")
-        return read_target("GET", _SLASHES.sub("/", path) + mark + query)._replace(host=self.host)
+        return parse_target("GET", _SLASHES.sub("/", path) + mark + query)._replace(host=self.host)
 
 
-def read_target(method: str, text: str) -> Target:
+def parse_target(method: str, text: str) -> Target:
     """The target of a request line, its bytes as Latin-1. Raises ValueError when it has no valid reading."""
     if not text.isascii():
         _check_utf8(text)

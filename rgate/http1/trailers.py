@@ -24,7 +24,7 @@ _DIGESTS: Final = frozenset({"content-digest", "content-md5"})  # known only whe
 
 
 def read_trailers(lines: Iterable[bytes]) -> list[tuple[str, str]]:
-    """The fields in these lines (see ChunkedReader) that may be passed on, as (name as sent, value)."""
+    """The fields in these lines (see ChunkedDecoder) that may be passed on, as (name as sent, value)."""
     fields = (line.decode("latin-1").partition(":") for line in lines)
     return [(name, value.strip(" \t")) for name, _, value in fields if _is_allowed(name)]
 

@@ -2,10 +2,10 @@
 
 from ..chain.exchange import Exchange, Tunnel, send_interim
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
-from ..chain.pipeline import STANDARD_ORDER, wrap_body
-from ..chain.suspended import Parked
+from ..chain.pipeline import STANDARD_ORDER, map_body
+from ..chain.suspended import SuspendedResponse
 from ..config import Config, HealthConfig
-from ..discovery import EndpointQueue, SetAside, Snapshot
+from ..discovery import EndpointQueue, ExcludedEndpoint, Snapshot
 from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
 from ..errors import (
     AmbiguousPath,
@@ -15,14 +15,15 @@ from ..errors import (
     ClientClosed,
     ConfigError,
     ConfigProblem,
+    ConnectionRefused,
     ConnectTimeout,
     ExpectationFailed,
     GatewayError,
     HeadTooLarge,
     HTTPSOnly,
-    InternalFault,
+    InternalError,
     LengthRequired,
-    Loop,
+    LoopDetected,
     MethodNotAllowed,
     NoEndpoint,
     NoRoute,
@@ -30,33 +31,32 @@ from ..errors import (
     NotTLS,
     Overloaded,
     PluginError,
-    Refused,
     RequestError,
     RequestTimeout,
     ResponseTimeout,
     RgateError,
     TargetTooLong,
     TLSFailed,
-    Truncated,
     Unavailable,
     Unreachable,
     UpstreamClosed,
+    UpstreamTruncated,
     VersionNotSupported,
 )
-from ..http1.cache import Remembered
-from ..http1.client_address import AllowedClients
+from ..http1.cache import RepeatCache
+from ..http1.client_address import IPAllowlist
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
-from ..serving.admin_server import SideServer
+from ..serving.admin_server import AdminServer
 from ..version import VERSION as __version__
-from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchingSource, WeighingPolicy, hookimpl
+from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchableSource, WeightedPolicy, hookimpl
 
 __all__ = [
     "DRAIN_LABEL",
     "STANDARD_ORDER",
     "WEIGHT_LABEL",
     "Address",
-    "AllowedClients",
+    "AdminServer",
     "AmbiguousPath",
     "Backend",
     "BadGateway",
@@ -68,22 +68,25 @@ __all__ = [
     "ConfigProblem",
     "ConfigSection",
     "ConnectTimeout",
+    "ConnectionRefused",
     "DiscoverySource",
     "Endpoint",
     "EndpointQueue",
     "Exchange",
+    "ExcludedEndpoint",
     "ExpectationFailed",
     "Gateway",
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
     "HealthConfig",
+    "IPAllowlist",
     "Instance",
-    "InternalFault",
+    "InternalError",
     "LengthRequired",
     "LocalRoute",
     "LocalRoutes",
-    "Loop",
+    "LoopDetected",
     "MethodNotAllowed",
     "Middleware",
     "NoEndpoint",
@@ -91,37 +94,34 @@ __all__ = [
     "NotImplementedByGateway",
     "NotTLS",
     "Overloaded",
-    "Parked",
     "PluginError",
-    "Refused",
-    "Remembered",
+    "RepeatCache",
     "RequestError",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
     "Route",
     "SelectionPolicy",
-    "SetAside",
-    "SideServer",
     "Snapshot",
     "StreamWriter",
+    "SuspendedResponse",
     "TLSFailed",
     "TargetTooLong",
     "Timeouts",
-    "Truncated",
     "Tunnel",
     "Unavailable",
     "Unreachable",
     "UpstreamClosed",
+    "UpstreamTruncated",
     "VersionNotSupported",
-    "WatchingSource",
-    "WeighingPolicy",
+    "WatchableSource",
+    "WeightedPolicy",
     "__version__",
     "build",
     "hookimpl",
     "json_line",
+    "map_body",
     "printable",
     "send_interim",
     "timestamp",
-    "wrap_body",
 ]

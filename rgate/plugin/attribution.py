@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
 
-__all__ = ["MIDDLEWARES", "Culprit", "culprit"]
+__all__ = ["MIDDLEWARES", "FailureOrigin", "attribute_failure"]
 
 MIDDLEWARES = "rgate_middlewares"
 
 _CALLERS: Mapping[str, str] = {
     "rgate.plugins.selection": "rgate_selection_policies",
-    "rgate.chain.exchange": "on_finish",
+    "rgate.exchange": "on_finish",
     "pluggy": "rgate_fault_response",
 }
 """Who calls a plugin's code while a request is served, but for what is called by the next of the chain; and by which hook."""
 
 
-class Culprit(NamedTuple):
+class FailureOrigin(NamedTuple):
     """A plugin, by name, and the hook by which its code was called."""
 
     plugin: str
     hook: str
 
 
-def culprit(traceback: TracebackType | None, owners: Mapping[str, str]) -> Culprit | None:
+def attribute_failure(traceback: TracebackType | None, owners: Mapping[str, str]) -> FailureOrigin | None:
     """The plugin in whose code the innermost frame is that belongs to a plugin or to rgate; None when that is rgate.
 
     `owners` has the plugin's name for every module that is one's, with all that is under the module.
@@ -44,8 +44,8 @@ def culprit(traceback: TracebackType | None, owners: Mapping[str, str]) -> Culpr
                 return None
         elif owner != found:
             caller = next((hook for prefix, hook in _CALLERS.items() if _is_under(module, prefix)), MIDDLEWARES)
-            return Culprit(found, caller)
-    return Culprit(found, MIDDLEWARES) if found else None
+            return FailureOrigin(found, caller)
+    return FailureOrigin(found, MIDDLEWARES) if found else None
 
 
 def _owner(module: str, owners: Mapping[str, str]) -> str:

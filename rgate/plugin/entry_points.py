@@ -12,7 +12,7 @@ from ..plugins import BUILTIN
 from ..version import VERSION
 from .hookspecs import NAMESPACE
 
-__all__ = ["Installed", "PluginRecord", "builtin_record"]
+__all__ = ["InstalledPlugins", "PluginRecord", "builtin_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def builtin_record(name: str) -> PluginRecord:
     return PluginRecord(name, "rgate", VERSION, builtin=True)
 
 
-class Installed:
+class InstalledPlugins:
     """The entry points at one moment, by plugin name. Reading them imports nothing."""
 
     def __init__(self) -> None:

@@ -32,8 +32,8 @@ __all__ = [
     "ConfigSection",
     "DiscoverySource",
     "SelectionPolicy",
-    "WatchingSource",
-    "WeighingPolicy",
+    "WatchableSource",
+    "WeightedPolicy",
     "hookimpl",
 ]
 
@@ -75,7 +75,7 @@ class DiscoverySource(Protocol):
         ...
 
 
-class WatchingSource(DiscoverySource, Protocol):
+class WatchableSource(DiscoverySource, Protocol):
     """A source that also notices changes by itself."""
 
     def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
@@ -97,10 +97,10 @@ class SelectionPolicy(Protocol):
         ...
 
 
-class WeighingPolicy(SelectionPolicy, Protocol):
+class WeightedPolicy(SelectionPolicy, Protocol):
     """A selection policy that also chooses by weight. Without this the weights of endpoints count for nothing, except 0."""
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
         """One of `candidates`, at least two; asked in place of pick() while they differ in what they are to get: each its
         part of the sum of `weights`, which are above 0."""
         ...

@@ -9,7 +9,7 @@ from ..errors import PluginError, RgateError
 
 __all__ = ["Lifespan"]
 
-_log = logging.getLogger("rgate.lifespan")
+_log = logging.getLogger("rgate.plugin")
 
 
 class Lifespan:

@@ -19,14 +19,14 @@ import pluggy
 from pydantic import BaseModel
 
 from ..chain.middleware import Middleware
-from ..chain.pipeline import ROUTING, STANDARD_ORDER, unworkable
+from ..chain.pipeline import ROUTING, STANDARD_ORDER, chain_problem
 from ..config.messages import did_you_mean, listed
-from ..config.models import TreatmentConfig
+from ..config.models import PluginCommonConfig
 from ..errors import ConfigProblem, GatewayError, PluginError
 from ..log import about
 from ..plugins import BUILTIN
-from .attribution import culprit
-from .entry_points import Installed, PluginRecord, builtin_record
+from .attribution import attribute_failure
+from .entry_points import InstalledPlugins, PluginRecord, builtin_record
 from .hookspecs import NAMESPACE, ConfigSection, HookSpecs
 from .lifespan import Lifespan
 from .wsgi_middleware import check_used, middleware
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginRecord", "Registry"]
 
-_log = logging.getLogger("rgate.registry")
+_log = logging.getLogger("rgate.plugin")
 
 
 def _has(*attributes: str) -> Callable[[object], bool]:
@@ -109,7 +109,7 @@ class Registry:
         for name in early:  # so that the built-ins are first in order, and asked last where one answer counts
             self._manager.register(self._manager.unregister(name=name), name)
             self._active[name] = self._active.pop(name)
-        installed = Installed()
+        installed = InstalledPlugins()
         for name in installed.in_order(wanted):
             if name in early or (name in self._active and name not in installed):
                 continue
@@ -161,7 +161,7 @@ class Registry:
         """Every plugin there is, active or not: the built-ins, then what is installed. Inactive ones are not imported."""
         active = [plugin.record for plugin in self._active.values()]
         inactive = [replace(record, active=False, hooks=None) for record in active]
-        known = [*map(builtin_record, BUILTIN), *Installed()]
+        known = [*map(builtin_record, BUILTIN), *InstalledPlugins()]
         found = [active[inactive.index(record)] if record in inactive else record for record in known]
         return found + [record for record in active if record not in found]
 
@@ -176,7 +176,7 @@ class Registry:
             _log.warning("%s: %s%s", exchange.id, error, where, extra={"about": (where, error.reason)})
             return
         owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
-        found = culprit(error.__traceback__, owners)
+        found = attribute_failure(error.__traceback__, owners)
         who = f"plugin {self.described(found.plugin)} failed in {hook or found.hook}" if found else "the gateway failed"
         _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"about": (who, *about(error))})
 
@@ -237,7 +237,7 @@ class Registry:
                 raise PluginError(f"plugin {record}: its ConfigSection is named {section.name!r}; it must be {name!r}")
             if not (isinstance(section.model, type) and issubclass(section.model, BaseModel)):
                 raise PluginError(f"plugin {record}: the model of its ConfigSection is no pydantic class: {section.model!r}")
-            if taken := section.model.model_fields.keys() & TreatmentConfig.model_fields.keys():
+            if taken := section.model.model_fields.keys() & PluginCommonConfig.model_fields.keys():
                 raise PluginError(f"plugin {record}: its model has {listed(sorted(taken))}, which rgate has for every plugin")
             try:
                 section.model()
@@ -304,14 +304,14 @@ class Registry:
             outside |= {name for name, entry in used.items() if entry.after in outside - {ROUTING} or entry.before in outside}
         place: tuple[str | int, ...] = ("pipeline",) if config.pipeline is not None else ("plugins", "disable")
         named = active & {ROUTING, "selection"} <= {*chain}  # else build() has something to say
-        if named and (problem := unworkable([name for name in chain if name in active], active - {*BUILTIN})):
+        if named and (problem := chain_problem([name for name in chain if name in active], active - {*BUILTIN})):
             yield ConfigProblem(place, f"no request could be answered: {problem}")
         for index, name in enumerate(config.pipeline or ()):
             if name not in active:
                 hint = did_you_mean(name, active) or f"; the active ones are {listed(active)}"
                 yield ConfigProblem(("pipeline", index), f"no active middleware is named {name!r}{hint}")
         for name in self._active.keys() - active:
-            if config.treatment(name) != TreatmentConfig():
+            if config.treatment(name) != PluginCommonConfig():
                 yield ConfigProblem(("plugins", name), "has no part in the chain, so on_error and timed mean nothing for it")
         for index, route in enumerate(config.routes):
             for name in route.plugins:

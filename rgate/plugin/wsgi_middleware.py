@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..chain.middleware import Middleware
 from ..chain.pipeline import STANDARD_ORDER
 from ..config.messages import did_you_mean, listed
-from ..config.models import UseConfig
+from ..config.models import WSGIMiddlewareConfig
 from ..errors import ConfigProblem, PluginError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ PASTE_APP_FACTORY = "paste.filter_app_factory"  # factory(app, global_conf, **lo
 PASTE_FACTORY = "paste.filter_factory"  # factory(global_conf, **local_conf) → a callable that takes the app
 
 
-def middleware(entry: UseConfig) -> Middleware:
+def middleware(entry: WSGIMiddlewareConfig) -> Middleware:
     """What a `use` entry stands for. Raises PluginError when it cannot be found or does not take its options."""
     factory = _resolve(entry)
 
@@ -45,7 +45,7 @@ def middleware(entry: UseConfig) -> Middleware:
     return Middleware(entry.name or entry.default_name, wrap, entry.before, entry.after)
 
 
-def check_used(entries: Sequence[UseConfig], taken: Collection[str]) -> Iterator[ConfigProblem]:
+def check_used(entries: Sequence[WSGIMiddlewareConfig], taken: Collection[str]) -> Iterator[ConfigProblem]:
     """What is wrong with the `use` entries. `taken` are the names that they cannot have."""
     seen: set[str] = set()
     for index, entry in enumerate(entries):
@@ -69,7 +69,7 @@ def check_used(entries: Sequence[UseConfig], taken: Collection[str]) -> Iterator
             yield from _check_options(index, entry, factory)
 
 
-def _check_options(index: int, entry: UseConfig, factory: Factory) -> Iterator[ConfigProblem]:
+def _check_options(index: int, entry: WSGIMiddlewareConfig, factory: Factory) -> Iterator[ConfigProblem]:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # some callables of C do not tell
@@ -81,7 +81,7 @@ def _check_options(index: int, entry: UseConfig, factory: Factory) -> Iterator[C
         yield ConfigProblem(("use", index, "options"), f"{entry.app} takes the options {listed(names[1:])}: {error}")
 
 
-def _resolve(entry: UseConfig) -> Factory:
+def _resolve(entry: WSGIMiddlewareConfig) -> Factory:
     scheme, _, rest = entry.app.partition(":")
     if scheme == "egg":
         return _paste(*rest.partition("#")[::2])

@@ -300,7 +300,7 @@ def _log_of_all(gateway: Gateway) -> AccessLog | None:
     if options.which != "all":
         return None
     form = options.format or gateway.config.log.format
-    return gateway.keep("access_log", (options, form), lambda: AccessLog(options, form, StreamWriter.of(sys.stdout)))
+    return gateway.resource("access_log", (options, form), lambda: AccessLog(options, form, StreamWriter.of(sys.stdout)))
 
 
 @hookimpl
@@ -311,7 +311,7 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware | None:
     options = _options(gateway)
-    gateway.logs_failures = options.which != "none"
+    gateway.logs_failed_requests = options.which != "none"
     if options.which == "failed":
         gateway.on_failed_request(AccessLog(options, gateway.config.log.format).tell)
     log = _log_of_all(gateway)
@@ -337,13 +337,13 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
 
         return logged
 
-    return Middleware("access_log", wrap, edits_environ=False)
+    return Middleware("access_log", wrap, modifies_request=False)
 
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[None] | None:
     log = _log_of_all(gateway)
-    return gateway.keep("access_log.writing", log, lambda: _written_at_the_end(log)) if log is not None else None
+    return gateway.resource("access_log.writing", log, lambda: _written_at_the_end(log)) if log is not None else None
 
 
 @contextmanager

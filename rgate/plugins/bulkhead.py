@@ -29,7 +29,7 @@ from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware,
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Compartment"]
+__all__ = ["ConcurrencyLimit"]
 
 LOOK_SECONDS: Final = 0.05
 _log = logging.getLogger("rgate.plugins.bulkhead")
@@ -47,13 +47,13 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     most = gateway.config.server.max_in_flight
-    whole = gateway.keep("bulkhead", most, lambda: Compartment(f"all {len(gateway.backends)} backends", most))
+    whole = gateway.resource("bulkhead", most, lambda: ConcurrencyLimit(f"all {len(gateway.backends)} backends", most))
     own = {backend.name: _of(gateway, backend) for backend in gateway.backends.values()}
     # While the server is calm no more requests wait than it has base threads, so only lower limits can be reached.
     lowest = min((backend.max_in_flight for backend in gateway.backends.values()), default=most)
     always = lowest < gateway.config.server.threads
 
-    condition = gateway.condition
+    condition = gateway.readiness
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def look(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -75,23 +75,23 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
                 del waiting[exchange], all_waiting[exchange]
             if type(body) is list:
                 return body
-            streaming = exchange.streaming
-            if body is streaming and streaming is not None:
-                streaming.count_waits(_Waits(exchange, (waiting, all_waiting)))  # unwrapped, so that it can be relayed
+            upstream_body = exchange.upstream_body
+            if body is upstream_body and upstream_body is not None:
+                upstream_body.count_waits(_Waits(exchange, (waiting, all_waiting)))  # unwrapped, so that it can be relayed
                 return body
             return _Body(body, exchange, (waiting, all_waiting))
 
         return look
 
-    return Middleware("bulkhead", wrap, edits_environ=False)
+    return Middleware("bulkhead", wrap, modifies_request=False)
 
 
-def _of(gateway: Gateway, backend: Backend) -> Compartment:
+def _of(gateway: Gateway, backend: Backend) -> ConcurrencyLimit:
     most = backend.max_in_flight
-    return gateway.keep(f"bulkhead.{backend.name}", most, lambda: Compartment(f"backend {backend.name!r}", most))
+    return gateway.resource(f"bulkhead.{backend.name}", most, lambda: ConcurrencyLimit(f"backend {backend.name!r}", most))
 
 
-class Compartment:
+class ConcurrencyLimit:
     """What waits for one backend, or for all of them: at most `most` exchanges at one time.
 
     `waiting` has the exchanges, each with its wsgi.input. Setting and popping a key are atomic, so there is no lock and

@@ -26,7 +26,7 @@ from rgate import (
     Exchange,
     Gateway,
     GatewayError,
-    InternalFault,
+    InternalError,
     Middleware,
     NoRoute,
     RequestError,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answer"]
 
-_log = logging.getLogger("rgate.faults")
+_log = logging.getLogger("rgate.plugins.faults")
 _REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {ClientClosed.status: "Client Closed Request"}
 _QUIET = (RequestError, NoRoute, Unavailable)
 """Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request. So is all
@@ -90,9 +90,9 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
     def respond(error: Exception, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange = Exchange.of(environ)
-        exchange.error = fault = error if isinstance(error, GatewayError) else InternalFault(repr(error))
+        exchange.error = fault = error if isinstance(error, GatewayError) else InternalError(repr(error))
         if fault is error:
-            _tell(exchange, fault, gateway.logs_failures)
+            _tell(exchange, fault, gateway.logs_failed_requests)
         else:
             registry.report_failure(exchange, error)
         try:
@@ -105,7 +105,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             body = answer(exchange, fault)(environ, _starting(exchange, start_response))
         return body
 
-    return Middleware("faults", wrap, edits_environ=False, essential=True)
+    return Middleware("faults", wrap, modifies_request=False, essential=True)
 
 
 class _Late:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 SAVED_RETRIES: Final = 10.0
-_log = logging.getLogger("rgate.retry")
+_log = logging.getLogger("rgate.plugins.retry")
 
 
 class RetryOptions(BaseModel):
@@ -75,14 +75,14 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
-    budgets: dict[str, float] = gateway.keep("retry", None, dict)
+    budgets: dict[str, float] = gateway.resource("retry", None, dict)
     for name in budgets.keys() - {route.name for route in gateway.routes}:
         del budgets[name]
 
     def wrap(app: WSGIApplication, options: RetryOptions | None) -> WSGIApplication:
         return Retry(app, options or RetryOptions(), budgets, gateway)
 
-    return Middleware("retry", wrap, edits_environ=False)
+    return Middleware("retry", wrap, modifies_request=False)
 
 
 class Retry:

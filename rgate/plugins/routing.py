@@ -33,7 +33,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            exchange: Exchange = environ["rgate.chain.exchange"]
+            exchange: Exchange = environ["rgate.exchange"]
             if exchange.route is None:  # else an earlier router has decided
                 target = environ["rgate.target"]
                 route = table.find(target.route, environ)
@@ -46,7 +46,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
         return routing
 
-    return Middleware("routing", wrap, edits_environ=False, essential=True)
+    return Middleware("routing", wrap, modifies_request=False, essential=True)
 
 
 def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEnvironment) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from rgate import WEIGHT_LABEL, Address, Config, ConfigProblem, DiscoverySource, Instance, hookimpl
 
-__all__ = ["FixedEndpoints", "parse_address", "rgate_check_config", "rgate_discovery_sources"]
+__all__ = ["StaticEndpoints", "parse_address", "rgate_check_config", "rgate_discovery_sources"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -49,10 +49,10 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
 def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
     """The addresses that the config names, or nothing when it names none."""
     instances = tuple(_instances(config))
-    return FixedEndpoints(instances) if instances else None
+    return StaticEndpoints(instances) if instances else None
 
 
-class FixedEndpoints:
+class StaticEndpoints:
     """Lists what it was given. Nothing changes, so there is nothing to watch."""
 
     name = "static_endpoints"

@@ -34,7 +34,7 @@ __all__ = ["WebSocketOptions"]
 
 PROTOCOL: Final = "websocket"
 ASKED: Final = "rgate.upgrade"
-_log = logging.getLogger("rgate.websocket")
+_log = logging.getLogger("rgate.plugins.websocket")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -114,7 +114,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         return websocket
 
     # Innermost, so that whatever may refuse a request has had its chance before a place is taken.
-    return Middleware("websocket", wrap, after="selection", edits_environ=False)
+    return Middleware("websocket", wrap, after="selection", modifies_request=False)
 
 
 def _ended(exchange: Exchange, places: _Places) -> Callable[[Tunnel], None]:

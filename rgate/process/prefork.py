@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 from ..errors import RgateError
 from ..log import adjust
 from ..runtime.reload_coordinator import NOTICE, freeze, refusal
-from .reload_trigger import Watching
+from .reload_trigger import ReloadTrigger
 
 if TYPE_CHECKING:
     from ..runtime.config_file import ConfigFile
     from ..runtime.gateway import Gateway
 
-__all__ = ["Blueprint"]
+__all__ = ["PreforkGateway"]
 
-_log = logging.getLogger("rgate.reload")
+_log = logging.getLogger("rgate.process")
 
 
-class Blueprint:
+class PreforkGateway:
     """The supervisor's gateway, which never runs. prepare() makes the next one, commit() puts it in its place."""
 
     def __init__(self, gateway: Gateway, source: ConfigFile) -> None:
         self.gateway = gateway
         self._source = source
         self._next: Gateway | None = None
-        self._watching = Watching(source)
+        self._watching = ReloadTrigger(source)
 
     @property
     def next_look(self) -> float | None:
@@ -58,7 +58,7 @@ class Blueprint:
         before.close(after)
         self.gateway = after
         adjust(after.config.log.level, after.config.log.format)
-        after.condition.notices.pop(NOTICE, None)
+        after.readiness.notices.pop(NOTICE, None)
         self._source.note(after)
         freeze()
 
@@ -72,4 +72,4 @@ class Blueprint:
         """All workers have it, or it is refused."""
         self._watching.concluded(problems, asked)
         if problems:
-            self.gateway.condition.notices[NOTICE] = refusal(problems)
+            self.gateway.readiness.notices[NOTICE] = refusal(problems)

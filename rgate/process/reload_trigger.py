@@ -13,13 +13,13 @@ from . import systemd
 if TYPE_CHECKING:
     from ..runtime.config_file import ConfigFile
 
-__all__ = ["RETRY_SECONDS", "Watching"]
+__all__ = ["RETRY_SECONDS", "ReloadTrigger"]
 
 RETRY_SECONDS: Final = 10.0
-_log = logging.getLogger("rgate.reload")
+_log = logging.getLogger("rgate.process")
 
 
-class Watching:
+class ReloadTrigger:
     """Reload when is_due(), looked at by `next_look` (of `clock`, monotonic); say begins() before and concluded() after each.
 
     A config that has been refused is tried again every RETRY_SECONDS, as what was missing (a certificate, a plugin, a database)
@@ -46,13 +46,13 @@ class Watching:
     def begins(self, asked: bool) -> None:
         """The config is read again now. `asked` says that somebody waits for it."""
         if asked:
-            systemd.reload_begins()
+            systemd.notify_reloading()
 
     def concluded(self, problems: str, asked: bool) -> None:
         """Log what is to be known of a reload: that it is in force and what has not changed with it, or why it was refused.
         `asked` is that of begins()."""
         path = self._source.path
-        systemd.reload_is_over(refusal(problems) if problems else "", asked)
+        systemd.notify_reloaded(refusal(problems) if problems else "", asked)
         if problems:
             if asked or problems != self._told:
                 _log.error("%s is refused, the config before stays in force:\n%s", path, problems)

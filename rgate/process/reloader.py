@@ -6,11 +6,11 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .reload_trigger import Watching
+from .reload_trigger import ReloadTrigger
 
 if TYPE_CHECKING:
     from ..runtime.config_file import ConfigFile
-    from ..runtime.reload_coordinator import Succession
+    from ..runtime.reload_coordinator import ReloadCoordinator
 
 __all__ = ["Reloader"]
 
@@ -19,9 +19,9 @@ class Reloader:
     """Between start() and end() a thread looks at the files of `source`, if the config in force says so, and has `succession`
     reload."""
 
-    def __init__(self, succession: Succession, source: ConfigFile) -> None:
+    def __init__(self, succession: ReloadCoordinator, source: ConfigFile) -> None:
         self._succession = succession
-        self._watching = Watching(source)
+        self._watching = ReloadTrigger(source)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False

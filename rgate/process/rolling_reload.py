@@ -12,13 +12,13 @@ from .worker_requests import Finish
 if TYPE_CHECKING:
     from ..runtime.gateway import Gateway
 
-__all__ = ["Blueprint", "ReloadOfAll"]
+__all__ = ["PreforkGateway", "RollingReload"]
 
 PATIENCE_SECONDS: Final = 30.0  # for one worker
 
 
-class Blueprint(Protocol):
-    """The gateway that workers are forked with; `rgate.process.prefork.Blueprint` is one and says what each of these does."""
+class PreforkGateway(Protocol):
+    """The gateway that workers are forked with; `rgate.process.prefork.PreforkGateway` is one and says what each of these does."""
 
     gateway: Gateway
 
@@ -36,7 +36,7 @@ class Blueprint(Protocol):
     def concluded(self, problems: str, asked: bool) -> None: ...
 
 
-class ReloadOfAll:
+class RollingReload:
     """The supervisor's own gateway is made anew first, then one worker after the other takes the config up. What is wrong with
     it shows there, or in the first worker; then all others are left as they are.
 
@@ -46,7 +46,7 @@ class ReloadOfAll:
 
     def __init__(
         self,
-        blueprint: Blueprint,
+        blueprint: PreforkGateway,
         workers: Callable[[], Sequence[int]],
         ask: Callable[[int, Finish], bool],
         refused: Callable[[str], object],

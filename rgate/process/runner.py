@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Final
 from ..discovery import remarks
 from ..errors import RgateError
 from ..log import adjust, timestamp
-from ..runtime.reload_coordinator import NOTICE, Succession, refusal
+from ..runtime.reload_coordinator import NOTICE, ReloadCoordinator, refusal
 from ..serving.listeners import Listeners
 from ..serving.server import Server
 from ..version import VERSION
-from .prefork import Blueprint
+from .prefork import PreforkGateway
 from .reloader import Reloader
-from .signals import ENDING, until_signalled
-from .socket_activation import Inheritance, inherit
+from .signals import ENDING, handle_signals
+from .socket_activation import InheritedSockets, inherit
 from .supervisor import Supervisor
-from .systemd import name_successor, notify, watchdog_wanted
-from .upgrade import Successor
+from .systemd import notify, notify_main_pid, watchdog_wanted
+from .upgrade import UpgradeProcess
 
 if TYPE_CHECKING:
     from ..cli.console import Console
@@ -66,12 +66,12 @@ def serve(
     inheritance = inherit()
     with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
         if config.processes == 1:
-            _Alone(gateway, console, listeners, inheritance, source).run(hints, at_once)
+            _SingleProcess(gateway, console, listeners, inheritance, source).run(hints, at_once)
             _log.info("stopped")
             return 0
 
         first = gateway
-        blueprint = Blueprint(gateway, source) if source is not None else None
+        blueprint = PreforkGateway(gateway, source) if source is not None else None
 
         def work(index: int, first_time: bool, channel: socket.socket) -> int:
             inheritance.forget()  # saying it is the supervisor's
@@ -93,7 +93,7 @@ def serve(
             if successor is None:
                 notify("STOPPING=1")
             else:
-                name_successor(successor)
+                notify_main_pid(successor)
             _log.info("%s", stop_line(config, successor))
 
         on_beat = _feed_watchdog if watchdog_wanted() else None
@@ -102,7 +102,7 @@ def serve(
         return code
 
 
-class _Serving(ABC):
+class _ServerProcess(ABC):
     """A gateway served in this process. It tells nothing when `console` is None."""
 
     signals: Sequence[signal.Signals] = ENDING
@@ -112,7 +112,7 @@ class _Serving(ABC):
         gateway: Gateway,
         console: Console | None,
         listeners: Listeners,
-        inheritance: Inheritance,
+        inheritance: InheritedSockets,
         source: ConfigFile | None,
     ) -> None:
         self.gateway = gateway
@@ -120,7 +120,7 @@ class _Serving(ABC):
         self.console = console
         self.inheritance = inheritance
         self.source = source
-        self.server = Server(gateway.app, self.config, listeners, gateway.tls, gateway.condition)
+        self.server = Server(gateway.app, self.config, listeners, gateway.tls, gateway.readiness)
         listeners.close()  # the server has its own, and must be able to close the last
         self.others: dict[signal.Signals, Callable[[], object]] = {}
         self._stopping = False
@@ -132,8 +132,8 @@ class _Serving(ABC):
         self.prepare(self.gateway)
         try:
             with ExitStack() as stack:
-                stack.enter_context(until_signalled(self.on_signal, at_once, self.signals, self.others))
-                succession = stack.enter_context(closing(Succession(self.gateway, self._compose, self._take_up)))
+                stack.enter_context(handle_signals(self.on_signal, at_once, self.signals, self.others))
+                succession = stack.enter_context(closing(ReloadCoordinator(self.gateway, self._compose, self._take_up)))
                 stack.enter_context(self.reloading(succession))
                 if self.inheritance.takes_over:
                     _find_endpoints(self.gateway)
@@ -166,10 +166,10 @@ class _Serving(ABC):
         adjust(gateway.config.log.level, gateway.config.log.format)
         if self.source is not None:
             self.source.note(gateway)
-        return self.server.take_up(gateway.app, self.config, gateway.tls)
+        return self.server.reconfigure(gateway.app, self.config, gateway.tls)
 
     @abstractmethod
-    def reloading(self, succession: Succession) -> AbstractContextManager[None]:
+    def reloading(self, succession: ReloadCoordinator) -> AbstractContextManager[None]:
         """Inside, a reload can be asked for. Entered before anything is told."""
 
     @abstractmethod
@@ -183,7 +183,7 @@ class _Serving(ABC):
     def stop(self) -> None:
         """Be not ready, then serve who is connected by then, then end. Returns at once."""
         self._stopping = True
-        self.gateway.condition.unready["stopping"] = f"since {timestamp(time.time())}, by a signal"
+        self.gateway.readiness.not_ready_reasons["stopping"] = f"since {timestamp(time.time())}, by a signal"
         if delay := self.config.shutdown_delay_seconds:
             timer = threading.Timer(delay, self.server.stop)
             timer.daemon = True
@@ -214,7 +214,7 @@ class _Serving(ABC):
                 _log_change(change)
 
 
-class _Alone(_Serving):
+class _SingleProcess(_ServerProcess):
     """The same as the only process."""
 
     def __init__(
@@ -222,7 +222,7 @@ class _Alone(_Serving):
         gateway: Gateway,
         console: Console,
         listeners: Listeners,
-        inheritance: Inheritance,
+        inheritance: InheritedSockets,
         source: ConfigFile | None,
     ) -> None:
         super().__init__(gateway, console, listeners, inheritance, source)
@@ -230,10 +230,10 @@ class _Alone(_Serving):
         if source is not None:
             self.others[signal.SIGHUP] = self._reload
         self._reloader: Reloader | None = None
-        self._successor: Successor | None = None
+        self._successor: UpgradeProcess | None = None
 
     @contextmanager
-    def reloading(self, succession: Succession) -> Iterator[None]:
+    def reloading(self, succession: ReloadCoordinator) -> Iterator[None]:
         if self.source is None or self.console is None:
             yield
             return
@@ -266,13 +266,13 @@ class _Alone(_Serving):
         if self._stopping or self._successor is not None:
             return
         try:
-            self._successor = Successor(self.server.listeners)
+            self._successor = UpgradeProcess(self.server.listeners)
         except RgateError as error:
             _log.error("no upgrade: %s", error)
         else:
             threading.Thread(target=self._upgrade, args=(self._successor,), name="rgate-upgrade", daemon=True).start()
 
-    def _upgrade(self, successor: Successor) -> None:
+    def _upgrade(self, successor: UpgradeProcess) -> None:
         _log.info("process %d is starting, to take over", successor.pid)
         try:
             successor.wait()
@@ -281,12 +281,12 @@ class _Alone(_Serving):
             if not self._stopping:
                 _log.error("no upgrade: %s; this gateway goes on", error)
             return
-        name_successor(successor.pid)
+        notify_main_pid(successor.pid)
         self.server.retire()
         _log.info("%s", stop_line(self.config, successor.pid))
 
 
-class _Worker(_Serving):
+class _Worker(_ServerProcess):
     """The same in one of several processes. A signal ends only this one; the gateway's end is told by the supervisor."""
 
     signals = (signal.SIGTERM,)
@@ -296,7 +296,7 @@ class _Worker(_Serving):
         gateway: Gateway,
         console: Console | None,
         listeners: Listeners,
-        inheritance: Inheritance,
+        inheritance: InheritedSockets,
         source: ConfigFile | None,
         channel: socket.socket,
     ) -> None:
@@ -305,31 +305,31 @@ class _Worker(_Serving):
 
     def prepare(self, gateway: Gateway) -> None:
         super().prepare(gateway)
-        gateway.siblings.answer("reload", lambda _: self._succession.reload())
-        gateway.siblings.answer("refused", self._note_refused)
+        gateway.workers.on_command("reload", lambda _: self._succession.reload())
+        gateway.workers.on_command("refused", self._note_refused)
 
     @contextmanager
-    def reloading(self, succession: Succession) -> Iterator[None]:
+    def reloading(self, succession: ReloadCoordinator) -> Iterator[None]:
         self._succession = succession
         if self.source is not None:
             self.gateway.on_reload = self._have_all_reload
         on_told = {"stop": self.stop, "retire": self.server.retire}
-        self.gateway.siblings.connect(self._channel, on_lost=self.server.stop, on_told=on_told)
+        self.gateway.workers.connect(self._channel, on_lost=self.server.stop, on_told=on_told)
         yield
 
     def _have_all_reload(self) -> str:
-        problems = self.gateway.siblings.reload(RELOAD_SECONDS)
+        problems = self.gateway.workers.reload(RELOAD_SECONDS)
         if problems is None:
             raise RgateError(f"not all workers have reloaded in {RELOAD_SECONDS:g} s; the log may say why")
         return problems
 
     def _note_refused(self, problems: str) -> None:
-        self.gateway.condition.notices[NOTICE] = refusal(problems)
+        self.gateway.readiness.notices[NOTICE] = refusal(problems)
 
     def up(self) -> None:
-        siblings = self.gateway.siblings
-        self.server.beat = partial(siblings.tell, "beat")
-        siblings.tell("up")
+        workers = self.gateway.workers
+        self.server.beat = partial(workers.notify_supervisor, "beat")
+        workers.notify_supervisor("up")
 
     def on_signal(self) -> None:
         self.server.retire()
@@ -350,11 +350,11 @@ def _find_endpoints(gateway: Gateway) -> None:
         pause.wait(0.05)
 
 
-def _say_ready(inheritance: Inheritance) -> None:
+def _say_ready(inheritance: InheritedSockets) -> None:
     # The gateway before has said READY=1 of the service, and systemd listens to none but the main process.
     if not inheritance.takes_over:
         notify("READY=1")
-    inheritance.say_ready()
+    inheritance.notify_ready()
 
 
 def _feed_watchdog() -> None:

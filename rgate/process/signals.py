@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-__all__ = ["ENDING", "until_signalled"]
+__all__ = ["ENDING", "handle_signals"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def until_signalled(
+def handle_signals(
     stop: Callable[[], object],
     at_once: Callable[[], object],
     signals: Sequence[signal.Signals] = ENDING,

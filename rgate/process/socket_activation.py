@@ -17,7 +17,7 @@ from typing import Final
 
 from ..errors import RgateError
 
-__all__ = ["FIRST_DESCRIPTOR", "READY", "REDIRECT", "Inheritance", "heirs_environ", "inherit"]
+__all__ = ["FIRST_DESCRIPTOR", "READY", "REDIRECT", "InheritedSockets", "child_environ", "inherit"]
 
 FIRST_DESCRIPTOR: Final = 3
 REDIRECT: Final = "redirect"
@@ -26,7 +26,7 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "RGATE_UPGRAD
 
 
 @dataclass(slots=True)
-class Inheritance:
+class InheritedSockets:
     """Listening sockets, and how to say that they are served.
 
     lent        they will be there for the next gateway even when this one has ended: systemd holds them
@@ -40,7 +40,7 @@ class Inheritance:
     takes_over: bool = False
     ready: int | None = None
 
-    def say_ready(self) -> None:
+    def notify_ready(self) -> None:
         """Let the gateway before retire. It may have ended meanwhile, which is as good."""
         if self.ready is not None:
             with contextlib.suppress(OSError):
@@ -54,14 +54,14 @@ class Inheritance:
             os.close(ready)
 
 
-def inherit(environ: MutableMapping[str, str] = os.environ) -> Inheritance:
+def inherit(environ: MutableMapping[str, str] = os.environ) -> InheritedSockets:
     """Take what this process has been started with out of `environ`, so that its own children do not think it theirs.
 
     Raises RgateError for sockets that rgate cannot serve.
     """
     pid, count, names, upgrade = (environ.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal():
-        return Inheritance()
+        return InheritedSockets()
     sockets: dict[bool, list[socket.socket]] = {False: [], True: []}
     named = names.split(":")
     for at in range(int(count)):
@@ -70,11 +70,11 @@ def inherit(environ: MutableMapping[str, str] = os.environ) -> Inheritance:
     if ready:
         os.set_inheritable(int(ready), False)
     main, redirect = tuple(sockets[False]), tuple(sockets[True])
-    return Inheritance(main, redirect, not upgrade or holder == "lent", bool(upgrade), int(ready) if ready else None)
+    return InheritedSockets(main, redirect, not upgrade or holder == "lent", bool(upgrade), int(ready) if ready else None)
 
 
-def heirs_environ(names: list[str], ready: int, lent: bool, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a gateway that is to inherit sockets of these names and the descriptor of `Inheritance.ready`, but for
+def child_environ(names: list[str], ready: int, lent: bool, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a gateway that is to inherit sockets of these names and the descriptor of `InheritedSockets.ready`, but for
     LISTEN_PID, which whoever starts it has to set."""
     kept = {name: value for name, value in environ.items() if name != "WATCHDOG_PID"}  # it will be the main process
     values = (str(len(names)), ":".join(names), f"{ready} {'lent' if lent else 'own'}")

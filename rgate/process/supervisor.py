@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Final
 
 from .. import log
 from ..errors import RgateError
-from ..runtime.worker_channel import as_word
+from ..runtime.worker_channel import encode_arg
 from ..serving.listeners import Listeners
-from .rolling_reload import Blueprint, ReloadOfAll
-from .upgrade import UPGRADE_SECONDS, Successor
-from .worker_requests import Finish, Questions
+from .rolling_reload import PreforkGateway, RollingReload
+from .upgrade import UPGRADE_SECONDS, UpgradeProcess
+from .worker_requests import Finish, WorkerRequests
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
@@ -51,7 +51,7 @@ START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does befor
 ABORT_SECONDS: Final = 2.0  # for a hung worker to say where it hangs
 BEAT_SECONDS: Final = 1.0  # of the supervisor itself
 MAX_ANSWER: Final = 8_000  # characters; more would not be read in a terminal either
-_log = logging.getLogger("rgate.supervisor")
+_log = logging.getLogger("rgate.process")
 
 WorkerMain = Callable[[int, bool, socket.socket], int]
 
@@ -91,7 +91,7 @@ class Supervisor:
         on_up: Callable[[], object] = lambda: None,
         on_beat: Callable[[], object] | None = None,
         on_stop: Callable[[int | None], object] = lambda pid: None,
-        blueprint: Blueprint | None = None,
+        blueprint: PreforkGateway | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._main = main
@@ -101,16 +101,16 @@ class Supervisor:
         self._clock = clock
         self._workers = [_Worker(index) for index in range(config.processes)]
         self._selector = selectors.DefaultSelector()
-        self._questions = Questions(lambda index, line: self._send(self._workers[index], line))
+        self._questions = WorkerRequests(lambda index, line: self._send(self._workers[index], line))
         self._blueprint = blueprint
-        self._reloading = ReloadOfAll(blueprint, self._present, self._ask_to_reload, self._say_refused) if blueprint else None
+        self._reloading = RollingReload(blueprint, self._present, self._ask_to_reload, self._say_refused) if blueprint else None
         self._reload_wanted = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._signals = 0
         self._upgrade_wanted = False
-        self._successor: Successor | None = None
+        self._successor: UpgradeProcess | None = None
         self._successor_until = 0.0
         self._all_up = False
         self._stopping = False
@@ -260,13 +260,13 @@ class Supervisor:
         return [worker.index for worker in self._workers if worker.channel is not None]
 
     def _answer(self, worker: _Worker, number: str, answer: str, *_: object) -> None:
-        self._send(worker, f"done {number} {as_word(answer[:MAX_ANSWER])}")
+        self._send(worker, f"done {number} {encode_arg(answer[:MAX_ANSWER])}")
 
     def _ask_to_reload(self, index: int, answered: Finish) -> bool:
         return self._questions.ask([index], "reload", answered)
 
     def _say_refused(self, problems: str) -> None:
-        self._questions.ask(self._present(), f"refused {as_word(problems[:MAX_ANSWER])}")
+        self._questions.ask(self._present(), f"refused {encode_arg(problems[:MAX_ANSWER])}")
 
     def _reload(self) -> None:
         wanted, self._reload_wanted = self._reload_wanted, False
@@ -340,7 +340,7 @@ class Supervisor:
             self._upgrade_wanted = False
         if wanted and self._successor is None:
             try:
-                self._successor = successor = Successor(self._listeners)
+                self._successor = successor = UpgradeProcess(self._listeners)
             except RgateError as error:
                 _log.error("no upgrade: %s", error)
                 return

@@ -8,9 +8,9 @@ import socket
 import time
 from collections.abc import Mapping, MutableMapping
 
-__all__ = ["name_successor", "notify", "reload_begins", "reload_is_over", "watchdog_wanted"]
+__all__ = ["notify", "notify_main_pid", "notify_reloaded", "notify_reloading", "watchdog_wanted"]
 
-_log = logging.getLogger("rgate.systemd")
+_log = logging.getLogger("rgate.process")
 
 
 def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -27,18 +27,18 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
         _log.warning("cannot tell systemd %s: %s", said, error, extra={"about": (said, str(error))})
 
 
-def name_successor(pid: int, environ: MutableMapping[str, str] = os.environ) -> None:
+def notify_main_pid(pid: int, environ: MutableMapping[str, str] = os.environ) -> None:
     """Tell it that another process is the main one, and nothing after that, as it listens to no other."""
     notify(f"MAINPID={pid}", "STATUS=", environ=environ)
     environ.pop("NOTIFY_SOCKET", None)
 
 
-def reload_begins() -> None:
+def notify_reloading() -> None:
     """Tell it that the config is read again, as whoever asked for that wants to know when it is over (Type=notify-reload)."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1_000}")
 
 
-def reload_is_over(refused: str, asked: bool) -> None:
+def notify_reloaded(refused: str, asked: bool) -> None:
     """Tell it what `systemctl status` is to show, "" for nothing, and the end of a reload_begins() if it was `asked` for."""
     notify(*(("READY=1",) if asked else ()), f"STATUS={'; '.join(refused.splitlines())}")
 

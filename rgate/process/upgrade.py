@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import RgateError
-from .socket_activation import FIRST_DESCRIPTOR, READY, REDIRECT, heirs_environ
+from .socket_activation import FIRST_DESCRIPTOR, READY, REDIRECT, child_environ
 
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["UPGRADE_SECONDS", "Successor"]
+__all__ = ["UPGRADE_SECONDS", "UpgradeProcess"]
 
 UPGRADE_SECONDS: Final = 60.0  # how long the present gateway waits for the next one
 
@@ -61,7 +61,7 @@ class _Listeners(Protocol):
     def lent(self) -> bool: ...
 
 
-class Successor:
+class UpgradeProcess:
     """A process with the same command line, environment and directory as this one, and the same Python.
 
     Wait until fileno() is readable, but no longer than UPGRADE_SECONDS; then conclude(). Raises RgateError when there can be
@@ -86,7 +86,7 @@ class Successor:
             self._between = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-c", _BETWEEN, str(tell), *command],
-                heirs_environ(names, ready, listeners.lent),
+                child_environ(names, ready, listeners.lent),
                 file_actions=[(os.POSIX_SPAWN_DUP2, copy, FIRST_DESCRIPTOR + at) for at, copy in enumerate(copies)],
                 setsigmask=(),
             )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..runtime.worker_channel import from_word
+from ..runtime.worker_channel import decode_arg
 
-__all__ = ["Finish", "Questions"]
+__all__ = ["Finish", "WorkerRequests"]
 
 Finish = Callable[[str | None], object]
 
 
-class Questions:
+class WorkerRequests:
     """`send(worker, line)` writes to a worker's channel; false when that cannot be."""
 
     def __init__(self, send: Callable[[int, str], bool]) -> None:
@@ -35,7 +35,7 @@ class Questions:
     def answered(self, worker: int, number: str, answer: str) -> None:
         """A worker has answered, in one word."""
         if (question := self._open.get(number)) is not None and worker in question.unanswered:
-            question.answer = from_word(answer) or question.answer
+            question.answer = decode_arg(answer) or question.answer
             self._one_less(number, question, worker)
 
     def lost(self, worker: int) -> None:

@@ -9,7 +9,7 @@ from ..config import Config, load
 from ..config.file_watch import FileWatch
 from ..plugin.registry import Registry
 from .gateway import Gateway, build
-from .restart_only import pinned
+from .restart_only import keep_restart_only
 
 __all__ = ["ConfigFile"]
 
@@ -24,7 +24,7 @@ class ConfigFile:
     stays  what was kept as it was when it was read last, as lines for the operator; see pinned()
     """
 
-    RESTART = "restart"  # the key of gateway.condition.notices
+    RESTART = "restart"  # the key of gateway.readiness.notices
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ConfigFile:
         config = self._override(load(self.path, registry), registry)
         self.stays = ()
         if before is not None:
-            config, self.stays = pinned(config, before.config)
+            config, self.stays = keep_restart_only(config, before.config)
         gateway = build(config, registry, before)
         self.watch.look_at([self.path, *config.files])
         return gateway
@@ -54,6 +54,6 @@ class ConfigFile:
     def note(self, gateway: Gateway) -> None:
         """Leave a notice for the operator about what `stays`, now that this gateway is in force."""
         if self.stays:
-            gateway.condition.notices[self.RESTART] = "; ".join(self.stays)
+            gateway.readiness.notices[self.RESTART] = "; ".join(self.stays)
         else:
-            gateway.condition.notices.pop(self.RESTART, None)
+            gateway.readiness.notices.pop(self.RESTART, None)

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..chain.middleware import LocalRoutes, Middleware
-from ..chain.pipeline import ROUTING, RouteDispatch, compose, order, unworkable
-from ..chain.plugin_guard import Isolation, isolated
-from ..chain.scope import ExchangeScope, OnFailed, raise_refused
+from ..chain.pipeline import ROUTING, RouteDispatch, chain_problem, compose, order
+from ..chain.plugin_guard import PluginGuard, isolated
+from ..chain.scope import ExchangeScope, OnFailed, reject
 from ..chain.timing import timed
 from ..config import Config
 from ..config.file_watch import contents
@@ -22,18 +22,18 @@ from ..errors import GatewayError, PluginError, RgateError
 from ..forwarding.body_limit import BodyLimit
 from ..forwarding.forwarder import Forwarder
 from ..forwarding.probe import probe
-from ..forwarding.upstream import Upstreams
+from ..forwarding.upstream import UpstreamPools
 from ..http1.cache import MemoryUse, memory_use
 from ..log import trouble
 from ..plugin.hookspecs import SelectionPolicy
 from ..plugin.registry import Registry
 from ..plugins import BUILTIN
-from ..serving.readiness import Condition
+from ..serving.readiness import Readiness
 from ..serving.runtime_dir import socket_paths
 from ..tls.server_context import ServerTLS
-from .resources import Kept
-from .running import Running
-from .worker_channel import Siblings
+from .resources import ResourcePool
+from .running import GatewayRuntime
+from .worker_channel import WorkerChannel
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -74,7 +74,7 @@ class Gateway:
     def __init__(self, config: Config, registry: Registry, before: Gateway | None = None) -> None:
         self.config = config
         self.registry = registry
-        self._kept: Kept = Kept(before._kept if before else None)
+        self._kept: ResourcePool = ResourcePool(before._kept if before else None)
         known = before.backends if before else {}
         # What is equal to one of before is that one, so that the forwarder knows it at a glance.
         self.backends: Mapping[str, Backend] = {
@@ -85,9 +85,9 @@ class Gateway:
         sources = registry.collect("rgate_discovery_sources", config=config)
         self.table: EndpointTable = EndpointTable(self.backends.values(), sources, before=before.table if before else None)
         tls = config.server.tls
-        self.tls = self.keep("rgate.tls", (tls, contents(tls.files)), lambda: ServerTLS(tls)) if tls is not None else None
+        self.tls = self.resource("rgate.tls", (tls, contents(tls.files)), lambda: ServerTLS(tls)) if tls is not None else None
         limits = (config.server.max_response_head_bytes, config.server.max_response_headers)
-        self.upstreams: Upstreams = before.upstreams if before else Upstreams(*limits)
+        self.upstreams: UpstreamPools = before.upstreams if before else UpstreamPools(*limits)
         for backend in self.backends.values():
             if backend.tls != UpstreamTLS():
                 self.upstreams.prepare(backend.tls)
@@ -96,19 +96,19 @@ class Gateway:
         self._line: list[Gateway] = before._line if before else [self]  # shared; the one in force
         if before is None:
             self.queue.follow(self.table, self.backends.values(), config.server.max_waiting)
-        self.table.on_swap(_connect_anew)
-        self.siblings: Siblings = Siblings(before.siblings if before else None)
-        self.condition: Condition = before.condition if before else Condition()
+        self.table.on_snapshot(_connect_anew)
+        self.workers: WorkerChannel = WorkerChannel(before.workers if before else None)
+        self.readiness: Readiness = before.readiness if before else Readiness()
         self.on_reload: Callable[[], str] = before.on_reload if before else _cannot_reload
         self.listening: tuple[str, int] | None = before.listening if before else None
         self.tells: bool = before.tells if before else True
         self.local_routes: LocalRoutes = {}
         self.chains: Mapping[str, tuple[str, ...]] = {}
-        self.isolations: dict[str, Isolation] = {}
+        self.plugin_guards: dict[str, PluginGuard] = {}
         self.in_force: bool = False
         # The lowest limit for which a route may refuse a body by its length, before any of it has come.
         self.lowest_body_limit = min((r.max_body_bytes for r in self.routes if r.max_body_bytes is not None), default=None)
-        self.logs_failures: bool = False
+        self.logs_failed_requests: bool = False
         self._on_failed: list[OnFailed] = []
         self.app: WSGIApplication
 
@@ -121,7 +121,7 @@ class Gateway:
         own = route.options.get(name) if route else None
         return own or self.config.plugins.get(name)
 
-    def keep(self, name: str, key: object, make: Callable[[], _T]) -> _T:
+    def resource(self, name: str, key: object, make: Callable[[], _T]) -> _T:
         """An object that outlives a change of the config: what `make()` returns, or the one that is there already.
 
         The gateway that is made of a changed config gets the same object as long as `key` is equal, usually the options it
@@ -132,13 +132,13 @@ class Gateway:
         """
         return self._kept.get(name, key, make)
 
-    def note_failing_plugins(self) -> None:
+    def update_plugin_warnings(self) -> None:
         """Have the condition say what an operator should know of plugins that have failed."""
-        found = [isolation.notice for isolation in self.isolations.values() if isolation.notice]
+        found = [isolation.notice for isolation in self.plugin_guards.values() if isolation.notice]
         if found:
-            self.condition.notices["plugins"] = "; ".join(found)
+            self.readiness.notices["plugins"] = "; ".join(found)
         else:
-            self.condition.notices.pop("plugins", None)
+            self.readiness.notices.pop("plugins", None)
 
     def reload(self) -> str:
         """Have the config read again and taken up, in every worker process. Returns why it is refused, a line for each problem,
@@ -174,7 +174,7 @@ class Gateway:
     @contextmanager
     def running(self) -> Iterator[Gateway]:
         """Enter before serving, leave after the last exchange: plugins' lifespans around live discovery."""
-        running = Running(self)
+        running = GatewayRuntime(self)
         try:
             yield self
         finally:
@@ -190,10 +190,10 @@ class Gateway:
         self.table.take_over(before.table)
         self._line[0] = self
         self.queue.follow(self.table, self.backends.values(), self.config.server.max_waiting)
-        self.siblings.take_over()
+        self.workers.take_over()
         self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
         self._kept.settle()
-        self.note_failing_plugins()  # those of `before` are in the chains again
+        self.update_plugin_warnings()  # those of `before` are in the chains again
 
     def tidy(self) -> None:
         """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end, and
@@ -201,9 +201,9 @@ class Gateway:
         ending = self.tls.remind(time()) if self.tls is not None else ""
         for name, notice in (("certificates", ending), ("log", trouble())):
             if notice:
-                self.condition.notices[name] = notice
+                self.readiness.notices[name] = notice
             else:
-                self.condition.notices.pop(name, None)
+                self.readiness.notices.pop(name, None)
         found = self.table.snapshot.found
         self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 
@@ -249,7 +249,7 @@ def _compose(gateway: Gateway) -> None:
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, ...) is not None]
         _check_workable(f"route {route.name!r}", (*outer, *own))
-        edited = any(m.edits_environ for m in (*outer, *own))
+        edited = any(m.modifies_request for m in (*outer, *own))
         forwarder = Forwarder(gateway.upstreams, route, edited, gateway.config.server.via)
         app = compose(forwarder, own, partial(gateway.options, route=route))
         apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
@@ -258,14 +258,14 @@ def _compose(gateway: Gateway) -> None:
     route_dispatch = RouteDispatch(gateway.table, apps, gateway.queue, lambda: gateway._line[0].dispatch)
     gateway.dispatch = route_dispatch.dispatch = compose(route_dispatch, outer[-1:], gateway.options)
     app = compose(gateway.dispatch, outer[:-1], gateway.options)
-    refused = compose(raise_refused, [m for m in outer if m.name != ROUTING], gateway.options)
+    refused = compose(reject, [m for m in outer if m.name != ROUTING], gateway.options)
     gateway.app = scope = ExchangeScope(app, refused, gateway.local_routes, partial(_report, gateway), gateway._on_failed)
     scope.lowest_body_limit = gateway.lowest_body_limit
 
 
 def _report(gateway: Gateway, exchange: Exchange, error: BaseException, hook: str = "") -> None:
     """Log what has come out of the chain or, with `hook`, of a local route; but no fault that has a line of its own anyway."""
-    if hook or not (gateway.logs_failures and isinstance(error, GatewayError)):
+    if hook or not (gateway.logs_failed_requests and isinstance(error, GatewayError)):
         gateway.registry.report_failure(exchange, error, hook)
 
 
@@ -282,13 +282,13 @@ def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:
     skip = treatment.on_error == "skip"
     limit = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
     plugin = gateway.registry.described(name)
-    gateway.isolations[name] = Isolation(plugin, skip=skip, limit=limit, on_change=gateway.note_failing_plugins)
-    return isolated(middleware, gateway.isolations[name])
+    gateway.plugin_guards[name] = PluginGuard(plugin, skip=skip, limit=limit, on_change=gateway.update_plugin_warnings)
+    return isolated(middleware, gateway.plugin_guards[name])
 
 
 def _check_workable(where: str, chain: Sequence[Middleware]) -> None:
     names = [middleware.name for middleware in chain]
-    if problem := unworkable(names, [name for name in names if name not in BUILTIN]):
+    if problem := chain_problem(names, [name for name in names if name not in BUILTIN]):
         raise PluginError(f"{where} cannot answer any request: {problem}")
 
 
@@ -326,11 +326,11 @@ def _connect_anew(snapshot: Snapshot) -> None:
     """Have endpoints that are stopping met on fresh connections only: those that rest may be closed at any moment."""
     for endpoints in snapshot.found.values():
         for endpoint in endpoints:
-            load = endpoint.load
-            if endpoint.stopping != load.stopping:
-                load.stopping = endpoint.stopping
-                if load.upstream is not None:
-                    load.upstream.pool.rest(not load.stopping)
+            activity = endpoint.state
+            if endpoint.stopping != activity.stopping:
+                activity.stopping = endpoint.stopping
+                if activity.upstream is not None:
+                    activity.upstream.pool.rest(not activity.stopping)
 
 
 def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:

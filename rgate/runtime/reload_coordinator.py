@@ -11,21 +11,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ..errors import RgateError
-from .running import Running
+from .running import GatewayRuntime
 
 if TYPE_CHECKING:
     from .gateway import Gateway
 
-__all__ = ["NOTICE", "Succession", "freeze", "refusal"]
+__all__ = ["NOTICE", "ReloadCoordinator", "freeze", "refusal"]
 
-NOTICE: Final = "config"  # the key of gateway.condition.notices
+NOTICE: Final = "config"  # the key of gateway.readiness.notices
 LOOK_SECONDS: Final = 0.1
 LAST_SECONDS: Final = 3_600.0  # for the requests that a gateway still has when another takes its place
-_log = logging.getLogger("rgate.reload")
+_log = logging.getLogger("rgate.runtime")
 _freezing = threading.Lock()
 
 
-class Succession:
+class ReloadCoordinator:
     """`gateway` runs from now on, and whichever reload() puts in its place.
 
     `compose` makes a gateway of the config as it is now, to take the place of the one that is given (RgateError when that
@@ -44,9 +44,9 @@ class Succession:
         self._compose = compose
         self._serve = serve
         self._clock = clock
-        self._running = Running(gateway)
+        self._running = GatewayRuntime(gateway)
         self._reloading = threading.Lock()
-        self._replaced: deque[tuple[Running, Callable[[], bool], float]] = deque()
+        self._replaced: deque[tuple[GatewayRuntime, Callable[[], bool], float]] = deque()
         self._work = threading.Condition()
         self._over = False
         self._retiring: threading.Thread | None = None
@@ -65,9 +65,9 @@ class Succession:
             if self._over:
                 return "the gateway is about to end"
             before = self._running
-            notices = before.gateway.condition.notices
+            notices = before.gateway.readiness.notices
             try:
-                running = Running(self._compose(before.gateway), before)
+                running = GatewayRuntime(self._compose(before.gateway), before)
             except RgateError as error:
                 problems = str(error)
             except Exception as error:
@@ -93,7 +93,7 @@ class Succession:
                 retiring.join()
             self._running.end()
 
-    def _retire(self, replaced: Running, is_over: Callable[[], bool]) -> None:
+    def _retire(self, replaced: GatewayRuntime, is_over: Callable[[], bool]) -> None:
         with self._work:
             self._replaced.append((replaced, is_over, self._clock() + LAST_SECONDS))
             if self._retiring is None:

@@ -6,19 +6,19 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["Kept"]
+__all__ = ["ResourcePool"]
 
 _T = TypeVar("_T")
-_log = logging.getLogger("rgate.kept")
+_log = logging.getLogger("rgate.runtime")
 
 
-class Kept:
+class ResourcePool:
     """Objects by name, each with the key that it was made for. `before` is what the gateway before has kept.
 
     For one thread at a time: plugins ask for their objects while a gateway is made and started.
     """
 
-    def __init__(self, before: Kept | None = None) -> None:
+    def __init__(self, before: ResourcePool | None = None) -> None:
         self._objects: dict[str, tuple[object, Any]] = {}
         self._before = before
 
@@ -40,7 +40,7 @@ class Kept:
         """From now on nothing is taken over from before: what has not been asked for is not wanted any more."""
         self._before = None
 
-    def close(self, beside: Kept | None = None) -> None:
+    def close(self, beside: ResourcePool | None = None) -> None:
         """Call close() of every object that has one, but for those that `beside` holds as well."""
         held = {id(kept) for _, kept in beside._objects.values()} if beside else set()
         for name, (_, kept) in reversed(self._objects.items()):

@@ -6,13 +6,13 @@ from typing import Any, Final
 
 from ..config import Config
 
-__all__ = ["pinned"]
+__all__ = ["keep_restart_only"]
 
 # Listening sockets and processes are made once, at the start, and so are the threads that every process begins with.
 PINNED: Final = ("host", "port", "workers", "threads")
 
 
-def pinned(config: Config, before: Config) -> tuple[Config, tuple[str, ...]]:
+def keep_restart_only(config: Config, before: Config) -> tuple[Config, tuple[str, ...]]:
     """`config` with the values of `before` where they have to stay, and a line for each: "server.port stays 8080, …"."""
     new, old = config.server, before.server
     stays: dict[str, Any] = {}

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from ..plugin.lifespan import Lifespan
     from .gateway import Gateway
 
-__all__ = ["Running"]
+__all__ = ["GatewayRuntime"]
 
 UPKEEP_SECONDS: Final = 2.0
 
 
-class Running:
+class GatewayRuntime:
     """`gateway` runs from now on: its plugins' lifespans have begun, discovery has tried every source once.
 
     `before` is the one whose place it is to take. Until take_over() that one runs as if nothing were; end() instead undoes what
@@ -22,10 +22,10 @@ class Running:
     equals one go on: they neither begin again nor end. Raises PluginError when a lifespan cannot begin, with everything undone.
     """
 
-    def __init__(self, gateway: Gateway, before: Running | None = None) -> None:
+    def __init__(self, gateway: Gateway, before: GatewayRuntime | None = None) -> None:
         self.gateway = gateway
         self._before = before
-        self._after: Running | None = None
+        self._after: GatewayRuntime | None = None
         self._lifespans: list[Lifespan] = []
         self._stop = threading.Event()
         self._upkeep = threading.Thread(target=self._keep_upstreams, name="rgate-upstreams", daemon=True)

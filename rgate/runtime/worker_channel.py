@@ -23,46 +23,46 @@ from urllib.parse import quote, unquote
 
 from ..log import about
 
-__all__ = ["Siblings", "as_word", "from_word"]
+__all__ = ["WorkerChannel", "decode_arg", "encode_arg"]
 
 Action: TypeAlias = Callable[[str], object]
 
 SLOW: Final = "reload"  # the one topic whose action takes long, and so has a thread of its own
-_log = logging.getLogger("rgate.siblings")
+_log = logging.getLogger("rgate.runtime")
 
 
-def as_word(text: str) -> str:
+def encode_arg(text: str) -> str:
     """Any text as one word of ASCII, or none."""
     return quote(text, safe="")
 
 
-def from_word(word: str) -> str:
+def decode_arg(word: str) -> str:
     """What as_word() was given."""
     return unquote(word)
 
 
-class Siblings:
-    """What a plugin uses to reach the other worker processes. With one process there are none, and ask() returns at once.
+class WorkerChannel:
+    """What a plugin uses to reach the other worker processes. With one process there are none, and broadcast() returns at once.
 
-    `answer(topic, action)` says what this process does when a sibling asks for `topic`; `ask(topic, argument)` has all
+    `on_command(topic, action)` says what this process does when a sibling asks for `topic`; `broadcast(topic, argument)` has all
     siblings do it and returns when they have, or after `timeout_seconds`. Thread-safe. Actions run in one thread and should
     be quick.
 
     Every gateway of a process has its own actions; those of `before` count until take_over().
     """
 
-    def __init__(self, before: Siblings | None = None) -> None:
+    def __init__(self, before: WorkerChannel | None = None) -> None:
         self._actions: dict[str, Action] = {}
         self._on_connect: list[Callable[[], object]] = []
         self._link: _Link = before._link if before else _Link(self._actions)
 
-    def answer(self, topic: str, action: Action) -> None:
+    def on_command(self, topic: str, action: Action) -> None:
         """Run `action(argument)` whenever a sibling asks for `topic` (a word). The argument is "" unless it gives one."""
         self._actions[topic] = action
 
-    def ask(self, topic: str, argument: str = "", timeout_seconds: float = 0.5) -> bool:
+    def broadcast(self, topic: str, argument: str = "", timeout_seconds: float = 0.5) -> bool:
         """Have every sibling run its action for `topic` with `argument`, any text. False when not all have answered in time."""
-        return self._link.ask(f"ask {{}} {topic} {as_word(argument)}", timeout_seconds) is not None
+        return self._link.ask(f"ask {{}} {topic} {encode_arg(argument)}", timeout_seconds) is not None
 
     def reload(self, timeout_seconds: float) -> str | None:
         """Have the supervisor, and then every worker, read the config again: why it is refused, "" when it is in force, None
@@ -77,7 +77,7 @@ class Siblings:
         """From now on the actions of this gateway count, and no others."""
         self._link.actions = self._actions
 
-    def tell(self, word: str) -> None:
+    def notify_supervisor(self, word: str) -> None:
         """Tell the supervisor something about this process."""
         self._link.send(word)
 
@@ -150,10 +150,10 @@ class _Link:
         match words:
             case ["done", number, *answer]:
                 if (waiting := self._waiting.get(number)) is not None:
-                    waiting.answer = from_word("".join(answer))
+                    waiting.answer = decode_arg("".join(answer))
                     waiting.done.set()
             case ["ask", number, topic, *argument]:
-                asked = (number, topic, from_word("".join(argument)))
+                asked = (number, topic, decode_arg("".join(argument)))
                 if topic == SLOW:
                     threading.Thread(target=self._act, args=asked, name=f"rgate-{topic}", daemon=True).start()
                 else:
@@ -171,7 +171,7 @@ class _Link:
                 answer = action(argument)
         except BaseException as error:
             _log.exception("a sibling's request for %r failed", topic, extra={"about": (topic, *about(error))})
-        self.send(f"done {number} {as_word(answer) if isinstance(answer, str) else ''}")
+        self.send(f"done {number} {encode_arg(answer) if isinstance(answer, str) else ''}")
 
 
 class _Waiting:

@@ -12,12 +12,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .events import EXCLUSIVE, READABLE
-from .sockets import handshakes_under_way, ignore_newcomers, located, set_timeout
+from .sockets import drop_new_syns, has_pending_handshakes, set_timeout, sockname
 
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["Doors"]
+__all__ = ["Acceptor"]
 
 # So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
 # such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
@@ -35,7 +35,7 @@ class _Poll(Protocol):
     def unregister(self, fd: int, /) -> None: ...
 
 
-class Doors:
+class Acceptor:
     """Listening sockets that are waited for with `poll`, or not.
 
     `take_in(kind, sock, peer)` is given every new connection; what it makes of an OSError is that the connection is closed.
@@ -106,8 +106,8 @@ class Doors:
         Whoever was connected at any time is taken in; whoever is too late can tell, because there was no connection.
         """
         for listener, _ in self._doors.values():
-            ignore_newcomers(listener)
-        coming = wait and any(handshakes_under_way(located(listener)[1]) for listener, _ in self._doors.values())
+            drop_new_syns(listener)
+        coming = wait and any(has_pending_handshakes(sockname(listener)[1]) for listener, _ in self._doors.values())
         self._empty_queues()
         closing = not wait or (self._looked and not coming)  # another CPU may just have been at one that was not to be seen
         self._looked = True

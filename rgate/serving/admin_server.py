@@ -1,4 +1,4 @@
-"""SideServer: a small server beside the gateway's own, at another address."""
+"""AdminServer: a small server beside the gateway's own, at another address."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Final
 
 from ..chain.exchange import Exchange
 from ..chain.middleware import LocalRoute, LocalRoutes
-from ..chain.scope import ExchangeScope, raise_refused
+from ..chain.scope import ExchangeScope, reject
 from ..config.models import ServerConfig
 from ..errors import NoRoute, PluginError
-from ..http1.client_address import AllowedClients, is_of_web_page
+from ..http1.client_address import IPAllowlist, is_of_web_page
 from .listeners import Listeners
 from .runtime_dir import prepare
 from .server import Server
 from .sockets import listen
-from .unix_socket import Place
+from .unix_socket import UnixSocketPath
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from ..runtime.gateway import Gateway
 
-__all__ = ["SideServer"]
+__all__ = ["AdminServer"]
 
 UNIX: Final = "unix:"
 END_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 1.0
 LIMITS: Final = ServerConfig(threads=2, max_in_flight=16, max_slow_clients=16, max_connections=128, drain_seconds=1)
-_log = logging.getLogger("rgate.side")
+_log = logging.getLogger("rgate.serving")
 
 
-class SideServer:
+class AdminServer:
     """Answers local routes at an address of its own, in plain HTTP, while it is entered: for what is not for clients.
 
     It has threads of its own (two, up to 18 while they are taken), so it answers however busy the gateway is. A plugin keeps
@@ -47,7 +47,7 @@ class SideServer:
     where there can be none, with the reasons; and nothing listens.
 
     Whoever can connect is admitted, if the route admits him too. But no web page ever is; and at a port the Host has to be an
-    address, `localhost` or one of `hosts`, and nothing comes in that a proxy has forwarded (AllowedClients says why).
+    address, `localhost` or one of `hosts`, and nothing comes in that a proxy has forwarded (IPAllowlist says why).
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class SideServer:
         self._mode = mode
         self._paths = paths
         self._on_trouble = on_trouble
-        self._place = Place(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
-        self._at_port = AllowedClients(AllowedClients.EVERYWHERE, hosts)
+        self._place = UnixSocketPath(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
+        self._at_port = IPAllowlist(IPAllowlist.EVERYWHERE, hosts)
         self._offered: list[tuple[Gateway, WSGIApplication]] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -76,7 +76,7 @@ class SideServer:
     def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
         """Have `routes` answered as soon as `gateway` is in force."""
         admitted = {path: self._route(route) for path, route in routes.items()}
-        app = ExchangeScope(_nothing, raise_refused, admitted, gateway.registry.report_failure)
+        app = ExchangeScope(_nothing, reject, admitted, gateway.registry.report_failure)
         self._offered = [*(offered for offered in self._offered if offered[0].in_force), (gateway, app)]
 
     @property
@@ -86,7 +86,7 @@ class SideServer:
             return ""
         return self._host if self._place is not None else self._server.url
 
-    def __enter__(self) -> SideServer:
+    def __enter__(self) -> AdminServer:
         self._over.clear()
         try:
             self._server = self._listening_somewhere() if self._paths else self._listening()
@@ -116,7 +116,7 @@ class SideServer:
 
     def _route(self, route: WSGIApplication | LocalRoute) -> LocalRoute:
         local = route if isinstance(route, LocalRoute) else LocalRoute(route, _admit)
-        return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.admits(environ))
+        return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.allows(environ))
 
     def _admits(self, environ: WSGIEnvironment) -> bool:
         return self._at_port(environ) if self._place is None else not is_of_web_page(environ)
@@ -125,7 +125,7 @@ class SideServer:
         """At the first of the paths; None where there can be no socket at any of them."""
         failures = []
         for path in self._paths:
-            self._place, self._host = Place(path, self._mode), f"{UNIX}{path}"
+            self._place, self._host = UnixSocketPath(path, self._mode), f"{UNIX}{path}"
             try:
                 server = self._listening()
             except OSError as error:

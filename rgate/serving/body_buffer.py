@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from ..errors import BodyTooLarge, RequestError
-from ..http1.chunked import ChunkedReader
+from ..http1.chunked import ChunkedDecoder
 from ..http1.trailers import read_trailers
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class BodyBuffer:
         self.request = request
         self.limit = limit
         self.left = request.content_length
-        self.chunks = ChunkedReader(counts_framing=True) if request.content_length is None else None
+        self.chunks = ChunkedDecoder(counts_framing=True) if request.content_length is None else None
         self.size = 0
         self.memory = bytearray()
         self.file: SpooledBody | None = None

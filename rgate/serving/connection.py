@@ -16,22 +16,22 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
-from ..http1.client_address import plain_address
-from ..http1.environ import CLIENT_KEY, TRAILERS_KEY
+from ..http1.client_address import normalize_address
+from ..http1.environ import CONNECTION_KEY, TRAILERS_KEY
 from ..http1.request import RequestHead
 from .body_buffer import SPILL_BYTES, BodyBuffer
 from .environ import NO_BODY, refused
 from .events import READABLE
 from .request_body import RequestBody
-from .response import ResponseStream
-from .sockets import has_ended, reset_when_closed, set_timeout, was_reset
-from .tunnels import OpenTunnel
+from .response import ResponseWriter
+from .sockets import peer_closed, set_rst_on_close, set_timeout, was_reset
+from .tunnels import TunnelRelay
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from ..chain.exchange import Tunnel
-    from ..chain.suspended import Parked
+    from ..chain.suspended import SuspendedResponse
     from .server import Server
 
 __all__ = ["Connection"]
@@ -83,7 +83,7 @@ class Connection:
         self.queued = False
         self.collecting: BodyBuffer | None = None
         self.body: RequestBody | None = None
-        self._response = ResponseStream(server.heads, sock)
+        self._response = ResponseWriter(server.heads, sock)
         self._response.streams = server.streams
         self._lingering = False
         self._lingered_bytes = 0
@@ -97,7 +97,7 @@ class Connection:
         self.late = self.leaving = False
         self.on_gone: Callable[[], None] | None = None
         self.ended = self.gone = False
-        self._tunnel: OpenTunnel | None = None
+        self._tunnel: TunnelRelay | None = None
         self.tunnelled = False
         self.events = 0
         self.turn = threading.Lock()
@@ -105,8 +105,8 @@ class Connection:
 
     def _come_from(self, address: str, port: int) -> None:
         """Take note of where the connection has come from."""
-        self.address = address = plain_address(address)
-        self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CLIENT_KEY: self}
+        self.address = address = normalize_address(address)
+        self._template = {**self._server.template, "REMOTE_ADDR": address, "REMOTE_PORT": str(port), CONNECTION_KEY: self}
         self._trust()
 
     def _trust(self) -> None:
@@ -134,7 +134,7 @@ class Connection:
         return bool(self.deadline) and not waits
 
     @property
-    def response(self) -> ResponseStream:
+    def response(self) -> ResponseWriter:
         """The response to the present request."""
         return self._response
 
@@ -172,7 +172,7 @@ class Connection:
         """
         if self._tunnel is not None:  # an earlier attempt of the same request
             self._tunnel.end("backend")
-        self._tunnel = OpenTunnel(tunnel, self._sock, backend, first, done)
+        self._tunnel = TunnelRelay(tunnel, self._sock, backend, first, done)
         self._response.protocol = tunnel.protocol
         self._response.keep_alive = False
 
@@ -193,14 +193,14 @@ class Connection:
         self._response.send_continue()
 
     @property
-    def parked(self) -> Parked | None:
+    def parked(self) -> SuspendedResponse | None:
         """What its request waits for; no thread works on it meanwhile, and whoever wakes it has its turn."""
         return self._response.parked
 
     @property
     def left(self) -> bool:
         """Whether the client has ended its side. Asked for anew: what epoll tells may be of an earlier socket of that number."""
-        return has_ended(self._sock)
+        return peer_closed(self._sock)
 
     def advance(self) -> bool:
         """Go on with what has come. False: the connection is over and must be closed, unless its request is parked."""
@@ -252,7 +252,7 @@ class Connection:
         """Serve every whole request in `block`, some at once and some in another turn, and keep what is left."""
         server = self._server
         served = 0
-        known_heads = server.requests.known_heads
+        head_cache = server.requests.head_cache
         while block:
             end = block.find(b"\r\n\r\n")
             if end < 0 or end > server.config.max_head_bytes:
@@ -264,7 +264,7 @@ class Connection:
                     if not block:
                         return self._waits_on()
                     continue
-                request = known_heads.get(head) or server.requests.read(head)
+                request = head_cache.get(head) or server.requests.read(head)
             except RequestError as error:
                 self._refuse(error, head)
                 return self._linger()
@@ -523,7 +523,7 @@ class Connection:
         if self._response.cut:
             if self._response.ends_with_connection:
                 # Without a length only a reset tells the client that this is not the end (RFC 9112 §8).
-                reset_when_closed(self._sock)
+                set_rst_on_close(self._sock)
             return False
         return self._linger() if self._lingering else False
 
@@ -611,7 +611,7 @@ class Connection:
         """
         if was_reset(self._sock):
             self.lose_client()
-        elif has_ended(self._sock):
+        elif peer_closed(self._sock):
             self.ended = True
             self._server.test_soon(self)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..http1.client_address import TrustedProxies
     from .connection import Connection
 
-__all__ = ["Admission"]
+__all__ = ["ConnectionLimits"]
 
 # So many connections over the limit are answered 503 in a way that the client can read it, which takes up to 2 s each;
 # more are closed without an answer.
@@ -28,7 +28,7 @@ OTHER_FILES: Final = 512  # database, log, Docker, connections at rest, what plu
 _log = logging.getLogger("rgate.serving")
 
 
-class Admission:
+class ConnectionLimits:
     """Counts connections. Its methods may be called by any thread.
 
     `most` is config.max_connections, or what the system's limit of open files allows: every request in flight needs a

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.wsgi import FileWrapper
 
-from ..http1.environ import FIELDS_KEY, REFUSED_KEY, SENT_KEY, TARGET_KEY
+from ..http1.environ import FIELDS_KEY, REJECTION_KEY, SENT_KEY, TARGET_KEY
 from ..http1.fields import Fields
 from ..http1.target import Target
 from ..version import VERSION
@@ -62,7 +62,7 @@ def refused(error: GatewayError, head: bytes) -> dict[str, Any]:
         "wsgi.input": NO_BODY,
         TARGET_KEY: _NOWHERE,
         FIELDS_KEY: Fields(),
-        REFUSED_KEY: error,
+        REJECTION_KEY: error,
     }
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["Underway"]
+__all__ = ["InFlightRequests"]
 
 
-class Underway:
+class InFlightRequests:
     """Those that threads work on now. A tunnel is none: its exchange is over."""
 
     def __init__(self, connections: Iterable[Connection]) -> None:

@@ -12,12 +12,12 @@ from .sockets import listen
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
-    from ..process.socket_activation import Inheritance
+    from ..process.socket_activation import InheritedSockets
 
-__all__ = ["CannotListen", "Listeners", "is_here"]
+__all__ = ["BindError", "Listeners", "is_here"]
 
 
-class CannotListen(RgateError):
+class BindError(RgateError):
     """The address cannot be listened at; the message says why and what to do."""
 
 
@@ -35,8 +35,8 @@ class Listeners:
     lent: bool = False
 
     @classmethod
-    def open(cls, config: ServerConfig, processes: int = 1, inherited: Inheritance | None = None) -> Listeners:
-        """Those that `config` wants; inherited ones where there are some, whatever their address. Raises CannotListen."""
+    def open(cls, config: ServerConfig, processes: int = 1, inherited: InheritedSockets | None = None) -> Listeners:
+        """Those that `config` wants; inherited ones where there are some, whatever their address. Raises BindError."""
         main = inherited.main if inherited else ()
         redirect = inherited.redirect if inherited else ()
         main = main or _bind(config.host, config.port, processes)
@@ -79,7 +79,7 @@ def is_here(host: str) -> bool:
 
 
 def _bind(host: str, port: int, count: int = 1) -> tuple[socket.socket, ...]:
-    """So many sockets on one port. Raises CannotListen when it is taken."""
+    """So many sockets on one port. Raises BindError when it is taken."""
     listeners: list[socket.socket] = []
     try:
         listeners.append(listen(host, port))  # SO_REUSEPORT alone would not notice another gateway on this port
@@ -91,7 +91,7 @@ def _bind(host: str, port: int, count: int = 1) -> tuple[socket.socket, ...]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise CannotListen(_why_not(error, host, port)) from error
+        raise BindError(_why_not(error, host, port)) from error
     return tuple(listeners)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Overloaded
 from ..http1.environ import ANNOUNCED_KEY
-from ..http1.proxy_protocol import MAX_HEADER_BYTES, read_announcement
+from ..http1.proxy_protocol import MAX_HEADER_BYTES, parse_proxy_header
 from .connection import Connection
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def announced(kind: type[Connection]) -> type[Connection]:
     or a request, is left untouched. It has `head_seconds`, and holds no thread; what is none ends the connection without a
     word, as the specification wants.
     """
-    return type(f"Announced{kind.__name__}", (_Announced, kind), {"__slots__": ("_raw",)})
+    return type(f"ProxyProtocolConnection{kind.__name__}", (_Announced, kind), {"__slots__": ("_raw",)})
 
 
 class _Announced(Connection):
@@ -47,7 +47,7 @@ class _Announced(Connection):
             return super().advance()
         try:
             block = raw.recv(MAX_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            announcement = read_announcement(block) if block else None
+            announcement = parse_proxy_header(block) if block else None
         except BlockingIOError:
             return not self.leaving
         except (OSError, ValueError) as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Condition"]
+__all__ = ["Readiness"]
 
 
-class Condition:
+class Readiness:
     """What stands in the way of new traffic, and what an operator should know.
 
     unready  by who says so, why this process should get no new requests ("stopping": "SIGTERM 3 s ago"); empty: it is ready
@@ -24,7 +24,7 @@ class Condition:
     """
 
     def __init__(self) -> None:
-        self.unready: dict[str, str] = {}
+        self.not_ready_reasons: dict[str, str] = {}
         self.notices: dict[str, str] = {}
         self.calm = False
         self.load: Callable[[], dict[str, int]] = dict
@@ -33,4 +33,4 @@ class Condition:
     @property
     def ready(self) -> bool:
         """Whether new requests are welcome."""
-        return not self.unready
+        return not self.not_ready_reasons

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from wsgiref.handlers import format_date_time
 
 from ..chain.exchange import ENVIRON_KEY, Exchange, RelayableBody
-from ..errors import ClientClosed, InternalFault
+from ..errors import ClientClosed, InternalError
 from ..http1 import fields
-from ..http1.cache import Remembered
+from ..http1.cache import RepeatCache
 from ..http1.chunked import LAST_CHUNK, chunk_head, last_chunk
 from ..http1.fields import Field, forward_line, has_credentials
 from ..log import about
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-    from ..chain.suspended import Parked
+    from ..chain.suspended import SuspendedResponse
     from .stream_relay import Streams
 
-__all__ = ["HeadWriter", "ResponseStream", "Waits"]
+__all__ = ["HeadEncoder", "ResponseWriter", "Waits"]
 
 SMALL_BYTES: Final = 65_536
 GATHERED_BYTES: Final = 16_384  # up to this, copying is cheaper than sending in parts
@@ -47,11 +47,11 @@ _ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
 _log = logging.getLogger("rgate.serving")
 
 
-class HeadWriter:
+class HeadEncoder:
     """Encodes response heads. One for a server; shared by its threads.
 
     Every distinct header line is checked and encoded once and remembered: most lines of most responses are the same.
-    `known_heads` has whole small heads of the commonest kind (a Content-Length, a Date, the connection stays open), which
+    `head_cache` has whole small heads of the commonest kind (a Content-Length, a Date, the connection stays open), which
     a busy backend gives many times a second.
     """
 
@@ -62,11 +62,11 @@ class HeadWriter:
     MAX_HEAD_BYTES: Final = 1_024
 
     def __init__(self) -> None:
-        self.known_heads: Remembered[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = Remembered(
+        self.head_cache: RepeatCache[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, int]] = RepeatCache(
             "written response heads", self.MAX_HEADS_BYTES
         )
-        self._lines: Remembered[tuple[str, str], tuple[bytes, int]] = Remembered("written header lines", self.MAX_LINES_BYTES)
-        self._status_lines: Remembered[str, bytes] = Remembered("written status lines", self.MAX_STATUS_LINES_BYTES)
+        self._lines: RepeatCache[tuple[str, str], tuple[bytes, int]] = RepeatCache("written header lines", self.MAX_LINES_BYTES)
+        self._status_lines: RepeatCache[str, bytes] = RepeatCache("written status lines", self.MAX_STATUS_LINES_BYTES)
         self._date = (0, b"")
 
     def write(self, status: str, headers: Iterable[tuple[str, str]]) -> tuple[list[bytes], int | None, bool]:
@@ -118,11 +118,11 @@ class HeadWriter:
     def remember(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
         key = (status, headers)
-        if len(head) > self.MAX_HEAD_BYTES or not self.known_heads.comes_again(key):
+        if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.comes_again(key):
             return
         names = {name.lower() for name, _ in headers}
         if "date" in names and "content-length" in names and not any(map(fields.is_secret, names)) and not has_credentials(head):
-            self.known_heads.keep(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
+            self.head_cache.keep(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
 
     def switch(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
         """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
@@ -214,7 +214,7 @@ class Waits(enum.Enum):
     TURN = enum.auto()
 
 
-class ResponseStream:
+class ResponseWriter:
     """Runs a WSGI app for one request after another on a connection, and sends what it answers.
 
     `takes_interim` says whether the client of the present request is sent interim responses.
@@ -268,7 +268,7 @@ class ResponseStream:
         "unread",
     )
 
-    def __init__(self, heads: HeadWriter, sock: socket.socket) -> None:
+    def __init__(self, heads: HeadEncoder, sock: socket.socket) -> None:
         self._heads = heads
         self._sock = sock
         self._sending = threading.Lock()  # held while something is sent, and while something is begun early
@@ -276,7 +276,7 @@ class ResponseStream:
         self._last = False  # the end of the body is on its way
         self._tests = False  # test_client() was called at a bad moment
         self._begun = 0  # bytes of the next head that are out already
-        self.parked: Parked | None = None
+        self.parked: SuspendedResponse | None = None
         self._body: Any = ()
         self._blocks: Iterator[bytes] = iter(())
         self._parked_environ: WSGIEnvironment = {}
@@ -497,7 +497,7 @@ class ResponseStream:
     def _send_failure(self, environ: WSGIEnvironment) -> None:
         """The answer when the app has failed, or what it began to answer cannot be sent."""
         exchange: Exchange | None = environ.get(ENVIRON_KEY)
-        body = InternalFault().json(exchange.id if exchange else "")
+        body = InternalError().json(exchange.id if exchange else "")
         self._status = "500 Internal Server Error"
         self._headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
@@ -512,7 +512,7 @@ class ResponseStream:
         usual = self.keep_alive and not self.ending and self._minor and self._has_body and self.unread is None and self._status
         if usual:
             headers = tuple(self._headers)
-            known = self._heads.known_heads.get((self._status, headers))  # type: ignore[arg-type]
+            known = self._heads.head_cache.get((self._status, headers))  # type: ignore[arg-type]
             if known is not None and known[1] == size:
                 self._head_sent = True
                 self._send_last(known[0] + block)
@@ -755,7 +755,7 @@ def _whole(part: bytes | memoryview) -> bytes:
     return cast(bytes, part.obj) if isinstance(part, memoryview) else part
 
 
-def _parked(exchange: Exchange) -> Parked | None:
+def _parked(exchange: Exchange) -> SuspendedResponse | None:
     return exchange.parked
 
 

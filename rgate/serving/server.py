@@ -28,34 +28,34 @@ from typing import TYPE_CHECKING, Any, Final
 from werkzeug.serving import BaseWSGIServer
 
 from ..errors import Overloaded
-from ..http1.client_address import TrustedProxies, plain_address
-from ..http1.request import RequestReader
+from ..http1.client_address import TrustedProxies, normalize_address
+from ..http1.request import RequestParser
 from ..log import about
 from ..tls.server_context import ServerTLS
-from .acceptor import Doors
+from .acceptor import Acceptor
 from .connection import Connection
-from .connection_limits import TURNED_AWAY, Admission
+from .connection_limits import TURNED_AWAY, ConnectionLimits
 from .environ import template
 from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
 from .heap import Heap
-from .inflight import Underway
+from .inflight import InFlightRequests
 from .listeners import Listeners
 from .proxy_protocol_connection import announced
-from .readiness import Condition
-from .response import HeadWriter
+from .readiness import Readiness
+from .response import HeadEncoder
 from .slow_clients import SlowClients
-from .sockets import located
+from .sockets import sockname
 from .spool import Spool
 from .stream_relay import Streams
-from .thread_pool import Crew
+from .thread_pool import ThreadPool
 from .threads import ThreadPerConnection
-from .tls_connection import RedirectConnection, SecureConnection
-from .tunnels import OpenTunnel, Tunnels
+from .tls_connection import RedirectConnection, TLSConnection
+from .tunnels import TunnelRelay, Tunnels
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from ..chain.suspended import Parked
+    from ..chain.suspended import SuspendedResponse
     from ..config.models import ServerConfig
 
 __all__ = ["Server"]
@@ -91,13 +91,13 @@ class Server(BaseWSGIServer):
         config: ServerConfig,
         listeners: Listeners | None = None,
         tls: ServerTLS | None = None,
-        condition: Condition | None = None,
+        readiness: Readiness | None = None,
     ) -> None:
         self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
         self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._take)
-        self._doors = Doors(self._epoll, self._take_in, config.write_seconds, self._make_room)
+        self._doors = Acceptor(self._epoll, self._take_in, config.write_seconds, self._make_room)
         self.listeners = own = Listeners.open(config) if listeners is None else listeners.duplicate()
-        name, port = located(own.main[0])
+        name, port = sockname(own.main[0])
         super().__init__(name, port, app, fd=own.main[0].fileno())  # takes one more duplicate, which nobody needs
         super().server_close()
         self.config = config
@@ -106,34 +106,34 @@ class Server(BaseWSGIServer):
         self.draining = False
         self._drain_began = 0.0
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
-        self.condition = condition or Condition()
-        self.admission = Admission(config, self.trusted_proxies)
-        self.heads = HeadWriter()
+        self.readiness = readiness or Readiness()
+        self.admission = ConnectionLimits(config, self.trusted_proxies)
+        self.heads = HeadEncoder()
         self.requests = self._requests(config)
         self.template: dict[str, Any] = template(
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
-        self.condition.load = self._load
+        self.readiness.load = self._load
         self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
         self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
-        self._parked: list[tuple[float, int, Parked]] = []  # a heap; those that were woken stay in it until their time
+        self._parked: list[tuple[float, int, SuspendedResponse]] = []  # a heap; those that were woken stay in it until their time
         self._numbers = count()
         self._half_closed: dict[Connection, float] = {}  # whose clients are to be tested, and when
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
         self._slow_clients = SlowClients(config, self.trusted_proxies)
-        self._crew: Crew | ThreadPerConnection
+        self._crew: ThreadPool | ThreadPerConnection
         if isinstance(self._epoll, ThreadPerConnection):
             self._crew = self._epoll
         else:
-            self._crew = Crew(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
+            self._crew = ThreadPool(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
         self._lent = own.lent
         self._retiring = False
-        kind = SecureConnection if self.tls else Connection
+        kind = TLSConnection if self.tls else Connection
         self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
         for listener in own.main:
             self._doors.add(listener, kind)
@@ -144,8 +144,8 @@ class Server(BaseWSGIServer):
         self._beaten = 0.0
         self._heap = Heap()
 
-    def _requests(self, config: ServerConfig) -> RequestReader:
-        requests = RequestReader(config.max_target_bytes, config.max_headers, config.max_body_bytes)
+    def _requests(self, config: ServerConfig) -> RequestParser:
+        requests = RequestParser(config.max_target_bytes, config.max_headers, config.max_body_bytes)
         requests.upgrades = EPOLL  # tunnels need it
         requests.interim_responses = config.interim_responses
         return requests
@@ -209,7 +209,7 @@ class Server(BaseWSGIServer):
 
     serve_forever = run  # type: ignore[assignment]
 
-    def take_up(self, app: WSGIApplication, config: ServerConfig, tls: ServerTLS | None) -> Callable[[], bool]:
+    def reconfigure(self, app: WSGIApplication, config: ServerConfig, tls: ServerTLS | None) -> Callable[[], bool]:
         """Serve requests with this from now on. What is returned tells whether all requests are over that had begun before.
 
         Listeners, threads and connections stay, so `host`, `port`, `workers`, `threads` and whether there is TLS do not
@@ -221,7 +221,7 @@ class Server(BaseWSGIServer):
         self._slow_clients.change(config, self.trusted_proxies)
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
         self.spool.change(*self._spool_limits(config))
-        if isinstance(self._crew, Crew):
+        if isinstance(self._crew, ThreadPool):
             self._crew.most = _most_threads(config)
         self._doors.write_seconds = config.write_seconds
         self.tls, self.config = tls, config
@@ -229,7 +229,7 @@ class Server(BaseWSGIServer):
         for connection in list(self._connections.values()):
             connection.limit_writes(config.write_seconds)
         # Whoever has taken the app of before has made the connection busy first.
-        return Underway(self._connections.values()).is_over
+        return InFlightRequests(self._connections.values()).is_over
 
     def stop(self) -> None:
         """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again.
@@ -291,7 +291,7 @@ class Server(BaseWSGIServer):
         """Test a client that has ended its side, unless it has its response by then: most of them just wait for that."""
         self._half_closed[connection] = monotonic() + TEST_SECONDS
 
-    def _park(self, connection: Connection, parked: Parked) -> bool:
+    def _park(self, connection: Connection, parked: SuspendedResponse) -> bool:
         """Leave a connection alone, with its turn taken, until its request is woken, or the time is over.
 
         False without an epoll, where the thread is the connection's own and has waited.
@@ -319,7 +319,7 @@ class Server(BaseWSGIServer):
         """Take the turn once more for what came between the last look and the release, and so found the turn taken."""
         return bool(connection.events) and connection.turn.acquire(False)
 
-    def relay(self, connection: Connection, tunnel: OpenTunnel) -> None:
+    def relay(self, connection: Connection, tunnel: TunnelRelay) -> None:
         """Leave a connection to the tunnels. It stays one of the server's connections until its tunnel is over."""
         tunnel.close_client = lambda: self.close_connection(connection)
         self._epoll.unregister(connection.fileno())
@@ -343,7 +343,7 @@ class Server(BaseWSGIServer):
     def _take_in(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
         """Make a connection of a socket, or turn it away when there are too many."""
         proxies = self.trusted_proxies
-        waits = self.config.proxy_protocol and (not proxies or plain_address(peer[0]) in proxies)
+        waits = self.config.proxy_protocol and (not proxies or normalize_address(peer[0]) in proxies)
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
@@ -373,9 +373,9 @@ class Server(BaseWSGIServer):
         self.ticks += 1
         self.now = monotonic()
         quiet = self._crew.look(self.now)
-        self.condition.calm = self._crew.calm
+        self.readiness.calm = self._crew.calm
         ceiling = self._crew.ceiling
-        self.condition.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
+        self.readiness.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
         for connection, due in list(self._half_closed.items()):
             if due <= self.now:

@@ -14,13 +14,13 @@ from .events import EPOLL, FAILED, GONE
 from .threads import is_gone
 
 __all__ = [
-    "handshakes_under_way",
-    "has_ended",
-    "ignore_newcomers",
+    "drop_new_syns",
+    "has_pending_handshakes",
     "listen",
-    "located",
-    "reset_when_closed",
+    "peer_closed",
+    "set_rst_on_close",
     "set_timeout",
+    "sockname",
     "was_reset",
 ]
 
@@ -50,7 +50,7 @@ def listen(host: str, port: int, shared: bool = False) -> socket.socket:
     return listener
 
 
-def located(listener: socket.socket) -> tuple[str, int]:
+def sockname(listener: socket.socket) -> tuple[str, int]:
     """Host and port of a listening socket; of a unix socket "unix://PATH" and 0."""
     if listener.family == socket.AF_UNIX:
         return f"unix://{listener.getsockname()}", 0
@@ -58,7 +58,7 @@ def located(listener: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-def has_ended(sock: socket.socket) -> bool:
+def peer_closed(sock: socket.socket) -> bool:
     """Whether the other side has ended its half, or all of it, or the socket is closed."""
     if not EPOLL:
         return is_gone(sock.fileno())
@@ -90,12 +90,12 @@ def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000)))
 
 
-def reset_when_closed(sock: socket.socket) -> None:
+def set_rst_on_close(sock: socket.socket) -> None:
     """Have close() end the connection with a reset: what has been sent must not look complete."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def ignore_newcomers(listener: socket.socket) -> None:
+def drop_new_syns(listener: socket.socket) -> None:
     """Have the kernel drop every further attempt to connect, as if it were lost on the way, and go on with those that have begun.
 
     Without it there is always one more connection between the last accept() and close(), which would reset it. Linux only;
@@ -107,7 +107,7 @@ def ignore_newcomers(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
 
-def handshakes_under_way(port: int, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
+def has_pending_handshakes(port: int, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
     """Whether a client that wants to connect to this port has been answered, but its last word has not come.
 
     It may think that it is connected. False where the system does not tell.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic, process_time
 from typing import Final
 
-__all__ = ["Crew"]
+__all__ = ["ThreadPool"]
 
 SURPLUS_WAIT_SECONDS: Final = 1.0
 GROW_PAUSE_SECONDS: Final = 1.0  # after there was no thread to be had
@@ -43,7 +43,7 @@ class _Worker(threading.Thread):
         self._work(self)
 
 
-class Crew:
+class ThreadPool:
     """Calls `take(fd, event)` in one of its threads for everything that `epoll` tells.
 
     There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.

@@ -11,26 +11,26 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ..errors import GatewayError, HTTPSOnly, NotTLS, RequestError
-from ..http1.environ import FIELDS_KEY, REFUSED_KEY
+from ..http1.environ import FIELDS_KEY, REJECTION_KEY
 from ..http1.fields import Field, Fields
 from ..tls.client_certificate import HEADER, environ_of, header_value
-from ..tls.stream import PlainText, TLSStream
+from ..tls.stream import PlaintextReceived, TLSStream
 from .connection import RECEIVE_BYTES, Connection
 from .events import READABLE
-from .response import ResponseStream
+from .response import ResponseWriter
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from .server import Server
 
-__all__ = ["RedirectConnection", "SecureConnection"]
+__all__ = ["RedirectConnection", "TLSConnection"]
 
 _OF_CLIENT_CERTIFICATES = ("CERTIFICATE_VERIFY_FAILED", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
 _log = logging.getLogger("rgate.serving")
 
 
-class SecureConnection(Connection):
+class TLSConnection(Connection):
     """A connection that begins with a TLS handshake, which holds no thread either, and has `head_seconds`."""
 
     __slots__ = ("_certificate", "_stream")
@@ -58,14 +58,14 @@ class SecureConnection(Connection):
     def close(self) -> None:
         # A response that broke off must not look as if it had ended well.
         if self._stream.is_open and not self._response.cut:
-            self._stream.say_goodbye()
+            self._stream.send_close_notify()
         super().close()
 
     def _shake_hands(self) -> bool:
         stream, server = self._stream, self._server
         try:
-            done = stream.shake_hands(RECEIVE_BYTES)
-        except PlainText as plain:
+            done = stream.do_handshake(RECEIVE_BYTES)
+        except PlaintextReceived as plain:
             return self._answer_plainly(plain.args[0])
         except ssl.SSLError as error:
             refused = server.tls is not None and server.tls.asks_clients and error.reason in _OF_CLIENT_CERTIFICATES
@@ -96,7 +96,7 @@ class SecureConnection(Connection):
 
     def _answer_plainly(self, block: bytes) -> bool:
         self._sock = self._stream.sock
-        self._response = ResponseStream(self._server.heads, self._sock)
+        self._response = ResponseWriter(self._server.heads, self._sock)
         self._template |= {"wsgi.url_scheme": "http"}
         self._template.pop("HTTPS", None)
         self._refuse(NotTLS(), block)
@@ -123,7 +123,7 @@ class RedirectConnection(Connection):
         self._template |= {
             "SERVER_PORT": str(server.redirect_port),
             "wsgi.url_scheme": "http",
-            REFUSED_KEY: partial(_elsewhere, server.public_port),
+            REJECTION_KEY: partial(_elsewhere, server.public_port),
         }
         self._template.pop("HTTPS", None)
 

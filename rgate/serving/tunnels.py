@@ -26,7 +26,7 @@ from .event_loop import SocketLoop
 if TYPE_CHECKING:
     from ..chain.exchange import Tunnel
 
-__all__ = ["OpenTunnel", "Tunnels"]
+__all__ = ["TunnelRelay", "Tunnels"]
 
 BLOCK_BYTES: Final = 65_536
 CHECK_SECONDS: Final = 1.0
@@ -59,7 +59,7 @@ class _Side:
 
     other: _Side
 
-    def __init__(self, name: str, sock: socket.socket | TLSStream, tunnel: OpenTunnel) -> None:
+    def __init__(self, name: str, sock: socket.socket | TLSStream, tunnel: TunnelRelay) -> None:
         self.name = name
         self.sock = sock
         self.tunnel = tunnel
@@ -103,7 +103,7 @@ class _Side:
             self.sock.shutdown(socket.SHUT_WR)
 
 
-class OpenTunnel:
+class TunnelRelay:
     """A client and a backend between which there is no more HTTP, as soon as `begin` has been called.
 
     `for_client` is what came after the head of the 101. `done` is called once, when the tunnel is over or nothing has come of
@@ -194,27 +194,27 @@ class OpenTunnel:
                 _log.exception("ending a tunnel failed", extra={"about": about(error)})
 
 
-class Tunnels(SocketLoop[OpenTunnel]):
+class Tunnels(SocketLoop[TunnelRelay]):
     """All open tunnels of a server."""
 
     def __init__(self) -> None:
         super().__init__("rgate-tunnels")
         self._sides: dict[int, _Side] = {}
-        self._ending: set[OpenTunnel] = set()
+        self._ending: set[TunnelRelay] = set()
         self._checked = self._ending_checked = monotonic()
 
     def __len__(self) -> int:
         """How many there are at present."""
         return len(self._sides) // 2 + len(self._new)
 
-    def _refuse(self, item: OpenTunnel) -> None:
+    def _refuse(self, item: TunnelRelay) -> None:
         item.end("stop")
 
-    def _enter(self, item: OpenTunnel) -> None:
+    def _enter(self, item: TunnelRelay) -> None:
         for side in (item.client, item.backend):
             self._sides[side.fd] = side
 
-    def _begin(self, item: OpenTunnel, now: float) -> None:
+    def _begin(self, item: TunnelRelay, now: float) -> None:
         self._advance(item.client, 0, now)
         if item.backend.fd in self._sides:  # else it is over already
             self._advance(item.backend, 0, now)
@@ -240,7 +240,7 @@ class Tunnels(SocketLoop[OpenTunnel]):
             self._end(tunnel, "stop")
         self._new.clear()
 
-    def _all(self) -> list[OpenTunnel]:
+    def _all(self) -> list[TunnelRelay]:
         return [side.tunnel for side in self._sides.values() if side.name == "client"]
 
     def _advance(self, side: _Side, event: int, now: float) -> None:
@@ -293,13 +293,13 @@ class Tunnels(SocketLoop[OpenTunnel]):
             self._epoll.modify(fd, mask)
             side.mask = mask
 
-    def _end_overdue(self, now: float, tunnels: Iterable[OpenTunnel]) -> None:
+    def _end_overdue(self, now: float, tunnels: Iterable[TunnelRelay]) -> None:
         for tunnel in tunnels:
             by = tunnel.overdue(now)
             if by:
                 self._end(tunnel, by)
 
-    def _end(self, tunnel: OpenTunnel, by: str) -> None:
+    def _end(self, tunnel: TunnelRelay, by: str) -> None:
         tunnel.end(by)
         self._ending.discard(tunnel)
         for side in (tunnel.client, tunnel.backend):

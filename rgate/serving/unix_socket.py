@@ -10,10 +10,10 @@ import stat
 
 from .sockets import BACKLOG
 
-__all__ = ["Place"]
+__all__ = ["UnixSocketPath"]
 
 
-class Place:
+class UnixSocketPath:
     """The path of a unix socket, and what this process makes of it.
 
     Whoever takes it last has it: the next worker process, or the next program. Nobody is without meanwhile, since the new

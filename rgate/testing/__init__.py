@@ -22,21 +22,21 @@ Nothing here needs pytest, waits without a deadline, or is meant for production.
 """
 
 from .gateways import make_gateway, running_gateway
-from .isolated import answering, assert_fault, client, make_endpoint, make_environ, make_exchange
-from .sockets import RawRequest, ScriptedBackend, ScriptedConnection, http_response, refusing_url
+from .isolated import answering, assert_error, client, make_endpoint, make_environ, make_exchange
+from .sockets import RawRequest, ScriptedBackend, ScriptedConnection, closed_port_url, http_response
 
 __all__ = [
     "RawRequest",
     "ScriptedBackend",
     "ScriptedConnection",
     "answering",
-    "assert_fault",
+    "assert_error",
     "client",
+    "closed_port_url",
     "http_response",
     "make_endpoint",
     "make_environ",
     "make_exchange",
     "make_gateway",
-    "refusing_url",
     "running_gateway",
 ]

@@ -98,7 +98,7 @@ class _InProcess:
 
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:
-        return Middleware(self.name, self._wrap, after="selection", edits_environ=False)
+        return Middleware(self.name, self._wrap, after="selection", modifies_request=False)
 
     def _wrap(self, forwarder: WSGIApplication, options: object) -> WSGIApplication:
         def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -14,7 +14,7 @@ from ..discovery.model import Address, Backend, Endpoint, Route
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["answering", "assert_fault", "client", "make_endpoint", "make_environ", "make_exchange"]
+__all__ = ["answering", "assert_error", "client", "make_endpoint", "make_environ", "make_exchange"]
 
 
 def answering(
@@ -43,7 +43,7 @@ def make_endpoint(
 ) -> Endpoint:
     """An endpoint that nothing listens at (port 9 is discard), with so many requests running on it."""
     endpoint = Endpoint(name, name, backend, Address("http", host, port), weight=weight)
-    endpoint.load.running.update(Exchange() for _ in range(in_flight))
+    endpoint.state.active_exchanges.update(Exchange() for _ in range(in_flight))
     return endpoint
 
 
@@ -116,7 +116,7 @@ def _read(body: Iterable[bytes]) -> list[bytes]:
         getattr(body, "close", lambda: None)()
 
 
-def assert_fault(response: TestResponse, status_code: int, reason: str) -> dict[str, Any]:
+def assert_error(response: TestResponse, status_code: int, reason: str) -> dict[str, Any]:
     """That the response is the gateway's own, in the one shape; returns the JSON object.
 
     Its `reason` is a slug of the tree in rgate.errors ("no_endpoint", "refused", …).

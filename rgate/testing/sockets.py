@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-__all__ = ["RawRequest", "ScriptedBackend", "ScriptedConnection", "http_response", "refusing_url"]
+__all__ = ["RawRequest", "ScriptedBackend", "ScriptedConnection", "closed_port_url", "http_response"]
 
 PATIENCE_SECONDS = 10.0
 """How long anything here waits before it fails the test."""
@@ -218,7 +218,7 @@ def _answer_all(response: bytes, connection: ScriptedConnection) -> None:
 
 
 @contextmanager
-def refusing_url() -> Iterator[str]:
+def closed_port_url() -> Iterator[str]:
     """The URL of an endpoint that refuses connections, and keeps doing so: the port is taken, but nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

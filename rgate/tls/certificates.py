@@ -13,11 +13,11 @@ from ..errors import RgateError
 __all__ = [
     "PemError",
     "authorities_without_list",
-    "end_of",
-    "load_authorities",
-    "load_pair",
-    "load_revocations",
-    "names_of",
+    "dns_names",
+    "load_ca",
+    "load_cert_chain",
+    "load_crl",
+    "not_after",
 ]
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
@@ -35,7 +35,7 @@ class PemError(RgateError):
         self.problem = problem
 
 
-def load_pair(context: ssl.SSLContext, certificate: str, key: str | None, password: str | None) -> None:
+def load_cert_chain(context: ssl.SSLContext, certificate: str, key: str | None, password: str | None) -> None:
     """Let `context` show the certificate (and the chain after it) in a file, whose key is in `key` or in the same file.
 
     Raises PemError. Never asks for a password at the terminal, as OpenSSL would.
@@ -75,7 +75,7 @@ def load_pair(context: ssl.SSLContext, certificate: str, key: str | None, passwo
         raise PemError("certificate", f"{certificate} cannot be read: {error.strerror or error}") from None
 
 
-def load_authorities(context: ssl.SSLContext, file: str) -> None:
+def load_ca(context: ssl.SSLContext, file: str) -> None:
     """Let `context` accept certificates that have been issued by the ones in a file. Raises PemError."""
     text = _read("ca", file)
     if not _CERTIFICATE.search(text):
@@ -86,7 +86,7 @@ def load_authorities(context: ssl.SSLContext, file: str) -> None:
         raise PemError("ca", f"{file} is damaged: {getattr(error, 'reason', None) or 'not a valid certificate'}") from None
 
 
-def load_revocations(context: ssl.SSLContext, file: str) -> None:
+def load_crl(context: ssl.SSLContext, file: str) -> None:
     """Let `context` refuse what the lists in a file revoke, and all of an authority that has no list there. Raises PemError.
 
     That holds for every certificate of a chain up to the root: one whose intermediate has been revoked is refused too. So
@@ -104,7 +104,7 @@ def load_revocations(context: ssl.SSLContext, file: str) -> None:
 def authorities_without_list(ca: str, crl: str) -> tuple[str, ...]:
     """The authorities in `ca` that have no revocation list in `crl`, by name. Raises PemError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_authorities(context, ca)
+    load_ca(context, ca)
     lists = [_from_pem(block, b"X509 CRL") for block in _REVOCATION_LIST.findall(_read("crl", crl))]
     issuers = {_name_in(der, 1) for der in lists}
     found = zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
@@ -147,7 +147,7 @@ def _value(der: bytes, at: int) -> tuple[int, int]:
     return start, start + length
 
 
-def names_of(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:
+def dns_names(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:
     """The host names in a certificate, lower-case, wildcards too. Raises PemError."""
     content = _content(certificate, key, password)
     names = [name for kind, name in content.get("subjectAltName", ()) if kind == "DNS"]
@@ -156,7 +156,7 @@ def names_of(certificate: str, key: str | None, password: str | None) -> tuple[s
     return tuple(dict.fromkeys(name.lower() for name in names))
 
 
-def end_of(certificate: str, key: str | None, password: str | None) -> int:
+def not_after(certificate: str, key: str | None, password: str | None) -> int:
     """The last second of a certificate's life, in seconds since 1970. Raises PemError."""
     return ssl.cert_time_to_seconds(_content(certificate, key, password)["notAfter"])
 
@@ -168,7 +168,7 @@ def _content(certificate: str, key: str | None, password: str | None) -> dict[st
     proves that a server can use the pair.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_pair(server, certificate, key, password)
+    load_cert_chain(server, certificate, key, password)
     leaf = _CERTIFICATE.findall(_read("certificate", certificate))[0]
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME

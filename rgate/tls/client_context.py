@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
-from .certificates import load_authorities, load_pair
+from .certificates import load_ca, load_cert_chain
 
 if TYPE_CHECKING:
     from ..discovery.model import UpstreamTLS
@@ -22,9 +22,9 @@ def context_for(tls: UpstreamTLS) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif tls.ca is not None:
-        load_authorities(context, tls.ca)
+        load_ca(context, tls.ca)
     else:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if tls.certificate is not None:
-        load_pair(context, tls.certificate, tls.key, tls.key_password)
+        load_cert_chain(context, tls.certificate, tls.key, tls.key_password)
     return context

@@ -8,7 +8,7 @@ from contextlib import suppress
 from time import gmtime, strftime
 from typing import TYPE_CHECKING, Final
 
-from .certificates import PemError, end_of, load_authorities, load_pair, load_revocations, names_of
+from .certificates import PemError, dns_names, load_ca, load_cert_chain, load_crl, not_after
 
 if TYPE_CHECKING:
     from ..config.models import CertificateConfig, TLSConfig
@@ -41,8 +41,8 @@ class ServerTLS:
             context = self._context(entry)
             contexts.append(context)
             with suppress(PemError):  # with `hosts` of its own it need not be one that we can read
-                self._ends[entry.certificate] = end_of(entry.certificate, entry.key, entry.key_password)
-            for name in entry.hosts or names_of(entry.certificate, entry.key, entry.key_password):
+                self._ends[entry.certificate] = not_after(entry.certificate, entry.key, entry.key_password)
+            for name in entry.hosts or dns_names(entry.certificate, entry.key, entry.key_password):
                 self._by_name.setdefault(name, context)
         self.context = contexts[0]
         if len(contexts) > 1:
@@ -72,12 +72,12 @@ class ServerTLS:
         context.set_alpn_protocols(["http/1.1"])
         # A client that renegotiates makes the server work for nothing; TLS 1.3 has no such thing.
         context.options |= ssl.OP_NO_RENEGOTIATION
-        load_pair(context, entry.certificate, entry.key, entry.key_password)
+        load_cert_chain(context, entry.certificate, entry.key, entry.key_password)
         clients = self._config.client_certificates
         if clients is not None:
-            load_authorities(context, clients.ca)
+            load_ca(context, clients.ca)
             if clients.crl is not None:
-                load_revocations(context, clients.crl)
+                load_crl(context, clients.crl)
             context.verify_mode = ssl.CERT_REQUIRED if clients.require else ssl.CERT_OPTIONAL
         return context
 

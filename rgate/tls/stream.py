@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
-__all__ = ["PlainText", "TLSStream"]
+__all__ = ["PlaintextReceived", "TLSStream"]
 
 RECEIVE_BYTES: Final = 65_536
 RECORD_BYTES: Final = 16_384  # the most that one record carries (RFC 8446 §5.1)
@@ -32,7 +32,7 @@ ANSWERS_BYTES: Final = 4_096
 _TEXT_START: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r\n")
 
 
-class PlainText(Exception):
+class PlaintextReceived(Exception):
     """The client does not speak TLS but, it seems, plain HTTP. The argument is what it has sent."""
 
 
@@ -88,10 +88,10 @@ class TLSStream:
     def setblocking(self, blocking: bool) -> None:
         self.sock.setblocking(blocking)
 
-    def shake_hands(self, size: int) -> bool:
+    def do_handshake(self, size: int) -> bool:
         """Go on with the handshake as far as it goes without waiting; true when it is done.
 
-        With `unsent` it must be called again when the socket takes more, too. Raises PlainText for plain HTTP,
+        With `unsent` it must be called again when the socket takes more, too. Raises PlaintextReceived for plain HTTP,
         ssl.SSLError when there will be no connection (say_goodbye() tells the other end why), OSError when that is gone.
         """
         self.flush()
@@ -103,7 +103,7 @@ class TLSStream:
         if not block:
             raise ConnectionError("closed within the TLS handshake")
         if not self._handshake_bytes and not self._client and block[0] in _TEXT_START:
-            raise PlainText(block)
+            raise PlaintextReceived(block)
         self.has_more = len(block) == size
         self._handshake_bytes += len(block)
         if self._handshake_bytes > HANDSHAKE_BYTES:
@@ -124,7 +124,7 @@ class TLSStream:
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         poll = select.poll()
-        while not self.shake_hands(RECEIVE_BYTES):
+        while not self.do_handshake(RECEIVE_BYTES):
             poll.register(self.sock, select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN)
             if not poll.poll(max(0.0, until - monotonic()) * 1_000):
                 raise TimeoutError("the TLS handshake took too long")
@@ -218,10 +218,10 @@ class TLSStream:
     def shutdown(self, how: int) -> None:
         """End one direction or both. SHUT_WR alone says so to the other end, which may go on (RFC 8446 §6.1)."""
         if how == socket.SHUT_WR:
-            self.say_goodbye()
+            self.send_close_notify()
         self.sock.shutdown(how)
 
-    def say_goodbye(self) -> None:
+    def send_close_notify(self) -> None:
         """Tell the other end that this is the end, and not a cut; or after an error, what was wrong. Never waits or raises."""
         if self._broken or self._closing:
             return

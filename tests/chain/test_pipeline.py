@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rgate import EndpointQueue, Exchange, Middleware, NoEndpoint, PluginError
-from rgate.chain.pipeline import STANDARD_ORDER, RouteDispatch, compose, order, wrap_body
-from rgate.errors import InternalFault
+from rgate.chain.pipeline import STANDARD_ORDER, RouteDispatch, compose, map_body, order
+from rgate.errors import InternalError
 from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange
 
 App = Callable[..., Iterable[bytes]]
@@ -192,14 +192,14 @@ class Body:
 
 def test_wrap_body_changes_every_block_and_closes() -> None:
     inner = Body(b"a", b"b")
-    body = wrap_body(inner, bytes.upper)
+    body = map_body(inner, bytes.upper)
     assert list(body) == [b"A", b"B"]
     body.close()  # type: ignore[attr-defined]
     assert inner.closed == 1
 
 
 def test_wrap_body_of_a_list_has_nothing_to_close() -> None:
-    body = wrap_body([b"a"], bytes.upper)
+    body = map_body([b"a"], bytes.upper)
     assert list(body) == [b"A"]
     body.close()  # type: ignore[attr-defined]
 
@@ -234,5 +234,5 @@ def test_dispatch_without_endpoints_raises_no_endpoint(table: Table) -> None:
 def test_dispatch_without_a_route_is_a_fault_of_the_chain() -> None:
     exchange = make_exchange()
     exchange.route = None
-    with pytest.raises(InternalFault, match="router"):
+    with pytest.raises(InternalError, match="router"):
         dispatch(Table(), exchange)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, Gateway, Middleware, PluginError, Refused, hookimpl
-from rgate.testing import ScriptedBackend, answering, assert_fault, client, http_response, make_gateway, running_gateway
+from rgate import ConnectionRefused, Exchange, Gateway, Middleware, PluginError, hookimpl
+from rgate.testing import ScriptedBackend, answering, assert_error, client, http_response, make_gateway, running_gateway
 
 from ..forwarding.live import forwarding
 from ..raw_client import RawClient
@@ -119,7 +119,7 @@ def gateway(wrap: Callable[[App], App], backend: App, on_error: Any, **more: Any
 
 
 @pytest.mark.parametrize("place", [{}, {"before": "routing"}, {"before": "stats"}, {"after": "selection"}])
-@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "streaming"])
+@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "upstream_body"])
 @pytest.mark.parametrize("wrap", [before, with_the_head, after, nothing])
 def test_skip_goes_on_without_the_middleware(
     wrap: Callable[[App], App], body: Iterable[bytes], place: dict[str, str], caplog: pytest.LogCaptureFixture
@@ -129,7 +129,7 @@ def test_skip_goes_on_without_the_middleware(
         response = client(running).post("/orders", data=b"data")
         assert (response.status_code, response.data) == (200, b"hello")
         assert "X-Mine" not in response.headers and response.headers["X-Backend"] == "1"
-        assert running.condition.notices["plugins"].startswith(
+        assert running.readiness.notices["plugins"].startswith(
             "plugin 'mine' has failed and was skipped, for 1 requests so far: "
         )
     assert backend.requests == [(None, b"data")], "the backend was asked once, with the request as the client has sent it"
@@ -143,21 +143,21 @@ def test_skip_goes_on_without_the_middleware(
 def test_skip_of_what_fails_too_late_is_a_fault_and_asks_the_backend_once(wrap: Callable[[App], App]) -> None:
     backend = Backend([b"he", b"llo"])
     with gateway(wrap, backend, "skip") as running:
-        assert_fault(client(running).get("/orders"), 500, "internal")
+        assert_error(client(running).get("/orders"), 500, "internal")
     assert (len(backend.requests), backend.closed) == (1, 1)
 
 
 def test_skip_is_for_failures_only_and_not_for_what_a_middleware_wants() -> None:
     def refusing(app: App) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
-            raise Refused("not today")
+            raise ConnectionRefused("not today")
 
         return call
 
     backend = Backend()
     with gateway(refusing, backend, "skip") as running:
-        assert_fault(client(running).get("/orders"), 503, "refused")
-        assert not running.condition.notices
+        assert_error(client(running).get("/orders"), 503, "refused")
+        assert not running.readiness.notices
     assert not backend.requests
 
 
@@ -168,8 +168,8 @@ def test_skip_leaves_failures_of_what_stands_inside_alone() -> None:
 
     calls: list[int] = []
     with gateway(lambda app: lambda environ, start: app(environ, start), failing, "skip") as running:
-        assert_fault(client(running).get("/orders"), 500, "internal")
-        assert not running.condition.notices
+        assert_error(client(running).get("/orders"), 500, "internal")
+        assert not running.readiness.notices
     assert calls == [1]
 
 
@@ -248,10 +248,10 @@ def test_disable_after_takes_the_middleware_out_and_says_so(caplog: pytest.LogCa
     wrap = Sometimes()
     with gateway(wrap, Backend(), {"disable_after": 3}) as running:
         for _ in range(3):
-            assert not running.condition.notices
-            assert_fault(client(running).get("/orders"), 500, "internal")
+            assert not running.readiness.notices
+            assert_error(client(running).get("/orders"), 500, "internal")
         said = "plugin 'mine' is out of the chains after 3 failures in a row, the last of them KeyError('x')"
-        assert running.condition.notices == {"plugins": said}
+        assert running.readiness.notices == {"plugins": said}
         assert [client(running).get("/orders").data for _ in range(2)] == [b"hello"] * 2
     assert wrap.calls == 3
     messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain.plugin_guard"]
@@ -264,7 +264,7 @@ def test_disable_after_counts_failures_in_a_row() -> None:
         for failing in (True, False) * 3:
             wrap.failing = failing
             assert client(running).get("/orders").status_code == (500 if failing else 200)
-        assert not running.condition.notices
+        assert not running.readiness.notices
 
 
 @pytest.mark.parametrize("place", ["body", "close"])
@@ -286,7 +286,7 @@ def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(pl
     with gateway(lambda app: lambda *request: Broken(app(*request)), backend, {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert "is out of the chains" in running.condition.notices["plugins"]
+        assert "is out of the chains" in running.readiness.notices["plugins"]
         assert backend.closed == 1
         assert client(running).get("/orders").data == b"hello"
 
@@ -300,7 +300,7 @@ def test_disable_after_does_not_count_bodies_of_the_inside_that_break_off() -> N
     with gateway(lambda app: lambda *request: iter(app(*request)), Broken([]), {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert not running.condition.notices
+        assert not running.readiness.notices
 
 
 def test_disabled_middleware_is_back_after_a_reload() -> None:
@@ -316,12 +316,12 @@ def test_disabled_middleware_is_back_after_a_reload() -> None:
 
     wrap = Sometimes()
     first = made(None)
-    first.isolations["mine"].failed(KeyError("x"))
-    assert first.condition.notices
+    first.plugin_guards["mine"].failed(KeyError("x"))
+    assert first.readiness.notices
     second = made(first)
-    assert second.condition.notices, "the first is still the one that serves"
+    assert second.readiness.notices, "the first is still the one that serves"
     second.take_over(first)
-    assert not second.condition.notices and not second.isolations["mine"].out
+    assert not second.readiness.notices and not second.plugin_guards["mine"].out
 
 
 def test_plugin_that_may_fail_costs_nothing_by_itself() -> None:
@@ -332,7 +332,7 @@ def test_plugin_that_may_fail_costs_nothing_by_itself() -> None:
         def rgate_middlewares(self, gateway: Gateway) -> Middleware:
             return plain
 
-    assert not make_gateway({"plugins": {"mine": {"on_error": "fail"}}}, {}, {"mine": Plain()}).isolations
+    assert not make_gateway({"plugins": {"mine": {"on_error": "fail"}}}, {}, {"mine": Plain()}).plugin_guards
 
 
 @pytest.mark.parametrize("on_error", ["skip", {"disable_after": 5}])
@@ -346,4 +346,4 @@ def test_use_entry_can_be_skipped_too() -> None:
     config = {"use": [{"app": f"{__name__}:before", "name": "used", "on_error": "skip", "timed": True}]}
     with running_gateway(config, {"orders": answering(b"ok")}) as running:
         assert client(running).get("/orders").data == b"ok"
-        assert "plugin 'used' (use) has failed" in running.condition.notices["plugins"]
+        assert "plugin 'used' (use) has failed" in running.readiness.notices["plugins"]

@@ -12,8 +12,8 @@ import pytest
 
 from rgate import BadResponse, Exchange, GatewayError, NoEndpoint, RequestError
 from rgate.chain.exchange import ENVIRON_KEY
-from rgate.chain.scope import ExchangeScope, raise_refused
-from rgate.http1.environ import FIELDS_KEY, REFUSED_KEY, TARGET_KEY
+from rgate.chain.scope import ExchangeScope, reject
+from rgate.http1.environ import FIELDS_KEY, REJECTION_KEY, TARGET_KEY
 from rgate.testing import answering, make_environ
 
 App = Callable[..., Iterable[bytes]]
@@ -55,7 +55,7 @@ class Scope:
             return app(environ, start_response)
 
         routes = {f"/{name}": route for name, route in local_routes.items()}
-        self.app = ExchangeScope(watched, raise_refused, routes, self.fail)
+        self.app = ExchangeScope(watched, reject, routes, self.fail)
 
     def fail(self, exchange: Exchange, error: BaseException, hook: str = "") -> None:
         self.failures.append(error)
@@ -148,10 +148,10 @@ class Leaking:
 
     def __init__(self, answer: Iterable[bytes] | Exception) -> None:
         self.answer = answer
-        self.streaming = Body(b"hello")
+        self.upstream_body = Body(b"hello")
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        Exchange.of(environ).streaming = self.streaming
+        Exchange.of(environ).upstream_body = self.upstream_body
         if isinstance(self.answer, Exception):
             raise self.answer
         start_response("200 OK", [])
@@ -164,7 +164,7 @@ def test_scope_response_that_the_chain_has_left_open_is_closed(answer: Iterable[
     body = Scope(leaking).call().body
     list(body)
     getattr(body, "close", lambda: None)()
-    assert leaking.streaming.closed == 1
+    assert leaking.upstream_body.closed == 1
 
 
 def in_thread(call: Callable[[], object]) -> Any:
@@ -351,7 +351,7 @@ def test_scope_app_that_fails_before_it_begins_late_becomes_an_answer() -> None:
 
 def test_scope_request_that_the_server_refused_goes_the_refused_way() -> None:
     scope = Scope(answering(b"never"))
-    called = scope.call(**{REFUSED_KEY: RequestError("x"), TARGET_KEY: None, FIELDS_KEY: []})
+    called = scope.call(**{REJECTION_KEY: RequestError("x"), TARGET_KEY: None, FIELDS_KEY: []})
     assert called.started[0][0] == "400 Bad Request"
     assert scope.exchanges == []
 
@@ -417,7 +417,7 @@ def told_of(app: App, target: str = "/x") -> list[tuple[int, str | None, int]]:
 
     def fail(exchange: Exchange, error: BaseException, hook: str = "") -> None: ...
 
-    scope = ExchangeScope(app, raise_refused, {"/local": app}, fail, [failed])
+    scope = ExchangeScope(app, reject, {"/local": app}, fail, [failed])
 
     def start(status: str, headers: object, exc_info: Any = None) -> Any:
         if exc_info:
@@ -436,7 +436,7 @@ def told_of(app: App, target: str = "/x") -> list[tuple[int, str | None, int]]:
     return told
 
 
-def streaming(status: str, *blocks: bytes | Exception) -> App:
+def upstream_body(status: str, *blocks: bytes | Exception) -> App:
     def app(environ: object, start_response: Any) -> Iterable[bytes]:
         start_response(status, [])
         return Body(*blocks)
@@ -450,9 +450,9 @@ def streaming(status: str, *blocks: bytes | Exception) -> App:
         (answering(b"x"), []),
         (answering(b"x", status="404 Not Found"), []),
         (answering(b"x", status="502 Bad Gateway"), [(502, None, 1)]),
-        (streaming("200 OK", b"abc"), []),
-        (streaming("500 Broken", b"abc"), [(500, None, 3)]),
-        (streaming("200 OK", b"abc", BadResponse("cut")), [(200, "bad_response", 3)]),
+        (upstream_body("200 OK", b"abc"), []),
+        (upstream_body("500 Broken", b"abc"), [(500, None, 3)]),
+        (upstream_body("200 OK", b"abc", BadResponse("cut")), [(200, "bad_response", 3)]),
         (raising(NoEndpoint()), [(503, "no_endpoint", 115)]),
     ],
     ids=range(7),
@@ -470,6 +470,6 @@ def test_listener_that_fails_costs_its_line_only(caplog: pytest.LogCaptureFixtur
     def failing(exchange: Exchange, environ: object) -> None:
         raise ZeroDivisionError
 
-    scope = ExchangeScope(raising(NoEndpoint()), raise_refused, {}, lambda *failure: None, [failing])
+    scope = ExchangeScope(raising(NoEndpoint()), reject, {}, lambda *failure: None, [failing])
     assert json.loads(b"".join(scope(make_environ("/x"), lambda *_: lambda _: None)))["reason"] == "no_endpoint"
     assert "ZeroDivisionError" in caplog.text

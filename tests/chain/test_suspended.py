@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rgate import ClientClosed, Exchange, Parked
-from rgate.http1.environ import CLIENT_KEY
+from rgate import ClientClosed, Exchange, SuspendedResponse
+from rgate.http1.environ import CONNECTION_KEY
 from rgate.testing import make_environ, make_exchange
 
 
@@ -46,8 +46,8 @@ def begun() -> Begun:
 
 
 @pytest.fixture
-def parked(exchange: Exchange, begun: Begun) -> Parked:
-    return Parked(make_environ(exchange=exchange), 5, begun, begun.end)
+def parked(exchange: Exchange, begun: Begun) -> SuspendedResponse:
+    return SuspendedResponse(make_environ(exchange=exchange), 5, begun, begun.end)
 
 
 def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
@@ -55,12 +55,12 @@ def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
     return list(body)
 
 
-def test_it_stands_in_the_exchange(exchange: Exchange, parked: Parked) -> None:
+def test_it_stands_in_the_exchange(exchange: Exchange, parked: SuspendedResponse) -> None:
     assert exchange.parked is parked
 
 
-@pytest.mark.parametrize(("wake", "in_time"), [(Parked.wake, True), (Parked.expire, False)])
-def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, parked: Parked, begun: Begun) -> None:
+@pytest.mark.parametrize(("wake", "in_time"), [(SuspendedResponse.wake, True), (SuspendedResponse.expire, False)])
+def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
     told: list[str] = []
     parked.attend(lambda: told.append("woken"))
     wake(parked)
@@ -72,21 +72,21 @@ def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, par
     assert (begun.in_time, begun.ended, begun.closed) == ([in_time], 1, True)
 
 
-def test_woken_before_the_server_attends_it_is_told_of_at_once(parked: Parked) -> None:
+def test_woken_before_the_server_attends_it_is_told_of_at_once(parked: SuspendedResponse) -> None:
     told: list[str] = []
     parked.wake()
     parked.attend(lambda: told.append("woken"))
     assert told == ["woken"]
 
 
-def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, parked: Parked, begun: Begun) -> None:
+def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
     parked.abandon()
     with pytest.raises(ClientClosed):
         resumed(exchange, parked)
     assert (begun.in_time, begun.ended) == ([], 1)
 
 
-def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(parked: Parked, begun: Begun) -> None:
+def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(parked: SuspendedResponse, begun: Begun) -> None:
     assert list(parked) == [b"one", b"two"]
     assert begun.in_time == [False]
 
@@ -94,19 +94,19 @@ def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(
 def test_parked_again_it_yields_nothing_and_then_what_comes(exchange: Exchange) -> None:
     environ = make_environ(exchange=exchange)
     second = Begun()
-    first = Parked(environ, 5, lambda in_time: Parked(environ, 5, second))
+    first = SuspendedResponse(environ, 5, lambda in_time: SuspendedResponse(environ, 5, second))
     exchange.parked = None
     assert next(first) == b""
     assert exchange.parked is not None and exchange.parked is not first
     assert resumed(exchange, first) == [b"one", b"two"]
 
 
-def test_closed_it_never_goes_on(exchange: Exchange, parked: Parked, begun: Begun) -> None:
+def test_closed_it_never_goes_on(exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
     parked.close()
     assert resumed(exchange, parked) == []
     assert (begun.in_time, begun.ended) == ([], 1)
 
 
 def test_only_rgates_own_server_lets_a_request_wait() -> None:
-    assert not Parked.can_wait(make_environ())
-    assert Parked.can_wait({**make_environ(), CLIENT_KEY: object()})
+    assert not SuspendedResponse.can_wait(make_environ())
+    assert SuspendedResponse.can_wait({**make_environ(), CONNECTION_KEY: object()})

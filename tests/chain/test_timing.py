@@ -52,7 +52,7 @@ def spent(app: App, middleware: Middleware, time: Time, raises: type[Exception] 
     return {name: round(seconds, 6) for name, seconds in (exchange.plugin_seconds or {}).items()}
 
 
-def slow(time: Time, streaming: bool) -> App:
+def slow(time: Time, upstream_body: bool) -> App:
     """An app that takes 10 s for everything that it does."""
 
     def blocks() -> Iterator[bytes]:
@@ -64,7 +64,7 @@ def slow(time: Time, streaming: bool) -> App:
         time.passes(10)
         start_response("200 OK", [])
         time.passes(10)
-        return blocks() if streaming else [b"a", b"b"]
+        return blocks() if upstream_body else [b"a", b"b"]
 
     return app
 
@@ -90,8 +90,8 @@ class Body:
         getattr(self.body, "close", lambda: None)()
 
 
-@pytest.mark.parametrize(("streaming", "seconds"), [(False, 1.2), (True, 1.221)])
-def test_timed_middleware_counts_its_own_time_and_nothing_elses(streaming: bool, seconds: float, time: Time) -> None:
+@pytest.mark.parametrize(("upstream_body", "seconds"), [(False, 1.2), (True, 1.221)])
+def test_timed_middleware_counts_its_own_time_and_nothing_elses(upstream_body: bool, seconds: float, time: Time) -> None:
     def wrap(app: App, options: Any) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
             def start(status: str, headers: Any, exc_info: Any = None) -> Any:
@@ -101,11 +101,11 @@ def test_timed_middleware_counts_its_own_time_and_nothing_elses(streaming: bool,
             time.passes(0.5)
             body = app(environ, start)
             time.passes(0.5)
-            return Body(time, body) if streaming else body
+            return Body(time, body) if upstream_body else body
 
         return call
 
-    assert spent(slow(time, streaming), Middleware("mine", wrap), time) == {"mine": seconds}
+    assert spent(slow(time, upstream_body), Middleware("mine", wrap), time) == {"mine": seconds}
 
 
 def test_timed_middleware_that_answers_itself_is_counted(time: Time) -> None:

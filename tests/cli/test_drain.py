@@ -8,7 +8,7 @@ import pytest
 
 from rgate.cli import main as cli
 from rgate.serving.server import Server
-from rgate.testing import ScriptedBackend, answering, http_response, refusing_url, running_gateway
+from rgate.testing import ScriptedBackend, answering, closed_port_url, http_response, running_gateway
 
 from ..raw_client import RawClient
 from ..serving.live import serving
@@ -61,7 +61,7 @@ def test_undo_without_an_endpoint_is_a_wrong_command(capsys: pytest.CaptureFixtu
 
 
 def test_drain_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing_url() as url:
+    with closed_port_url() as url:
         assert rgate("drain", "orders-1", "--url", url) == 1
     assert "no gateway answers at" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ import pytest
 from rgate import Config
 from rgate.cli import main as cli
 from rgate.cli.find_gateway import Where, find, impossible
-from rgate.cli.http_client import NoAnswer
+from rgate.cli.http_client import GatewayUnreachable
 from rgate.config import load
 from rgate.plugin.registry import Registry
 from rgate.plugins.admin import AdminOptions
@@ -61,7 +61,9 @@ def test_only_socket_is_the_one_that_is_meant(sockets: Path) -> None:
 
 def test_of_several_sockets_one_must_be_named(sockets: Path) -> None:
     with listening(sockets, 9000) as one, listening(sockets, 9001) as other:
-        with pytest.raises(NoAnswer, match=f"several gateways run here: {one}, {other}; name one with --url, or its config"):
+        with pytest.raises(
+            GatewayUnreachable, match=f"several gateways run here: {one}, {other}; name one with --url, or its config"
+        ):
             where()
         assert where("http://127.0.0.1:9001").url == other
         assert where("localhost:9000").url == one
@@ -114,7 +116,7 @@ def test_socket_of_another_user_is_told(sockets: Path, monkeypatch: pytest.Monke
     config = write("my.yml", "server: {port: 9000}")
     with listening(sockets, 9000) as theirs:
         for path in (None, config):
-            with pytest.raises(NoAnswer, match=f"{theirs}: no permission; ask as root, or as the user"):
+            with pytest.raises(GatewayUnreachable, match=f"{theirs}: no permission; ask as root, or as the user"):
                 where(path=path)
         assert where(path=config, at_port=True) == Where("http://127.0.0.1:9000")
         assert where(at_port=True).remark.startswith(f"{theirs}: no permission")
@@ -151,7 +153,7 @@ def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: 
         with gateway.running():
             assert client(gateway).get("/-/live").status_code == 200
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == gateway.condition.notices["admin"]
+    assert told == gateway.readiness.notices["admin"]
     assert "no admin socket" in told and "not this user's alone" in told and "more than 96 bytes" in told
     assert "make one of these directories writable, or set plugins.admin.address" in told
 

@@ -13,7 +13,7 @@ import pytest
 from rgate import Gateway
 from rgate.cli import main as cli
 from rgate.cli.healthcheck import ask, run
-from rgate.testing import ScriptedBackend, http_response, refusing_url, running_gateway
+from rgate.testing import ScriptedBackend, closed_port_url, http_response, running_gateway
 
 from ..certificates import authority
 from ..serving.live import serving
@@ -35,14 +35,14 @@ def test_ready_gateway_is_exit_code_0(gateway: Gateway, capsys: pytest.CaptureFi
 
 
 def test_gateway_that_is_not_ready_is_exit_code_1_with_every_reason(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
-    gateway.condition.unready.update({"stopping": "SIGTERM 3 s ago", "other": "why"})
+    gateway.readiness.not_ready_reasons.update({"stopping": "SIGTERM 3 s ago", "other": "why"})
     with serving(gateway) as server:
         assert run(server.url) == 1
         assert capsys.readouterr() == ("", "not ready: stopping: SIGTERM 3 s ago; other: why\n")
 
 
 def test_gateway_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing_url() as url:
+    with closed_port_url() as url:
         assert run(url) == 1
         assert capsys.readouterr().err == f"no gateway answers at {url}: Connection refused\n"
 

@@ -28,7 +28,7 @@ from rgate.cli.main import main
 from rgate.discovery import Change
 from rgate.plugins import BUILTIN
 from rgate.process.runner import serve, start_line
-from rgate.testing import ScriptedBackend, ScriptedConnection, answering, http_response, make_gateway, refusing_url
+from rgate.testing import ScriptedBackend, ScriptedConnection, answering, closed_port_url, http_response, make_gateway
 from rgate.version import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -234,7 +234,7 @@ def test_listening_that_fails_says_why_and_what_to_do(error: OSError, words: str
 # A gateway in the foreground
 
 
-class Running:
+class GatewayRuntime:
     """`python rgate.py …` as a child process, whose lines are read as they come."""
 
     def __init__(self, *arguments: str) -> None:
@@ -276,8 +276,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*arguments: str) -> Iterator[Running]:
-    gateway = Running(*arguments)
+def running(*arguments: str) -> Iterator[GatewayRuntime]:
+    gateway = GatewayRuntime(*arguments)
     try:
         yield gateway
     finally:
@@ -484,7 +484,7 @@ def test_stats_of_something_else_are_an_error(response: bytes, words: str, capsy
 
 
 def test_stats_of_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing_url() as url:
+    with closed_port_url() as url:
         assert main(["stats", "--url", url]) == 1
     assert (
         capsys.readouterr().err == f"no gateway answers at {url}/stats: Connection refused; is it running? --url names another\n"
@@ -571,7 +571,7 @@ def test_demo_at_once_kills_every_process() -> None:
 def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SERVICES", (("no_such_service", 1),))
     words = r"no_such_service-1 does not start; see why with: \S+ \S+/no_such_service/app.py --port 0"
-    with pytest.raises(demo.NoDemo, match=words), demo.backends(docker=False):
+    with pytest.raises(demo.DemoUnavailable, match=words), demo.backends(docker=False):
         pass
 
 
@@ -633,14 +633,14 @@ def test_demo_with_docker_takes_the_old_compose(monkeypatch: pytest.MonkeyPatch,
 
 def test_demo_with_docker_but_no_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = fake_docker(tmp_path, monkeypatch, "docker version")
-    with pytest.raises(demo.NoDemo, match="needs a Docker engine, and none answers"), demo.backends(docker=True):
+    with pytest.raises(demo.DemoUnavailable, match="needs a Docker engine, and none answers"), demo.backends(docker=True):
         pass
     assert "up" not in log.read_text()
 
 
 def test_demo_with_containers_that_fail_takes_them_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = fake_docker(tmp_path, monkeypatch, " up ")
-    with pytest.raises(demo.NoDemo, match="the containers do not start"), demo.backends(docker=True):
+    with pytest.raises(demo.DemoUnavailable, match="the containers do not start"), demo.backends(docker=True):
         pass
     assert log.read_text().splitlines()[-1].endswith("down --timeout 2")
 

@@ -10,7 +10,7 @@ from rgate import Gateway, RgateError
 from rgate.cli import main as cli
 from rgate.cli.http_client import _is_here
 from rgate.serving.server import Server
-from rgate.testing import answering, client, make_gateway, refusing_url, running_gateway
+from rgate.testing import answering, client, closed_port_url, make_gateway, running_gateway
 
 from ..certificates import authority
 from ..serving.live import serving
@@ -50,7 +50,7 @@ def test_reload_tells_how_it_went(
     gateway: Gateway, server: Server, problems: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.on_reload = answer(problems)
-    gateway.condition.notices["restart"] = "server.port stays 8080"
+    gateway.readiness.notices["restart"] = "server.port stays 8080"
     assert cli.main(["reload", "--url", server.url]) == code
     assert capsys.readouterr() == (out, err)
 
@@ -66,7 +66,7 @@ def test_reload_of_which_nobody_knows_is_exit_code_1(
 
 
 def test_reload_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing_url() as url:
+    with closed_port_url() as url:
         assert cli.main(["reload", "--url", url]) == 1
     assert "no gateway answers at" in capsys.readouterr().err
 
@@ -98,6 +98,6 @@ def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.Ca
 
 def test_page_shows_what_is_to_be_known_of_the_config_and_no_web_page_may_reload() -> None:
     gateway = make_gateway(HERE, {})
-    gateway.condition.notices |= {"config": "refused, the one before is in force: no", "health": "something else"}
+    gateway.readiness.notices |= {"config": "refused, the one before is in force: no", "health": "something else"}
     assert client(gateway).get("/-/reload").json == {"notices": {"config": "refused, the one before is in force: no"}}
     assert client(gateway).post("/-/reload", headers={"Origin": "http://evil.example"}).status_code == 404

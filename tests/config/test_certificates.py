@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.tls.certificates import PemError, _name_in, names_of
+from rgate.tls.certificates import PemError, _name_in, dns_names
 
 from ..certificates import PASSWORD, authority
 from .configs import ONE_BACKEND, loaded, problems
@@ -152,19 +152,19 @@ def test_password_is_never_shown() -> None:
 
 
 def test_names_are_those_of_the_certificate() -> None:
-    assert names_of(SHOP.both, None, None) == ("shop.example", "*.shop.example")
-    assert names_of(TRUSTED.issue("127.0.0.1", common_name="Named.example").both, None, None) == ("named.example",)
+    assert dns_names(SHOP.both, None, None) == ("shop.example", "*.shop.example")
+    assert dns_names(TRUSTED.issue("127.0.0.1", common_name="Named.example").both, None, None) == ("named.example",)
 
 
 def test_certificate_for_clients_only_is_no_certificate_for_a_server(tmp_path: Path) -> None:
     pem = self_signed(tmp_path / "client.pem", *CURVE, "-addext", "extendedKeyUsage=clientAuth")
     with pytest.raises(PemError, match="no certificate for a server"):
-        names_of(pem, f"{pem}.key", None)
+        dns_names(pem, f"{pem}.key", None)
 
 
 def test_expired_certificate_is_read_all_the_same() -> None:
     old = TRUSTED.issue("old.example", not_after=datetime(2001, 1, 1, tzinfo=UTC))
-    assert names_of(old.both, None, None) == ("old.example",)
+    assert dns_names(old.both, None, None) == ("old.example",)
 
 
 BACKEND = "backends:\n  - name: ledger\n    endpoints: ['{}']\n    tls: {{{}}}\n"

@@ -36,8 +36,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "server.tls.client_certificates": models.ClientCertificatesConfig,
     "docker": models.DockerConfig,
     "plugins": models.PluginsConfig,
-    "plugins.NAME": models.TreatmentConfig,
-    "use": models.UseConfig,
+    "plugins.NAME": models.PluginCommonConfig,
+    "use": models.WSGIMiddlewareConfig,
 }
 
 

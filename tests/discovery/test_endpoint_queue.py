@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from rgate import Backend, EndpointQueue, Instance, Parked, Refused
+from rgate import Backend, ConnectionRefused, EndpointQueue, Instance, SuspendedResponse
 from rgate.discovery import EndpointTable
-from rgate.http1.environ import CLIENT_KEY
+from rgate.http1.environ import CONNECTION_KEY
 from rgate.testing import make_environ, make_exchange
 
 from .sources import Listing, found, until
@@ -28,16 +28,18 @@ class World:
         self.table.refresh()
         self.queue = EndpointQueue(lambda: self.now)
         self.queue.follow(self.table, backends or (BACKEND,), most)
-        self.parked: list[Parked] = []
+        self.parked: list[SuspendedResponse] = []
 
     def finds(self, *instances: Instance) -> None:
         self.source.instances = instances
         self.table.refresh()
 
-    def request(self, started: float | None = None, backend: Backend = BACKEND, has_failed: bool = True) -> Parked | None:
+    def request(
+        self, started: float | None = None, backend: Backend = BACKEND, has_failed: bool = True
+    ) -> SuspendedResponse | None:
         exchange = make_exchange()
         exchange.started = self.now if started is None else started
-        environ = {**make_environ(exchange=exchange), CLIENT_KEY: object()}
+        environ = {**make_environ(exchange=exchange), CONNECTION_KEY: object()}
         parked = self.queue.parked(environ, backend, lambda in_time: [], has_failed)
         if parked is not None:
             self.parked.append(parked)
@@ -65,10 +67,10 @@ def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_second
 
 def test_backend_whose_loss_the_queue_is_just_being_told_of_is_waited_for() -> None:
     with world() as made:
-        asked: list[Parked | None] = []
+        asked: list[SuspendedResponse | None] = []
         table = EndpointTable([BACKEND], [made.source])
         table.refresh()
-        table.on_swap(lambda snapshot: asked.append(made.request()) if not snapshot.endpoints["fixed"] else None)
+        table.on_snapshot(lambda snapshot: asked.append(made.request()) if not snapshot.endpoints["fixed"] else None)
         made.queue.follow(table, [BACKEND], 100)  # it is told after the callback above
         made.source.instances = ()
         table.refresh()
@@ -106,8 +108,8 @@ def test_endpoint_that_refuses_is_waited_for_only_if_it_has_answered_before() ->
 def test_nobody_waits_where_nothing_can_wait() -> None:
     with world() as made:
         made.finds()
-        with pytest.raises(Refused):
-            made.queue.park(make_environ(), BACKEND, lambda in_time: [], Refused())
+        with pytest.raises(ConnectionRefused):
+            made.queue.park(make_environ(), BACKEND, lambda in_time: [], ConnectionRefused())
         assert made.request(backend=Backend("fixed", wait_seconds=0.0)) is None
 
 
@@ -142,7 +144,7 @@ def test_a_crowd_is_not_let_go_at_once() -> None:
         made.finds(HERE)
         until(lambda: any(parked and parked.woken for parked in crowd), "some are let go")
         endpoint = made.queue.endpoints("fixed")[0]
-        endpoint.load.running.update(make_exchange() for _ in range(32))  # no room any more
+        endpoint.state.active_exchanges.update(make_exchange() for _ in range(32))  # no room any more
         woken = sum(1 for parked in crowd if parked and parked.woken)
         assert woken < 600
         until(lambda: all(parked and parked.woken for parked in crowd), "but all in the end")

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from rgate import Backend, Endpoint
-from rgate.discovery import EndpointTable, SetAside, Snapshot
+from rgate.discovery import EndpointTable, ExcludedEndpoint, Snapshot
 
 from .sources import DEADLINE_SECONDS, PAYMENT, Hanging, Listing, ids, payment, table
 
@@ -30,7 +30,7 @@ def endpoint(live: EndpointTable, id: str) -> Endpoint:
 
 
 def reasons(snapshot: Snapshot) -> dict[str, str]:
-    return {aside.endpoint.id: str(aside) for aside in snapshot.set_aside.get("payment", ())}
+    return {aside.endpoint.id: str(aside) for aside in snapshot.excluded.get("payment", ())}
 
 
 def test_set_aside_endpoint_leaves_the_candidates_until_it_is_taken_back(live: EndpointTable) -> None:
@@ -38,12 +38,12 @@ def test_set_aside_endpoint_leaves_the_candidates_until_it_is_taken_back(live: E
     before = live.snapshot
     live.set_aside(a, "drain", "draining")
     assert ids(live.snapshot, "payment") == ["b"]
-    assert live.snapshot.set_aside["payment"] == (SetAside(a, {"drain": "draining"}),)
+    assert live.snapshot.excluded["payment"] == (ExcludedEndpoint(a, {"drain": "draining"}),)
     assert [e.id for e in live.snapshot.found["payment"]] == ["a", "b"]
-    live.take_back(a, "drain")
+    live.readmit(a, "drain")
     assert live.snapshot.endpoints["payment"] is before.endpoints["payment"], "the same tuple as before"
-    assert live.snapshot.set_aside == {}
-    assert live.snapshot.endpoints["payment"][0].load is a.load
+    assert live.snapshot.excluded == {}
+    assert live.snapshot.endpoints["payment"][0].state is a.state
 
 
 def test_set_aside_by_two_is_back_when_both_have_taken_it_back(live: EndpointTable) -> None:
@@ -51,11 +51,11 @@ def test_set_aside_by_two_is_back_when_both_have_taken_it_back(live: EndpointTab
     live.set_aside(a, "drain", "draining")
     live.set_aside(a, "ejection", "ejected")
     assert reasons(live.snapshot) == {"a": "draining; ejected"}
-    live.take_back(a, "drain")
+    live.readmit(a, "drain")
     assert ids(live.snapshot, "payment") == ["b"]
-    live.take_back(a, "drain")
+    live.readmit(a, "drain")
     assert ids(live.snapshot, "payment") == ["b"], "taken back twice is taken back once"
-    live.take_back(a, "ejection")
+    live.readmit(a, "ejection")
     assert ids(live.snapshot, "payment") == ["a", "b"]
 
 
@@ -136,8 +136,8 @@ def test_set_aside_is_told_like_what_discovery_finds(
         live.set_aside(a, "ejection", "ejected: 5 faults in a row")
         live.set_aside(a, "ejection", "on trial", on_trial=True)
         live.set_aside(a, "drain", "draining")
-        live.take_back(a, "ejection")
-        live.take_back(a, "drain")
+        live.readmit(a, "ejection")
+        live.readmit(a, "drain")
     assert told == [
         "backend payment: - name-of-a http://127.0.0.1:81 (ejected: 5 faults in a row)",
         "backend payment: + name-of-a http://127.0.0.1:81",
@@ -163,14 +163,14 @@ def test_set_aside_endpoint_that_comes_back_is_told_as_not_usable(live: Endpoint
 
 def test_on_swap_is_called_at_once_and_with_every_new_snapshot(live: EndpointTable, source: Listing) -> None:
     seen: list[list[str]] = []
-    live.on_swap(lambda snapshot: seen.append(ids(snapshot, "payment")))
+    live.on_snapshot(lambda snapshot: seen.append(ids(snapshot, "payment")))
     a = endpoint(live, "a")
     live.set_aside(a, "drain", "draining")
     live.set_aside(a, "drain", "draining")
     source.instances = [payment("a", 81), payment("b", 82, colour="blue")]
     live.refresh()
     live.refresh()
-    live.reshared()
+    live.weights_changed()
     assert seen == [["a", "b"], ["b"], ["b"], ["b"]], "nothing new is no swap, new labels are one"
 
 
@@ -178,7 +178,7 @@ def test_on_swap_callback_that_raises_stops_nothing(live: EndpointTable, caplog:
     def broken(snapshot: Snapshot) -> None:
         raise RuntimeError("broken callback")
 
-    live.on_swap(broken)
+    live.on_snapshot(broken)
     live.set_aside(endpoint(live, "a"), "drain", "draining")
     assert ids(live.snapshot, "payment") == ["b"]
     assert caplog.text.count("RuntimeError: broken callback") == 2

@@ -33,7 +33,7 @@ def test_next_table_begins_with_the_lists_of_before(running: Start) -> None:
     before = running(first(Listing("l", payment("a", 81))))
     after = successor(before, Hanging("l"))
     assert ids(after.snapshot, "payment") == ["a"]
-    assert after.snapshot.endpoints["payment"][0].load is before.snapshot.endpoints["payment"][0].load
+    assert after.snapshot.endpoints["payment"][0].state is before.snapshot.endpoints["payment"][0].state
 
 
 def test_source_that_cannot_be_listed_keeps_the_list_of_before(running: Start) -> None:
@@ -114,7 +114,7 @@ def test_what_is_set_aside_stays_so_and_is_taken_back_by_who_knows_the_old_table
     assert ids(after.snapshot, "payment") == ["b"]
     after.take_over(before)
     assert ids(after.snapshot, "payment") == ["b"]
-    before.take_back(a, "drain")
+    before.readmit(a, "drain")
     assert ids(after.snapshot, "payment") == ["a", "b"]
 
 

@@ -78,7 +78,7 @@ class TestMatching:
         joined.refresh()
         (one,), (two,) = joined.snapshot.endpoints["payment"], joined.snapshot.endpoints["other"]
         assert (one.backend, two.backend) == ("payment", "other")
-        assert one.load is two.load
+        assert one.state is two.state
 
     def test_sources_are_joined_and_sorted_by_id(self) -> None:
         joined = table(Listing("one", payment("c", 83), payment("a", 81)), Listing("two", payment("b", 82)))
@@ -192,15 +192,15 @@ class TestSnapshots:
         joined = table(source)
         joined.refresh()
         before = {endpoint.id: endpoint for endpoint in joined.snapshot.endpoints["payment"]}
-        before["a"].load.running.add(Exchange())
+        before["a"].state.active_exchanges.add(Exchange())
 
         source.instances = [Instance("a", "renamed", payment("a").labels, Address("http", "127.0.0.1", 81)), payment("b", 99)]
         joined.refresh()
         after = {endpoint.id: endpoint for endpoint in joined.snapshot.endpoints["payment"]}
         assert after["a"].name == "renamed"
-        assert after["a"].load is before["a"].load
-        assert after["a"].load.in_flight == 1
-        assert after["b"].load is not before["b"].load, "another address is another endpoint"
+        assert after["a"].state is before["a"].state
+        assert after["a"].state.in_flight == 1
+        assert after["b"].state is not before["b"].state, "another address is another endpoint"
 
     def test_endpoints_that_stay_are_the_same_tuple(self) -> None:
         source = Listing("l", payment("a"))
@@ -221,7 +221,7 @@ class TestSnapshots:
         joined.refresh()
         after = joined.snapshot.endpoints["payment"][0]
         assert after.labels["colour"] == "green"
-        assert after.load is before.load
+        assert after.state is before.state
 
     def test_failing_source_keeps_its_last_good_list_and_says_how_old_it_is(self, caplog: pytest.LogCaptureFixture) -> None:
         now = [100.0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rgate import Instance, RgateError
 from rgate.discovery import Timing
-from rgate.discovery.source_watcher import SourceLoop
+from rgate.discovery.source_watcher import SourceWatcher
 
 from .sources import Listing, Watching
 
@@ -49,7 +49,7 @@ class FakeTime:
         return after is not None
 
     def keep_listed(self, source: Listing) -> None:
-        SourceLoop(source, lambda *_: None, lambda *_: None, Timing(), self.clock, self.wait).keep_listed(self.stop)
+        SourceWatcher(source, lambda *_: None, lambda *_: None, Timing(), self.clock, self.wait).keep_listed(self.stop)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ class TestListing:
 class TestWatching:
     def run(
         self, source: Any, rounds: int, *, lists_well: bool = True, lasting: float = 0.0
-    ) -> tuple[list[float], list[bool], SourceLoop]:
+    ) -> tuple[list[float], list[bool], SourceWatcher]:
         """Watch `rounds` times; the pauses between, and whether each was followed by a notice."""
         stop, now, pauses, noticed = threading.Event(), [0.0], [], []
 
@@ -131,7 +131,7 @@ class TestWatching:
             watch(changed, stop)
 
         source.watch = lasted
-        loop = SourceLoop(source, lambda *_: None, lambda *_: None, Timing(), lambda: now[0], wait)
+        loop = SourceWatcher(source, lambda *_: None, lambda *_: None, Timing(), lambda: now[0], wait)
         source.error = None if lists_well else RgateError("away")
         loop.list_once()
         loop.keep_watched(stop)

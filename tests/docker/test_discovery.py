@@ -123,7 +123,7 @@ def test_renamed_container_is_the_same_endpoint_by_another_name(watched: Watched
         container.rename(name)
     (after,) = watched.endpoints
     assert (after.id, after.address) == (before.id, before.address)
-    assert after.load is before.load
+    assert after.state is before.state
 
 
 def test_container_restarted_on_another_port_is_an_endpoint_there(watched: Watched, backends: Backends) -> None:
@@ -133,7 +133,7 @@ def test_container_restarted_on_another_port_is_an_endpoint_there(watched: Watch
     with watched.sees("restart on another port", lambda: [e.address for e in watched.endpoints] not in ([], [before.address])):
         container.restart(timeout=5)
     assert watched.addresses == [published_address(container)]
-    assert watched.endpoints[0].load is not before.load
+    assert watched.endpoints[0].state is not before.state
 
 
 def test_container_with_the_label_drain_is_shown_as_draining(watched: Watched, backends: Backends) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rgate.http1.request import RequestReader
+from rgate.http1.request import RequestParser
 from rgate.testing import ScriptedBackend, http_response
 
 
@@ -20,4 +20,4 @@ def backend() -> Iterator[ScriptedBackend]:
     with ScriptedBackend(script) as running:
         yield running
         for request in running.requests:  # whatever a test has sent: what goes on is one strictly valid message
-            RequestReader().read(request.head.removesuffix(b"\r\n\r\n"))
+            RequestParser().read(request.head.removesuffix(b"\r\n\r\n"))

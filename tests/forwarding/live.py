@@ -30,7 +30,7 @@ class Forwarding:
     def in_flight(self) -> int:
         """How many requests the endpoints are working on."""
         endpoints = self.gateway.table.snapshot.endpoints.values()
-        return sum(endpoint.load.in_flight for several in endpoints for endpoint in several)
+        return sum(endpoint.state.in_flight for several in endpoints for endpoint in several)
 
 
 @contextmanager

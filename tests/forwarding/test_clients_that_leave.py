@@ -44,7 +44,7 @@ def waits_for_the_end(ended: threading.Event, begin: bytes = b"") -> Callable[[S
 STREAMING = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 
 
-@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200", STREAMING], ids=["no response", "half a head", "streaming"])
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200", STREAMING], ids=["no response", "half a head", "upstream_body"])
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
 def test_client_that_leaves_ends_the_backends_work(begin: bytes, leave: Callable[[RawClient], None]) -> None:
     ended = threading.Event()
@@ -150,7 +150,7 @@ def test_client_that_leaves_within_a_small_body_is_not_heard_of(sent: bytes, lim
 def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:
     errors: list[str | None] = []
 
-    class Watching:
+    class ReloadTrigger:
         @hookimpl
         def rgate_middlewares(self, gateway: Gateway) -> Middleware:
             def wrap(app: Any, options: object) -> Any:
@@ -161,12 +161,12 @@ def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCa
 
                 return call
 
-            return Middleware("watching", wrap, before="faults", edits_environ=False)
+            return Middleware("watching", wrap, before="faults", modifies_request=False)
 
     ended = threading.Event()
     with (
         ScriptedBackend(waits_for_the_end(ended, STREAMING)) as backend,
-        forwarding(backend, plugins={"watching": Watching()}) as live,
+        forwarding(backend, plugins={"watching": ReloadTrigger()}) as live,
         RawClient(live.url) as client,
     ):
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -10,8 +10,8 @@ import pytest
 from rgate import Address, ConnectTimeout, Timeouts
 from rgate.forwarding import connecting
 from rgate.forwarding.connecting import MAX_CONNECTING, MIN_CONNECTING, ConnectQueue
-from rgate.forwarding.upstream import Upstreams
-from rgate.testing import ScriptedBackend, refusing_url
+from rgate.forwarding.upstream import UpstreamPools
+from rgate.testing import ScriptedBackend, closed_port_url
 
 from ..waiting import eventually
 
@@ -141,7 +141,7 @@ def test_queue_that_is_narrow_counts_connections_until_the_backend_has_answered(
 @pytest.mark.usefixtures("patient")
 def test_connecting_includes_the_wait_for_a_place() -> None:
     with ScriptedBackend() as backend:
-        pool = Upstreams().at(Address("http", "127.0.0.1", backend.port)).pool
+        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
         full(pool.connecting)
         with pytest.raises(ConnectTimeout):
             pool.fresh(Timeouts(connect_seconds=0.05))
@@ -149,9 +149,9 @@ def test_connecting_includes_the_wait_for_a_place() -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_connecting_leaves_its_place_however_it_ends() -> None:
-    with ScriptedBackend() as backend, refusing_url() as url:
-        pool = Upstreams().at(Address("http", "127.0.0.1", backend.port)).pool
-        refused = Upstreams().at(Address("http", "127.0.0.1", int(url.rpartition(":")[2]))).pool
+    with ScriptedBackend() as backend, closed_port_url() as url:
+        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
+        refused = UpstreamPools().at(Address("http", "127.0.0.1", int(url.rpartition(":")[2]))).pool
         for _ in range(2):
             pool.fresh(Timeouts()).close()
             with pytest.raises(Exception, match="refused"):
@@ -163,7 +163,7 @@ def test_connecting_leaves_its_place_however_it_ends() -> None:
 @pytest.mark.usefixtures("patient")
 def test_connection_of_a_narrow_queue_leaves_its_place_with_the_first_answer() -> None:
     with ScriptedBackend() as backend:
-        pool = Upstreams().at(Address("http", "127.0.0.1", backend.port)).pool
+        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
         pool.connecting.connected(object(), 1.0, answered=True)
         connection = pool.fresh(Timeouts())
         assert pool.connecting._holders

@@ -150,7 +150,7 @@ STREAMED = [
 
 @pytest.mark.parametrize("head", STREAMED)
 def test_connection_is_not_used_again_after_a_streamed_response_that_says_so(head: bytes) -> None:
-    streaming = threading.Event()
+    upstream_body = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
         while connection.read_request() is not None:
@@ -158,20 +158,20 @@ def test_connection_is_not_used_again_after_a_streamed_response_that_says_so(hea
                 connection.send(http_response(b"clean"))
                 continue
             connection.send(head)
-            passed(streaming)
+            passed(upstream_body)
             connection.send(b"ok")
 
     with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         head = client.until(b"\r\n\r\n")
-        streaming.set()
+        upstream_body.set()
         assert client.read(2) == b"ok"
         client.send(SMALL_POST)
         assert client.response().body == b"clean"
 
 
 def test_connection_is_not_used_again_after_a_streamed_response_that_is_too_long() -> None:
-    streaming = threading.Event()
+    upstream_body = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
         while connection.read_request() is not None:
@@ -179,13 +179,13 @@ def test_connection_is_not_used_again_after_a_streamed_response_that_is_too_long
                 connection.send(http_response(b"clean"))
                 continue
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
-            passed(streaming)
+            passed(upstream_body)
             connection.send(b"ok" + http_response(b"poison"))
 
     with ScriptedBackend(script) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(GET)
         client.until(b"\r\n\r\n")
-        streaming.set()
+        upstream_body.set()
         assert client.read(2) == b"ok"
         assert client.get().body == b"clean"
         assert len(backend.connections) == 2
@@ -229,7 +229,7 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
         live.gateway.upstreams.keep(())
         eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
-        endpoint.load.upstream = None  # as a new endpoint of that address has it
+        endpoint.state.upstream = None  # as a new endpoint of that address has it
         for _ in range(3):
             assert client.get().body == b"ok"
         assert len(backend.connections) == 2, "connections are reused after the endpoint has come back"

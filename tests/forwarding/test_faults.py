@@ -11,7 +11,7 @@ from time import monotonic
 
 import pytest
 
-from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, refusing_url
+from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response
 
 from ..raw_client import RawClient, RawResponse
 from ..waiting import eventually, passed
@@ -44,7 +44,7 @@ def test_fault_no_endpoint() -> None:
 
 
 def test_fault_refused_at_once() -> None:
-    with refusing_url() as url, forwarding(url) as live, RawClient(live.url) as client:
+    with closed_port_url() as url, forwarding(url) as live, RawClient(live.url) as client:
         begin = monotonic()
         is_fault(client.get(), 503, "refused")
         assert monotonic() - begin < 1
@@ -52,7 +52,7 @@ def test_fault_refused_at_once() -> None:
 
 
 def test_fault_refused_of_a_post_answers_it_too() -> None:
-    with refusing_url() as url, forwarding(url) as live, RawClient(live.url) as client:
+    with closed_port_url() as url, forwarding(url) as live, RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
         is_fault(client.response(), 503, "refused")
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
@@ -162,7 +162,7 @@ def test_fault_bad_response() -> None:
 
 
 def test_fault_in_answer_to_head_has_no_body() -> None:
-    with refusing_url() as url, forwarding(url) as live, RawClient(live.url) as client:
+    with closed_port_url() as url, forwarding(url) as live, RawClient(live.url) as client:
         response = client.get(method="HEAD")
         assert (response.status, response.value("Retry-After")) == (503, "1")
         assert client.get().status == 503
@@ -250,7 +250,7 @@ def test_backend_that_comes_back_is_used_again_at_once() -> None:
 
 
 def test_endpoints_that_fail_hurt_only_their_own_requests() -> None:
-    with refusing_url() as bad, ScriptedBackend() as good, forwarding(bad, good) as live, RawClient(live.url) as client:
+    with closed_port_url() as bad, ScriptedBackend() as good, forwarding(bad, good) as live, RawClient(live.url) as client:
         statuses = [client.get().status for _ in range(60)]
     assert set(statuses) <= {200, 503}
     assert 200 in statuses

@@ -14,7 +14,7 @@ import pytest
 
 from rgate import Exchange
 from rgate.plugins.access_log import _GET, Record, sent
-from rgate.plugins.stats.aggregator import CLIENT_CLOSED, Pending
+from rgate.plugins.stats.aggregator import CLIENT_CLOSED, Aggregator
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
@@ -185,14 +185,14 @@ class Seen:
 
     def __init__(self, live: Forwarding, app: Callable[..., object]) -> None:
         self.records: list[dict[str, object]] = []
-        self.pending = Pending()
+        self.pending = Aggregator()
         live.server.app = self  # type: ignore[assignment]
         self._app = app
 
     def __call__(self, environ: dict[str, object], start_response: object) -> object:
         body = self._app(environ, start_response)
         self._sent = sent(environ)
-        exchange: Exchange = environ["rgate.chain.exchange"]  # type: ignore[assignment]
+        exchange: Exchange = environ["rgate.exchange"]  # type: ignore[assignment]
         if exchange.finished:
             self._note(exchange)
         else:
@@ -270,7 +270,7 @@ def test_client_that_leaves_is_not_the_endpoints_fault() -> None:
                 client.send(GET)
                 backend.wait_for_requests(number + 1)
         eventually(lambda: live.in_flight == 0)
-        assert not live.gateway.table.snapshot.set_aside
+        assert not live.gateway.table.snapshot.excluded
 
 
 def test_interim_response_after_a_test_is_whole() -> None:
@@ -278,7 +278,7 @@ def test_interim_response_after_a_test_is_whole() -> None:
     asked = threading.Event()
 
     def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
-        connection: Any = environ["rgate.client"]
+        connection: Any = environ["rgate.connection"]
         connection._response.test_client()
         connection._response.send_continue()
         connection._response.test_client()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rgate import Gateway
-from rgate.testing import ScriptedBackend, ScriptedConnection, assert_fault, client, http_response, running_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, assert_error, client, http_response, running_gateway
 
 from ..waiting import eventually, passed
 
@@ -79,7 +79,7 @@ def test_stream_of_length_0_is_not_read(gateway: Gateway, backend: ScriptedBacke
 
 
 def test_stream_that_ends_early_is_the_clients_fault_and_never_complete(gateway: Gateway, backend: ScriptedBackend) -> None:
-    assert_fault(post(gateway, Stream(b"he"), CONTENT_LENGTH="5"), 400, "client_closed")
+    assert_error(post(gateway, Stream(b"he"), CONTENT_LENGTH="5"), 400, "client_closed")
     eventually(lambda: backend.connections and backend.connections[0].sock.fileno() < 0)
     assert backend.requests == [], "the backend has seen a reset, not the end of the body"
 
@@ -89,7 +89,7 @@ def test_stream_that_raises_is_the_gateways_fault(gateway: Gateway) -> None:
         def read(self, size: int) -> bytes:
             raise OSError("the server's stream fails")
 
-    assert_fault(post(gateway, Failing(), CONTENT_LENGTH="5"), 500, "internal")
+    assert_error(post(gateway, Failing(), CONTENT_LENGTH="5"), 500, "internal")
 
 
 def test_stream_that_the_backend_does_not_take_is_504() -> None:
@@ -101,7 +101,7 @@ def test_stream_that_the_backend_does_not_take_is_504() -> None:
 
     with ScriptedBackend(script) as backend, gateway_for(backend) as gateway:
         endless = Stream(*[b"x" * 65_536] * 400)
-        assert_fault(post(gateway, endless, CONTENT_LENGTH=str(400 * 65_536)), 504, "response_timeout")
+        assert_error(post(gateway, endless, CONTENT_LENGTH=str(400 * 65_536)), 504, "response_timeout")
         done.set()
 
 
@@ -140,7 +140,7 @@ def test_response_streams_and_is_closed_when_it_is_not_read_to_its_end() -> None
         response.close()
         passed(ended, "closing the response closes the connection to the backend")
         endpoints = gateway.table.snapshot.endpoints["backend"]
-        assert [endpoint.load.in_flight for endpoint in endpoints] == [0]
+        assert [endpoint.state.in_flight for endpoint in endpoints] == [0]
 
 
 def test_start_response_that_fails_closes_the_connection() -> None:
@@ -162,4 +162,4 @@ def test_start_response_that_fails_closes_the_connection() -> None:
             gateway(create_environ("/", environ_base={"REMOTE_ADDR": "127.0.0.1"}), start_response)
         passed(ended)
         endpoints = gateway.table.snapshot.endpoints["backend"]
-        assert [endpoint.load.in_flight for endpoint in endpoints] == [0]
+        assert [endpoint.state.in_flight for endpoint in endpoints] == [0]

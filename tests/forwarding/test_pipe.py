@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rgate.forwarding import response_body as body
-from rgate.forwarding.splice import SPLICE, Pipe
+from rgate.forwarding.splice import SPLICE, SplicePipe
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not SPLICE, reason="there is no splice(2) here")
 PAYLOAD = random.Random(1).randbytes(3_000_000)
 
 
-class _Counted(Pipe):
+class _Counted(SplicePipe):
     """Counts what goes through pipes, and which are open."""
 
     open = 0
@@ -48,7 +48,7 @@ class _Counted(Pipe):
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(body, "Pipe", _Counted)
+    monkeypatch.setattr(body, "SplicePipe", _Counted)
     monkeypatch.setattr(_Counted, "open", 0)
     monkeypatch.setattr(_Counted, "moved", 0)
     yield
@@ -141,7 +141,7 @@ def _send_what_is_taken(client: RawClient, block: bytes) -> None:
 
 def test_pipe_moves_what_there_is_and_says_when_there_is_nothing() -> None:
     (near, giver), (taker, far) = socket.socketpair(), _tcp_pair()
-    pipe = Pipe()
+    pipe = SplicePipe()
     try:
         with pytest.raises(BlockingIOError):
             pipe.take(giver.fileno(), 10)
@@ -169,7 +169,7 @@ def test_a_pipe_that_cannot_be_large_is_a_small_one(monkeypatch: pytest.MonkeyPa
         raise PermissionError
 
     monkeypatch.setattr("rgate.forwarding.splice.fcntl.fcntl", refuse)
-    pipe = Pipe()
+    pipe = SplicePipe()
     pipe.close()
     with pytest.raises(OSError):
         os.fstat(pipe._reading)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from rgate import BadResponse, Endpoint, Gateway, GatewayError, Refused, ResponseTimeout, UpstreamClosed
-from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, refusing_url, running_gateway
+from rgate import BadResponse, ConnectionRefused, Endpoint, Gateway, GatewayError, ResponseTimeout, UpstreamClosed
+from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response, running_gateway
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def test_probe_asks_below_the_base_path_and_returns_the_status() -> None:
         (request,) = backend.wait_for_requests(1)
     assert request.line == "GET /v2/health?deep=1 HTTP/1.1"
     assert dict(request.headers) == {"Host": "h.example", "User-Agent": "rgate", "Connection": "close", "X-Key": "k"}
-    assert endpoint.load.in_flight == 0, "it is no request in flight"
+    assert endpoint.state.in_flight == 0, "it is no request in flight"
 
 
 def test_probe_without_a_target_only_connects() -> None:
@@ -55,5 +55,5 @@ def test_probe_without_an_answer_raises_what_a_request_would_end_in(script: obje
 
 
 def test_probe_where_nobody_listens_is_refused() -> None:
-    with refusing_url() as nobody, probing(nobody) as (gateway, endpoint), pytest.raises(Refused):
+    with closed_port_url() as nobody, probing(nobody) as (gateway, endpoint), pytest.raises(ConnectionRefused):
         gateway.probe(endpoint, "/")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rgate import Exchange, Gateway, Middleware, hookimpl, wrap_body
+from rgate import Exchange, Gateway, Middleware, hookimpl, map_body
 from rgate.serving.connection import Connection
 from rgate.serving.stream_relay import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
@@ -69,7 +69,7 @@ def test_streams_hold_no_threads_and_others_are_served() -> None:
             assert client.until(b"one").startswith(b"HTTP/1.1 200 OK"), "refused, as if it were waiting"
         relays(live, 50)
         assert live.in_flight == 50, "for policies that look for the endpoint with the fewest"
-        assert live.gateway.condition.load() == {"connections": 50, "streams": 50, "tunnels": 0, "threads": live.server.threads}
+        assert live.gateway.readiness.load() == {"connections": 50, "streams": 50, "tunnels": 0, "threads": live.server.threads}
         assert live.server.threads <= 3
         with RawClient(live.url) as other:
             assert other.get("/quick").body == b"quick"
@@ -257,7 +257,7 @@ class Finishing:
 
             return call
 
-        return Middleware("finishing", wrap, before="faults", edits_environ=False)
+        return Middleware("finishing", wrap, before="faults", modifies_request=False)
 
 
 @pytest.mark.parametrize("length", [None, 6])
@@ -399,13 +399,13 @@ def test_backend_that_is_silent_for_response_seconds_has_broken_off(begin: bytes
     ):
         faults: list[object] = []
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
-        endpoint.load.on_fault = lambda exchange, error: faults.append(type(error).__name__)
+        endpoint.state.on_failure = lambda exchange, error: faults.append(type(error).__name__)
         client.send(GET)
         response = client.response()
         assert (response.body, response.complete) == (b"one", False)
         passed(over, "the backend's connection is closed")
         assert finishing.finished == [(3, "truncated")]
-        assert faults == ["Truncated"]
+        assert faults == ["UpstreamTruncated"]
 
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
@@ -463,7 +463,7 @@ def test_stream_is_under_way_until_it_is_over() -> None:
         client.until(b"one")
         relays(live, 1)
         server = live.server
-        are_over = server.take_up(server.app, server.config, server.tls)
+        are_over = server.reconfigure(server.app, server.config, server.tls)
         assert not are_over()
         events.go_on.set()
         client.until(b"0\r\n\r\n")
@@ -476,9 +476,9 @@ class Wrapping:
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:
         def wrap(app: Any, options: object) -> Any:
-            return lambda environ, start_response: wrap_body(app(environ, start_response), bytes.upper)
+            return lambda environ, start_response: map_body(app(environ, start_response), bytes.upper)
 
-        return Middleware("wrapping", wrap, edits_environ=False)
+        return Middleware("wrapping", wrap, modifies_request=False)
 
 
 def test_wrapped_stream_keeps_its_thread_and_counts_as_in_flight() -> None:

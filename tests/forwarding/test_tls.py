@@ -123,17 +123,17 @@ def test_tls_stale_connection_is_nobodys_problem() -> None:
 
 @pytest.mark.usefixtures("trusted")
 def test_tls_response_that_streams_and_breaks_off_never_looks_complete() -> None:
-    streaming = threading.Event()
+    upstream_body = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
         connection.read_request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        passed(streaming)
+        passed(upstream_body)
 
     with ScriptedBackend(over_tls(script)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         head = client.until(b"hello\r\n")
-        streaming.set()
+        upstream_body.set()
         client.unread = head
         assert not client.response().complete
 

@@ -8,7 +8,7 @@ import pytest
 from werkzeug.test import create_environ
 
 from rgate import Gateway
-from rgate.testing import ScriptedBackend, ScriptedConnection, client, http_response, refusing_url, running_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, client, closed_port_url, http_response, running_gateway
 
 Script = bytes | Callable[[ScriptedConnection], None]
 
@@ -25,8 +25,8 @@ def told(gateway: Gateway) -> list[object]:
     """Everything that the one endpoint is told from now on: statuses, and the names of faults."""
     found: list[object] = []
     (endpoint,) = gateway.table.snapshot.endpoints["x"]
-    endpoint.load.on_response = lambda exchange, code: found.append(code)
-    endpoint.load.on_fault = lambda exchange, error: found.append(type(error).__name__)
+    endpoint.state.on_response = lambda exchange, code: found.append(code)
+    endpoint.state.on_failure = lambda exchange, error: found.append(type(error).__name__)
     return found
 
 
@@ -67,7 +67,7 @@ def test_response_that_breaks_off_is_told_twice(framing: bytes) -> None:
     with ScriptedBackend(cut) as backend, running_gateway(config(backend.url)) as gateway:
         found = told(gateway)
         client(gateway).get("/")
-    assert found == [200, "Truncated"]
+    assert found == [200, "UpstreamTruncated"]
 
 
 def test_body_that_nobody_reads_to_its_end_is_no_fault() -> None:
@@ -82,7 +82,7 @@ def test_body_that_nobody_reads_to_its_end_is_no_fault() -> None:
 
 
 def test_refused_connection_is_told() -> None:
-    with refusing_url() as nobody, running_gateway(config(nobody)) as gateway:
+    with closed_port_url() as nobody, running_gateway(config(nobody)) as gateway:
         found = told(gateway)
         client(gateway).get("/")
-    assert found == ["Refused"]
+    assert found == ["ConnectionRefused"]

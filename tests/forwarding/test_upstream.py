@@ -18,9 +18,9 @@ from rgate import (
     Address,
     BadGateway,
     BadResponse,
+    ConnectionRefused,
     ConnectTimeout,
     GatewayError,
-    Refused,
     ResponseTimeout,
     Timeouts,
     TLSFailed,
@@ -29,8 +29,8 @@ from rgate import (
 )
 from rgate.forwarding import upstream
 from rgate.forwarding.connecting import ConnectQueue
-from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, Upstreams, translate
-from rgate.http1.response import ResponseReader
+from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, UpstreamPools, translate
+from rgate.http1.response import ResponseParser
 from rgate.testing import ScriptedBackend, http_response
 
 POOL: Any = None
@@ -45,7 +45,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 TRANSLATIONS: dict[str, tuple[BaseException, type[GatewayError]]] = {
     "name": (NameResolutionError("example.com", CONNECTION, socket.gaierror()), Unreachable),
     "new connection": (NewConnectionError(CONNECTION, "no route"), Unreachable),
-    "new connection, refused": (caused(NewConnectionError(CONNECTION, "x"), ConnectionRefusedError()), Refused),
+    "new connection, refused": (caused(NewConnectionError(CONNECTION, "x"), ConnectionRefusedError()), ConnectionRefused),
     "new connection, no route": (caused(NewConnectionError(CONNECTION, "x"), OSError(113, "No route to host")), Unreachable),
     "connect timeout": (ConnectTimeoutError(), ConnectTimeout),
     "read timeout": (ReadTimeoutError(POOL, "/", "x"), ResponseTimeout),
@@ -53,7 +53,7 @@ TRANSLATIONS: dict[str, tuple[BaseException, type[GatewayError]]] = {
     "TLS": (ssl.SSLError("x"), TLSFailed),
     "certificate": (ssl.SSLCertVerificationError("x"), TLSFailed),
     "protocol": (urllib3.exceptions.ProtocolError("x"), UpstreamClosed),
-    "refused": (ConnectionRefusedError(), Refused),
+    "refused": (ConnectionRefusedError(), ConnectionRefused),
     "reset": (ConnectionResetError(), UpstreamClosed),
     "broken pipe": (BrokenPipeError(), UpstreamClosed),
     "timeout": (TimeoutError(), ConnectTimeout),
@@ -87,7 +87,7 @@ def test_translate_looks_at_the_most_specific_first() -> None:
 
 
 def opened(backend: ScriptedBackend, timeouts: Timeouts | None = None) -> UpstreamConnection:
-    at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+    at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
     connection = at.pool.fresh(timeouts or Timeouts())
     connection.allow(10)
     return connection
@@ -115,7 +115,7 @@ class Broken:
 def reading(*blocks: bytes | OSError) -> UpstreamConnection:
     connection = UpstreamConnection("127.0.0.1", 1)
     connection.sock = Broken(*blocks)  # type: ignore[assignment]
-    connection.responses = ResponseReader()
+    connection.responses = ResponseParser()
     connection.connecting = ConnectQueue()
     connection._wait_seconds = 10
     return connection
@@ -144,7 +144,7 @@ def test_send_that_breaks_without_an_answer_is_told_by_its_age(last: bytes | OSE
 
 
 def test_connection_that_broke_is_not_taken_back() -> None:
-    pool = Upstreams().at(Address("http", "127.0.0.1", 1)).pool
+    pool = UpstreamPools().at(Address("http", "127.0.0.1", 1)).pool
     pool.give_back(broken())
     assert not pool.resting
 
@@ -217,8 +217,8 @@ def test_abort_frees_a_thread_that_waits() -> None:
 def test_open_that_is_refused_says_so() -> None:
     with ScriptedBackend() as backend:
         port = backend.port
-    with pytest.raises(Refused):
-        Upstreams().at(Address("http", "127.0.0.1", port)).pool.fresh(Timeouts())
+    with pytest.raises(ConnectionRefused):
+        UpstreamPools().at(Address("http", "127.0.0.1", port)).pool.fresh(Timeouts())
 
 
 # Pools
@@ -227,7 +227,7 @@ def test_open_that_is_refused_says_so() -> None:
 def test_pool_bounds_what_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "MAX_IDLE_CONNECTIONS", 2)
     with ScriptedBackend() as backend:
-        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
         connections = [at.pool.fresh(Timeouts()) for _ in range(3)]
         for connection in connections:
             at.pool.give_back(connection)
@@ -240,7 +240,7 @@ def test_pool_gives_the_freshest_and_expires_the_oldest(monkeypatch: pytest.Monk
     now = [1_000.0]
     monkeypatch.setattr(upstream, "monotonic", lambda: now[0])
     with ScriptedBackend() as backend:
-        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
         old, new = at.pool.fresh(Timeouts()), at.pool.fresh(Timeouts())
         at.pool.give_back(old)
         now[0] += 3
@@ -254,7 +254,7 @@ def test_pool_gives_the_freshest_and_expires_the_oldest(monkeypatch: pytest.Monk
 
 
 def test_upstreams_are_one_for_each_address() -> None:
-    upstreams = Upstreams()
+    upstreams = UpstreamPools()
     address = Address("http", "127.0.0.1", 1)
     assert upstreams.at(address) is upstreams.at(Address("http", "127.0.0.1", 1))
     assert upstreams.at(Address("https", "127.0.0.1", 1)).pool is not upstreams.at(address).pool
@@ -265,7 +265,7 @@ def test_upstreams_are_one_for_each_address() -> None:
 def test_take_of_connections_that_are_all_bad_opens_a_new_one() -> None:
     script: Callable[[Any], object] = lambda connection: connection.number < 3 or connection.wait_closed()  # noqa: E731
     with ScriptedBackend(script) as backend:
-        at = Upstreams().at(Address("http", "127.0.0.1", backend.port))
+        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
         for connection in [at.pool.fresh(Timeouts()) for _ in range(3)]:
             assert connection.sock.recv(1) == b""
             at.pool.give_back(connection)

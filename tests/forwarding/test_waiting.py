@@ -14,7 +14,7 @@ import pytest
 from rgate import Address, Config, DiscoverySource, Gateway, Instance, hookimpl
 from rgate.config import load_text
 from rgate.runtime.gateway import build
-from rgate.runtime.running import Running
+from rgate.runtime.running import GatewayRuntime
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 from rgate.testing.gateways import _TestRegistry
@@ -65,7 +65,7 @@ class World:
         self.found = found
         self.gateway: Gateway
         self.server: Server
-        self._running: Running
+        self._running: GatewayRuntime
 
     def compose(self, config: dict[str, Any], before: Gateway | None = None) -> Gateway:
         registry = _TestRegistry()
@@ -75,9 +75,9 @@ class World:
         return build(load_text(json.dumps(whole), registry, {}), registry, before)
 
     def reload(self, **config: Any) -> None:
-        running = Running(self.compose(config, self.gateway), self._running)
+        running = GatewayRuntime(self.compose(config, self.gateway), self._running)
         running.take_over()
-        self.server.take_up(running.gateway, running.gateway.config.server, None)
+        self.server.reconfigure(running.gateway, running.gateway.config.server, None)
         self._before, self._running, self.gateway = self._running, running, running.gateway
 
     @property
@@ -93,7 +93,7 @@ class World:
 def world(**config: Any) -> Iterator[World]:
     made = World(Found())
     made.gateway = made.compose(config)
-    made._running = Running(made.gateway)
+    made._running = GatewayRuntime(made.gateway)
     try:
         with serving(made.gateway, threads=2) as made.server:
             yield made

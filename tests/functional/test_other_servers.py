@@ -234,7 +234,7 @@ def test_hosted_gateway_starts_with_the_first_request_and_ends_when_closed(wsgi:
 
     for _ in range(2):
         environ = make_environ("/")
-        del environ["rgate.chain.exchange"]
+        del environ["rgate.exchange"]
         assert wsgi(environ, start_response) == [b"ok"]
     assert gateway.table._threads
     wsgi.close()  # type: ignore[attr-defined]

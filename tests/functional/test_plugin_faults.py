@@ -73,7 +73,7 @@ def forgets_to_close(app: App) -> App:
     return call
 
 
-def streaming(connection: ScriptedConnection) -> None:
+def upstream_body(connection: ScriptedConnection) -> None:
     while connection.read_request() is not None:
         connection.send(http_response(LARGE))
 
@@ -93,7 +93,7 @@ def named(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_middleware_that_raises_costs_each_request_a_500_and_nothing_more(
     wrap: Callable[[BaseException], Callable[[App], App]], error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with ScriptedBackend(streaming) as backend, forwarding(backend, plugins={"mine": Plugin(wrap(error))}, threads=2) as live:
+    with ScriptedBackend(upstream_body) as backend, forwarding(backend, plugins={"mine": Plugin(wrap(error))}, threads=2) as live:
         for _ in range(5):
             with RawClient(live.url) as client:
                 response = client.get("/")
@@ -108,7 +108,7 @@ def test_middleware_that_raises_within_a_body_has_the_connection_cut(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     plugins = {"mine": Plugin(raises_midway(error))}
-    with ScriptedBackend(streaming) as backend, forwarding(backend, plugins=plugins, threads=2) as live:
+    with ScriptedBackend(upstream_body) as backend, forwarding(backend, plugins=plugins, threads=2) as live:
         for _ in range(5):
             with RawClient(live.url) as client:
                 client.send(GET)
@@ -120,7 +120,7 @@ def test_middleware_that_raises_within_a_body_has_the_connection_cut(
 
 def test_middleware_that_forgets_to_close_leaves_nothing_open() -> None:
     with (
-        ScriptedBackend(streaming) as backend,
+        ScriptedBackend(upstream_body) as backend,
         forwarding(backend, plugins={"mine": Plugin(forgets_to_close)}) as live,
         RawClient(live.url) as client,
     ):

@@ -16,7 +16,7 @@ from rgate import Gateway, Middleware
 from rgate.chain.pipeline import compose
 from rgate.plugins import BUILTIN
 from rgate.serving.server import Server
-from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, refusing_url, running_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response, running_gateway
 
 from ..raw_client import RawClient
 from ..serving.live import serving
@@ -67,7 +67,7 @@ def validated(
         return compose(validator(app), [validating(middleware) for middleware in middlewares], options)
 
     monkeypatch.setattr(rgate.runtime.gateway, "compose", compose_validated)
-    with ScriptedBackend(backend_script) as backend, refusing_url() as nobody:
+    with ScriptedBackend(backend_script) as backend, closed_port_url() as nobody:
         config = {
             "backends": [
                 {"name": "backend", "endpoints": [backend.url]},

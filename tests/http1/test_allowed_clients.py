@@ -1,16 +1,16 @@
-"""AllowedClients: whether a request may come in, by where it comes from."""
+"""IPAllowlist: whether a request may come in, by where it comes from."""
 
 from __future__ import annotations
 
 import pytest
 
-from rgate import AllowedClients
+from rgate import IPAllowlist
 from rgate.http1.client_address import TrustedProxies
 from rgate.http1.environ import ANNOUNCED_KEY, FIELDS_KEY
 from rgate.http1.fields import Fields
 
-LOCAL = AllowedClients(["127.0.0.0/8", "::1"])
-PRIVATE = AllowedClients(["127.0.0.0/8", "10.1.0.0/16"])
+LOCAL = IPAllowlist(["127.0.0.0/8", "::1"])
+PRIVATE = IPAllowlist(["127.0.0.0/8", "10.1.0.0/16"])
 PROXIES = TrustedProxies(["127.0.0.1", "10.9.0.0/16"])
 
 
@@ -33,7 +33,7 @@ def test_client_anywhere_else_is_not_admitted(address: str) -> None:
 
 
 def test_nobody_is_admitted_by_no_network() -> None:
-    assert not AllowedClients([])({"REMOTE_ADDR": "127.0.0.1"})
+    assert not IPAllowlist([])({"REMOTE_ADDR": "127.0.0.1"})
 
 
 FORWARDED = [
@@ -108,7 +108,7 @@ def test_trusted_machine_that_asks_by_itself_is_admitted() -> None:
 
 def test_what_is_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="localhost"):
-        AllowedClients(["localhost"])
+        IPAllowlist(["localhost"])
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_request_from_loopback_for_another_name_is_not_admitted(host: str) -> No
 )
 def test_client_of_another_machine_asks_for_an_address_or_one_of_the_hosts(host: str, admitted: bool) -> None:
     """Its browser may show a web page whose name leads here by now."""
-    named = AllowedClients(["10.1.0.0/16"], hosts=["gateway.internal"])
+    named = IPAllowlist(["10.1.0.0/16"], hosts=["gateway.internal"])
     assert named({"REMOTE_ADDR": "10.1.2.3", "HTTP_HOST": host}) is admitted
     forwarded = {"REMOTE_ADDR": "10.1.2.3", "rgate.peer": "10.9.0.7", "HTTP_X_FORWARDED_FOR": "10.1.2.3", "HTTP_HOST": host}
     assert named(forwarded) is admitted
     if "ateway" in host:
         assert not PRIVATE({"REMOTE_ADDR": "10.1.2.3", "HTTP_HOST": host})
-        assert not AllowedClients(AllowedClients.LOOPBACK)({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host})
+        assert not IPAllowlist(IPAllowlist.LOOPBACK)({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host})

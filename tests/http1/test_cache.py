@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from rgate.forwarding import forwarder
-from rgate.forwarding.forwarded import VIA_KEY, forwarded_lines
+from rgate.forwarding.forwarded import VIA_KEY, forwarded_headers
 from rgate.http1 import fields
-from rgate.http1.cache import ENTRY_BYTES, LARGEST_SHARE, SEEN, MemoryUse, Remembered, memory_use
-from rgate.http1.fields import FieldReader
-from rgate.http1.request import RequestReader
-from rgate.http1.response import ResponseReader
+from rgate.http1.cache import ENTRY_BYTES, LARGEST_SHARE, SEEN, MemoryUse, RepeatCache, memory_use
+from rgate.http1.fields import FieldParser
+from rgate.http1.request import RequestParser
+from rgate.http1.response import ResponseParser
 from rgate.plugins import normalize
-from rgate.serving.response import HeadWriter
+from rgate.serving.response import HeadEncoder
 
 EMPTY_BYTES = 8 * SEEN
 MANY = 1 << 40
 
 
 def test_what_comes_again_is_known_to() -> None:
-    remembered: Remembered[bytes, int] = Remembered("test", 100_000)
+    remembered: RepeatCache[bytes, int] = RepeatCache("test", 100_000)
     assert not remembered.comes_again(b"a"), "it may never come again"
     assert remembered.comes_again(b"a")
     remembered.keep(b"a", 1, 100)
@@ -35,14 +35,14 @@ def test_what_comes_again_is_known_to() -> None:
 
 
 def test_what_comes_once_is_not_kept_in_mind_for_long() -> None:
-    remembered: Remembered[int, int] = Remembered("test", 100_000)
+    remembered: RepeatCache[int, int] = RepeatCache("test", 100_000)
     remembered.comes_again(1)
     assert not any(remembered.comes_again(key) for key in range(2, 100_000))
     assert not remembered.comes_again(1)
 
 
 def test_when_it_is_full_it_begins_anew() -> None:
-    remembered: Remembered[int, int] = Remembered("test", EMPTY_BYTES + 10 * (1_000 + ENTRY_BYTES))
+    remembered: RepeatCache[int, int] = RepeatCache("test", EMPTY_BYTES + 10 * (1_000 + ENTRY_BYTES))
     for key in range(11):
         remembered.keep(key, key, 1_000)
         assert remembered.bytes <= remembered.max_bytes
@@ -52,7 +52,7 @@ def test_when_it_is_full_it_begins_anew() -> None:
 
 
 def test_what_is_kept_twice_counts_once() -> None:
-    remembered: Remembered[int, int] = Remembered("test", 100_000)
+    remembered: RepeatCache[int, int] = RepeatCache("test", 100_000)
     remembered.keep(1, 1, 100)
     before = remembered.bytes
     remembered.keep(1, 2, 100)
@@ -60,14 +60,14 @@ def test_what_is_kept_twice_counts_once() -> None:
 
 
 def test_one_large_entry_pushes_nothing_out() -> None:
-    remembered: Remembered[int, int] = Remembered("test", 160_000)
+    remembered: RepeatCache[int, int] = RepeatCache("test", 160_000)
     remembered.keep(1, 1, 100)
     remembered.keep(2, 2, 160_000 // LARGEST_SHARE)
     assert remembered == {1: 1}
 
 
 def test_memory_use_adds_up_what_has_one_name_and_forgets_what_is_gone() -> None:
-    several: list[Remembered[int, int]] = [Remembered("test of memory_use", 100_000) for _ in range(2)]
+    several: list[RepeatCache[int, int]] = [RepeatCache("test of memory_use", 100_000) for _ in range(2)]
     several[0].keep(1, 1, 100)
     expected = MemoryUse("test of memory_use", 1, 2 * EMPTY_BYTES + 100 + ENTRY_BYTES, 200_000)
     assert [use for use in memory_use() if use.name == "test of memory_use"] == [expected]
@@ -81,14 +81,14 @@ def test_memory_use_adds_up_what_has_one_name_and_forgets_what_is_gone() -> None
 NAMES = ["".join(letters) for letters in product(ascii_lowercase + digits, repeat=2)]
 
 
-def request_reader() -> RequestReader:
-    reader = RequestReader()
+def request_reader() -> RequestParser:
+    reader = RequestParser()
     reader._reader.known.max_bytes = reader._known_lines.max_bytes = 0
     return reader
 
 
-def response_reader() -> ResponseReader:
-    reader = ResponseReader()
+def response_reader() -> ResponseParser:
+    reader = ResponseParser()
     reader._reader.known.max_bytes = reader._known_lines.max_bytes = 0
     return reader
 
@@ -97,23 +97,23 @@ def lines(number: int, count: int) -> bytes:
     return b"\r\n".join(b"%b:%d" % (name.encode(), (number + at) % 10) for at, name in enumerate(NAMES[:count]))
 
 
-def kept(memory: Callable[[Any], Remembered[Any, Any]], reader: Any, read: Callable[[Any, int], object]) -> Any:
+def kept(memory: Callable[[Any], RepeatCache[Any, Any]], reader: Any, read: Callable[[Any, int], object]) -> Any:
     return reader, memory(reader), read
 
 
 HOSTILE: dict[str, Callable[[], Any]] = {
     "heads of many tiny headers": lambda: kept(
-        lambda reader: reader.known_heads,
+        lambda reader: reader.head_cache,
         request_reader(),
         lambda reader, n: reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX-N: %d\r\n" % n + lines(n, 160)),
     ),
     "heads of the same header many times": lambda: kept(
-        lambda reader: reader.known_heads,
+        lambda reader: reader.head_cache,
         request_reader(),
         lambda reader, n: reader.read(b"GET /%d HTTP/1.1\r\nHost: a" % n + b"\r\na:1" * 190),
     ),
     "heads that are small": lambda: kept(
-        lambda reader: reader.known_heads, request_reader(), lambda reader, n: reader.read(b"GET /%d HTTP/1.1\r\nHost: a" % n)
+        lambda reader: reader.head_cache, request_reader(), lambda reader, n: reader.read(b"GET /%d HTTP/1.1\r\nHost: a" % n)
     ),
     "request lines of escapes": lambda: kept(
         lambda reader: reader._known_lines,
@@ -121,28 +121,28 @@ HOSTILE: dict[str, Callable[[], Any]] = {
         lambda reader, n: reader.check_line(b"GET /%d" % n + b"%41" * 150 + b"?q HTTP/1.1"),
     ),
     "header lines that are small": lambda: kept(
-        lambda reader: reader.known, FieldReader(), lambda reader, n: reader.read(b"%b:%d" % (NAMES[n % 1_000].encode(), n))
+        lambda reader: reader.known, FieldParser(), lambda reader, n: reader.read(b"%b:%d" % (NAMES[n % 1_000].encode(), n))
     ),
     "header lines of many tokens": lambda: kept(
         lambda reader: reader.known,
-        FieldReader(),
+        FieldParser(),
         lambda reader, n: reader.read(b"Connection: %d," % n + ",".join(NAMES[:160]).encode()),
     ),
     "header names": lambda: kept(lambda _: fields._names, None, lambda _, n: fields._read_name(f"x-{n}-{'n' * 40}")),
     "response heads of many tiny headers": lambda: kept(
-        lambda reader: reader.known_heads,
+        lambda reader: reader.head_cache,
         response_reader(),
         lambda reader, n: reader.read(b"HTTP/1.1 200 OK\r\nX-N: %d\r\n" % n + lines(n, 160)),
     ),
     "response heads that are small": lambda: kept(
-        lambda reader: reader.known_heads, response_reader(), lambda reader, n: reader.read(b"HTTP/1.1 200 %d" % n)
+        lambda reader: reader.head_cache, response_reader(), lambda reader, n: reader.read(b"HTTP/1.1 200 %d" % n)
     ),
     "status lines": lambda: kept(
-        lambda reader: reader._known_lines, ResponseReader(), lambda reader, n: reader._read_line(b"HTTP/1.1 200 %d" % n)
+        lambda reader: reader._known_lines, ResponseParser(), lambda reader, n: reader._read_line(b"HTTP/1.1 200 %d" % n)
     ),
     "written heads": lambda: kept(
-        lambda writer: writer.known_heads,
-        HeadWriter(),
+        lambda writer: writer.head_cache,
+        HeadEncoder(),
         lambda writer, n: writer.remember(
             "200 OK",
             tuple([(f"{name}", f"{n}") for name in NAMES[:90]] + [("date", "x"), ("content-length", f"{n}")]),
@@ -150,9 +150,9 @@ HOSTILE: dict[str, Callable[[], Any]] = {
             n,
         ),
     ),
-    "written lines": lambda: kept(lambda writer: writer._lines, HeadWriter(), lambda writer, n: writer._line(("X-A", f"{n}"))),
+    "written lines": lambda: kept(lambda writer: writer._lines, HeadEncoder(), lambda writer, n: writer._line(("X-A", f"{n}"))),
     "written status lines": lambda: kept(
-        lambda writer: writer._status_lines, HeadWriter(), lambda writer, n: writer._status_line(f"200 {n}")
+        lambda writer: writer._status_lines, HeadEncoder(), lambda writer, n: writer._status_line(f"200 {n}")
     ),
     "names of response headers": lambda: kept(
         lambda _: normalize._known_names,
@@ -205,5 +205,5 @@ def test_memory_of_forwarding_lines_is_counted(monkeypatch: pytest.MonkeyPatch) 
     taken = tracemalloc.get_traced_memory()[0] - before
     assert len(memory) >= 250
     assert taken <= memory.bytes - EMPTY_BYTES
-    assert memory[key] == forwarded_lines("", "", *key)
+    assert memory[key] == forwarded_headers("", "", *key)
     memory.clear()

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate.http1.chunked import LAST_CHUNK, ChunkedReader, chunk_head, last_chunk
+from rgate.http1.chunked import LAST_CHUNK, ChunkedDecoder, chunk_head, last_chunk
 
 
 def read(coded: bytes, step: int | None = None) -> tuple[bytes, bytes]:
     """The payload and what follows it. ValueError when it is broken, AssertionError when it is not complete."""
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     payload = b""
     at = 0
     while at < len(coded) and not reader.complete:
@@ -46,7 +46,7 @@ def test_chunked_valid_gives_its_payload(coded: bytes, payload: bytes, step: int
 
 
 def test_chunked_trailers_are_kept_as_lines() -> None:
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     reader.feed(b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n")
     assert not reader.complete
     reader.feed(b"\r\nnext")
@@ -119,13 +119,13 @@ def test_chunked_extension_is_read_in_one_pass() -> None:
 
 @pytest.mark.parametrize("cut", range(len(b"5\r\nhello\r\n0\r\n\r\n")))
 def test_chunked_that_ends_early_is_not_complete(cut: int) -> None:
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     reader.feed(b"5\r\nhello\r\n0\r\n\r\n"[:cut])
     assert not reader.complete
 
 
 def test_chunked_rest_is_what_stands_behind_the_body() -> None:
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     assert reader.feed(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n") == b"x"
     assert reader.rest == b"GET / HTTP/1.1\r\n"
     assert reader.feed(b"more") == b""
@@ -133,7 +133,7 @@ def test_chunked_rest_is_what_stands_behind_the_body() -> None:
 
 
 def test_chunked_announced_size_costs_no_memory() -> None:
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     assert reader.feed(b"7fffffffffffff\r\nabc") == b"abc"
     assert not reader.complete
 
@@ -145,7 +145,7 @@ _bodies = st.lists(st.binary(max_size=40), max_size=6)
 def test_chunked_any_split_gives_the_same_payload(blocks: list[bytes], data: st.DataObject) -> None:
     coded = b"".join(chunk_head(len(block)) + block + b"\r\n" for block in blocks if block) + LAST_CHUNK + b"next"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(coded)), max_size=8)))
-    reader = ChunkedReader()
+    reader = ChunkedDecoder()
     payload, rest = b"", b""
     for begin, end in zip([0, *cuts], [*cuts, len(coded)], strict=True):
         if reader.complete:
@@ -173,7 +173,7 @@ def test_chunked_random_bytes_read_the_same_in_pieces(coded: bytes, step: int) -
 
 
 def read_in(coded: bytes, size: int) -> tuple[bytes, bool, bytes]:
-    reader = ChunkedReader(counts_framing=True)
+    reader = ChunkedDecoder(counts_framing=True)
     payload = b"".join(reader.feed(coded[at : at + size]) for at in range(0, len(coded), size) if not reader.complete)
     return payload, reader.complete, reader.rest
 
@@ -197,13 +197,13 @@ def test_small_chunks_are_read_alike_many_at_once_and_byte_by_byte(
 def test_small_chunk_with_a_malformed_size_is_an_error_among_many(size: bytes, before: int) -> None:
     coded = b"1\r\na\r\n" * before + size + b"\r\na\r\n" + b"1\r\na\r\n" * 500
     with pytest.raises(ValueError, match="malformed"):
-        ChunkedReader().feed(coded)
+        ChunkedDecoder().feed(coded)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_tiny_chunks_are_an_error_only_where_framing_counts(size: int) -> None:
     coded = b"%x\r\n%b\r\n" % (size, b"x" * size) * 70_000
-    assert len(ChunkedReader().feed(coded)) == size * 70_000
+    assert len(ChunkedDecoder().feed(coded)) == size * 70_000
     for step in (len(coded), 10_000, 100):
         with pytest.raises(ValueError, match="too small"):
             read_in(coded, step)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate.http1.client_address import TrustedProxies, plain_address
+from rgate.http1.client_address import TrustedProxies, normalize_address
 from rgate.http1.environ import FIELDS_KEY, PEER_KEY
 from rgate.http1.fields import ORDINARY, Field, Fields
 
@@ -139,4 +139,4 @@ def test_identify_passes_on_what_only_a_proxy_may_say_and_changes_no_shared_list
     ],
 )
 def test_plain_address_is_as_people_write_it(address: str, plain: str) -> None:
-    assert plain_address(address) == plain
+    assert normalize_address(address) == plain

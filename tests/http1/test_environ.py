@@ -8,12 +8,12 @@ from urllib.parse import unquote
 import pytest
 
 from rgate.http1.environ import FIELDS_KEY, TARGET_KEY, adopt, edited_fields, edited_target
-from rgate.http1.request import RequestReader
+from rgate.http1.request import RequestParser
 
 
 def environ_of(head: bytes) -> dict[str, Any]:
     """As rgate's own server makes it."""
-    return dict(RequestReader().read(head).environ)
+    return dict(RequestParser().read(head).environ)
 
 
 def adopted(target: str = "/x", method: str = "GET", **environ: str) -> dict[str, Any]:

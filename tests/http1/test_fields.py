@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate.http1 import fields
-from rgate.http1.fields import Field, FieldReader, Fields, forward_line, valid_host
+from rgate.http1.fields import Field, FieldParser, Fields, forward_line, valid_host
 
 
 def read(line: bytes) -> Field:
-    return FieldReader().read(line)
+    return FieldParser().read(line)
 
 
 READ = {
@@ -232,7 +232,7 @@ def test_connection_tokens_are_lower_case_and_stripped() -> None:
 
 
 def test_field_reader_remembers_a_line_that_comes_again() -> None:
-    reader = FieldReader()
+    reader = FieldParser()
     reader.read(b"Accept: text/html")
     field = reader.read(b"Accept: text/html")
     assert reader.known[b"Accept: text/html"] is field
@@ -240,22 +240,22 @@ def test_field_reader_remembers_a_line_that_comes_again() -> None:
 
 @pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "cookie", "Set-Cookie", "X-Api-Key"])
 def test_field_reader_does_not_keep_credentials(name: str) -> None:
-    reader = FieldReader()
+    reader = FieldParser()
     for _ in range(2):
         assert reader.read(f"{name}: secret".encode()).secret
     assert not reader.known
 
 
 def test_field_reader_memory_is_bounded() -> None:
-    reader = FieldReader()
+    reader = FieldParser()
     for number in range(8_192):
         for _ in range(2):
             reader.read(b"X: %d" % number)
-        assert 0 < reader.known.bytes <= FieldReader.MAX_BYTES
+        assert 0 < reader.known.bytes <= FieldParser.MAX_BYTES
     assert len(reader.known) < 8_192
     for _ in range(2):
-        reader.read(b"X: " + b"a" * FieldReader.MAX_LINE_BYTES)
-    assert all(len(line) <= FieldReader.MAX_LINE_BYTES for line in reader.known)
+        reader.read(b"X: " + b"a" * FieldParser.MAX_LINE_BYTES)
+    assert all(len(line) <= FieldParser.MAX_LINE_BYTES for line in reader.known)
 
 
 def test_fields_lines_are_the_lines_in_order() -> None:

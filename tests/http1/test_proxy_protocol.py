@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate.http1.proxy_protocol import Announcement, read_announcement
+from rgate.http1.proxy_protocol import ProxyHeader, parse_proxy_header
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
@@ -44,9 +44,9 @@ GOOD: dict[str, tuple[bytes, str | None, int]] = {
 @pytest.mark.parametrize(("header", "address", "port"), GOOD.values(), ids=GOOD)
 def test_header_is_read_when_it_is_whole_and_what_follows_is_left(header: bytes, address: str | None, port: int) -> None:
     for size in range(len(header)):
-        assert read_announcement(header[:size]) is None, f"cut at {size}"
+        assert parse_proxy_header(header[:size]) is None, f"cut at {size}"
     for rest in (b"", b"G", b"GET / HTTP/1.1\r\n\r\n", header):
-        assert read_announcement(header + rest) == Announcement(len(header), address, port)
+        assert parse_proxy_header(header + rest) == ProxyHeader(len(header), address, port)
 
 
 BAD: dict[str, bytes] = {
@@ -93,10 +93,10 @@ BAD: dict[str, bytes] = {
 @pytest.mark.parametrize("header", BAD.values(), ids=BAD)
 def test_anything_else_is_refused_however_it_is_cut(header: bytes) -> None:
     with pytest.raises(ValueError):
-        read_announcement(header)
+        parse_proxy_header(header)
     for size in range(len(header)):
         try:
-            assert read_announcement(header[:size]) is None, f"cut at {size}"
+            assert parse_proxy_header(header[:size]) is None, f"cut at {size}"
         except ValueError:
             break
 
@@ -104,10 +104,10 @@ def test_anything_else_is_refused_however_it_is_cut(header: bytes) -> None:
 def test_longest_headers_are_read() -> None:
     line = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
     assert len(line) == 107
-    assert read_announcement(line) == Announcement(107)
+    assert parse_proxy_header(line) == ProxyHeader(107)
     filled = addresses("1.1.1.1", "1.1.1.1") + b"\x04" + struct.pack("!H", 4_080 - 12 - 3) + bytes(4_080 - 12 - 3)
     assert len(filled) == 4_080
-    assert read_announcement(binary(0x21, 0x11, filled)) == Announcement(4_096, "1.1.1.1", 5678)
+    assert parse_proxy_header(binary(0x21, 0x11, filled)) == ProxyHeader(4_096, "1.1.1.1", 5678)
 
 
 @given(
@@ -115,12 +115,12 @@ def test_longest_headers_are_read() -> None:
 )
 def test_random_bytes_are_refused_or_read_the_same_with_more_behind(block: bytes) -> None:
     try:
-        read = read_announcement(block)
+        read = parse_proxy_header(block)
     except ValueError:
         with pytest.raises(ValueError):
-            read_announcement(block + b"\r\n more")
+            parse_proxy_header(block + b"\r\n more")
         return
     if read is not None:
         assert read.size <= len(block)
-        assert read_announcement(block + b"\r\n more") == read
-        assert read_announcement(block[: read.size - 1]) is None
+        assert parse_proxy_header(block + b"\r\n more") == read
+        assert parse_proxy_header(block[: read.size - 1]) is None

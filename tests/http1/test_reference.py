@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgate.errors import BadResponse, RequestError
-from rgate.http1.fields import FieldReader
-from rgate.http1.request import RequestHead, RequestReader
-from rgate.http1.response import ResponseReader
+from rgate.http1.fields import FieldParser
+from rgate.http1.request import RequestHead, RequestParser
+from rgate.http1.response import ResponseParser
 
 
 @dataclass
@@ -87,7 +87,7 @@ def as_sent(request: RequestHead) -> tuple[bytes, bytes]:
 def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: list[bytes]) -> None:
     head = b"\r\n".join([line, b"Host: example.com", *headers])
     try:
-        request = RequestReader().read(head)
+        request = RequestParser().read(head)
     except RequestError:
         return  # refusing is always allowed
     heard = Heard()
@@ -101,7 +101,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
     assert heard.keep_alive or not request.keep_alive, "we would wait for a request that nobody is going to send"
     (target,) = heard.targets
     assert target.decode().removeprefix("http://x") == request.target.raw
-    reader = FieldReader()
+    reader = FieldParser()
     ours = [reader.read(line).pair for line in head.split(b"\r\n")[1:]]
     assert [(name.decode("latin-1"), value.strip(b" \t").decode("latin-1")) for name, value in heard.headers] == ours
 
@@ -111,7 +111,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
 def test_header_lines_that_are_accepted_are_the_same_for_llhttp(method: str, lines: list[bytes]) -> None:
     head = b"\r\n".join([f"{method} / HTTP/1.1".encode(), b"Host: x", *lines])
     try:
-        request = RequestReader().read(head)
+        request = RequestParser().read(head)
     except RequestError:
         return
     heard = Heard()
@@ -134,7 +134,7 @@ _status_lines = st.sampled_from(
 def test_response_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: list[bytes]) -> None:
     head = b"\r\n".join([line, *headers])
     try:
-        response = ResponseReader().read(head)
+        response = ResponseParser().read(head)
     except BadResponse:
         return  # refusing is always allowed
     heard = Heard()

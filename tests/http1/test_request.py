@@ -16,13 +16,13 @@ from rgate.errors import (
     VersionNotSupported,
 )
 from rgate.http1.environ import FIELDS_KEY, TARGET_KEY
-from rgate.http1.request import RequestHead, RequestReader
+from rgate.http1.request import RequestHead, RequestParser
 
 HOST = b"Host: example.com"
 
 
 def read(*headers: bytes, line: bytes = b"GET /x HTTP/1.1", host: Sequence[bytes] = (HOST,)) -> RequestHead:
-    return RequestReader().read(b"\r\n".join([line, *host, *headers]))
+    return RequestParser().read(b"\r\n".join([line, *host, *headers]))
 
 
 def passed(request: RequestHead) -> list[tuple[str, str]]:
@@ -150,11 +150,11 @@ def test_request_line_outside_the_grammar_is_refused(line: bytes, error: type[Re
 @pytest.mark.parametrize("line", [line for line, _ in REFUSED_LINES.values() if b"\r\n" not in line and b"\n" not in line])
 def test_request_line_is_judged_alone_as_with_its_headers(line: bytes) -> None:
     with pytest.raises(RequestError):
-        RequestReader().check_line(line)
+        RequestParser().check_line(line)
 
 
 def test_check_line_lets_a_good_line_pass() -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     reader.check_line(b"GET /x HTTP/1.1")
     reader.check_line(b"GET /x HTTP/1.1")
 
@@ -267,7 +267,7 @@ def test_request_takes_interim_responses_by_what_it_says(
     headers: tuple[bytes, ...], line: bytes, takes: tuple[bool, ...]
 ) -> None:
     for setting, expected in zip(("auto", "all", "none"), takes, strict=True):
-        reader = RequestReader()
+        reader = RequestParser()
         reader.interim_responses = setting
         assert reader.read(b"\r\n".join([line, b"Host: x", *headers])).takes_interim is expected
 
@@ -363,7 +363,7 @@ def test_request_upgrade_is_noticed_when_connection_names_it(line: bytes, header
 
 
 def test_request_target_above_ascii_is_percent_encoded() -> None:
-    head = RequestReader().read(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
+    head = RequestParser().read(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
     assert head.target.raw == "/caf%C3%A9?q=%C3%A9&r=%20"
     assert head.environ["PATH_INFO"] == "/caf\xc3\xa9"
     assert head.environ["QUERY_STRING"] == "q=%C3%A9&r=%20"
@@ -371,7 +371,7 @@ def test_request_target_above_ascii_is_percent_encoded() -> None:
 
 
 def test_request_limits_hold_at_their_edge() -> None:
-    reader = RequestReader(max_target_bytes=10, max_headers=3, max_body_bytes=5)
+    reader = RequestParser(max_target_bytes=10, max_headers=3, max_body_bytes=5)
     head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: %d" + b"\r\nX: 1"
     assert reader.read(head % (b"a" * 9, 5)).content_length == 5
     with pytest.raises(TargetTooLong):
@@ -393,11 +393,11 @@ def test_request_200_headers_work_and_201_do_not() -> None:
 
 
 def test_request_head_that_comes_again_is_remembered() -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     head = b"GET /x HTTP/1.1\r\nHost: x\r\nX: 1"
     reader.read(head)
     request = reader.read(head)
-    assert reader.known_heads[head] is request
+    assert reader.head_cache[head] is request
 
 
 SECRETS = [
@@ -410,38 +410,38 @@ SECRETS = [
 
 @pytest.mark.parametrize("header", [*SECRETS, b"X: " + b"a" * 1_024])
 def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes) -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     for _ in range(2):
         reader.read(b"GET / HTTP/1.1\r\nHost: x\r\n" + header)
-    assert not reader.known_heads
+    assert not reader.head_cache
 
 
 @pytest.mark.parametrize(
     "query", [b"access_token=x", b"a=1&api_key=x", b"a&X-Amz-Signature=x", b"code=x", b"a[password]=x", b"a;sid=x"]
 )
 def test_request_line_with_credentials_is_not_kept(query: bytes) -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     for _ in range(3):
         reader.read(b"GET /reset?%b HTTP/1.1\r\nHost: x" % query)
-    assert not reader._known_lines and not reader.known_heads
+    assert not reader._known_lines and not reader.head_cache
 
 
 def test_request_line_with_an_ordinary_query_is_kept() -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     for _ in range(2):
         reader.read(b"GET /search?q=token&page=2&postcode=1&sort=key HTTP/1.1\r\nHost: x\r\nReferer: http://x/?q=a")
-    assert reader._known_lines and reader.known_heads
+    assert reader._known_lines and reader.head_cache
 
 
 def test_request_reader_memory_is_bounded() -> None:
-    reader = RequestReader()
+    reader = RequestParser()
     for number in range(4_000):
         for _ in range(2):
             reader.read(b"GET /%d HTTP/1.1\r\nHost: x" % number)
-        assert 0 < reader.known_heads.bytes <= RequestReader.MAX_HEADS_BYTES
-        assert 0 < reader._known_lines.bytes <= RequestReader.MAX_LINES_BYTES
-    assert len(reader.known_heads) < 4_000 > len(reader._known_lines)
+        assert 0 < reader.head_cache.bytes <= RequestParser.MAX_HEADS_BYTES
+        assert 0 < reader._known_lines.bytes <= RequestParser.MAX_LINES_BYTES
+    assert len(reader.head_cache) < 4_000 > len(reader._known_lines)
     reader._known_lines.clear()
     for _ in range(2):
-        reader.read(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestReader.MAX_LINE_BYTES))
+        reader.read(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestParser.MAX_LINE_BYTES))
     assert not reader._known_lines

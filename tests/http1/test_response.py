@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from rgate.errors import BadResponse
-from rgate.http1.response import ResponseHead, ResponseReader
+from rgate.http1.response import ResponseHead, ResponseParser
 
 
 def read(*headers: bytes, line: bytes = b"HTTP/1.1 200 OK") -> ResponseHead:
-    return ResponseReader().read(b"\r\n".join([line, *headers]))
+    return ResponseParser().read(b"\r\n".join([line, *headers]))
 
 
 LINES = {
@@ -117,7 +117,7 @@ HOPELESS = [b"\r\n", b"SSH", b"http/1.1", b"HTTP/2", b"<html>", b"\x15\x03", b"H
 @pytest.mark.parametrize("step", [1, 5, 1_000])
 def test_response_head_that_can_become_valid_is_waited_for_and_no_other(step: int) -> None:
     def check(head: bytes) -> None:
-        reader = ResponseReader()
+        reader = ResponseParser()
         judged = searched = 0
         for end in range(min(step, len(head)), len(head) + step, step):
             judged = reader.check_incomplete(head[:end], judged, searched)
@@ -220,24 +220,24 @@ def test_response_header_of_16_kib_works() -> None:
 
 
 def test_response_head_that_comes_again_is_remembered() -> None:
-    reader = ResponseReader()
+    reader = ResponseParser()
     for _ in range(2):
         head = reader.read(b"HTTP/1.1 200 OK\r\nX: 1")
         reader.read(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1")
         reader.read(b"HTTP/1.1 302 Found\r\nLocation: https://x/#access_token=1")
-        reader.read(b"HTTP/1.1 200 OK\r\nX: " + b"a" * ResponseReader.MAX_HEAD_BYTES)
-    assert reader.known_heads[b"HTTP/1.1 200 OK\r\nX: 1"] is head
-    assert len(reader.known_heads) == 1
+        reader.read(b"HTTP/1.1 200 OK\r\nX: " + b"a" * ResponseParser.MAX_HEAD_BYTES)
+    assert reader.head_cache[b"HTTP/1.1 200 OK\r\nX: 1"] is head
+    assert len(reader.head_cache) == 1
 
 
 def test_response_reader_memory_is_bounded() -> None:
-    reader = ResponseReader()
+    reader = ResponseParser()
     for number in range(8_192):
         for _ in range(2):
             reader.read(b"HTTP/1.1 200 %d" % number)
-        assert 0 < reader.known_heads.bytes <= ResponseReader.MAX_HEADS_BYTES
-        assert 0 < reader._known_lines.bytes <= ResponseReader.MAX_LINES_BYTES
-    assert len(reader.known_heads) < 8_192 > len(reader._known_lines)
+        assert 0 < reader.head_cache.bytes <= ResponseParser.MAX_HEADS_BYTES
+        assert 0 < reader._known_lines.bytes <= ResponseParser.MAX_LINES_BYTES
+    assert len(reader.head_cache) < 8_192 > len(reader._known_lines)
     reader._known_lines.clear()
     for _ in range(2):
         reader.read(b"HTTP/1.1 200 " + b"a" * 2_000)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rgate.http1.target import Target, read_target, target_from_environ_path, without_dot_segments
+from rgate.http1.target import Target, parse_target, target_from_environ_path, without_dot_segments
 
 KEPT = {
     "plain": "/api/orders",
@@ -46,7 +46,7 @@ KEPT = {
 
 @pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
 def test_target_odd_but_clear_stays_byte_for_byte(text: str) -> None:
-    assert read_target("GET", text).raw == text
+    assert parse_target("GET", text).raw == text
 
 
 REFUSED = {
@@ -119,7 +119,7 @@ REFUSED = {
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
 def test_target_without_one_single_reading_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"target|path"):
-        read_target("GET", text)
+        parse_target("GET", text)
 
 
 VIEWS = {
@@ -147,7 +147,7 @@ VIEWS = {
 
 @pytest.mark.parametrize(("text", "target"), VIEWS.items(), ids=VIEWS)
 def test_target_has_a_view_for_routing_and_one_for_wsgi(text: str, target: Target) -> None:
-    assert read_target("GET", text) == target
+    assert parse_target("GET", text) == target
 
 
 READINGS = {
@@ -175,13 +175,13 @@ READINGS = {
 
 @pytest.mark.parametrize(("text", "readings"), READINGS.values(), ids=READINGS)
 def test_target_readings_are_those_that_backends_make(text: str, readings: set[str]) -> None:
-    target = read_target("GET", text)
+    target = parse_target("GET", text)
     assert target.readings(20) == readings
     assert target.ambiguous == (len(readings) > 1)
 
 
 def test_target_readings_take_a_prefix_with_ambiguous_signs_as_it_is_written() -> None:
-    assert read_target("GET", "/a%2Fb/c%2Fd").readings(20, "/a%2Fb") == {"/a%2Fb/c%2Fd", "/a%2Fb/c/d"}
+    assert parse_target("GET", "/a%2Fb/c%2Fd").readings(20, "/a%2Fb") == {"/a%2Fb/c%2Fd", "/a%2Fb/c/d"}
 
 
 LONG = {
@@ -201,12 +201,12 @@ LONG = {
 
 @pytest.mark.parametrize(("text", "readings"), LONG.values(), ids=LONG)
 def test_target_readings_are_bounded_and_nothing_can_be_pushed_out_of_sight(text: str, readings: set[str] | None) -> None:
-    assert read_target("GET", text).readings(20) == readings
+    assert parse_target("GET", text).readings(20) == readings
 
 
 def test_target_merged_is_the_same_with_single_slashes() -> None:
-    assert read_target("GET", "http://x//a///b%2Fc?d//e").merged() == read_target("GET", "http://x/a/b%2Fc?d//e")
-    assert read_target("GET", "//a?").merged().raw == "/a?"
+    assert parse_target("GET", "http://x//a///b%2Fc?d//e").merged() == parse_target("GET", "http://x/a/b%2Fc?d//e")
+    assert parse_target("GET", "//a?").merged().raw == "/a?"
 
 
 def test_without_dot_segments_leaves_all_others() -> None:
@@ -214,7 +214,7 @@ def test_without_dot_segments_leaves_all_others() -> None:
 
 
 def test_target_asterisk_is_for_options_only() -> None:
-    assert read_target("OPTIONS", "*") == Target("*", "*", "*", "")
+    assert parse_target("OPTIONS", "*") == Target("*", "*", "*", "")
 
 
 def segments(path: bytes) -> set[bytes]:
@@ -232,7 +232,7 @@ _paths = st.lists(_pieces, max_size=12).map("".join)
 @example("a%5c..")
 def test_target_that_is_accepted_has_no_dot_segment_in_any_decoding(path: str) -> None:
     try:
-        target = read_target("GET", "/" + path)
+        target = parse_target("GET", "/" + path)
     except ValueError:
         return
     sent = target.raw.partition("?")[0].encode()
@@ -242,10 +242,10 @@ def test_target_that_is_accepted_has_no_dot_segment_in_any_decoding(path: str) -
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30))
 def test_target_route_is_canonical(text: str) -> None:
     try:
-        target = read_target("GET", "/" + text)
+        target = parse_target("GET", "/" + text)
     except ValueError:
         return
-    again = read_target("GET", target.route)
+    again = parse_target("GET", target.route)
     assert again.route == target.route
     assert again.path.replace("//", "/") == re.sub("//+", "/", target.path).replace("//", "/")
 

@@ -71,7 +71,7 @@ def test_use_callable_is_called_with_the_app_and_its_options() -> None:
     (middleware,) = used(f"[{{app: '{PROXY_FIX}', options: {{x_for: 2, x_proto: 0}}}}]")
     fix: Any = middleware.wrap(lambda environ, start_response: [], None)
     assert (type(fix).__name__, fix.x_for, fix.x_proto) == ("ProxyFix", 2, 0)
-    assert (middleware.name, middleware.before, middleware.after, middleware.edits_environ) == ("ProxyFix", None, None, True)
+    assert (middleware.name, middleware.before, middleware.after, middleware.modifies_request) == ("ProxyFix", None, None, True)
 
 
 def test_use_entry_may_have_a_name_and_a_place() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, Gateway, Middleware, Refused, RequestError, StreamWriter, Truncated, hookimpl
+from rgate import ConnectionRefused, Exchange, Gateway, Middleware, RequestError, StreamWriter, UpstreamTruncated, hookimpl
 from rgate.plugins import access_log
 from rgate.plugins.access_log import FIELDS, AccessLog, AccessLogOptions, Record, Sent
 from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange, make_gateway, running_gateway
@@ -31,7 +31,7 @@ def record(target: str = "/api/orders?x=1", sent: dict[str, str] | None = None, 
 def bare() -> Record:
     """What is known of a request whose head could not be read."""
     nothing = dict.fromkeys(Sent._fields, "")
-    it = record(sent=nothing, route=None, endpoint=None, attempts=0, error=Refused("10.1.2.3"), status=400)
+    it = record(sent=nothing, route=None, endpoint=None, attempts=0, error=ConnectionRefused("10.1.2.3"), status=400)
     return it._replace(begun=0.0)
 
 
@@ -167,7 +167,7 @@ class Failing:
                 if environ["QUERY_STRING"] == "bug":
                     raise ZeroDivisionError
                 if environ["QUERY_STRING"] == "fault":
-                    raise Refused("\x9b2J")
+                    raise ConnectionRefused("\x9b2J")
                 if environ["QUERY_STRING"] == "request":
                     raise RequestError("wrong")
                 return answering(b"x", status=f"{environ['QUERY_STRING'] or 200} Said")(environ, start_response)
@@ -220,7 +220,7 @@ def test_request_that_is_refused_by_the_server_is_logged_as_it_was_sent(caplog: 
     gateway = make_gateway({}, {"orders": answering(b"x")})
     for seen in (("DELETE", "/a/up", "shop.example"), ("", "", "")):
         environ = make_environ()
-        environ.update({"rgate.refused": RequestError("two lengths"), "rgate.sent": seen})
+        environ.update({"rgate.rejection": RequestError("two lengths"), "rgate.sent": seen})
         list(gateway(environ, lambda *_: lambda _: None))
     first, second = (each.getMessage() for each in caplog.records if each.name == "rgate.access")
     assert '"DELETE /a/up" 400 ' in first and " host=shop.example " in first and 'detail="two lengths"' in first
@@ -344,7 +344,7 @@ class Cut:
     def __next__(self) -> bytes:
         for block in self.blocks:
             return block
-        raise Truncated("closed")
+        raise UpstreamTruncated("closed")
 
 
 @pytest.mark.parametrize("requests", ["failed", "all", "none"])
@@ -363,7 +363,7 @@ def test_response_that_breaks_off_has_one_line_wherever_that_is(
     config = {"plugins": {"access_log": {"requests": requests}}}
     with running_gateway(config, {"orders": inner}) as gateway:
         body: Any = gateway(make_environ("/orders"), start)
-        with pytest.raises(Truncated):
+        with pytest.raises(UpstreamTruncated):
             list(body)
         body.close()
     written = capsys.readouterr().out.splitlines() + [each.getMessage() for each in caplog.records if each.levelno > logging.INFO]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from rgate import ConfigError, Exchange, Gateway
-from rgate.plugins.bulkhead import Compartment
+from rgate.plugins.bulkhead import ConcurrencyLimit
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
     answering,
-    assert_fault,
+    assert_error,
     client,
     make_environ,
     make_gateway,
@@ -80,7 +80,7 @@ def test_backend_over_its_limit_is_refused_at_once_and_others_are_served(hung: H
     apps = {"hung": hung, "well": answering(b"well"), "other": ()}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung/1", "/hung/2"):
         refused = client(gateway).get("/hung/3")
-        assert_fault(refused, 503, "overloaded")
+        assert_error(refused, 503, "overloaded")
         assert refused.headers["Retry-After"] == "1"
         assert client(gateway).get("/well").data == b"well"
         assert client(gateway).get("/-/live").status_code == 200
@@ -89,14 +89,14 @@ def test_backend_over_its_limit_is_refused_at_once_and_others_are_served(hung: H
 def test_all_backends_together_over_the_limit_are_refused(hung: Hanging) -> None:
     apps = {"hung": hung, "well": hung, "other": answering(b"other")}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung", "/well", "/well"):
-        assert_fault(client(gateway).get("/other"), 503, "overloaded")
+        assert_error(client(gateway).get("/other"), 503, "overloaded")
         assert client(gateway).get("/-/live").status_code == 200
 
 
 def test_backend_with_a_limit_of_its_own_is_held_to_it(hung: Hanging) -> None:
     apps = {"hung": hung, "well": hung, "other": ()}
     with running_gateway(config(hung=1), apps) as gateway, hung.holding(gateway, "/hung", "/well"):
-        assert_fault(client(gateway).get("/hung"), 503, "overloaded")
+        assert_error(client(gateway).get("/hung"), 503, "overloaded")
 
 
 def failing(environ: object, start_response: object) -> Iterable[bytes]:
@@ -121,7 +121,9 @@ class Stream:
 
 def waiting(gateway: Gateway, name: str) -> int:
     """How many requests wait for a backend."""
-    kept: Compartment = gateway.keep(f"bulkhead.{name}", gateway.backends[name].max_in_flight, lambda: Compartment("", 0))
+    kept: ConcurrencyLimit = gateway.resource(
+        f"bulkhead.{name}", gateway.backends[name].max_in_flight, lambda: ConcurrencyLimit("", 0)
+    )
     return len(kept.waiting)
 
 
@@ -143,7 +145,7 @@ def test_stream_counts_while_its_next_block_is_waited_for_and_not_while_the_clie
         reader.start()
         passed(body.asked)
         assert waiting(gateway, "well") == 1
-        assert_fault(client(gateway).get("/well"), 503, "overloaded")
+        assert_error(client(gateway).get("/well"), 503, "overloaded")
         body.go.set()
         reader.join(10)
         assert waiting(gateway, "well") == 0
@@ -162,13 +164,13 @@ def test_calm_server_counts_nothing_but_for_limits_that_it_could_reach() -> None
     apps = {"hung": (), "well": look, "other": ()}
     with running_gateway(config(), apps) as gateway:
         for calm in (False, True):
-            gateway.condition.calm = calm
+            gateway.readiness.calm = calm
             client(gateway).get("/well")
         assert seen == [1, 0]
     seen.clear()
     lower = {**config(other=1), "server": {"max_in_flight": 3, "threads": 2}}
     with running_gateway(lower, apps) as gateway:
-        gateway.condition.calm = True
+        gateway.readiness.calm = True
         client(gateway).get("/well")
     assert seen == [1], "a backend's limit is lower than the number of threads"
 
@@ -178,7 +180,7 @@ def test_operator_is_told_which_backend_is_at_its_limit(hung: Hanging, caplog: p
     apps = {"hung": hung, "well": (), "other": ()}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung", "/hung"):
         for _ in range(5):
-            assert_fault(client(gateway).get("/hung"), 503, "overloaded")
+            assert_error(client(gateway).get("/hung"), 503, "overloaded")
     words = "backend 'hung': 2 requests in flight, which is max_in_flight; more are answered 503"
     told = [record for record in caplog.records if record.name == "rgate.plugins.bulkhead"]
     assert [(record.getMessage(), record.__dict__["about"]) for record in told] == [(words, "backend 'hung'")] * 5
@@ -267,7 +269,7 @@ def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
 
 
 def test_nobody_is_refused_for_what_was_seen_before_a_look_that_another_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    compartment = Compartment("backend 'a'", 1)
+    compartment = ConcurrencyLimit("backend 'a'", 1)
     compartment.waiting[Exchange()] = None
     looks, second_has_passed = threading.Semaphore(0), threading.Event()
 

@@ -12,14 +12,14 @@ import pytest
 
 import rgate
 from rgate import (
+    ConnectionRefused,
     Exchange,
     Gateway,
     GatewayError,
-    InternalFault,
+    InternalError,
     Middleware,
     NoRoute,
     Overloaded,
-    Refused,
     ResponseTimeout,
     UpstreamClosed,
     hookimpl,
@@ -27,7 +27,7 @@ from rgate import (
 from rgate.plugins import faults
 from rgate.testing import (
     answering,
-    assert_fault,
+    assert_error,
     client,
     make_endpoint,
     make_environ,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TABLE = [
     (rgate.NoEndpoint, 503, "no_endpoint"),
     (rgate.Unavailable, 503, "unavailable"),
-    (rgate.Refused, 503, "refused"),
+    (rgate.ConnectionRefused, 503, "refused"),
     (rgate.Unreachable, 503, "unreachable"),
     (rgate.ConnectTimeout, 503, "connect_timeout"),
     (rgate.Overloaded, 503, "overloaded"),
@@ -51,7 +51,7 @@ TABLE = [
     (rgate.BadGateway, 502, "bad_gateway"),
     (rgate.UpstreamClosed, 502, "closed"),
     (rgate.BadResponse, 502, "bad_response"),
-    (rgate.Truncated, 502, "truncated"),
+    (rgate.UpstreamTruncated, 502, "truncated"),
     (rgate.TLSFailed, 502, "tls_failed"),
     (rgate.RequestError, 400, "bad_request"),
     (rgate.AmbiguousPath, 400, "ambiguous_path"),
@@ -69,8 +69,8 @@ TABLE = [
     (rgate.HeadTooLarge, 431, "head_too_large"),
     (rgate.NotImplementedByGateway, 501, "not_implemented"),
     (rgate.VersionNotSupported, 505, "version_not_supported"),
-    (rgate.Loop, 508, "loop"),
-    (rgate.InternalFault, 500, "internal"),
+    (rgate.LoopDetected, 508, "loop"),
+    (rgate.InternalError, 500, "internal"),
     (rgate.GatewayError, 500, "internal"),
     (rgate.NoRoute, 404, "no_route"),
 ]
@@ -103,7 +103,7 @@ def test_table_has_every_fault_there_is() -> None:
 def test_fault_raised_becomes_its_answer(error: type[GatewayError], status_code: int, reason: str) -> None:
     exchange, raised = make_exchange(), error() if error is NoRoute else error(SECRET)
     response = client(guarded(raising(raised)), exchange).get("/")
-    answer = assert_fault(response, status_code, reason)
+    answer = assert_error(response, status_code, reason)
     assert answer["request_id"] == exchange.id
     assert answer["body"] == raised.message
     assert SECRET not in response.text
@@ -140,7 +140,7 @@ def test_default_response_with_a_bodiless_status_has_no_body(status_code: int) -
 
 
 def test_head_has_the_length_and_no_body() -> None:
-    app = guarded(raising(Refused()))
+    app = guarded(raising(ConnectionRefused()))
     exchange = make_exchange()
     answers = {
         method: list(app(make_environ(method=method, exchange=exchange), lambda *_: lambda _: None)) for method in ("HEAD", "GET")
@@ -153,9 +153,9 @@ def test_head_has_the_length_and_no_body() -> None:
 def test_unexpected_exception_is_500_and_is_reported_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     exchange = make_exchange()
     response = client(guarded(raising(ZeroDivisionError(SECRET))), exchange).get("/")
-    assert_fault(response, 500, "internal")
+    assert_error(response, 500, "internal")
     assert SECRET not in response.text
-    assert isinstance(exchange.error, InternalFault)
+    assert isinstance(exchange.error, InternalError)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR and exchange.id in record.getMessage() and record.exc_info, caplog.text
 
@@ -164,14 +164,14 @@ def test_unexpected_exception_is_500_and_is_reported_with_its_traceback(caplog: 
     ("error", "level", "where"),
     [
         (rgate.UpstreamClosed, "WARNING", " (route /, backend orders)"),
-        (rgate.Refused, "DEBUG", ""),
+        (rgate.ConnectionRefused, "DEBUG", ""),
         (rgate.RequestError, "DEBUG", ""),
     ],
 )
 def test_fault_detail_goes_to_the_log(
     error: type[GatewayError], level: str, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "rgate.faults")
+    caplog.set_level(logging.DEBUG, "rgate.plugins.faults")
     exchange = make_exchange()
     client(guarded(raising(error(SECRET))), exchange).get("/")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -204,7 +204,7 @@ def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCapt
 
 
 def test_answer_and_good_responses_are_valid_wsgi() -> None:
-    for inner in (raising(Refused()), answering(b"hello", headers=[("Content-Type", "text/plain")])):
+    for inner in (raising(ConnectionRefused()), answering(b"hello", headers=[("Content-Type", "text/plain")])):
         app = validator(guarded(validator(inner)))
         environ = make_environ("/")
         body = app(environ, lambda status, headers, exc_info=None: lambda _: None)
@@ -225,7 +225,7 @@ class Page:
     def rgate_fault_response(self, exchange: Exchange, error: GatewayError) -> WSGIApplication | None:
         if self.failing == "hook":
             raise ZeroDivisionError("in the hook")
-        return self.page if isinstance(error, Refused) else None
+        return self.page if isinstance(error, ConnectionRefused) else None
 
     def page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self.failing == "app":
@@ -237,18 +237,18 @@ class Page:
 
 
 def test_hook_that_answers_comes_before_the_built_in() -> None:
-    response = client(guarded(raising(Refused()), page=Page()), make_exchange()).get("/")
+    response = client(guarded(raising(ConnectionRefused()), page=Page()), make_exchange()).get("/")
     assert (response.status_code, response.data, response.headers["Content-Type"]) == (503, b"page", "text/html")
 
 
 def test_hook_that_returns_none_leaves_it_to_the_built_in() -> None:
-    assert_fault(client(guarded(raising(Overloaded()), page=Page()), make_exchange()).get("/"), 503, "overloaded")
+    assert_error(client(guarded(raising(Overloaded()), page=Page()), make_exchange()).get("/"), 503, "overloaded")
 
 
 @pytest.mark.parametrize("failing", ["hook", "app"])
 def test_hook_that_fails_is_reported_and_the_built_in_answers(failing: str, caplog: pytest.LogCaptureFixture) -> None:
-    response = client(guarded(raising(Refused()), page=Page(failing)), make_exchange()).get("/")
-    assert_fault(response, 503, "refused")
+    response = client(guarded(raising(ConnectionRefused()), page=Page(failing)), make_exchange()).get("/")
+    assert_error(response, 503, "refused")
     assert f"in the {failing}" in caplog.text
 
 
@@ -281,14 +281,14 @@ def began_then_raised(error: Exception) -> WSGIApplication:
 
 def test_response_begun_but_not_sent_is_replaced() -> None:
     server = Server(head_sent=False)
-    body = guarded(began_then_raised(Refused()))(make_environ(), server)
+    body = guarded(began_then_raised(ConnectionRefused()))(make_environ(), server)
     assert server.status == "503 Service Unavailable"
     assert json.loads(b"".join(body))["reason"] == "refused"
 
 
 def test_response_begun_and_sent_raises_the_same_error() -> None:
-    error = Refused()
-    with pytest.raises(Refused) as raised:
+    error = ConnectionRefused()
+    with pytest.raises(ConnectionRefused) as raised:
         guarded(began_then_raised(error))(make_environ(), Server(head_sent=True))
     assert raised.value is error
 
@@ -300,7 +300,7 @@ def test_fault_page_that_fails_after_it_began_is_replaced(caplog: pytest.LogCapt
         exchange.status = int(status[:3])
         return server(status, headers, exc_info)
 
-    body = guarded(raising(Refused()), page=Page("late"))(make_environ(exchange=exchange), start)
+    body = guarded(raising(ConnectionRefused()), page=Page("late"))(make_environ(exchange=exchange), start)
     assert json.loads(b"".join(body))["reason"] == "refused"
     assert "after it began" in caplog.text
 
@@ -308,11 +308,11 @@ def test_fault_page_that_fails_after_it_began_is_replaced(caplog: pytest.LogCapt
 def test_gateway_default_response_as_configured() -> None:
     with running_gateway({"default_response": {"body": "This is not reachable", "status_code": 403}}) as gateway:
         response = client(gateway).get("/nowhere")
-    assert assert_fault(response, 403, "no_route")["body"] == "This is not reachable"
+    assert assert_error(response, 403, "no_route")["body"] == "This is not reachable"
 
 
 def test_gateway_replaced_by_another_fault_page() -> None:
-    with running_gateway({}, {"orders": raising(Refused())}, {"page": Page()}) as gateway:
+    with running_gateway({}, {"orders": raising(ConnectionRefused())}, {"page": Page()}) as gateway:
         assert client(gateway).get("/orders").data == b"page"
 
 
@@ -338,11 +338,11 @@ def test_fault_of_a_plugin_has_the_headers_that_it_says_and_is_no_news_below_500
 
             return Middleware("auth", wrap)
 
-    caplog.set_level(logging.DEBUG, "rgate.faults")
+    caplog.set_level(logging.DEBUG, "rgate.plugins.faults")
     for disabled in (["faults"], []):  # what answers then is the core itself
         config = {"plugins": {"disable": disabled}}
         with running_gateway(config, {"orders": answering(b"x")}, {"auth": Refusing()}) as gateway:
             response = client(gateway).get("/orders")
-        assert_fault(response, 401, "unauthorized")
+        assert_error(response, 401, "unauthorized")
         assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert [record.levelname for record in caplog.records if record.name == "rgate.faults"][-1:] == ["DEBUG"]
+    assert [record.levelname for record in caplog.records if record.name == "rgate.plugins.faults"][-1:] == ["DEBUG"]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgate import Middleware, Refused, Truncated
+from rgate import ConnectionRefused, Middleware, UpstreamTruncated
 from rgate.plugins import normalize
-from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import answering, assert_error, client, make_environ, make_exchange, make_gateway, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -303,8 +303,8 @@ def test_limit_of_zero_envelopes_empty_bodies_only() -> None:
 
 
 def test_body_that_breaks_off_is_closed_and_nothing_has_begun() -> None:
-    body, start = Body(b"[", error=Truncated("gone")), Start()
-    with pytest.raises(Truncated):
+    body, start = Body(b"[", error=UpstreamTruncated("gone")), Start()
+    with pytest.raises(UpstreamTruncated):
         wrapped(answering(body, headers=[JSON]))(make_environ(), start)
     assert (body.closed, start.calls) == (1, [])
 
@@ -382,7 +382,7 @@ def test_middleware_is_valid_wsgi(options: Any, body: Any) -> None:
 
 
 def refusing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    raise Refused
+    raise ConnectionRefused
 
 
 def test_gateway_faults_and_default_response_keep_their_shape() -> None:
@@ -390,14 +390,14 @@ def test_gateway_faults_and_default_response_keep_their_shape() -> None:
     with running_gateway(
         {"plugins": {"normalize": {"format": "envelope"}}, "default_response": raw}, {"orders": refusing}
     ) as gateway:
-        assert_fault(client(gateway).get("/orders"), 503, "refused")
+        assert_error(client(gateway).get("/orders"), 503, "refused")
         assert client(gateway).get("/nowhere").data == b"<p>no</p>"
 
 
 def test_gateway_body_that_breaks_off_before_it_is_whole_is_a_fault() -> None:
-    app = answering(Body(b"[", error=Truncated("gone")), headers=[JSON])
+    app = answering(Body(b"[", error=UpstreamTruncated("gone")), headers=[JSON])
     with running_gateway({"plugins": {"normalize": {"format": "envelope"}}}, {"orders": app}) as gateway:
-        assert_fault(client(gateway).get("/orders"), 502, "truncated")
+        assert_error(client(gateway).get("/orders"), 502, "truncated")
 
 
 def test_gateway_routes_have_their_own_way() -> None:

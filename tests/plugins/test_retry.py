@@ -11,6 +11,7 @@ import pytest
 
 from rgate import (
     BadResponse,
+    ConnectionRefused,
     ConnectTimeout,
     Exchange,
     Gateway,
@@ -18,7 +19,6 @@ from rgate import (
     Middleware,
     NoEndpoint,
     Overloaded,
-    Refused,
     ResponseTimeout,
     Unreachable,
     UpstreamClosed,
@@ -29,11 +29,11 @@ from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
     client,
+    closed_port_url,
     http_response,
     make_endpoint,
     make_environ,
     make_exchange,
-    refusing_url,
     running_gateway,
 )
 
@@ -72,7 +72,7 @@ def send(attempts: Attempts, method: str = "GET", options: RetryOptions | None =
     return list(Retry(attempts, options or RetryOptions())(environ, lambda *_: io.BytesIO().write))
 
 
-@pytest.mark.parametrize("error", [Refused(), Unreachable(), ConnectTimeout()], ids=lambda error: error.reason)
+@pytest.mark.parametrize("error", [ConnectionRefused(), Unreachable(), ConnectTimeout()], ids=lambda error: error.reason)
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
 def test_request_that_reached_no_backend_is_tried_elsewhere_whatever_the_method(error: GatewayError, method: str) -> None:
     attempts = Attempts(error)
@@ -133,20 +133,20 @@ def test_body_that_streams_is_not_sent_again(error: GatewayError) -> None:
 
 
 def test_attempts_are_bounded_and_the_last_fault_is_told() -> None:
-    attempts = Attempts(Refused(), failing=("bad", "good", "other"))
-    with pytest.raises(Refused):
+    attempts = Attempts(ConnectionRefused(), failing=("bad", "good", "other"))
+    with pytest.raises(ConnectionRefused):
         send(attempts, options=RetryOptions(attempts=2))
     assert attempts.tried == ["bad", "good"]
 
 
 def test_attempts_of_three_reach_the_third_endpoint() -> None:
-    attempts = Attempts(Refused(), failing=("bad", "good"))
+    attempts = Attempts(ConnectionRefused(), failing=("bad", "good"))
     assert send(attempts, options=RetryOptions(attempts=3)) == [b"answered"]
     assert attempts.tried == ["bad", "good", "other"]
 
 
 def test_budget_lets_a_share_of_requests_be_sent_again() -> None:
-    attempts = Attempts(Refused())
+    attempts = Attempts(ConnectionRefused())
     retry = Retry(attempts, RetryOptions(budget_percent=20))
     answered = 0
     for _ in range(1_000):
@@ -154,7 +154,7 @@ def test_budget_lets_a_share_of_requests_be_sent_again() -> None:
         try:
             retry(environ, lambda *_: io.BytesIO().write)
             answered += 1
-        except Refused:
+        except ConnectionRefused:
             pass
     assert 200 <= answered <= 212, f"{answered} of 1,000 were sent again: a fifth, and ten that were saved up"
 
@@ -166,10 +166,10 @@ def test_budget_that_is_spent_is_not_there_again_in_the_next_gateway() -> None:
         environ = make_environ("/", make_exchange(candidates=(BAD, GOOD)))
         try:
             return bool(retry(environ, lambda *_: io.BytesIO().write))
-        except Refused:
+        except ConnectionRefused:
             return False
 
-    attempts, options = Attempts(Refused()), RetryOptions(budget_percent=1)
+    attempts, options = Attempts(ConnectionRefused()), RetryOptions(budget_percent=1)
     before = Retry(attempts, options, budgets)
     assert sum(again(before) for _ in range(20)) == 10
     after = Retry(attempts, options, budgets)
@@ -182,14 +182,14 @@ def test_budget_that_is_spent_is_not_there_again_in_the_next_gateway() -> None:
 
 
 def test_budget_of_nothing_sends_nothing_again() -> None:
-    attempts = Attempts(Refused())
-    with pytest.raises(Refused):
+    attempts = Attempts(ConnectionRefused())
+    with pytest.raises(ConnectionRefused):
         send(attempts, options=RetryOptions(budget_percent=0))
     assert attempts.tried == ["bad"]
 
 
 def test_gateway_with_one_dead_endpoint_of_two_answers_every_request() -> None:
-    with ScriptedBackend(http_response(b"hello")) as backend, refusing_url() as nobody:
+    with ScriptedBackend(http_response(b"hello")) as backend, closed_port_url() as nobody:
         config = {
             "backends": [{"name": "x", "endpoints": [nobody, backend.url], "policy": "round_robin", "health": NO_EJECTION}],
             "routes": [
@@ -243,7 +243,7 @@ class Seen:
 
             return note
 
-        return Middleware("seen", wrap, edits_environ=False)
+        return Middleware("seen", wrap, modifies_request=False)
 
 
 def backend_of(*backends: ScriptedBackend, health: Mapping[str, object] = NO_EJECTION) -> dict[str, object]:
@@ -266,7 +266,7 @@ def test_gateway_with_an_endpoint_that_hangs_answers_gets_from_the_other_and_eje
         config = backend_of(hanging, backend, health={"consecutive_faults": 1})
         with running_gateway(config, plugins={"seen": seen}) as gateway:
             assert [client(gateway).get("/x").status_code for _ in range(2)] == [200] * 2
-            aside = gateway.table.snapshot.set_aside["x"]
+            aside = gateway.table.snapshot.excluded["x"]
     assert [str(each) for each in aside] == ["ejected: 1 faults in a row, the last: response_timeout"], "retried, and counted"
     assert sorted(exchange.attempts for exchange in seen.exchanges) == [1, 2]
     assert {exchange.endpoint.address.port for exchange in seen.exchanges if exchange.endpoint} == {backend.port}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from rgate import AmbiguousPath, Backend, Exchange, NoRoute, Route, hookimpl
 from rgate.forwarding.forwarder import _without_prefix
-from rgate.http1.target import Target, read_target
+from rgate.http1.target import Target, parse_target
 from rgate.plugins import routing
 from rgate.plugins.routing import RouteTable
-from rgate.testing import answering, assert_fault, client, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import answering, assert_error, client, make_environ, make_exchange, make_gateway, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -165,7 +165,7 @@ def routed(app: WSGIApplication, path: str) -> tuple[Route, Target] | None:
     exchange = Exchange()
     environ = make_environ("/", exchange)
     try:
-        environ["rgate.target"] = read_target("GET", path)
+        environ["rgate.target"] = parse_target("GET", path)
         app(environ, lambda *_: lambda _: None)
     except (ValueError, AmbiguousPath):
         return None
@@ -283,7 +283,7 @@ def test_path_of_which_only_the_slashes_are_to_blame_goes_on_with_them_merged(pa
 def test_path_that_is_merged_is_so_in_the_environ_too() -> None:
     exchange = Exchange()
     environ = make_environ("//admin/a%20b?c", exchange)
-    environ |= {"SCRIPT_NAME": "/", "PATH_INFO": "/admin/a b", "rgate.target": read_target("GET", "//admin/a%20b?c")}
+    environ |= {"SCRIPT_NAME": "/", "PATH_INFO": "/admin/a b", "rgate.target": parse_target("GET", "//admin/a%20b?c")}
     _GUARDED[False][1](environ, lambda *_: lambda _: None)
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"]) == ("", "/admin/a b", "c")
     assert environ["RAW_URI"] == environ["REQUEST_URI"] == environ["rgate.target"].raw == "/admin/a%20b?c"
@@ -296,7 +296,7 @@ def test_path_that_is_merged_is_so_in_the_environ_too() -> None:
 )
 def test_path_of_which_a_reading_leads_to_a_route_that_asks_for_more_is_refused_when_that_has_what_it_asks(narrower: Any) -> None:
     table = RouteTable([route("root"), route("upload", "/upload", **narrower)])
-    target = read_target("GET", "/upload%2Fx")
+    target = parse_target("GET", "/upload%2Fx")
     environ = {"REQUEST_METHOD": "GET", "HTTP_HOST": "a.example", "HTTP_X_BETA": "1"}
     found = table.find(target.route, environ)
     assert found is not None
@@ -318,7 +318,7 @@ def test_path_prefix_with_ambiguous_signs_is_read_as_it_is_written() -> None:
         ("/a/g%2Fq", "a", True),
         ("/a%2Fg%2Fp", "root", False),
     ):
-        target = read_target("GET", path)
+        target = parse_target("GET", path)
         found = table.find(target.route, environ)
         assert found is not None
         assert found.name == name
@@ -327,13 +327,13 @@ def test_path_prefix_with_ambiguous_signs_is_read_as_it_is_written() -> None:
 
 def test_path_without_a_route_in_its_own_reading_has_none() -> None:
     with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
-        assert_fault(client(gateway).get("/orders%2F1"), 404, "no_route")
+        assert_error(client(gateway).get("/orders%2F1"), 404, "no_route")
 
 
 def test_path_of_which_a_reading_has_no_route_is_refused() -> None:
     with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
         assert client(gateway).get("/orders/a%2Fb;c").data == b"orders"
-        assert_fault(client(gateway).get("/orders/%252e%252e/secret"), 400, "ambiguous_path")
+        assert_error(client(gateway).get("/orders/%252e%252e/secret"), 400, "ambiguous_path")
 
 
 _segments = st.lists(st.sampled_from(["a", "b", "ab"]), max_size=4).map(lambda s: "".join(f"/{one}" for one in s))
@@ -351,7 +351,7 @@ SPELLINGS = ["/api/orders", "//api/orders", "/api//orders", "/%61pi/orders", "/a
 
 @pytest.mark.parametrize("target", SPELLINGS)
 def test_route_is_found_in_every_spelling_of_its_path(target: str) -> None:
-    assert find(PREFIXES, read_target("GET", target).route) == "orders"
+    assert find(PREFIXES, parse_target("GET", target).route) == "orders"
 
 
 # The middleware
@@ -363,7 +363,7 @@ def test_middleware_sets_the_route() -> None:
     exchange = make_exchange()
     exchange.route = None
     environ = make_environ("/orders/1", exchange)
-    environ["rgate.target"] = read_target("GET", "/orders/1")
+    environ["rgate.target"] = parse_target("GET", "/orders/1")
     assert app(environ, lambda *_: lambda _: None) == [b"inside"]
     assert exchange.route is gateway.routes[0]
 
@@ -382,7 +382,7 @@ def test_middleware_without_a_route_raises_the_default_response() -> None:
     app = routing.rgate_middlewares(gateway).wrap(answering(b"never"), None)
     exchange = Exchange()
     environ = make_environ("/", exchange)
-    environ["rgate.target"] = read_target("GET", "/")
+    environ["rgate.target"] = parse_target("GET", "/")
     with pytest.raises(NoRoute) as caught:
         app(environ, lambda *_: lambda _: None)
     assert (caught.value.message, caught.value.status, caught.value.content_type) == ("nothing here", 403, "text/plain")
@@ -392,7 +392,7 @@ def test_gateway_routes_by_what_it_forwards() -> None:
     with running_gateway({}, {"orders": answering(b"orders"), "payment": answering(b"payment")}) as gateway:
         assert client(gateway).get("/orders/1").data == b"orders"
         assert client(gateway).get("/payment?x").data == b"payment"
-        assert_fault(client(gateway).get("/ordersx"), 404, "no_route")
+        assert_error(client(gateway).get("/ordersx"), 404, "no_route")
 
 
 def test_gateway_router_of_a_plugin_decides_before() -> None:
@@ -408,7 +408,7 @@ def test_gateway_router_of_a_plugin_decides_before() -> None:
 
                 return call
 
-            return Middleware("router", wrap, before="routing", edits_environ=False)
+            return Middleware("router", wrap, before="routing", modifies_request=False)
 
     backends = {"orders": answering(b"orders"), "payment": answering(b"payment")}
     with running_gateway({}, backends, {"router": Router()}) as gateway:

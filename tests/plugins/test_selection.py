@@ -10,7 +10,7 @@ import pytest
 
 from rgate import Endpoint, Exchange, NoEndpoint, hookimpl
 from rgate.plugins import selection
-from rgate.plugins.selection import Hash, LeastInFlight, Random, RandomOfTwo, RoundRobin
+from rgate.plugins.selection import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
 from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange, make_gateway, running_gateway
 
 THREE = tuple(make_endpoint(f"orders-{number}") for number in (1, 2, 3))
@@ -21,12 +21,14 @@ def picks(policy: object, candidates: tuple[Endpoint, ...], count: int) -> Count
     return Counter(policy.pick(candidates, exchange).name for _ in range(count))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("policy", [RandomOfTwo(), LeastInFlight(), Random(), RoundRobin(), Hash()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy", [PowerOfTwoChoices(), LeastRequests(), Random(), RoundRobin(), ConsistentHash()], ids=lambda p: p.name
+)
 def test_pick_one_candidate_is_picked(policy: object) -> None:
     assert picks(policy, THREE[:1], 5) == {"orders-1": 5}
 
 
-@pytest.mark.parametrize("policy", [RandomOfTwo(), LeastInFlight(), Random(), RoundRobin()], ids=lambda p: p.name)
+@pytest.mark.parametrize("policy", [PowerOfTwoChoices(), LeastRequests(), Random(), RoundRobin()], ids=lambda p: p.name)
 def test_pick_idle_candidates_share_evenly(policy: object) -> None:
     counts = picks(policy, THREE, 3_000)
     # 1,000 ± 26 each: ± 200 is more than seven standard deviations.
@@ -35,18 +37,18 @@ def test_pick_idle_candidates_share_evenly(policy: object) -> None:
 
 def test_random_of_two_the_busiest_of_all_is_never_picked() -> None:
     candidates = (make_endpoint("a", in_flight=1), make_endpoint("b", in_flight=5), make_endpoint("c", in_flight=2))
-    counts = picks(RandomOfTwo(), candidates, 1_000)
+    counts = picks(PowerOfTwoChoices(), candidates, 1_000)
     assert counts["b"] == 0
     assert counts["a"] > counts["c"] > 0, f"a wins against both, c against b alone: {counts}"
 
 
 def test_random_of_two_the_busier_of_two_is_never_picked() -> None:
-    assert picks(RandomOfTwo(), (make_endpoint("a", in_flight=1), make_endpoint("b")), 200) == {"b": 200}
+    assert picks(PowerOfTwoChoices(), (make_endpoint("a", in_flight=1), make_endpoint("b")), 200) == {"b": 200}
 
 
 def test_least_in_flight_is_picked_and_ties_are_broken_by_chance() -> None:
     candidates = (make_endpoint("a", in_flight=1), make_endpoint("b", in_flight=2), make_endpoint("c", in_flight=1))
-    counts = picks(LeastInFlight(), candidates, 1_000)
+    counts = picks(LeastRequests(), candidates, 1_000)
     assert counts["b"] == 0
     assert 350 < counts["a"] < 650
 
@@ -115,5 +117,5 @@ def test_middleware_every_backend_by_its_own_policy() -> None:
         assert [asked.get("/orders").text for _ in range(4)] == ["orders-1", "orders-2"] * 2
         assert {asked.get("/payment").text for _ in range(40)} == {"payment-1", "payment-2"}
         endpoint = gateway.table.snapshot.endpoints["payment"][0]
-        endpoint.load.running.add(make_exchange())
+        endpoint.state.active_exchanges.add(make_exchange())
         assert {asked.get("/payment").text for _ in range(20)} == {"payment-2"}

@@ -13,11 +13,11 @@ from rgate.testing import (
     ScriptedBackend,
     answering,
     client,
+    closed_port_url,
     http_response,
     make_endpoint,
     make_environ,
     make_gateway,
-    refusing_url,
     running_gateway,
 )
 
@@ -92,11 +92,11 @@ class TestSticky:
             asked = sticky(gateway)
             home = asked.get("/").text
             gone = next(e for e in gateway.table.snapshot.endpoints["x"] if e.name == home)
-            gateway.table.set_aside(gone, "drain", "draining")
+            gateway.table.exclude(gone, "drain", "draining")
             moved = asked.get("/")
             assert moved.text != home
             assert set_cookie(moved)
-            gateway.table.take_back(gone, "drain")
+            gateway.table.readmit(gone, "drain")
             assert {asked.get("/").text for _ in range(5)} == {moved.text}
 
     def test_endpoint_of_weight_0_keeps_its_clients_and_gets_no_others(self) -> None:
@@ -114,7 +114,7 @@ class TestSticky:
                 assert {kept.get("/").text for _ in range(20)} == {"a"}
 
     def test_endpoint_that_fails_loses_the_client_by_a_retry(self) -> None:
-        with ScriptedBackend(http_response(b"ok")) as backend, refusing_url() as nobody:
+        with ScriptedBackend(http_response(b"ok")) as backend, closed_port_url() as nobody:
             secret = {"cookie": "home", "secret": "0123456789abcdef"}
             dead = StickyCookie("x", "home", secret["secret"])._value(f"{nobody}")
             with running_gateway(config(endpoints=[nobody, backend.url], sticky=secret)) as gateway:

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rgate import Endpoint, Exchange, Gateway, Middleware, hookimpl
-from rgate.plugins.selection import Hash, LeastInFlight, Random, RandomOfTwo, RoundRobin
-from rgate.testing import answering, assert_fault, client, make_endpoint, make_exchange, running_gateway
+from rgate.plugins.selection import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
+from rgate.testing import answering, assert_error, client, make_endpoint, make_exchange, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-WEIGHING = [RandomOfTwo(), LeastInFlight(), Random(), RoundRobin(), Hash()]
+WEIGHING = [PowerOfTwoChoices(), LeastRequests(), Random(), RoundRobin(), ConsistentHash()]
 
 
 def by_weight(policy: object, weights: dict[str, float], count: int, *, busy: str = "") -> Counter[str]:
     candidates = [make_endpoint(name, in_flight=9 if name == busy else 0) for name in weights]
     exchange, found = make_exchange(), Counter[str]()
     for number in range(count):
-        exchange.affinity = str(number)
-        found[policy.pick_by_weight(candidates, [*weights.values()], exchange).name] += 1  # type: ignore[attr-defined]
+        exchange.affinity_key = str(number)
+        found[policy.pick_weighted(candidates, [*weights.values()], exchange).name] += 1  # type: ignore[attr-defined]
     return found
 
 
-@pytest.mark.parametrize("policy", [Random(), LeastInFlight(), RoundRobin(), Hash()], ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", [Random(), LeastRequests(), RoundRobin(), ConsistentHash()], ids=lambda policy: policy.name)
 @pytest.mark.parametrize("weights", [{"a": 1, "b": 3}, {"a": 5, "b": 0.5, "c": 2.5}])
 def test_idle_candidates_share_by_weight(policy: object, weights: dict[str, float]) -> None:
     counts = by_weight(policy, weights, 4_000)
@@ -38,22 +38,22 @@ def test_idle_candidates_share_by_weight(policy: object, weights: dict[str, floa
 
 
 def test_random_of_two_prefers_the_heavier_and_spares_the_busy() -> None:
-    counts = by_weight(RandomOfTwo(), {"a": 1, "b": 3, "c": 1}, 2_000)
+    counts = by_weight(PowerOfTwoChoices(), {"a": 1, "b": 3, "c": 1}, 2_000)
     assert counts["b"] > counts["a"] + counts["c"]
-    assert by_weight(RandomOfTwo(), {"a": 1, "b": 3}, 100, busy="b") == {"a": 100}
+    assert by_weight(PowerOfTwoChoices(), {"a": 1, "b": 3}, 100, busy="b") == {"a": 100}
 
 
 def test_least_in_flight_counts_by_weight() -> None:
     candidates = [make_endpoint("small", in_flight=1), make_endpoint("large", in_flight=2)]
-    policy, exchange = LeastInFlight(), make_exchange()
-    assert policy.pick_by_weight(candidates, [1, 3], exchange).name == "large", "2 of 3 are less than 1 of 1"
-    assert policy.pick_by_weight(candidates, [1, 1.5], exchange).name == "small"
+    policy, exchange = LeastRequests(), make_exchange()
+    assert policy.pick_weighted(candidates, [1, 3], exchange).name == "large", "2 of 3 are less than 1 of 1"
+    assert policy.pick_weighted(candidates, [1, 1.5], exchange).name == "small"
 
 
 def test_round_robin_by_weight_is_smooth() -> None:
     policy, exchange = RoundRobin(), make_exchange()
     candidates = [make_endpoint("a"), make_endpoint("b")]
-    turns = "".join(policy.pick_by_weight(candidates, [3, 1], exchange).name for _ in range(400))
+    turns = "".join(policy.pick_weighted(candidates, [3, 1], exchange).name for _ in range(400))
     assert abs(turns.count("b") - 100) <= 2
     assert "bb" not in turns and "aaaaaa" not in turns, turns
 
@@ -63,12 +63,12 @@ EXPECTED = "cbaacaacaaaa"  # of what hash has always chosen
 
 class TestHash:
     def owners(self, names: Sequence[str], weights: Sequence[float] | None = None) -> dict[str, str]:
-        policy, exchange, owners = Hash(), make_exchange(), {}
+        policy, exchange, owners = ConsistentHash(), make_exchange(), {}
         candidates = [make_endpoint(name) for name in names]
         for number in range(2_000):
-            exchange.affinity = f"192.0.2.{number}"
-            picked = policy.pick_by_weight(candidates, weights, exchange) if weights else policy.pick(candidates, exchange)
-            owners[exchange.affinity] = picked.name
+            exchange.affinity_key = f"192.0.2.{number}"
+            picked = policy.pick_weighted(candidates, weights, exchange) if weights else policy.pick(candidates, exchange)
+            owners[exchange.affinity_key] = picked.name
         return owners
 
     def test_clients_are_spread_evenly(self) -> None:
@@ -124,15 +124,15 @@ def test_gateway_gives_endpoints_of_weight_0_nothing(policy: str) -> None:
 
 def test_gateway_with_weight_0_everywhere_has_no_endpoint() -> None:
     with running_gateway(weighted("random", 0), plugins={"named": Named()}) as gateway:
-        assert_fault(client(gateway).get("/"), 503, "no_endpoint")
+        assert_error(client(gateway).get("/"), 503, "no_endpoint")
 
 
 def test_gateway_honours_weights_and_shares() -> None:
     with running_gateway(weighted("round_robin", 1, 3), plugins={"named": Named()}) as gateway:
         assert spread(gateway, 100)["2"] in range(73, 78)
         heavy = gateway.table.snapshot.endpoints["x"][1]
-        heavy.load.share = 1 / 3
-        gateway.table.reshared()
+        heavy.state.weight_factor = 1 / 3
+        gateway.table.weights_changed()
         assert spread(gateway, 100)["2"] in range(48, 53)
 
 
@@ -160,11 +160,11 @@ def test_gateway_claim_takes_the_requests_that_it_claims() -> None:
             asked.append(environ["PATH_INFO"])
             return len(asked) == 3
 
-        trial.load.share, trial.load.claim = 0.0, claim
-        gateway.table.reshared()
+        trial.state.weight_factor, trial.state.try_acquire_trial = 0.0, claim
+        gateway.table.weights_changed()
         assert [client(gateway).get("/x").text for _ in range(5)] == ["x-2", "x-2", "x-1", "x-2", "x-2"]
-        trial.load.share, trial.load.claim = 1.0, None
-        gateway.table.reshared()
+        trial.state.weight_factor, trial.state.try_acquire_trial = 1.0, None
+        gateway.table.weights_changed()
         assert spread(gateway, 60).keys() == {"x-1", "x-2"}
         assert len(asked) == 5
 
@@ -173,7 +173,7 @@ def test_gateway_only_endpoint_on_trial_lets_one_request_through() -> None:
     with running_gateway({}, {"x": answering(b"x-1")}) as gateway:
         trial = gateway.table.snapshot.endpoints["x"][0]
         answers = iter([True, False])
-        trial.load.share, trial.load.claim = 0.0, lambda environ: next(answers)
-        gateway.table.reshared()
+        trial.state.weight_factor, trial.state.try_acquire_trial = 0.0, lambda environ: next(answers)
+        gateway.table.weights_changed()
         assert client(gateway).get("/x").status_code == 200
-        assert_fault(client(gateway).get("/x"), 503, "no_endpoint")
+        assert_error(client(gateway).get("/x"), 503, "no_endpoint")

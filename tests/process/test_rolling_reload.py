@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rgate.process.rolling_reload import PATIENCE_SECONDS, ReloadOfAll
+from rgate.process.rolling_reload import PATIENCE_SECONDS, RollingReload
 from rgate.process.worker_requests import Finish
 
 
@@ -24,7 +24,7 @@ class Script:
         self.present = [0, 1, 2]
         self.asked: dict[int, Finish] = {}
         self.told: list[str] = []
-        self.reload = ReloadOfAll(self, lambda: self.present, self.ask, self.refused, lambda: self.now)
+        self.reload = RollingReload(self, lambda: self.present, self.ask, self.refused, lambda: self.now)
 
     def is_due(self) -> bool:
         due, self.due = self.due, False

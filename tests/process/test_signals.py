@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from rgate.process.signals import ENDING, until_signalled
+from rgate.process.signals import ENDING, handle_signals
 
 from ..waiting import passed
 
 
 def test_until_signalled_without_a_signal_changes_nothing() -> None:
     before = [signal.getsignal(number) for number in ENDING]
-    with until_signalled(lambda: pytest.fail("stopped"), lambda: pytest.fail("ended")):
+    with handle_signals(lambda: pytest.fail("stopped"), lambda: pytest.fail("ended")):
         pass
     assert [signal.getsignal(number) for number in ENDING] == before
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-signals"]
@@ -30,7 +30,7 @@ def test_until_signalled_second_signal_calls_at_once_and_exits(monkeypatch: pyte
         exited.set()
 
     monkeypatch.setattr(os, "_exit", exit_process)
-    with until_signalled(stopped.set, lambda: calls.append("at once")):
+    with handle_signals(stopped.set, lambda: calls.append("at once")):
         os.kill(os.getpid(), signal.SIGINT)
         passed(stopped)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -46,7 +46,7 @@ def test_until_signalled_others_come_as_often_as_they_like() -> None:
         calls.append(what)
         came.release()
 
-    with until_signalled(lambda: note("stop"), lambda: None, others={signal.SIGUSR2: lambda: note("other")}):
+    with handle_signals(lambda: note("stop"), lambda: None, others={signal.SIGUSR2: lambda: note("other")}):
         for number in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
             os.kill(os.getpid(), number)
             assert came.acquire(timeout=10)

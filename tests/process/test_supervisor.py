@@ -15,13 +15,13 @@ import os, threading
 from rgate.config.models import ServerConfig
 from rgate.serving.listeners import Listeners
 from rgate.serving.supervisor import Supervisor
-from rgate.runtime.worker_channel import Siblings
+from rgate.runtime.worker_channel import WorkerChannel
 
 def say(line):
     os.write(1, line.encode() + b"\\n")
 
 def main(index, first_time, channel):
-    siblings = Siblings()
+    siblings = WorkerChannel()
     ended = threading.Event()
     siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
     siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.process.systemd import name_successor, notify, watchdog_wanted
+from rgate.process.systemd import notify, notify_main_pid, watchdog_wanted
 
 
 @pytest.fixture(params=["a path", "an abstract name"])
@@ -29,7 +29,7 @@ def test_notify_sends_one_message(service_manager: tuple[socket.socket, dict[str
 
 def test_process_that_has_named_its_successor_says_no_more(service_manager: tuple[socket.socket, dict[str, str]]) -> None:
     sock, environ = service_manager
-    name_successor(12, environ)
+    notify_main_pid(12, environ)
     notify("WATCHDOG=1", environ=environ)
     assert sock.recv(100) == b"MAINPID=12\nSTATUS="
     with pytest.raises(BlockingIOError):

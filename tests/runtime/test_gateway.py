@@ -11,7 +11,7 @@ import pytest
 
 from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, build, hookimpl
 from rgate.discovery.model import Backend
-from rgate.testing import ScriptedBackend, answering, assert_fault, client, make_gateway, running_gateway
+from rgate.testing import ScriptedBackend, answering, assert_error, client, make_gateway, running_gateway
 
 from ..waiting import eventually
 
@@ -51,7 +51,7 @@ def test_gateway_has_the_nouns_of_its_config() -> None:
 def test_gateway_that_is_made_has_found_nothing_and_answers() -> None:
     gateway = make_gateway(CONFIG)
     assert gateway.table.snapshot.endpoints == {"orders": (), "legacy": ()}
-    assert_fault(client(gateway).get("/"), 503, "no_endpoint")
+    assert_error(client(gateway).get("/"), 503, "no_endpoint")
 
 
 class Plugin:
@@ -134,14 +134,14 @@ def test_build_refused_requests_pass_the_outer_chain_alone() -> None:
         "outer": Plugin(middlewares=noting("outer", seen, before="faults")),
     }
     with running_gateway(ROUTES, {"orders": answering(b"ok")}, plugins) as gateway:
-        assert_fault(client(gateway).get("/on/../x", environ_overrides={"RAW_URI": "/on/../x"}), 400, "bad_request")
+        assert_error(client(gateway).get("/on/../x", environ_overrides={"RAW_URI": "/on/../x"}), 400, "bad_request")
     assert seen == ["outer"]
 
 
 def test_build_local_routes_of_plugins_are_answered() -> None:
     with running_gateway({}, {}, {"mine": Plugin(local_routes={"/mine": answering(b"local")})}) as gateway:
         assert client(gateway).get("/mine").data == b"local"
-        assert_fault(client(gateway).get("/mine/x"), 404, "no_route")
+        assert_error(client(gateway).get("/mine/x"), 404, "no_route")
         assert "/mine" in gateway.local_routes
 
 
@@ -186,7 +186,7 @@ def test_build_forwarder_looks_for_edits_only_where_there_may_be_some(monkeypatc
     declared = {"routes": [{"path_prefix": "/", "backend": "a"}], "backends": [{"name": "a", "match_labels": ["a=b"]}]}
     asked.clear()
     make_gateway(declared)
-    make_gateway(declared, {}, {"x": Plugin(middlewares=noting("x", [], edits_environ=False))})
+    make_gateway(declared, {}, {"x": Plugin(middlewares=noting("x", [], modifies_request=False))})
     make_gateway(declared, {}, {"x": Plugin(middlewares=noting("x", []))})
     make_gateway(declared, {}, {"x": Plugin(middlewares=noting("x", [], before="stats"))})
     assert asked == [False, False, True, True]
@@ -297,13 +297,13 @@ def test_keep_goes_on_in_the_next_gateway_while_the_key_is_equal() -> None:
 def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:
     happened: list[str] = []
 
-    class Kept:
+    class ResourcePool:
         def close(self) -> None:
             happened.append("closed")
 
     @contextmanager
     def lifespan(gateway: Gateway) -> Iterator[None]:
-        gateway.keep("it", None, Kept)
+        gateway.resource("it", None, ResourcePool)
         yield
         happened.append("left")
 
@@ -314,4 +314,4 @@ def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:
 
 def test_condition_goes_along_to_the_next_gateway() -> None:
     first = make_gateway()
-    assert build(first.config, first.registry, first).condition is first.condition
+    assert build(first.config, first.registry, first).readiness is first.readiness

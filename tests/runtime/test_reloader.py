@@ -10,10 +10,10 @@ import pytest
 
 from rgate import Gateway
 from rgate.config.file_watch import LOOK_SECONDS, REST_SECONDS
-from rgate.process.reload_trigger import RETRY_SECONDS, Watching
+from rgate.process.reload_trigger import RETRY_SECONDS, ReloadTrigger
 from rgate.process.reloader import Reloader
 from rgate.runtime.config_file import ConfigFile
-from rgate.runtime.reload_coordinator import Succession
+from rgate.runtime.reload_coordinator import ReloadCoordinator
 
 from ..waiting import eventually
 
@@ -36,12 +36,12 @@ def written(file: Path, body: str, watch: bool = True) -> Path:
     return file
 
 
-class Running:
+class GatewayRuntime:
     """A succession and its reloader."""
 
     def __init__(self, file: Path) -> None:
         self.source = ConfigFile(str(file))
-        self.succession = Succession(self.source.compose(), self.source.compose, self._serve)
+        self.succession = ReloadCoordinator(self.source.compose(), self.source.compose, self._serve)
         self.reloader = Reloader(self.succession, self.source)
         self.reloader.start()
 
@@ -58,21 +58,21 @@ class Running:
 
 
 @pytest.fixture
-def running(file: Path) -> Iterator[Running]:
-    running = Running(file)
+def running(file: Path) -> Iterator[GatewayRuntime]:
+    running = GatewayRuntime(file)
     yield running
     running.end()
 
 
-def test_changed_file_is_taken_up_and_told(running: Running, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "rgate.runtime")
+def test_changed_file_is_taken_up_and_told(running: GatewayRuntime, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rgate.process")
     written(file, "two")
     eventually(lambda: running.body == "two", "it is taken up")
     eventually(lambda: caplog.messages == [f"{file} reloaded"], "it is told")
 
 
 def test_wanted_reload_takes_up_what_is_there(file: Path) -> None:
-    running = Running(written(file, "one", watch=False))
+    running = GatewayRuntime(written(file, "one", watch=False))
     written(file, "two", watch=False)
     running.reloader.want()
     eventually(lambda: running.body == "two", "it is taken up")
@@ -81,7 +81,7 @@ def test_wanted_reload_takes_up_what_is_there(file: Path) -> None:
 
 
 def test_watching_that_is_turned_on_by_a_reload_begins(file: Path) -> None:
-    running = Running(written(file, "one", watch=False))
+    running = GatewayRuntime(written(file, "one", watch=False))
     written(file, "two", watch=True)
     assert running.reloader.reload() == ""
     written(file, "three")
@@ -90,7 +90,7 @@ def test_watching_that_is_turned_on_by_a_reload_begins(file: Path) -> None:
 
 
 def test_end_waits_for_no_look(file: Path) -> None:
-    running = Running(written(file, "one", watch=False))
+    running = GatewayRuntime(written(file, "one", watch=False))
     running.end()
     written(file, "two")
     assert running.body == "one"
@@ -104,9 +104,9 @@ class Clock:
 
 
 def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "rgate.runtime")
+    caplog.set_level(logging.INFO, "rgate.process")
     clock = Clock()
-    watching = Watching(ConfigFile(str(file), clock=clock), clock)
+    watching = ReloadTrigger(ConfigFile(str(file), clock=clock), clock)
     watching.concluded("config.yml:1: no", asked=False)
     assert not watching.is_due()
     clock.now += RETRY_SECONDS
@@ -126,7 +126,7 @@ def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.
 def test_systemd_is_told_of_a_wanted_reload_and_of_every_refusal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr("rgate.process.systemd.notify", lambda *assignments: told.append(assignments))
-    watching = Watching(ConfigFile(str(file)))
+    watching = ReloadTrigger(ConfigFile(str(file)))
     watching.begins(asked=False)
     watching.concluded("config.yml:1: no\nconfig.yml:2: no", asked=False)
     refused = "STATUS=refused, the one before is in force: config.yml:1: no; config.yml:2: no"
@@ -139,7 +139,7 @@ def test_systemd_is_told_of_a_wanted_reload_and_of_every_refusal(file: Path, mon
 
 def test_change_is_due_when_the_file_is_at_rest(file: Path) -> None:
     clock = Clock()
-    watching = Watching(ConfigFile(str(file), clock=clock), clock)
+    watching = ReloadTrigger(ConfigFile(str(file), clock=clock), clock)
     written(file, "two")
     assert not watching.is_due(), "it is not time to look"
     clock.now += LOOK_SECONDS
@@ -155,7 +155,7 @@ def test_what_stays_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> N
     after = source.compose(before)
     assert (after.config.server.port, after.config.server.host, after.config.server.workers) == (8080, "127.0.0.1", 1)
     with caplog.at_level(logging.WARNING):
-        Watching(source).concluded("", asked=False)
+        ReloadTrigger(source).concluded("", asked=False)
     assert caplog.messages == [
         "server.host stays 127.0.0.1 until a restart (the config says 0.0.0.0)",
         "server.port stays 8080 until a restart (the config says 9)",

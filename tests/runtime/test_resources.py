@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rgate.runtime.resources import Kept
+from rgate.runtime.resources import ResourcePool
 
 
 class Closing:
@@ -19,39 +19,39 @@ class Closing:
 
 
 def test_get_again_is_the_same_object() -> None:
-    kept = Kept()
+    kept = ResourcePool()
     assert kept.get("stats", 1, object) is kept.get("stats", 1, object)
 
 
 @pytest.mark.parametrize(("key", "same"), [({"a": 1}, True), ({"a": 2}, False)])
 def test_get_of_the_next_is_the_same_while_the_key_is_equal(key: object, same: bool) -> None:
-    before = Kept()
+    before = ResourcePool()
     first = before.get("stats", {"a": 1}, object)
-    assert (Kept(before).get("stats", key, object) is first) is same
+    assert (ResourcePool(before).get("stats", key, object) is first) is same
 
 
 def test_get_for_another_key_is_refused() -> None:
-    kept = Kept()
+    kept = ResourcePool()
     kept.get("stats", 1, object)
     with pytest.raises(ValueError, match="'stats' is kept already, for 1 and not for 2"):
         kept.get("stats", 2, object)
 
 
 def test_get_once_settled_takes_nothing_over() -> None:
-    before = Kept()
+    before = ResourcePool()
     first = before.get("stats", 1, object)
-    after = Kept(before)
+    after = ResourcePool(before)
     after.settle()
     assert after.get("stats", 1, object) is not first
 
 
 def test_close_leaves_what_the_next_holds() -> None:
     closed: list[str] = []
-    before = Kept()
+    before = ResourcePool()
     for name in ("one", "two"):
         before.get(name, 1, lambda name=name: Closing(closed, name))  # type: ignore[misc]
     before.get("without close()", 1, object)
-    after = Kept(before)
+    after = ResourcePool(before)
     after.get("one", 1, object)
     before.close(beside=after)
     assert closed == ["two"]
@@ -61,7 +61,7 @@ def test_close_leaves_what_the_next_holds() -> None:
 
 def test_close_that_fails_is_logged_and_the_others_are_closed(caplog: pytest.LogCaptureFixture) -> None:
     closed: list[str] = []
-    kept = Kept()
+    kept = ResourcePool()
     kept.get("good", 1, lambda: Closing(closed))
     kept.get("bad", 1, lambda: Closing(None))  # type: ignore[arg-type]
     kept.close()

@@ -14,7 +14,7 @@ import yaml
 
 from rgate import Gateway
 from rgate.runtime.config_file import ConfigFile
-from rgate.runtime.reload_coordinator import Succession
+from rgate.runtime.reload_coordinator import ReloadCoordinator
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
@@ -48,9 +48,11 @@ class Served:
         self.config["routes"][0]["path_prefix"] = path
         self.write()
 
-    def start(self, server: Server, gateway: Gateway) -> Succession:
+    def start(self, server: Server, gateway: Gateway) -> ReloadCoordinator:
         self.server = server
-        return Succession(gateway, self.source.compose, lambda after: server.take_up(after.app, after.config.server, after.tls))
+        return ReloadCoordinator(
+            gateway, self.source.compose, lambda after: server.reconfigure(after.app, after.config.server, after.tls)
+        )
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def served(backend: ScriptedBackend, tmp_path: Path) -> Served:
 
 
 @pytest.fixture
-def succession(served: Served) -> Iterator[Succession]:
+def succession(served: Served) -> Iterator[ReloadCoordinator]:
     gateway = served.source.compose()
     tls = gateway.config.server.tls
     with serving(gateway, **({"tls": tls} if tls else {})) as server:
@@ -84,7 +86,7 @@ def get(served: Served, path: str) -> int:
 
 
 def test_connection_that_is_kept_alive_survives_many_reloads(
-    served: Served, succession: Succession, backend: ScriptedBackend
+    served: Served, succession: ReloadCoordinator, backend: ScriptedBackend
 ) -> None:
     with RawClient(served.server.url) as client:
         for number in range(100):
@@ -95,7 +97,7 @@ def test_connection_that_is_kept_alive_survives_many_reloads(
     assert len(backend.connections) == 1, "connections to backends go on too"
 
 
-def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: Served, succession: Succession) -> None:
+def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: Served, succession: ReloadCoordinator) -> None:
     over = threading.Event()
     statuses: list[int] = []
 
@@ -149,16 +151,16 @@ def test_response_across_a_reload_is_completed_by_the_chain_it_began_with(tmp_pa
             succession.close()
 
 
-def test_load_of_an_endpoint_goes_on(served: Served, succession: Succession) -> None:
+def test_load_of_an_endpoint_goes_on(served: Served, succession: ReloadCoordinator) -> None:
     assert get(served, "/a") == 200
     before = succession.gateway.table.snapshot.endpoints["one"][0]
     served.route("/b")
     succession.reload()
     after = succession.gateway.table.snapshot.endpoints["one"][0]
-    assert after.load is before.load
+    assert after.state is before.state
 
 
-def test_limits_and_timeouts_of_the_server_change(served: Served, succession: Succession) -> None:
+def test_limits_and_timeouts_of_the_server_change(served: Served, succession: ReloadCoordinator) -> None:
     served.config["server"] |= {"max_body_bytes": 10, "keep_alive_seconds": 33.0, "threads": 7}
     served.write()
     assert succession.reload() == ""
@@ -169,12 +171,12 @@ def test_limits_and_timeouts_of_the_server_change(served: Served, succession: Su
         assert client.response().status == 413
 
 
-def test_config_that_is_refused_changes_nothing(served: Served, succession: Succession) -> None:
+def test_config_that_is_refused_changes_nothing(served: Served, succession: ReloadCoordinator) -> None:
     served.path.write_text("routes: [{path_prefix: /b, backend: one}")
     problems = succession.reload()
     assert "config.yml:1: not valid YAML" in problems
     assert (get(served, "/a"), get(served, "/b")) == (200, 404)
-    assert succession.gateway.condition.notices == {"config": f"refused, the one before is in force: {problems}"}
+    assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
 
 
 def issue(served: Served, name: str) -> trustme.CA:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rgate import ConfigError, ConfigProblem, Gateway, Middleware, build, hookimpl
-from rgate.runtime.reload_coordinator import LAST_SECONDS, Succession
+from rgate.runtime.reload_coordinator import LAST_SECONDS, ReloadCoordinator
 from rgate.testing import answering, client, make_gateway
 
 from ..waiting import eventually
@@ -33,13 +33,13 @@ class Life:
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:
         self.number += 1
         body = b"%d" % self.number
-        gateway.keep("life", self.key, lambda: Thing(self.happened, self.key))
+        gateway.resource("life", self.key, lambda: Thing(self.happened, self.key))
         return Middleware("life", lambda app, options: answering(body), before="stats")
 
     @hookimpl
     def rgate_lifespan(self, gateway: Gateway) -> Any:
         if self.lifespan_is_kept:
-            return gateway.keep("life.span", self.key, lambda: self.span(f"kept {self.key}"))
+            return gateway.resource("life.span", self.key, lambda: self.span(f"kept {self.key}"))
         return self.span(str(self.number))
 
     @contextmanager
@@ -89,17 +89,17 @@ def served() -> Serving:
 
 
 @pytest.fixture
-def succession(life: Life, served: Serving) -> Iterator[Succession]:
+def succession(life: Life, served: Serving) -> Iterator[ReloadCoordinator]:
     gateway = make_gateway({}, {}, {"life": life})
     served.gateway = gateway
-    succession = Succession(gateway, lambda before: build(before.config, before.registry, before), served)
+    succession = ReloadCoordinator(gateway, lambda before: build(before.config, before.registry, before), served)
     yield succession
     served.ending.set() if hasattr(served, "ending") else None
     succession.close()
 
 
 def test_reload_serves_with_the_next_and_ends_the_old_after_its_requests(
-    succession: Succession, life: Life, served: Serving
+    succession: ReloadCoordinator, life: Life, served: Serving
 ) -> None:
     assert served.body() == b"1"
     assert succession.reload() == ""
@@ -109,7 +109,7 @@ def test_reload_serves_with_the_next_and_ends_the_old_after_its_requests(
     eventually(lambda: life.happened[2:] == ["end 1"], "the old one ends")
 
 
-def test_reload_ends_the_oldest_first(succession: Succession, life: Life, served: Serving) -> None:
+def test_reload_ends_the_oldest_first(succession: ReloadCoordinator, life: Life, served: Serving) -> None:
     succession.reload()
     first = served.ending
     succession.reload()
@@ -122,7 +122,7 @@ def test_reload_ends_the_oldest_first(succession: Succession, life: Life, served
 def test_reload_does_not_wait_for_the_last_request_for_ever(life: Life, served: Serving) -> None:
     times = iter([0.0, LAST_SECONDS - 1, LAST_SECONDS + 1])
     gateway = make_gateway({}, {}, {"life": life})
-    succession = Succession(
+    succession = ReloadCoordinator(
         gateway, lambda before: build(before.config, before.registry, before), served, lambda: next(times, LAST_SECONDS + 1)
     )
     succession.reload()
@@ -130,7 +130,9 @@ def test_reload_does_not_wait_for_the_last_request_for_ever(life: Life, served: 
     succession.close()
 
 
-def test_reload_keeps_what_has_an_equal_key_and_closes_the_rest(succession: Succession, life: Life, served: Serving) -> None:
+def test_reload_keeps_what_has_an_equal_key_and_closes_the_rest(
+    succession: ReloadCoordinator, life: Life, served: Serving
+) -> None:
     succession.reload()
     served.ending.set()
     eventually(lambda: "end 1" in life.happened, "the first one ends")
@@ -141,7 +143,7 @@ def test_reload_keeps_what_has_an_equal_key_and_closes_the_rest(succession: Succ
     eventually(lambda: life.happened[-2:] == ["end 2", "close a"], "the second one ends")
 
 
-def test_reload_lifespan_that_is_kept_goes_on(succession: Succession, life: Life, served: Serving) -> None:
+def test_reload_lifespan_that_is_kept_goes_on(succession: ReloadCoordinator, life: Life, served: Serving) -> None:
     life.lifespan_is_kept = True
     for _ in range(3):
         succession.reload()
@@ -154,16 +156,18 @@ def test_reload_lifespan_that_is_kept_goes_on(succession: Succession, life: Life
     eventually(lambda: life.happened[3:] == ["begin kept b", "end kept a", "close a"], "the kept one ends")
 
 
-def test_reload_lifespan_that_fails_leaves_everything_as_it_was(succession: Succession, life: Life, served: Serving) -> None:
+def test_reload_lifespan_that_fails_leaves_everything_as_it_was(
+    succession: ReloadCoordinator, life: Life, served: Serving
+) -> None:
     life.fails, life.key = True, "b"
     problems = succession.reload()
     assert "its lifespan cannot begin: OSError: the port is taken" in problems
     assert (served.body(), life.happened) == (b"1", ["begin 1", "close b"])
-    assert succession.gateway.condition.notices == {"config": f"refused, the one before is in force: {problems}"}
+    assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-retire"]
     life.fails = False
     assert succession.reload() == ""
-    assert succession.gateway.condition.notices == {}
+    assert succession.gateway.readiness.notices == {}
 
 
 @pytest.mark.parametrize("failure", [ConfigError([ConfigProblem(("routes", 0), "no")]), ValueError("unforeseen")])
@@ -173,7 +177,7 @@ def test_reload_of_what_cannot_be_composed_is_refused(
     def compose(before: Gateway) -> Gateway:
         raise failure
 
-    succession = Succession(make_gateway({}, {}, {"life": life}), compose, served)
+    succession = ReloadCoordinator(make_gateway({}, {}, {"life": life}), compose, served)
     with caplog.at_level(logging.CRITICAL, "rgate.runtime"):
         assert str(failure) in succession.reload()
     assert served.gateway is None
@@ -181,14 +185,14 @@ def test_reload_of_what_cannot_be_composed_is_refused(
     assert life.happened == ["begin 1", "end 1", "close a"]
 
 
-def test_end_ends_all_in_order_and_lets_nothing_follow(succession: Succession, life: Life, served: Serving) -> None:
+def test_end_ends_all_in_order_and_lets_nothing_follow(succession: ReloadCoordinator, life: Life, served: Serving) -> None:
     succession.reload()
     succession.close()
     assert life.happened == ["begin 1", "begin 2", "end 1", "end 2", "close a"]
     assert "about to end" in succession.reload()
 
 
-def test_reload_leaves_no_threads_and_no_old_gateways(succession: Succession, served: Serving) -> None:
+def test_reload_leaves_no_threads_and_no_old_gateways(succession: ReloadCoordinator, served: Serving) -> None:
     table = succession.gateway.table  # whoever still holds the first one must not hold all that have come since
     gateways: list[weakref.ref[Gateway]] = []
     for _ in range(20):

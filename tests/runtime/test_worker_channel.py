@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rgate.runtime.worker_channel import Siblings, as_word
+from rgate.runtime.worker_channel import WorkerChannel, encode_arg
 
 PATIENCE_SECONDS = 10
 
@@ -22,15 +22,15 @@ def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_ask_without_siblings_is_answered_at_once() -> None:
-    assert Siblings().ask("anything", timeout_seconds=0)
+    assert WorkerChannel().ask("anything", timeout_seconds=0)
 
 
 def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
-    siblings = Siblings()
-    siblings.connect(theirs)
+    workers = WorkerChannel()
+    workers.connect(theirs)
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(siblings.ask("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.broadcast("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
     asking.start()
     assert ours.recv(100) == b"ask 1 stats.flush\n"
     assert not answers
@@ -40,17 +40,17 @@ def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, 
 
 
 def test_ask_not_answered_in_time_says_so(channel: tuple[socket.socket, socket.socket]) -> None:
-    siblings = Siblings()
-    siblings.connect(channel[1])
-    assert not siblings.ask("stats.flush", timeout_seconds=0.01)
+    workers = WorkerChannel()
+    workers.connect(channel[1])
+    assert not workers.broadcast("stats.flush", timeout_seconds=0.01)
 
 
 def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
-    siblings = Siblings()
+    workers = WorkerChannel()
     asked: list[str] = []
-    siblings.answer("stats.flush", asked.append)
-    siblings.connect(theirs)
+    workers.on_command("stats.flush", asked.append)
+    workers.connect(theirs)
     ours.sendall(b"ask 7 stats.flush\n")
     assert ours.recv(100) == b"done 7\n"
     assert asked == [""]
@@ -59,13 +59,13 @@ def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket,
 @pytest.mark.parametrize("argument", ["", "http://127.0.0.1:9000", "two words", "100 % ünïcode\n"])
 def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.socket, socket.socket], argument: str) -> None:
     supervisor, worker = channel
-    siblings = Siblings()
-    siblings.connect(worker)
-    siblings.ask("drain", argument, timeout_seconds=0)
+    workers = WorkerChannel()
+    workers.connect(worker)
+    workers.broadcast("drain", argument, timeout_seconds=0)
     asked = supervisor.recv(1_000)
     assert asked.startswith(b"ask 1 drain") and asked.count(b"\n") == 1
     arrived: list[str] = []
-    siblings.answer("drain", arrived.append)
+    workers.on_command("drain", arrived.append)
     supervisor.sendall(asked)
     assert supervisor.recv(100) == b"done 1\n"
     assert arrived == [argument]
@@ -74,29 +74,29 @@ def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.so
 @pytest.mark.parametrize("topic", ["unknown", "failing"])
 def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
     ours, theirs = channel
-    siblings = Siblings()
-    siblings.answer("failing", lambda _: 1 / 0)
-    siblings.connect(theirs)
+    workers = WorkerChannel()
+    workers.on_command("failing", lambda _: 1 / 0)
+    workers.connect(theirs)
     ours.sendall(f"ask 8 {topic}\n".encode())
     assert ours.recv(100) == b"done 8\n"
 
 
 def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
-    siblings = Siblings()
+    workers = WorkerChannel()
     lost = threading.Event()
-    siblings.connect(theirs, on_lost=lost.set)
+    workers.connect(theirs, on_lost=lost.set)
     ours.shutdown(socket.SHUT_RDWR)
     assert lost.wait(PATIENCE_SECONDS)
-    assert siblings.ask("stats.flush", timeout_seconds=0)
+    assert workers.broadcast("stats.flush", timeout_seconds=0)
 
 
 def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
-    siblings = Siblings()
+    workers = WorkerChannel()
     stopped = threading.Event()
-    siblings.connect(worker, on_told={"stop": stopped.set})
-    siblings.tell("up")
+    workers.connect(worker, on_told={"stop": stopped.set})
+    workers.notify_supervisor("up")
     assert supervisor.recv(100) == b"up\n"
     supervisor.sendall(b"stop\n")
     assert stopped.wait(PATIENCE_SECONDS)
@@ -104,38 +104,38 @@ def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> Non
 
 def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
-    siblings = Siblings()
-    siblings.connect(worker)
+    workers = WorkerChannel()
+    workers.connect(worker)
     answers: list[str | None] = []
-    asking = threading.Thread(target=lambda: answers.append(siblings.reload(PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.reload(PATIENCE_SECONDS)))
     asking.start()
     assert supervisor.recv(100) == b"reload 1\n"
-    supervisor.sendall(b"done 1 " + as_word("config.yml:3: port: no number\nand more").encode() + b"\n")
+    supervisor.sendall(b"done 1 " + encode_arg("config.yml:3: port: no number\nand more").encode() + b"\n")
     asking.join(PATIENCE_SECONDS)
     assert answers == ["config.yml:3: port: no number\nand more"]
 
 
 def test_reload_not_answered_in_time_is_not_known(channel: tuple[socket.socket, socket.socket]) -> None:
-    siblings = Siblings()
-    siblings.connect(channel[1])
-    assert siblings.reload(timeout_seconds=0.01) is None
+    workers = WorkerChannel()
+    workers.connect(channel[1])
+    assert workers.reload(timeout_seconds=0.01) is None
 
 
 def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
-    siblings = Siblings()
-    siblings.answer("reload", lambda argument: f"no: {argument}")
-    siblings.connect(worker)
+    workers = WorkerChannel()
+    workers.on_command("reload", lambda argument: f"no: {argument}")
+    workers.connect(worker)
     supervisor.sendall(b"ask 3 reload all%20of%20it\n")
     assert supervisor.recv(100) == b"done 3 no%3A%20all%20of%20it\n"
 
 
 def test_actions_are_those_of_the_gateway_that_has_taken_over(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
-    before = Siblings()
+    before = WorkerChannel()
     before.answer("who", lambda _: "before")
     before.connect(worker)
-    after = Siblings(before)
+    after = WorkerChannel(before)
     after.answer("who", lambda _: "after")
     for answer in (b"before", b"after"):
         supervisor.sendall(b"ask 1 who\n")

@@ -557,7 +557,7 @@ def guarded(strict: StrictBackend) -> Iterator[Live]:
 
         @hookimpl
         def rgate_middlewares(self) -> Middleware:
-            return Middleware("guard", admit, edits_environ=False)
+            return Middleware("guard", admit, modifies_request=False)
 
     with ScriptedBackend(strict) as backend:
         routes = [

@@ -17,7 +17,7 @@ import pytest
 from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
-from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, Admission
+from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, ConnectionLimits
 from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
@@ -229,14 +229,14 @@ def test_limit_of_connections_is_what_the_open_files_allow(
         raised.clear()
         caplog.clear()
         monkeypatch.setattr("resource.getrlimit", lambda what, now=(soft, hard): now)
-        assert Admission(config, TrustedProxies()).most == most, f"{soft} {hard}"
+        assert ConnectionLimits(config, TrustedProxies()).most == most, f"{soft} {hard}"
         assert raised == ([] if wanted is None else [(wanted, hard)])
         assert bool(caplog.records) == (most < 10_000)
 
 
 def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
-    admission = Admission(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
+    admission = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
     assert admission.most == 512
     connections: Any = [SimpleNamespace(idle=False, unfinished=False, late=False)] * 300
     assert admission.has_room(connections, 212, connections[0], 1, 0.0)
@@ -249,7 +249,7 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
 
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
-    assert Admission(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - OTHER_FILES
+    assert ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - OTHER_FILES
 
 
 def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: ScriptedBackend) -> None:

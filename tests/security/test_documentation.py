@@ -14,7 +14,7 @@ from rgate.forwarding import connecting, forwarder, upstream
 from rgate.forwarding import response_body as body
 from rgate.http1 import client_address as client
 from rgate.http1 import proxy_protocol, request
-from rgate.http1.chunked import ChunkedReader
+from rgate.http1.chunked import ChunkedDecoder
 from rgate.serving import acceptor as doors
 from rgate.serving import connection, slow_clients
 
@@ -78,11 +78,11 @@ def subclasses(kind: type[GatewayError]) -> set[type[GatewayError]]:
 
 FIXED = {
     "a method": request.MAX_METHOD_BYTES,
-    "a line of the chunked coding, with its extensions": ChunkedReader.MAX_LINE_BYTES,
-    "what chunk extensions are longer than their chunks, in a body": ChunkedReader.MAX_EXCESS_BYTES,
-    "what the framing of all chunks is more than their payload, in a request's body": ChunkedReader.MAX_FRAMING_BYTES,
+    "a line of the chunked coding, with its extensions": ChunkedDecoder.MAX_LINE_BYTES,
+    "what chunk extensions are longer than their chunks, in a body": ChunkedDecoder.MAX_EXCESS_BYTES,
+    "what the framing of all chunks is more than their payload, in a request's body": ChunkedDecoder.MAX_FRAMING_BYTES,
     "empty lines before a request": connection.MAX_EMPTY_LINES,
-    "trailers of a message": ChunkedReader.MAX_TRAILER_BYTES,
+    "trailers of a message": ChunkedDecoder.MAX_TRAILER_BYTES,
     "interim responses before a response": upstream.MAX_INTERIM_HEADS,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,

@@ -1,11 +1,11 @@
-"""Doors: who is being taken in while they close."""
+"""Acceptor: who is being taken in while they close."""
 
 from __future__ import annotations
 
 import socket
 import threading
 
-from rgate.serving.acceptor import Doors
+from rgate.serving.acceptor import Acceptor
 from rgate.serving.connection import Connection
 from tests.waiting import eventually, passed
 
@@ -26,7 +26,7 @@ def test_doors_that_are_closed_tell_that_somebody_is_still_being_taken_in() -> N
 
     listener = socket.create_server(("127.0.0.1", 0))
     fd = listener.fileno()
-    doors = Doors(NoPoll(), take_in, 1.0, lambda: None)
+    doors = Acceptor(NoPoll(), take_in, 1.0, lambda: None)
     doors.add(listener, Connection)
     with socket.create_connection(listener.getsockname()):
         assert not doors.taking_in

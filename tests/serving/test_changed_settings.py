@@ -28,7 +28,7 @@ def tell_address(environ: dict[str, Any], start_response: Any) -> Iterable[bytes
 
 
 def change(server: Server, **config: Any) -> None:
-    server.take_up(tell_address, ServerConfig(**{"port": 0, "threads": 2, "drain_seconds": 5.0, **config}), None)
+    server.reconfigure(tell_address, ServerConfig(**{"port": 0, "threads": 2, "drain_seconds": 5.0, **config}), None)
 
 
 def address(client: RawClient) -> bytes:

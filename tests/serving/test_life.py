@@ -252,13 +252,13 @@ def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatc
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
         for client in clients:
             client.send(get("/0"))
-        eventually(lambda: server.condition.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
+        eventually(lambda: server.readiness.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
         gates[0].set()
         statuses = [client.response().status for client in clients]
         assert statuses.count(200) >= 4 and set(statuses) <= {200, 503}
         for client in clients[:4]:
             client.send(get("/1"))
-        eventually(lambda: sum(map(len, (e.load.running for e in endpoints(gateway)))) == 4, "four wait")
+        eventually(lambda: sum(map(len, (e.state.active_exchanges for e in endpoints(gateway)))) == 4, "four wait")
         assert clients[4].get("/1").status == 503
         gates[1].set()
         assert [client.response().status for client in clients[:4]] == [200] * 4
@@ -308,7 +308,7 @@ def test_connection_head_in_tiny_pieces_costs_little() -> None:
 # Clients that leave
 
 
-class Watching:
+class ReloadTrigger:
     """An app that stays until the client leaves."""
 
     def __init__(self) -> None:
@@ -316,7 +316,7 @@ class Watching:
         self.gone = threading.Event()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        client = environ["rgate.client"]
+        client = environ["rgate.connection"]
         client.on_gone = self.gone.set
         self.running.set()
         passed(self.gone)
@@ -327,7 +327,7 @@ class Watching:
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
 def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callable[[RawClient], None]) -> None:
-    app = Watching()
+    app = ReloadTrigger()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(get("/"))
         passed(app.running)
@@ -342,7 +342,7 @@ def test_client_that_leaves_is_known_to_be_gone_before_anything_is_ended() -> No
     running = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        connection = environ["rgate.client"]
+        connection = environ["rgate.connection"]
 
         def end() -> None:
             seen.append(connection.gone)
@@ -368,11 +368,11 @@ def test_client_that_sends_on_has_not_left() -> None:
     left = threading.Event()
 
     def watched(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["rgate.client"].on_gone = left.set
+        environ["rgate.connection"].on_gone = left.set
         try:
             return app(environ, start_response)
         finally:
-            environ["rgate.client"].on_gone = None
+            environ["rgate.connection"].on_gone = None
 
     with serving(watched) as server, RawClient(server.url) as client:
         client.send(get("/slow"))

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from rgate.config.models import ServerConfig
-from rgate.process.socket_activation import Inheritance
-from rgate.serving.listeners import CannotListen, Listeners
+from rgate.process.socket_activation import InheritedSockets
+from rgate.serving.listeners import BindError, Listeners
 from rgate.serving.sockets import listen
 
 
@@ -38,22 +38,22 @@ def test_open_leaves_nothing_open_when_one_port_is_taken(processes: int) -> None
         port = free.getsockname()[1]
         free.close()
         words = f"port {taken.getsockname()[1]}: the port is taken"
-        with pytest.raises(CannotListen, match=re.escape(words)):
+        with pytest.raises(BindError, match=re.escape(words)):
             Listeners.open(config(port=port, redirect_port=taken.getsockname()[1]), processes)
         listen("127.0.0.1", port).close()
 
 
 def test_open_prefers_what_is_inherited() -> None:
-    inherited = Inheritance((listen("127.0.0.1", 0),), lent=True)
+    inherited = InheritedSockets((listen("127.0.0.1", 0),), lent=True)
     with closing(Listeners.open(config(port=1), 2, inherited)) as listeners:
         assert (listeners.main, listeners.redirect, listeners.lent) == (inherited.main, (), True)
 
 
 def test_open_closes_an_inherited_redirect_that_nobody_wants_and_makes_one_that_is_missing() -> None:
     main, redirect = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
-    with closing(Listeners.open(config(), 1, Inheritance((main,), (redirect,)))) as listeners:
+    with closing(Listeners.open(config(), 1, InheritedSockets((main,), (redirect,)))) as listeners:
         assert (listeners.redirect, redirect.fileno()) == ((), -1)
-        with closing(Listeners.open(config(redirect_port=0), 1, Inheritance((main.dup(),)))) as others:
+        with closing(Listeners.open(config(redirect_port=0), 1, InheritedSockets((main.dup(),)))) as others:
             assert len(others.redirect) == 1
 
 

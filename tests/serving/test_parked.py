@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, GatewayError, NoEndpoint, Parked
+from rgate import Exchange, GatewayError, NoEndpoint, SuspendedResponse
 from rgate.chain.exchange import ENVIRON_KEY
 from rgate.chain.scope import ExchangeScope
 
@@ -25,7 +25,7 @@ class Parking:
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
-        self.parked: list[Parked] = []
+        self.parked: list[SuspendedResponse] = []
         self.ended = 0
         self.over: list[tuple[int, GatewayError | None]] = []
         self.app = ExchangeScope(self.park, self.park, {}, lambda exchange, error, hook="": None)
@@ -46,7 +46,7 @@ class Parking:
 
         if environ["RAW_URI"] == "/now":
             return go_on(True)
-        parked = Parked(environ, self.seconds, go_on, self.end)
+        parked = SuspendedResponse(environ, self.seconds, go_on, self.end)
         self.parked.append(parked)
         return parked
 
@@ -84,7 +84,7 @@ def test_request_woken_before_its_thread_has_left_it_goes_on() -> None:
 
     def park(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = wake(environ, start_response)
-        if isinstance(body, Parked):
+        if isinstance(body, SuspendedResponse):
             body.wake()
         return body
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rgate.serving.response import HeadWriter
+from rgate.serving.response import HeadEncoder
 
 from ..raw_client import RawClient, RawResponse
 from ..waiting import eventually, passed
@@ -275,7 +275,7 @@ def test_flush_head_sends_the_head_before_any_block() -> None:
     go_on = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        client = environ["rgate.client"]
+        client = environ["rgate.connection"]
         client.flush_head()  # too early: nothing happens
         start_response("200 OK", [("Content-Length", "2")])
         client.flush_head()
@@ -319,23 +319,23 @@ def test_reader_that_stops_is_given_up_after_write_seconds() -> None:
         assert not client.response().complete
 
 
-# HeadWriter
+# HeadEncoder
 
 
 def test_head_writer_memory_is_bounded() -> None:
-    writer = HeadWriter()
+    writer = HeadEncoder()
     for number in range(4_000):
         headers = (("Date", "x"), ("Content-Length", str(number)))
         for _ in range(2):
             writer.write(f"200 {number}", headers)
             writer.remember("200 OK", headers, b"head", number)
-        assert 0 < writer._lines.bytes <= HeadWriter.MAX_LINES_BYTES
-        assert 0 < writer._status_lines.bytes <= HeadWriter.MAX_STATUS_LINES_BYTES
-        assert 0 < writer.known_heads.bytes <= HeadWriter.MAX_HEADS_BYTES
+        assert 0 < writer._lines.bytes <= HeadEncoder.MAX_LINES_BYTES
+        assert 0 < writer._status_lines.bytes <= HeadEncoder.MAX_STATUS_LINES_BYTES
+        assert 0 < writer.head_cache.bytes <= HeadEncoder.MAX_HEADS_BYTES
 
 
 def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
-    writer = HeadWriter()
+    writer = HeadEncoder()
     large = "a" * 2_000
     headers = (("Set-Cookie", "a=1"), ("X", large), ("Date", "x"), ("Content-Length", "1"))
     for _ in range(2):
@@ -344,13 +344,13 @@ def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
         writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
         writer.remember("200 OK", (("X-Auth-Token", "x"), *headers[2:]), b"x", 1)
         writer.remember("200 OK", (("Location", "/?code=x"), *headers[2:]), b"Location: /?code=x", 1)
-    assert not writer.known_heads
+    assert not writer.head_cache
     assert not [pair for pair in writer._lines if pair[0] in ("Set-Cookie", "X")]
     assert not writer._status_lines, "a hostile backend could fill the memory with long status lines"
 
 
 def test_head_writer_date_changes_with_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = HeadWriter()
+    writer = HeadEncoder()
     now = 784_111_777.9
     monkeypatch.setattr("rgate.serving.response.time", lambda: now)
     assert writer.date() == b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"

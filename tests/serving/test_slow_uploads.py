@@ -198,7 +198,7 @@ def test_large_body_is_spooled_while_others_have_the_threads(framing: str) -> No
     body = os.urandom(1_000_000)
     coded = body if framing == "length" else chunks(body, 9_999) + b"0\r\n\r\n"
     with serving(app) as server, ExitStack() as stack:
-        streaming = take_every_thread_for_uploads(server, app, stack)
+        upstream_body = take_every_thread_for_uploads(server, app, stack)
         client = stack.enter_context(RawClient(server.url))
         client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) if framing == "length" else CHUNKED)
         client.send(coded[:-100_000])
@@ -209,7 +209,7 @@ def test_large_body_is_spooled_while_others_have_the_threads(framing: str) -> No
         client.send(coded[-100_000:] + b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
         assert [client.response().body, client.response().body] == [b"ok", b"ok"]
         assert app.calls[0] == (str(len(body)), None, body)
-        for other in streaming:
+        for other in upstream_body:
             other.send(b"x" * 30_000)
             assert other.response().body == b"ok"
 
@@ -218,12 +218,12 @@ def test_large_body_goes_on_with_a_thread_when_there_is_one() -> None:
     app = Uploads()
     body = os.urandom(1_000_000)
     with serving(app) as server, ExitStack() as stack:
-        streaming = take_every_thread_for_uploads(server, app, stack)
+        upstream_body = take_every_thread_for_uploads(server, app, stack)
         client = stack.enter_context(RawClient(server.url))
         client.send(HEAD + b"Content-Length: 1000000\r\n\r\n" + body[:500_000])
         eventually(lambda: server.spool.bytes > 400_000)
-        streaming[0].send(b"x" * 30_000)
-        assert streaming[0].response().body == b"ok"
+        upstream_body[0].send(b"x" * 30_000)
+        assert upstream_body[0].response().body == b"ok"
         client.send(body[500_000:600_000])
         eventually(lambda: connection_of(server, client).body is not None, "it streams")
         client.send(body[600_000:])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.serving.sockets import handshakes_under_way, ignore_newcomers, listen
+from rgate.serving.sockets import drop_new_syns, has_pending_handshakes, listen
 
 HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 ROW = "   0: 0100007F:{port:04X} 0100007F:C350 {state} 00000000:00000000 00:00000000 00000000 0 0 12345\n"
@@ -19,7 +19,7 @@ ROW = "   0: 0100007F:{port:04X} 0100007F:C350 {state} 00000000:00000000 00:0000
 @pytest.mark.skipif(sys.platform != "linux", reason="socket filters are Linux's")
 def test_newcomers_are_ignored_and_those_who_have_come_are_not() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as before:
-        ignore_newcomers(listener)
+        drop_new_syns(listener)
         with socket.socket() as after:
             after.setblocking(False)
             assert after.connect_ex(listener.getsockname()) == errno.EINPROGRESS
@@ -38,9 +38,9 @@ def test_newcomers_are_ignored_and_those_who_have_come_are_not() -> None:
 def test_handshakes_are_those_of_the_port(tmp_path: Path, port: int, state: str, under_way: bool) -> None:
     table = tmp_path / "tcp"
     table.write_text(HEADING + ROW.format(port=9, state="03") + ROW.format(port=port, state=state))
-    assert handshakes_under_way(8080, (str(tmp_path / "none"), str(table))) is under_way
+    assert has_pending_handshakes(8080, (str(tmp_path / "none"), str(table))) is under_way
 
 
 def test_handshakes_of_a_quiet_port_are_none() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        assert not handshakes_under_way(listener.getsockname()[1])
+        assert not has_pending_handshakes(listener.getsockname()[1])

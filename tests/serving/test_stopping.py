@@ -41,7 +41,7 @@ def get(target: str) -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-class Watching:
+class ReloadTrigger:
     """An app that stays until the client leaves."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Watching:
         self.gone = threading.Event()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        client = environ["rgate.client"]
+        client = environ["rgate.connection"]
         client.on_gone = self.gone.set
         self.running.set()
         passed(self.gone)
@@ -151,7 +151,7 @@ def test_stop_does_not_wait_longer_than_its_deadlines_for_a_head(running: Callab
 def test_stop_cuts_what_is_left_after_drain_seconds(
     running: Callable[..., tuple[Server, threading.Thread]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = Watching()
+    app = ReloadTrigger()
     server, thread = running(app, drain_seconds=0.05)
     with RawClient(server.url) as client:
         client.send(get("/"))

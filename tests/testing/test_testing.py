@@ -18,14 +18,14 @@ from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
     answering,
-    assert_fault,
+    assert_error,
     client,
+    closed_port_url,
     http_response,
     make_endpoint,
     make_environ,
     make_exchange,
     make_gateway,
-    refusing_url,
     running_gateway,
 )
 
@@ -91,7 +91,7 @@ def test_make_environ_has_target_request_and_exchange() -> None:
 
 
 def test_make_endpoint_is_as_busy_as_asked() -> None:
-    assert [make_endpoint(in_flight=count).load.in_flight for count in (0, 3)] == [0, 3]
+    assert [make_endpoint(in_flight=count).state.in_flight for count in (0, 3)] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_assert_fault_tells_what_is_wrong(body: Any, headers: Any, complaint: st
     app = answering(json.dumps(body).encode(), "503 Service Unavailable", headers or [("Content-Type", "application/json")])
     response = client(app).get("/")
     if complaint is None:
-        assert assert_fault(response, 503, "refused") == body
+        assert assert_error(response, 503, "refused") == body
     else:
         with pytest.raises(AssertionError, match=complaint):
-            assert_fault(response, 503, "refused")
+            assert_error(response, 503, "refused")
 
 
 def test_assert_fault_of_another_status_shows_the_response() -> None:
     with pytest.raises(AssertionError, match=r"status 503, got 200 OK.*surprise"):
-        assert_fault(client(answering(b"surprise")).get("/"), 503, "refused")
+        assert_error(client(answering(b"surprise")).get("/"), 503, "refused")
 
 
 # In a gateway
@@ -127,8 +127,8 @@ def test_gateway_backends_are_declared_and_routed() -> None:
     with running_gateway({}, {"orders": answering(b"orders"), "payment": answering(b"payment"), "empty": ()}) as gateway:
         asked = client(gateway)
         assert [asked.get(path).data for path in ("/orders/1", "/payment")] == [b"orders", b"payment"]
-        assert_fault(asked.get("/empty"), 503, "no_endpoint")
-        assert_fault(asked.get("/"), 404, "no_route")
+        assert_error(asked.get("/empty"), 503, "no_endpoint")
+        assert_error(asked.get("/"), 404, "no_route")
 
 
 def test_gateway_yaml_and_environment_are_read() -> None:
@@ -250,14 +250,14 @@ def test_scripted_backend_too_few_requests_say_how_many_came(monkeypatch: pytest
 
 
 def test_scripted_backend_behind_a_gateway() -> None:
-    with ScriptedBackend(http_response(b"real")) as backend, refusing_url() as nobody:
+    with ScriptedBackend(http_response(b"real")) as backend, closed_port_url() as nobody:
         config = {
             "backends": [{"name": "orders", "endpoints": [backend.url]}, {"name": "gone", "endpoints": [nobody]}],
             "routes": [{"path_prefix": "/orders", "backend": "orders"}, {"path_prefix": "/gone", "backend": "gone"}],
         }
         with running_gateway(config) as gateway:
             assert client(gateway).get("/orders/1?x").data == b"real"
-            assert_fault(client(gateway).get("/gone"), 503, "refused")
+            assert_error(client(gateway).get("/gone"), 503, "refused")
         assert backend.requests[0].line == "GET /orders/1?x HTTP/1.1"
 
 

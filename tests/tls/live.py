@@ -60,9 +60,9 @@ class MemoryClient:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = context or authority().client_context()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
-        self.shake_hands()
+        self.do_handshake()
 
-    def shake_hands(self) -> bool:
+    def do_handshake(self) -> bool:
         """Go on; true when the handshake is done on this side."""
         try:
             self.tls.do_handshake()
@@ -79,7 +79,7 @@ class MemoryClient:
     def shake_hands_over(self, sock: socket.socket) -> None:
         """The rest of the handshake, over a socket."""
         sock.sendall(self.to_send())
-        while not self.shake_hands():
+        while not self.do_handshake():
             sock.sendall(self.to_send())
             block = sock.recv(65_536)
             assert block, "the server has closed within the handshake"

@@ -11,7 +11,7 @@ from rgate.cli.main import main
 from rgate.testing import ScriptedBackend, http_response
 
 from ..certificates import authority
-from ..cli.test_main import Running, config, running
+from ..cli.test_main import GatewayRuntime, config, running
 from ..raw_client import RawClient
 from .live import SHOP, MemoryClient, SecureClient
 
@@ -20,7 +20,7 @@ def tls(more: str = "", certificate: str = SHOP.both) -> str:
     return f"server:\n  tls: {{certificate: {certificate}, redirect_port: 0}}\n{more}"
 
 
-def urls(gateway: Running) -> tuple[str, str]:
+def urls(gateway: GatewayRuntime) -> tuple[str, str]:
     """Where TLS is spoken, and where plain HTTP is."""
     secure = gateway.until(r"^rgate .* listening on (https://127\.0\.0\.1:\d+) ")[1]
     port = gateway.until(r"^and plain HTTP on port (\d+), answered with where https is$")[1]

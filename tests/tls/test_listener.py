@@ -213,7 +213,7 @@ def test_request_that_comes_with_the_end_of_the_handshake_is_answered() -> None:
     with serving(echo, **TLS) as server, RawClient(server.url) as raw:
         client = MemoryClient()
         raw.send(client.to_send())
-        while not client.shake_hands():
+        while not client.do_handshake():
             client.take(raw.sock.recv(65_536))
         client.tls.write(GET)
         raw.send(client.to_send())

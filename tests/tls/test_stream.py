@@ -13,7 +13,7 @@ import pytest
 
 from rgate.config.models import TLSConfig
 from rgate.tls.server_context import ServerTLS
-from rgate.tls.stream import PlainText, TLSStream
+from rgate.tls.stream import PlaintextReceived, TLSStream
 
 from ..certificates import authority
 from .live import SHOP, MemoryClient
@@ -47,12 +47,12 @@ def connect(sock: socket.socket, stream: TLSStream, client: MemoryClient | None 
     """The handshake, as it usually goes."""
     client = client or MemoryClient()
     sock.sendall(client.to_send())
-    assert not stream.shake_hands(SIZE)
+    assert not stream.do_handshake(SIZE)
     client.take(sock.recv(SIZE))
-    while not client.shake_hands():
+    while not client.do_handshake():
         client.take(sock.recv(SIZE))
     sock.sendall(client.to_send())
-    assert stream.shake_hands(SIZE)
+    assert stream.do_handshake(SIZE)
     return client
 
 
@@ -82,18 +82,18 @@ def test_handshake_goes_on_at_every_split_of_the_client_hello() -> None:
             whole = client.to_send()
             for part in (whole[:at], whole[at:]):
                 ours.sendall(part)
-                assert not stream.shake_hands(SIZE)
+                assert not stream.do_handshake(SIZE)
             client.take(ours.recv(SIZE))
-            assert client.shake_hands(), f"split at {at}"
+            assert client.do_handshake(), f"split at {at}"
 
 
 def test_handshake_and_first_bytes_come_one_by_one(sock: socket.socket, stream: TLSStream) -> None:
     client = MemoryClient()
     for byte in client.to_send():
         sock.sendall(bytes([byte]))
-        assert not stream.shake_hands(SIZE)
+        assert not stream.do_handshake(SIZE)
     client.take(sock.recv(SIZE))
-    assert client.shake_hands()
+    assert client.do_handshake()
     client.tls.write(b"hello")
     seen = b""
     for byte in client.to_send():
@@ -101,19 +101,19 @@ def test_handshake_and_first_bytes_come_one_by_one(sock: socket.socket, stream: 
         if stream.is_open:
             seen += received(stream)
         else:
-            stream.shake_hands(SIZE)
+            stream.do_handshake(SIZE)
     assert seen == b"hello"
 
 
 def test_bytes_that_come_with_the_end_of_the_handshake_are_kept(sock: socket.socket, stream: TLSStream) -> None:
     client = MemoryClient()
     sock.sendall(client.to_send())
-    stream.shake_hands(SIZE)
+    stream.do_handshake(SIZE)
     client.take(sock.recv(SIZE))
-    assert client.shake_hands()
+    assert client.do_handshake()
     client.tls.write(b"hello")
     sock.sendall(client.to_send())
-    assert stream.shake_hands(SIZE)
+    assert stream.do_handshake(SIZE)
     assert received(stream) == b"hello"
 
 
@@ -239,7 +239,7 @@ def test_goodbye_is_none_after_half_a_record(sock: socket.socket, stream: TLSStr
     stream.sock.setblocking(False)
     with pytest.raises(BlockingIOError):
         stream.sendall(b"x" * 4_000_000)
-    stream.say_goodbye()
+    stream.send_close_notify()
     stream.close()
     size = 0
     while block := sock.recv(SIZE):
@@ -254,7 +254,7 @@ def test_broken_record_is_an_error_and_the_client_is_told(sock: socket.socket, s
     sock.sendall(record[:-1] + bytes([record[-1] ^ 1]))
     with pytest.raises(ssl.SSLError):
         stream.recv(SIZE)
-    stream.say_goodbye()
+    stream.send_close_notify()
     with pytest.raises(ssl.SSLError, match=r"(?i)bad.record.mac"):
         client.read_over(sock)
 
@@ -273,7 +273,7 @@ def test_broken_record_is_an_error_and_the_client_is_told(sock: socket.socket, s
 def test_garbage_is_no_handshake(sock: socket.socket, stream: TLSStream, garbage: bytes) -> None:
     sock.sendall(garbage)
     with pytest.raises(ssl.SSLError):
-        stream.shake_hands(SIZE)
+        stream.do_handshake(SIZE)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_garbage_is_no_handshake(sock: socket.socket, stream: TLSStream, garbage
 )
 def test_plain_http_is_told_from_garbage(sock: socket.socket, stream: TLSStream, line: bytes) -> None:
     sock.sendall(line)
-    with pytest.raises(PlainText) as caught:
-        stream.shake_hands(SIZE)
+    with pytest.raises(PlaintextReceived) as caught:
+        stream.do_handshake(SIZE)
     assert caught.value.args[0] == line
 
 
@@ -291,16 +291,16 @@ def test_handshake_that_never_ends_is_cut(sock: socket.socket, stream: TLSStream
     with pytest.raises(ssl.SSLError):
         for _ in range(40):
             sock.sendall(claimed)
-            while stream.shake_hands(SIZE) or stream.has_more:
+            while stream.do_handshake(SIZE) or stream.has_more:
                 pass
 
 
 def test_client_that_leaves_within_the_handshake_is_gone(sock: socket.socket, stream: TLSStream) -> None:
     sock.sendall(hello()[:100])
-    assert not stream.shake_hands(SIZE)
+    assert not stream.do_handshake(SIZE)
     sock.close()
     with pytest.raises(ConnectionError):
-        stream.shake_hands(SIZE)
+        stream.do_handshake(SIZE)
 
 
 def flooding(tmp_path: Path, sock: socket.socket, stream: TLSStream) -> Sealer:
@@ -357,7 +357,7 @@ def test_session_is_taken_up_again_and_knows_its_client() -> None:
                 client = MemoryClient.__new__(MemoryClient)
                 client.incoming, client.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
                 client.tls = context.wrap_bio(client.incoming, client.outgoing, server_hostname="localhost", session=session)
-                client.shake_hands()
+                client.do_handshake()
             connect(ours, stream, client)
             stream.sendall(b"hello")
             assert client.read_over(ours) == b"hello"
@@ -391,7 +391,7 @@ def test_client_reads_to_the_end_that_tls_has(pair: tuple[socket.socket, socket.
     stream.connect(monotonic() + 10)
     assert stream.recv(SIZE) == b"hello"
     assert stream.recv(SIZE) == b""
-    stream.say_goodbye()
+    stream.send_close_notify()
     thread.join()
 
 

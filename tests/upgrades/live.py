@@ -82,7 +82,7 @@ def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Live]
 def in_flight(live: Live) -> int:
     """How many exchanges the endpoints are working on, tunnels among them."""
     endpoints = live.gateway.table.snapshot.endpoints.values()
-    return sum(endpoint.load.in_flight for several in endpoints for endpoint in several)
+    return sum(endpoint.state.in_flight for several in endpoints for endpoint in several)
 
 
 @contextmanager

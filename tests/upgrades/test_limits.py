@@ -13,8 +13,8 @@ import pytest
 
 from rgate import Exchange, Gateway, Middleware, Tunnel, hookimpl
 from rgate.serving import tunnels
-from rgate.serving.tunnels import OpenTunnel
-from rgate.testing import ScriptedBackend, http_response, refusing_url
+from rgate.serving.tunnels import TunnelRelay
+from rgate.testing import ScriptedBackend, closed_port_url, http_response
 
 from ..raw_client import RawClient, RawResponse
 from ..waiting import eventually
@@ -80,7 +80,11 @@ def test_place_is_free_again_after_every_failure() -> None:
             for _ in range(3):
                 with RawClient(live.url) as client:
                     assert ask(client).status == status
-    with refusing_url() as url, tunnelling(url, options={"websocket": {"max_tunnels": 1}}) as live, RawClient(live.url) as client:
+    with (
+        closed_port_url() as url,
+        tunnelling(url, options={"websocket": {"max_tunnels": 1}}) as live,
+        RawClient(live.url) as client,
+    ):
         for _ in range(3):
             response = ask(client)
             assert json.loads(response.body)["reason"] == "refused"
@@ -102,9 +106,9 @@ def test_tunnel_past_a_limit_is_closed_on_both_sides(limit: dict[str, float], ch
         gone(live)
 
 
-def open_between(tunnel: Tunnel) -> OpenTunnel:
+def open_between(tunnel: Tunnel) -> TunnelRelay:
     client, backend = socket.socket(), socket.socket()
-    opened = OpenTunnel(tunnel, client, backend, b"", backend.close)
+    opened = TunnelRelay(tunnel, client, backend, b"", backend.close)
     opened.close_client = client.close
     opened.opened = opened.active = 1_000.0
     return opened
@@ -183,7 +187,7 @@ def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
     assert [tunnel.ended_by for tunnel in told] == ["client"]
 
 
-class Watching:
+class ReloadTrigger:
     """A plugin that keeps the exchanges, with what is so when they are finished."""
 
     def __init__(self) -> None:
@@ -198,11 +202,11 @@ class Watching:
 
             return watch
 
-        return Middleware("watching", wrap, edits_environ=False)
+        return Middleware("watching", wrap, modifies_request=False)
 
 
 def test_exchange_is_over_with_the_switch_and_its_endpoint_busy_until_the_end() -> None:
-    watching = Watching()
+    watching = ReloadTrigger()
     plugins = {"watching": watching}
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend, plugins=plugins) as live:
         with open_tunnel(live) as client:
@@ -229,13 +233,13 @@ def test_statistics_have_the_exchange_while_the_tunnel_is_open(tmp_path: Path) -
 
 
 def test_end_of_a_tunnel_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "rgate.websocket")
+    caplog.set_level(logging.DEBUG, "rgate.plugins.websocket")
     with ScriptedBackend(switching(echo, b"welcome")) as backend, tunnelling(backend) as live:
         with open_tunnel(live) as client:
             client.send(b"hello")
             assert client.read(12) == b"welcomehello"
         gone(live)
-        line = eventually(lambda: [r.getMessage() for r in caplog.records if r.name == "rgate.websocket"])
+        line = eventually(lambda: [r.getMessage() for r in caplog.records if r.name == "rgate.plugins.websocket"])
     assert len(line) == 1 and "ended by client after 0." in line[0] and "5 bytes received and 12 sent" in line[0], line
 
 

@@ -8,7 +8,7 @@ import rgate_api_keys
 from rgate_api_keys import Clients
 
 from rgate import ConfigError, Gateway, LocalRoute, PluginError
-from rgate.testing import assert_fault, client, running_gateway
+from rgate.testing import assert_error, client, running_gateway
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,13 +45,13 @@ def test_client_with_a_key_comes_in_and_the_backend_learns_who_it_is() -> None:
 def test_client_without_a_right_key_stays_out(key: str | None) -> None:
     with gateway({"keys": KEYS}) as running:
         response = get(running, key)
-        assert_fault(response, 401, "unauthorized")
+        assert_error(response, 401, "unauthorized")
         assert response.headers["WWW-Authenticate"] == 'ApiKey header="X-API-Key"'
 
 
 def test_nobody_comes_in_while_there_are_no_keys() -> None:
     with gateway({}) as running:
-        assert_fault(get(running, ""), 401, "unauthorized")
+        assert_error(get(running, ""), 401, "unauthorized")
 
 
 def test_client_cannot_say_in_a_header_who_it_is() -> None:
@@ -71,7 +71,7 @@ def test_more_requests_than_allowed_are_told_when_to_come_again(monkeypatch: pyt
     with gateway({"keys": KEYS, "requests_per_minute": 2}) as running:
         assert [get(running, SHOP).status_code for _ in range(3)] == [200, 200, 429]
         response = get(running, SHOP)
-        assert_fault(response, 429, "too_many_requests")
+        assert_error(response, 429, "too_many_requests")
         assert response.headers["Retry-After"] == "31"
         assert get(running, BILLING).status_code == 200, "every client has its own"
         now[0] += 30
@@ -89,7 +89,7 @@ def test_page_says_how_many_requests_there_were_at_the_admin_socket_only() -> No
         page = running.local_routes["/-/api-keys"]
         assert isinstance(page, LocalRoute)
         assert client(page.app).get("/-/api-keys").get_json() == {"shop": 1, "billing": 0}
-        assert_fault(get(running, path="/-/api-keys"), 401, "unauthorized")
+        assert_error(get(running, path="/-/api-keys"), 401, "unauthorized")
 
 
 @pytest.mark.parametrize(

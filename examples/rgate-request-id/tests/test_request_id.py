@@ -8,7 +8,7 @@ import pytest
 import rgate_request_id
 
 from rgate import ConfigError
-from rgate.testing import assert_fault, client, running_gateway
+from rgate.testing import assert_error, client, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -73,7 +73,7 @@ def test_id_of_the_backend_gives_way() -> None:
 def test_answer_of_the_gateway_itself_has_the_id_too() -> None:
     with running_gateway({"plugins": {"request_id": {}}}, {"empty": ()}, PLUGINS) as gateway:
         response = client(gateway).get("/empty")
-    assert_fault(response, 503, "no_endpoint")
+    assert_error(response, 503, "no_endpoint")
     assert response.get_json()["request_id"] == response.headers["X-Request-ID"]
 
 

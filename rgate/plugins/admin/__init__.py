@@ -21,14 +21,14 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from rgate import AllowedClients, ConfigSection, Gateway, LocalRoute, LocalRoutes, SideServer, hookimpl
+from rgate import AdminServer, ConfigSection, Gateway, IPAllowlist, LocalRoute, LocalRoutes, hookimpl
 
 from .options import AdminOptions
 from .site import PAGES, PROBES, everybody, probes, site
 
 __all__ = ["PAGES", "PROBES", "AdminOptions"]
 
-NOTICE = "admin"  # the key of gateway.condition.notices
+NOTICE = "admin"  # the key of gateway.readiness.notices
 _log = logging.getLogger("rgate.plugins.admin")
 
 
@@ -40,33 +40,33 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("admin") or AdminOptions()
-    allowed = AllowedClients(options.allow_at_port, options.hosts)
-    admits = everybody if options.probes == "public" else allowed
+    allowed = IPAllowlist(options.allow_at_port, options.hosts)
+    allows = everybody if options.probes == "public" else allowed
     if not options.allow_at_port:
-        return probes(gateway, options.stale_seconds, allowed, admits)
-    return {**site(gateway, options.stale_seconds, allowed), **probes(gateway, options.stale_seconds, allowed, admits)}
+        return probes(gateway, options.stale_seconds, allowed, allows)
+    return {**site(gateway, options.stale_seconds, allowed), **probes(gateway, options.stale_seconds, allowed, allows)}
 
 
 @hookimpl
-def rgate_lifespan(gateway: Gateway) -> SideServer | None:
+def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
     options = gateway.options("admin") or AdminOptions()
     mode = int(options.mode, 8)
     if options.listen is not None:
         host, port = options.listen
         key: object = (options.listen, mode, options.hosts)
-        server = gateway.keep(
-            "admin.address", key, lambda: SideServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
+        server = gateway.resource(
+            "admin.address", key, lambda: AdminServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
         )
     elif options.address is None and (paths := gateway.socket_paths()):
-        tell = partial(_tell, gateway.condition.notices, gateway.tells)
-        server = gateway.keep(
+        tell = partial(_tell, gateway.readiness.notices, gateway.tells)
+        server = gateway.resource(
             "admin.socket",
             (tuple(paths), mode),
-            lambda: SideServer("plugins.admin", mode=mode, paths=paths, on_trouble=tell),
+            lambda: AdminServer("plugins.admin", mode=mode, paths=paths, on_trouble=tell),
         )
     else:
         return None
-    allowed = everybody if options.allow is None or options.is_unix else AllowedClients(options.allow, options.hosts)
+    allowed = everybody if options.allow is None or options.is_unix else IPAllowlist(options.allow, options.hosts)
     local = {
         path: LocalRoute((route.admin_app or route.app) if isinstance(route, LocalRoute) else route, allowed)
         for path, route in gateway.local_routes.items()

@@ -20,7 +20,7 @@ def backends(gateway: Gateway) -> dict[str, Any]:
     """Every backend with its endpoints, its unusable instances and some of those that it nearly has, and every discovery
     source. Requests in flight are those of this process, and so is what its server has open."""
     return {
-        "server": gateway.condition.load(),
+        "server": gateway.readiness.load(),
         "backends": [_backend(gateway, backend) for backend in gateway.backends.values()],
         "sources": [
             {
@@ -37,7 +37,7 @@ def backends(gateway: Gateway) -> dict[str, Any]:
 
 def shown_endpoint(endpoint: Endpoint) -> dict[str, Any]:
     """What tells an endpoint from others, and how busy it is."""
-    in_flight = endpoint.load.in_flight
+    in_flight = endpoint.state.in_flight
     return {"name": endpoint.name, "id": endpoint.id, "address": str(endpoint.address), "in_flight": in_flight}
 
 
@@ -45,20 +45,20 @@ def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
     snapshot = gateway.table.snapshot
     in_use = {endpoint.key for endpoint in snapshot.endpoints[backend.name]}
     misses = snapshot.near_misses.get(backend.name, ())
-    asides = {aside.endpoint.key: dict(aside.reasons) for aside in snapshot.set_aside.get(backend.name, ())}
+    asides = {aside.endpoint.key: dict(aside.reasons) for aside in snapshot.excluded.get(backend.name, ())}
     return {
         "name": backend.name,
         "policy": backend.policy,
         "match_labels": [f"{name}={value}" for name, value in backend.match_labels],
         "max_in_flight": backend.max_in_flight,
-        "in_flight": sum(endpoint.load.in_flight for endpoint in snapshot.found[backend.name]),
+        "in_flight": sum(endpoint.state.in_flight for endpoint in snapshot.found[backend.name]),
         "endpoints": [
             {
                 **shown_endpoint(endpoint),
                 "weight": endpoint.weight,
-                "share": endpoint.load.share,
+                "share": endpoint.state.weight_factor,
                 "in_use": endpoint.key in in_use,
-                "set_aside": asides.get(endpoint.key, {}),
+                "excluded": asides.get(endpoint.key, {}),
                 "notes": _notes(snapshot.noted, endpoint.id),
             }
             for endpoint in snapshot.found[backend.name]

@@ -45,10 +45,10 @@ class Drain:
 
     def __init__(self, gateway: Gateway) -> None:
         self._table = gateway.table
-        self._siblings = gateway.siblings
-        self._siblings.answer(TELL, self._told)
-        self._siblings.answer(ASK, self._asked)
-        self._siblings.on_connect(lambda: self._siblings.ask(ASK))  # this may be the process that follows one that died
+        self._workers = gateway.workers
+        self._workers.on_command(TELL, self._told)
+        self._workers.on_command(ASK, self._asked)
+        self._workers.on_connect(lambda: self._workers.broadcast(ASK))  # this may be the process that follows one that died
 
     def show(self) -> Answer:
         """What is drained."""
@@ -64,12 +64,12 @@ class Drain:
         told = True
         for endpoint in changed:
             self._apply(endpoint, undo)
-            told = self._siblings.ask(TELL, _message(endpoint, undo)) and told
+            told = self._workers.broadcast(TELL, _message(endpoint, undo)) and told
         shown = [shown_endpoint(endpoint) for endpoint in found]
         return 200, {"endpoints": shown, "drained": not undo, "changed": len(changed), "workers_told": told}
 
     def _drained(self) -> list[Endpoint]:
-        asides = (aside for several in self._table.snapshot.set_aside.values() for aside in several)
+        asides = (aside for several in self._table.snapshot.excluded.values() for aside in several)
         return list({aside.endpoint.key: aside.endpoint for aside in asides if BY in aside.reasons}.values())
 
     def _named(self, wanted: str) -> list[Endpoint]:
@@ -89,9 +89,9 @@ class Drain:
 
     def _apply(self, endpoint: Endpoint, undo: bool) -> None:
         if undo:
-            self._table.take_back(endpoint, BY)
+            self._table.readmit(endpoint, BY)
         else:
-            self._table.set_aside(endpoint, BY, REASON)
+            self._table.exclude(endpoint, BY, REASON)
 
     def _asked(self, _: str) -> None:
         """Tell a new sibling what is drained; in a thread of its own, because this one has to read the answers."""
@@ -101,7 +101,7 @@ class Drain:
 
     def _tell_all(self, drained: list[Endpoint]) -> None:
         for endpoint in drained:
-            self._siblings.ask(TELL, _message(endpoint, undo=False))
+            self._workers.broadcast(TELL, _message(endpoint, undo=False))
 
     def _told(self, message: str) -> None:
         said = json.loads(message)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rgate import AllowedClients
+from rgate import IPAllowlist
 
 __all__ = ["AdminOptions"]
 
@@ -55,7 +55,7 @@ class AdminOptions(BaseModel):
     @field_validator("allow")
     @classmethod
     def _are_networks(cls, allow: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        AllowedClients(allow or ())
+        IPAllowlist(allow or ())
         return allow
 
     @field_validator("hosts")

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rgate import Gateway
 
-__all__ = ["age_seconds", "notices", "unready"]
+__all__ = ["age_seconds", "not_ready_reasons", "notices"]
 
 
-def unready(gateway: Gateway, stale_seconds: float | None) -> dict[str, str]:
+def not_ready_reasons(gateway: Gateway, stale_seconds: float | None) -> dict[str, str]:
     """Why this process should get no new requests, by who says so; empty when it is ready.
 
-    Beside gateway.condition it is discovery: a source that has never been listed, so that backends may be missing, or not
+    Beside gateway.readiness it is discovery: a source that has never been listed, so that backends may be missing, or not
     for `stale_seconds`, so that what is known may be wrong.
     """
-    found = dict(gateway.condition.unready)
+    found = dict(gateway.readiness.not_ready_reasons)
     for source in gateway.table.snapshot.sources.values():
         age = age_seconds(source.listed)
         if age is None:
@@ -29,7 +29,7 @@ def unready(gateway: Gateway, stale_seconds: float | None) -> dict[str, str]:
 
 def notices(gateway: Gateway) -> dict[str, str]:
     """What an operator should know although the process may be ready, by who says so."""
-    found = dict(gateway.condition.notices)
+    found = dict(gateway.readiness.notices)
     for source in gateway.table.snapshot.sources.values():
         age = age_seconds(source.listed)
         if source.error is not None and age is not None:

@@ -41,7 +41,7 @@ class Reload:
 
     def show(self) -> Answer:
         """What is to be known of the config in force."""
-        notices = self._gateway.condition.notices
+        notices = self._gateway.readiness.notices
         return 200, {"notices": {by: notices[by] for by in ("config", "restart") if by in notices}}
 
     def act(self, query: Mapping[str, str]) -> Answer:

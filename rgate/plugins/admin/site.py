@@ -12,7 +12,7 @@ from . import pages
 from .answer import Answer, acting, showing
 from .backends import backends
 from .drain import Drain
-from .readiness import notices, unready
+from .readiness import not_ready_reasons, notices
 from .reload import Reload
 
 if TYPE_CHECKING:
@@ -57,17 +57,17 @@ def site(gateway: Gateway, stale_seconds: float | None, allowed: Admits) -> Loca
     }
 
 
-def probes(gateway: Gateway, stale_seconds: float | None, allowed: Admits, admits: Admits) -> LocalRoutes:
-    """The probes for those whom `admits` lets in. Who is not `allowed` learns no more than yes or no."""
+def probes(gateway: Gateway, stale_seconds: float | None, allowed: Admits, allows: Admits) -> LocalRoutes:
+    """The probes for those whom `allows` lets in. Who is not `allowed` learns no more than yes or no."""
 
     def live(environ: WSGIEnvironment) -> Answer:
         return 200, {"live": True, "process": os.getpid()} if allowed(environ) else {"live": True}
 
     def ready(environ: WSGIEnvironment) -> Answer:
-        reasons = unready(gateway, stale_seconds)
+        reasons = not_ready_reasons(gateway, stale_seconds)
         shown: dict[str, Any] = {"ready": not reasons}
         if allowed(environ):
             shown |= {"process": os.getpid(), "reasons": reasons, "notices": notices(gateway)}
         return 503 if reasons else 200, shown
 
-    return {path: LocalRoute(showing(shown), admits) for path, shown in zip(PROBES, (live, ready), strict=True)}
+    return {path: LocalRoute(showing(shown), allows) for path, shown in zip(PROBES, (live, ready), strict=True)}

@@ -24,7 +24,7 @@ from rgate import DRAIN_LABEL, WEIGHT_LABEL, Address, Instance
 
 from .container import Container, Port
 
-__all__ = ["KNOWN_LABELS", "NETWORK_LABEL", "PORT_LABEL", "SCHEME_LABEL", "Vantage", "to_instance"]
+__all__ = ["KNOWN_LABELS", "NETWORK_LABEL", "PORT_LABEL", "SCHEME_LABEL", "NetworkContext", "to_instance"]
 
 PORT_LABEL = "rgate.port"
 NETWORK_LABEL = "rgate.network"
@@ -51,7 +51,7 @@ _STATE_REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Vantage:
+class NetworkContext:
     """Where rgate stands.
 
     engine_host  the engine's machine, when it is another one: what published ports are reached at
@@ -69,7 +69,7 @@ class _Unusable(Exception):
 
 
 def to_instance(
-    container: Container, vantage: Vantage, sharing: Container | None = None, matched: Collection[str] = ()
+    container: Container, vantage: NetworkContext, sharing: Container | None = None, matched: Collection[str] = ()
 ) -> Instance:
     """The instance that a container is. `sharing` is the container whose network it uses, when there is one; `matched` are
     the names of labels that some backend asks for, which may be called as anybody likes."""
@@ -112,7 +112,7 @@ def _check_state(container: Container) -> None:
         raise _Unusable("starting, its HEALTHCHECK says")
 
 
-def _address(container: Container, vantage: Vantage, sharing: Container | None) -> Address:
+def _address(container: Container, vantage: NetworkContext, sharing: Container | None) -> Address:
     scheme, wanted = _scheme(container.labels), _wanted_port(container.labels)
     if container.sharing and sharing is None:
         raise _Unusable(f"it uses the network of container {container.sharing[:12]}, which does not exist")
@@ -135,7 +135,7 @@ def _address(container: Container, vantage: Vantage, sharing: Container | None) 
     return Address(scheme, *_published(ports, vantage, wanted))
 
 
-def _on_host_network(vantage: Vantage, wanted: int) -> tuple[str, int]:
+def _on_host_network(vantage: NetworkContext, wanted: int) -> tuple[str, int]:
     if not wanted:
         raise _Unusable(f"on the host's network, where ports are not listed; set {PORT_LABEL}")
     if vantage.networks is not None:
@@ -143,7 +143,7 @@ def _on_host_network(vantage: Vantage, wanted: int) -> tuple[str, int]:
     return vantage.engine_host or "127.0.0.1", wanted
 
 
-def _published(ports: Iterable[Port], vantage: Vantage, wanted: int) -> tuple[str, int]:
+def _published(ports: Iterable[Port], vantage: NetworkContext, wanted: int) -> tuple[str, int]:
     ports = tuple(ports)
     published = [port for port in ports if port.host_port and wanted in (0, port.number)]
     if not published:

@@ -15,11 +15,11 @@ from rgate import Instance, RgateError
 
 from .container import Container
 from .events import Event, is_stop, stop_signal, stop_timeout_seconds
-from .mapping import Vantage, to_instance
-from .startup_probe import Arrivals
-from .stop_probe import Departures
+from .mapping import NetworkContext, to_instance
+from .startup_probe import StartupProbes
+from .stop_probe import StopProbes
 
-__all__ = ["DockerSource", "Events", "Talk"]
+__all__ = ["DockerAPI", "DockerSource", "Events"]
 
 _TICK_SECONDS = 0.25  # how long a watch may take to see that it shall stop
 _STOP_MARGIN_SECONDS = 2.0
@@ -37,7 +37,7 @@ class Events(Protocol):
     def close(self) -> None: ...
 
 
-class Talk(Protocol):
+class DockerAPI(Protocol):
     """What a DockerSource needs of an engine. `Engine` is the real one and says what each of these does."""
 
     @property
@@ -75,15 +75,15 @@ class DockerSource:
 
     def __init__(
         self,
-        connect: Callable[[], Talk],
+        connect: Callable[[], DockerAPI],
         label_names: Iterable[str],
         network: str = "",
         host: str | None = None,
         own_id: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
-        arrivals: Arrivals | None = None,
+        arrivals: StartupProbes | None = None,
         hold_seconds: float = 1.0,
-        departures: Departures | None = None,
+        departures: StopProbes | None = None,
     ) -> None:
         self._connect = connect
         self._label_names = tuple(sorted(set(label_names)))
@@ -91,10 +91,10 @@ class DockerSource:
         self._finds = (host, self._label_names, network, hold_seconds)
         self._find_own_id = own_id
         self._clock = clock
-        self._arrivals = arrivals or Arrivals(clock)
-        self._departures = departures or Departures(hold_seconds, clock)
+        self._arrivals = arrivals or StartupProbes(clock)
+        self._departures = departures or StopProbes(hold_seconds, clock)
         # The listing thread's
-        self._engine: Talk | None = None
+        self._engine: DockerAPI | None = None
         self._own_id = ""
         self._running: frozenset[str] | None = None
         # Written by the listing thread, replaced as a whole; read by the watching thread
@@ -120,12 +120,12 @@ class DockerSource:
                 engine.close()
             raise
 
-    def _list(self, engine: Talk) -> Iterable[Instance]:
+    def _list(self, engine: DockerAPI) -> Iterable[Instance]:
         records = {record.get("Id"): record for name in self._label_names for record in engine.containers(name)}
         containers = {container.id: container for container in map(Container.from_list, records.values())}
         shared = {container.sharing for container in containers.values()} - {""}
         others = {id: containers.get(id) or self._inspect(engine, id) for id in shared}
-        vantage = Vantage(engine.machine, self._own_networks(engine), self._network)
+        vantage = NetworkContext(engine.machine, self._own_networks(engine), self._network)
         self._known = frozenset({*containers, *others, self._own_id})
         self._note_running(containers.values())
         return self._arrivals.hold(
@@ -143,7 +143,7 @@ class DockerSource:
             if running[id].health != "healthy":
                 self._arrivals.started(id)
 
-    def _instance(self, container: Container, vantage: Vantage, sharing: Container | None) -> Instance:
+    def _instance(self, container: Container, vantage: NetworkContext, sharing: Container | None) -> Instance:
         stopping = self._as_stopping(container)
         if stopping is not container:
             running = to_instance(container, vantage, sharing, self._label_names)
@@ -155,12 +155,12 @@ class DockerSource:
         stopping = container.running and self._stopping.get(container.id, 0.0) > self._clock()
         return replace(container, state="stopping") if stopping else container
 
-    def _own_networks(self, engine: Talk) -> frozenset[str] | None:
+    def _own_networks(self, engine: DockerAPI) -> frozenset[str] | None:
         own = self._inspect(engine, self._own_id) if self._own_id else None
         self._own_id = own.id if own else ""  # else a container, but none of this engine's
         return frozenset(own.networks) if own and own.mode != "host" else None
 
-    def _inspect(self, engine: Talk, id: str) -> Container | None:
+    def _inspect(self, engine: DockerAPI, id: str) -> Container | None:
         record = engine.container(id)
         return None if record is None else Container.from_inspect(record)
 
@@ -183,7 +183,7 @@ class DockerSource:
             engine.close()
 
     def _follow(
-        self, engine: Talk, arrived: _Arrivals, resumed_ns: int, changed: Callable[[], None], stop: threading.Event
+        self, engine: DockerAPI, arrived: _Arrivals, resumed_ns: int, changed: Callable[[], None], stop: threading.Event
     ) -> None:
         echoes: deque[float] = deque()
         while not stop.is_set():
@@ -217,7 +217,7 @@ class DockerSource:
     def _concerns_us(self, event: Event) -> bool:
         return event.carries(self._label_names) or event.container in self._known
 
-    def _note(self, event: Event, engine: Talk, changed: Callable[[], None]) -> bool:
+    def _note(self, event: Event, engine: DockerAPI, changed: Callable[[], None]) -> bool:
         """React to an event; False if nothing has changed by it."""
         if event.action == "kill":
             return self._note_kill(event, engine, changed)
@@ -232,7 +232,7 @@ class DockerSource:
         changed()
         return True
 
-    def _note_kill(self, event: Event, engine: Talk, changed: Callable[[], None]) -> bool:
+    def _note_kill(self, event: Event, engine: DockerAPI, changed: Callable[[], None]) -> bool:
         now, id = self._clock(), event.container
         sure = is_stop(event.signal)
         if sure and event.signal == SIGKILL:

@@ -1,4 +1,4 @@
-"""Arrivals: containers that have just started, and whose port may not be open yet.
+"""StartupProbes: containers that have just started, and whose port may not be open yet.
 
 An engine tells that a container runs before the program in it listens. A request that is sent then is refused, or worse: the
 engine's own proxy of a published port takes every connection at once, and drops those that the container does not take.
@@ -24,7 +24,7 @@ from rgate import Address, Instance
 
 from .mapping import PORT_LABEL
 
-__all__ = ["Arrivals", "Connection", "Outcome", "Trial"]
+__all__ = ["Connection", "Outcome", "StartupProbes", "Trial"]
 
 NOT_OPEN = "starting, its port is not open yet"
 _LIMIT_SECONDS = 10.0
@@ -66,7 +66,7 @@ class _Arrival:
     late: bool = False
 
 
-class Arrivals:
+class StartupProbes:
     """Which containers have just started, and whether they can be reached already.
 
     A container is held back until a connection to it has stood for a tenth of a second; after ten seconds only as long as

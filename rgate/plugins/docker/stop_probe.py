@@ -1,4 +1,4 @@
-"""Departures: containers that have been told to stop, and whether they serve on all the same.
+"""StopProbes: containers that have been told to stop, and whether they serve on all the same.
 
 Most programs end soon after SIGTERM, or at least close their port; what is sent to them in that moment is lost, and some serve
 on just as long as requests come. So at first none is sent, and those that come wait for the next container. Others ignore the
@@ -15,14 +15,14 @@ from rgate import Address
 
 from .startup_probe import Connection, Outcome, Trial
 
-__all__ = ["HOLD_SECONDS", "Departures"]
+__all__ = ["HOLD_SECONDS", "StopProbes"]
 
 HOLD_SECONDS = 1.0
 _TRIAL_SECONDS = 0.1
 _PAUSE_SECONDS = 0.15
 
 
-class Departures:
+class StopProbes:
     """Which containers that have been told to stop still accept connections, `hold_seconds` after that.
 
     Each is tried again and again, as it may close its port at any moment; nothing is sent. The listing thread calls `accepts`,

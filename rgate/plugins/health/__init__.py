@@ -48,6 +48,6 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
-    health = gateway.keep("health", None, Health)
-    gateway.table.on_swap(partial(health.look_at, gateway))
+    health = gateway.resource("health", None, Health)
+    gateway.table.on_snapshot(partial(health.look_at, gateway))
     return health

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from rgate import Address, Endpoint, Gateway, GatewayError, HealthConfig, Snapshot
 
 from .outlier import FAINT, Record
-from .scheduler import Schedule
+from .scheduler import Scheduler
 
 __all__ = ["Health", "Jobs"]
 
@@ -49,7 +49,7 @@ class Health:
         self,
         clock: Callable[[], float] = monotonic,
         chance: Callable[[], float] = random.random,
-        jobs: Callable[[], Jobs] = Schedule,
+        jobs: Callable[[], Jobs] = Scheduler,
     ) -> None:
         self._clock, self._chance = clock, chance
         self._jobs = jobs()
@@ -67,12 +67,12 @@ class Health:
     def __exit__(self, *exc_info: object) -> None:
         self._jobs.stop()
         for record in self._records.values():
-            load = record.endpoint.load
-            load.on_fault = load.on_response = load.claim = None
-            load.share = 1.0
+            state = record.endpoint.state
+            state.on_failure = state.on_response = state.try_acquire_trial = None
+            state.weight_factor = 1.0
             for by in (EJECTION, CHECK):
-                self._gateway.table.take_back(record.endpoint, by)
-        self._gateway.table.reshared()
+                self._gateway.table.readmit(record.endpoint, by)
+        self._gateway.table.weights_changed()
 
     def look_at(self, gateway: Gateway, snapshot: Snapshot) -> None:
         """Follow the endpoints that there are now. Called with every new snapshot, within the table's lock."""
@@ -108,7 +108,7 @@ class Health:
                 self._chance() * min(rules.interval_seconds, 1.0) if self._begun else 0.0, partial(self._check, record)
             )
 
-    # What follows from a record (see Warden).
+    # What follows from a record (see HealthListener).
 
     def may_eject(self, record: Record) -> bool:
         """Whether one more endpoint of the backend may be ejected; one may always be."""
@@ -119,19 +119,19 @@ class Health:
 
     def ejected(self, record: Record, why: str, seconds: float) -> None:
         """Set the endpoint aside, and see after it in so many seconds, a little less by chance."""
-        record.endpoint.load.share = FAINT
+        record.endpoint.state.weight_factor = FAINT
         self._set_aside(record, EJECTION, f"ejected: {why}")
         self._jobs.after(seconds * (1 - self._chance() / 10), partial(self._look_after, record))
 
     def tried(self, record: Record) -> None:
         """Let trial requests through, which the record claims; others only where there is nothing else to try."""
-        record.endpoint.load.share = FAINT if record.rules.all_bad == "try_anyway" else 0.0
+        record.endpoint.state.weight_factor = FAINT if record.rules.all_bad == "try_anyway" else 0.0
         self._set_aside(record, EJECTION, "on trial", on_trial=True)
 
     def returned(self, record: Record) -> None:
         """Take the endpoint back, slowly if that is wanted."""
         self._slow_down(record)
-        self._gateway.table.take_back(record.endpoint, EJECTION)
+        self._gateway.table.readmit(record.endpoint, EJECTION)
 
     def checked(self, record: Record, why: str | None) -> None:
         """Do what the checks say."""
@@ -140,18 +140,18 @@ class Health:
             return
         if record.state == "well":
             self._slow_down(record)
-        self._gateway.table.take_back(record.endpoint, CHECK)
+        self._gateway.table.readmit(record.endpoint, CHECK)
 
     def _set_aside(self, record: Record, by: str, reason: str, *, on_trial: bool = False) -> None:
         anyway = record.rules.all_bad == "try_anyway"
-        self._gateway.table.set_aside(record.endpoint, by, reason, last_resort=anyway, on_trial=on_trial)
+        self._gateway.table.exclude(record.endpoint, by, reason, last_resort=anyway, on_trial=on_trial)
 
     # Jobs.
 
     def _look_after(self, record: Record) -> None:
         """The time of an ejection is over."""
         if self._is_gone(record):
-            self._gateway.table.take_back(record.endpoint, EJECTION)
+            self._gateway.table.readmit(record.endpoint, EJECTION)
             self._forget(record)
         else:
             record.looked_at(self._ask(record))
@@ -161,7 +161,7 @@ class Health:
         if self._records.get(record.endpoint.key) is not record:
             return
         if record.rules.path is None or self._is_gone(record):
-            self._gateway.table.take_back(record.endpoint, CHECK)
+            self._gateway.table.readmit(record.endpoint, CHECK)
             record.is_checked, record.passing = False, None
             if record.state == "well" and self._is_gone(record):
                 self._forget(record)
@@ -196,10 +196,10 @@ class Health:
     def _slow_down(self, record: Record) -> None:
         """Begin with a small share for an endpoint that is fresh or back, if its rules want it so."""
         if not record.rules.slow_start_seconds:
-            record.fresh_since, record.endpoint.load.share = None, 1.0
+            record.fresh_since, record.endpoint.state.weight_factor = None, 1.0
             return
         with self._growth_lock:
-            record.fresh_since, record.endpoint.load.share = self._clock(), LEAST_SHARE
+            record.fresh_since, record.endpoint.state.weight_factor = self._clock(), LEAST_SHARE
             due, self._growing = self._growing, True
         if not due:
             self._jobs.after(GROWTH_SECONDS, self._grow)
@@ -210,7 +210,7 @@ class Health:
             for record in list(self._records.values()):
                 if record.fresh_since is not None and record.state == "well":
                     share = (now - record.fresh_since) / (record.rules.slow_start_seconds or 1.0)
-                    record.endpoint.load.share = min(1.0, max(LEAST_SHARE, share))
+                    record.endpoint.state.weight_factor = min(1.0, max(LEAST_SHARE, share))
                     if share < 1:
                         more = True
                     else:
@@ -222,4 +222,4 @@ class Health:
             self._reshare()
 
     def _reshare(self) -> None:
-        self._gateway.table.reshared()
+        self._gateway.table.weights_changed()

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from rgate import (
     BadGateway,
+    ConnectionRefused,
     ConnectTimeout,
     Endpoint,
     Exchange,
     GatewayError,
     HealthConfig,
-    Refused,
     ResponseTimeout,
-    Truncated,
     Unreachable,
+    UpstreamTruncated,
 )
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["FAINT", "Record", "Warden"]
+__all__ = ["FAINT", "HealthListener", "Record"]
 
-FAULTS: Final = (Refused, Unreachable, ConnectTimeout, ResponseTimeout, BadGateway)
+FAULTS: Final = (ConnectionRefused, Unreachable, ConnectTimeout, ResponseTimeout, BadGateway)
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 FAINT: Final = 1e-6
@@ -40,7 +40,7 @@ SAFE_SECONDS: Final = 0.5
 """How long a trial waits for a request that can be sent again elsewhere, before it takes any other."""
 
 
-class Warden(Protocol):
+class HealthListener(Protocol):
     """What a record calls when something follows from it; its endpoint's lock is held."""
 
     def may_eject(self, record: Record) -> bool:
@@ -68,7 +68,7 @@ class Record:
     """One endpoint's record, kept over snapshots and reloads. While the endpoint is well and nothing has failed of late, its
     responses are not even looked at."""
 
-    def __init__(self, warden: Warden, clock: Callable[[], float]) -> None:
+    def __init__(self, warden: HealthListener, clock: Callable[[], float]) -> None:
         self._warden = warden
         self._clock = clock
         self._lock = threading.Lock()
@@ -89,23 +89,23 @@ class Record:
     def follow(self, endpoint: Endpoint, rules: HealthConfig) -> None:
         """Be the record of this endpoint, by these rules, from now on. The table's lock is held."""
         self.endpoint, self.rules = endpoint, rules
-        load = endpoint.load
-        load.on_fault = self.fault if rules.max_ejected_percent else None
+        activity = endpoint.state
+        activity.on_failure = self.fault if rules.max_ejected_percent else None
         if rules.count_5xx or self.state != "well":
-            load.on_response = self.response  # which removes itself when there is nothing left to count
+            activity.on_response = self.response  # which removes itself when there is nothing left to count
         # The record's lock comes before the table's (_eject() sets the endpoint aside), so it cannot be taken here. Whoever
-        # changes the state writes `claim` after it: when the state is still the same, so is what it asks for.
+        # changes the state writes `try_acquire_trial` after it: when the state is still the same, so is what it asks for.
         state: str | None = None
         while state is not self.state:
             state = self.state
-            load.claim = self.claim if state == "on trial" else None
+            activity.try_acquire_trial = self.try_acquire_trial if state == "on trial" else None
 
     def fault(self, exchange: Exchange, error: BaseException) -> None:
         """An attempt has failed. What is the client's fault, or the gateway's own, says nothing about the endpoint."""
         with self._lock:
             if isinstance(error, FAULTS):
                 assert isinstance(error, GatewayError)
-                self._failed(exchange, error.reason, isinstance(error, Truncated))
+                self._failed(exchange, error.reason, isinstance(error, UpstreamTruncated))
             elif exchange is self._trial:
                 self._trial = None
 
@@ -118,11 +118,11 @@ class Record:
                 self._in_a_row = 0
                 self._requests += 1
                 if self._clock() >= self._window_ends and not self.rules.count_5xx:
-                    self.endpoint.load.on_response = None
+                    self.endpoint.state.on_response = None
             elif self.state == "on trial" and self._tells(exchange):
                 self._return()
 
-    def claim(self, environ: WSGIEnvironment) -> bool:
+    def try_acquire_trial(self, environ: WSGIEnvironment) -> bool:
         """Whether this request is to be the trial: one at a time, and at first only such as can be sent again elsewhere."""
         exchange = Exchange.of(environ)
         if exchange.attempts:
@@ -146,7 +146,7 @@ class Record:
                 self._eject(why)
                 return
             self.state, self._on_trial_since = "on trial", self._clock()
-            self.endpoint.load.claim = self.claim
+            self.endpoint.state.try_acquire_trial = self.try_acquire_trial
             self._warden.tried(self)
 
     def check(self, why: str | None) -> None:
@@ -180,7 +180,7 @@ class Record:
         self._faults += 1
         self._in_a_row += 1
         self._requests += not has_responded
-        self.endpoint.load.on_response = self.response
+        self.endpoint.state.on_response = self.response
         if rules.consecutive_faults and self._in_a_row >= rules.consecutive_faults:
             why = f"{self._in_a_row} faults in a row, the last: {reason}"
         elif rules.fault_percent and self._requests >= rules.min_requests and self._is_too_much():
@@ -199,14 +199,14 @@ class Record:
         self._ejections = self._ejections + 1 if in_a_row else 1
         self.state, self._ejected_at, self._trial = "ejected", now, None
         self._in_a_row = self._requests = self._faults = 0
-        load = self.endpoint.load
-        load.on_response, load.claim = self.response, None
+        activity = self.endpoint.state
+        activity.on_response, activity.try_acquire_trial = self.response, None
         seconds = min(rules.max_eject_seconds, rules.eject_seconds * 2.0 ** min(self._ejections - 1, 32))
         self._warden.ejected(self, why, seconds)
 
     def _return(self) -> None:
         self.state, self._returned_at, self._trial = "well", self._clock(), None
-        load = self.endpoint.load
-        load.claim = None
-        load.on_response = self.response if self.rules.count_5xx else None
+        activity = self.endpoint.state
+        activity.try_acquire_trial = None
+        activity.on_response = self.response if self.rules.count_5xx else None
         self._warden.returned(self)

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-__all__ = ["Schedule"]
+__all__ = ["Scheduler"]
 
 MOST_THREADS: Final = 8
 PATIENCE_SECONDS: Final = 1.0
 
-_log = logging.getLogger("rgate.health")
+_log = logging.getLogger("rgate.plugins.health")
 
 
-class Schedule:
+class Scheduler:
     """Does jobs when they are due. A thread comes when the first job does, and more, up to eight, while jobs wait for one.
 
     Jobs may block, each for seconds; what one raises is logged. From any thread.

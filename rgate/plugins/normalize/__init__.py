@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, No
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, Remembered, hookimpl
+from rgate import ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
 
 from .charset import codec
 
@@ -95,7 +95,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
         return normalize
 
-    return Middleware("normalize", wrap, edits_environ=False)
+    return Middleware("normalize", wrap, modifies_request=False)
 
 
 _OFF, _HEADERS_ONLY = -2, -1
@@ -250,7 +250,7 @@ def clean(status: str, headers: Headers) -> Headers:
 _name_of = itemgetter(0)
 _UNKNOWN = (-1,)
 # Almost every response has the same few names, so this takes 0.3 µs and not 1.
-_known_names: Remembered[tuple[str, ...], tuple[int, ...] | None] = Remembered("names of response headers", 524_288)
+_known_names: RepeatCache[tuple[str, ...], tuple[int, ...] | None] = RepeatCache("names of response headers", 524_288)
 
 
 def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
@@ -299,7 +299,7 @@ def _text(headers: Headers, limit: int) -> _Text | None:
 
 # There are few of them, and many responses.
 _UNKNOWN_TYPE = _Text(False, "")
-_known_types: Remembered[str, _Text | None] = Remembered("content types", 131_072)
+_known_types: RepeatCache[str, _Text | None] = RepeatCache("content types", 131_072)
 
 
 def _text_of(content_type: str) -> _Text | None:

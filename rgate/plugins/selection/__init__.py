@@ -36,17 +36,17 @@ from typing import TYPE_CHECKING, Any
 from rgate import Config, ConfigProblem, Endpoint, Exchange, Gateway, Middleware, NoEndpoint, SelectionPolicy, Snapshot, hookimpl
 
 from .affinity import StickyCookie, key_of
-from .policies import Hash, LeastInFlight, Random, RandomOfTwo, RoundRobin
+from .policies import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Hash", "LeastInFlight", "Random", "RandomOfTwo", "RoundRobin", "Selection"]
+__all__ = ["ConsistentHash", "LeastRequests", "PowerOfTwoChoices", "Random", "RoundRobin", "Selection"]
 
 
 @hookimpl
 def rgate_selection_policies(config: Config) -> Iterable[SelectionPolicy]:
-    return (RandomOfTwo(), LeastInFlight(), Random(), RoundRobin(), Hash())
+    return (PowerOfTwoChoices(), LeastRequests(), Random(), RoundRobin(), ConsistentHash())
 
 
 @hookimpl
@@ -54,7 +54,7 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
     """What a backend says about selection to no effect, and cookies that would overwrite each other."""
     cookies: dict[str, str] = {}
     for index, backend in enumerate(config.backends):
-        if "hash_by" in backend.model_fields_set and backend.policy != Hash.name:
+        if "hash_by" in backend.model_fields_set and backend.policy != ConsistentHash.name:
             yield ConfigProblem(("backends", index, "hash_by"), f"has no effect with policy {backend.policy}; set policy: hash")
         if backend.sticky is not None:
             name = backend.sticky.cookie
@@ -66,8 +66,8 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     selection = Selection(gateway)
-    gateway.table.on_swap(selection.look_at)
-    return Middleware("selection", selection.wrap, edits_environ=False, essential=True)
+    gateway.table.on_snapshot(selection.look_at)
+    return Middleware("selection", selection.wrap, modifies_request=False, essential=True)
 
 
 class Selection:
@@ -76,22 +76,24 @@ class Selection:
     def __init__(self, gateway: Gateway) -> None:
         policies = {backend.name: gateway.policies[backend.policy] for backend in gateway.backends.values()}
         self._picks = {name: policy.pick for name, policy in policies.items()}
-        self._weighing = {name: getattr(policy, "pick_by_weight", None) for name, policy in policies.items()}
+        self._weighing = {name: getattr(policy, "pick_weighted", None) for name, policy in policies.items()}
         self._uneven: set[str] = set()
         self._keys: dict[str, Callable[[WSGIEnvironment], str]] = {}
         self._cookies: dict[str, StickyCookie] = {}
         for backend in gateway.config.backends:
-            if backend.policy == Hash.name:
+            if backend.policy == ConsistentHash.name:
                 self._keys[backend.name] = key_of(backend.hash_by)
             if (sticky := backend.sticky) is not None:
                 make = partial(StickyCookie, backend.name, sticky.cookie, sticky.secret, sticky.max_age_seconds)
-                self._cookies[backend.name] = gateway.keep(f"selection {backend.name}", sticky, make)
+                self._cookies[backend.name] = gateway.resource(f"selection {backend.name}", sticky, make)
 
     def look_at(self, snapshot: Snapshot) -> None:
         """Find the backends whose endpoints are not alike, so that requests need not."""
         for backend, endpoints in snapshot.endpoints.items():
             weight = endpoints[0].weight if endpoints else 1
-            if weight and all(e.weight == weight and e.load.share == 1 and e.load.claim is None for e in endpoints):
+            if weight and all(
+                e.weight == weight and e.state.weight_factor == 1 and e.state.try_acquire_trial is None for e in endpoints
+            ):
                 self._uneven.discard(backend)
             else:
                 self._uneven.add(backend)
@@ -121,12 +123,12 @@ class Selection:
             candidates = exchange.candidates
             backend = candidates[0].backend if candidates else ""
             if backend in keys:
-                exchange.affinity = keys[backend](environ)
+                exchange.affinity_key = keys[backend](environ)
             sticky = cookies.get(backend)
             if sticky is None:
                 return select(environ, start_response)
             endpoint = sticky.kept(environ, candidates)
-            if endpoint is not None and (endpoint.load.claim is None or endpoint.load.claim(environ)):
+            if endpoint is not None and (endpoint.state.try_acquire_trial is None or endpoint.state.try_acquire_trial(environ)):
                 exchange.endpoint = endpoint
                 return app(environ, start_response)
             endpoint = exchange.endpoint = self._chosen(candidates, exchange, environ)
@@ -145,10 +147,10 @@ class Selection:
         some: list[Endpoint] = []
         weights: list[float] = []
         for endpoint in candidates:
-            claim = endpoint.load.claim
+            claim = endpoint.state.try_acquire_trial
             if claim is not None and claim(environ):
                 return endpoint
-            weight = endpoint.weight * endpoint.load.share
+            weight = endpoint.weight * endpoint.state.weight_factor
             if weight > 0:
                 some.append(endpoint)
                 weights.append(weight)

@@ -11,13 +11,13 @@ from typing import Final
 
 from rgate import Endpoint, Exchange
 
-__all__ = ["Hash", "LeastInFlight", "Random", "RandomOfTwo", "RoundRobin"]
+__all__ = ["ConsistentHash", "LeastRequests", "PowerOfTwoChoices", "Random", "RoundRobin"]
 
 GOLDEN: Final = 0.6180339887498949  # the steps of this length fill a circle as evenly as any can
 MASK: Final = (1 << 64) - 1
 
 
-class RandomOfTwo:
+class PowerOfTwoChoices:
     """Of two different random candidates the one with fewer requests in flight in this process.
 
     By weight: each is as likely among the two as its weight says, and requests in flight count by weight too.
@@ -34,13 +34,17 @@ class RandomOfTwo:
         if second >= first:  # so that every other one is equally likely
             second += 1
         one, other = candidates[first], candidates[second]
-        return one if len(one.load.running) <= len(other.load.running) else other
+        return one if len(one.state.active_exchanges) <= len(other.state.active_exchanges) else other
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
         first = _at(weights, random())
         second = _at([0.0 if place == first else weight for place, weight in enumerate(weights)], random())
         one, other = candidates[first], candidates[second]
-        return one if len(one.load.running) / weights[first] <= len(other.load.running) / weights[second] else other
+        return (
+            one
+            if len(one.state.active_exchanges) / weights[first] <= len(other.state.active_exchanges) / weights[second]
+            else other
+        )
 
 
 class Random:
@@ -51,7 +55,7 @@ class Random:
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         return candidates[int(random() * len(candidates))]
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
         return candidates[_at(weights, random())]
 
 
@@ -70,7 +74,7 @@ class RoundRobin:
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         return candidates[self._turn(candidates[0].backend) % len(candidates)]
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
         return candidates[_at(weights, self._turn(candidates[0].backend) * GOLDEN % 1.0)]
 
     def _turn(self, backend: str) -> int:
@@ -80,7 +84,7 @@ class RoundRobin:
         return next(turns)
 
 
-class LeastInFlight:
+class LeastRequests:
     """The candidate with the fewest requests in flight in this process; of several such ones any.
 
     By weight: requests in flight count by weight, and of several such ones each is as likely as its weight says.
@@ -89,19 +93,19 @@ class LeastInFlight:
     name = "least_in_flight"
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
-        loads = [len(endpoint.load.running) for endpoint in candidates]
+        loads = [len(endpoint.state.active_exchanges) for endpoint in candidates]
         least = min(loads)
         best = [endpoint for endpoint, load in zip(candidates, loads, strict=True) if load == least]
         return best[int(random() * len(best))]
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
-        loads = [len(endpoint.load.running) / weight for endpoint, weight in zip(candidates, weights, strict=True)]
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+        loads = [len(endpoint.state.active_exchanges) / weight for endpoint, weight in zip(candidates, weights, strict=True)]
         least = min(loads)
         return candidates[_at([w if load == least else 0.0 for w, load in zip(weights, loads, strict=True)], random())]
 
 
-class Hash:
-    """For one `exchange.affinity` always the same candidate (rendezvous hashing): when one comes or goes, only what it gets
+class ConsistentHash:
+    """For one `exchange.affinity_key` always the same candidate (rendezvous hashing): when one comes or goes, only what it gets
     or had moves, in this process and in every other. By weight: each has as large a part of all as its weight says.
     """
 
@@ -112,12 +116,12 @@ class Hash:
         self._seeds: dict[str, int] = {}
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
-        key = _hashed(exchange.affinity)
+        key = _hashed(exchange.affinity_key)
         scores = [_mixed(key ^ self._seed(endpoint.id)) for endpoint in candidates]
         return candidates[scores.index(max(scores))]
 
-    def pick_by_weight(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
-        key = _hashed(exchange.affinity)
+    def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
+        key = _hashed(exchange.affinity_key)
         # As if each stood in the contest as often as its weight says; with equal weights the outcome is that of pick().
         scores = [
             -log((_mixed(key ^ self._seed(endpoint.id)) + 1) / (MASK + 2)) / weight

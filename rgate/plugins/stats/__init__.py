@@ -26,24 +26,24 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from rgate import (
-    AllowedClients,
     Config,
     ConfigProblem,
     ConfigSection,
     Exchange,
     Gateway,
+    IPAllowlist,
     LocalRoute,
     LocalRoutes,
     Middleware,
     hookimpl,
 )
 
-from .aggregator import Pending
+from .aggregator import Aggregator
 from .answer import answering
 from .options import StatsOptions
 from .query import BY_NAME
 from .recorder import Recorder
-from .turns import Turns
+from .turns import QueryTurns
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -62,9 +62,9 @@ def recorder_of(gateway: Gateway) -> Recorder:
         from .store import Store  # here, because checking a config or printing help needs no SQLAlchemy (0.3 s)
 
         store = Store(options.database, retention_days=options.retention_days, max_megabytes=options.max_megabytes)
-        return Recorder(store, Pending(), flush_seconds=options.flush_seconds)
+        return Recorder(store, Aggregator(), flush_seconds=options.flush_seconds)
 
-    return gateway.keep("stats", options.model_copy(update={"path": ""}), make)
+    return gateway.resource("stats", options.model_copy(update={"path": ""}), make)
 
 
 @hookimpl
@@ -92,21 +92,21 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
         return counted
 
-    return Middleware("stats", wrap, edits_environ=False)
+    return Middleware("stats", wrap, modifies_request=False)
 
 
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     options = gateway.options("stats") or StatsOptions()
-    turns = Turns(recorder_of(gateway).report)
-    allowed = AllowedClients(AllowedClients.LOOPBACK if options.allow is None else options.allow, options.hosts)
+    turns = QueryTurns(recorder_of(gateway).report)
+    allowed = IPAllowlist(IPAllowlist.LOOPBACK if options.allow is None else options.allow, options.hosts)
     return {options.path: LocalRoute(answering(turns.line(), by=BY_NAME), allowed, answering(turns.line()))}
 
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
-    gateway.siblings.answer(FLUSH, lambda _: recorder.flush())
-    recorder.notices = gateway.condition.notices
-    recorder.flush_siblings = lambda: gateway.siblings.ask(FLUSH)
+    gateway.workers.on_command(FLUSH, lambda _: recorder.flush())
+    recorder.notices = gateway.readiness.notices
+    recorder.flush_siblings = lambda: gateway.workers.broadcast(FLUSH)
     return recorder

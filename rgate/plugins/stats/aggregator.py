@@ -17,7 +17,7 @@ from .histogram import buckets, count_into
 if TYPE_CHECKING:
     from rgate import Exchange, Route
 
-__all__ = ["CLIENT_CLOSED", "LOST", "NO_BUCKET", "PLUGIN", "RETRIED", "Counted", "Key", "Pending"]
+__all__ = ["CLIENT_CLOSED", "LOST", "NO_BUCKET", "PLUGIN", "RETRIED", "Aggregator", "Key", "SeriesCounts"]
 
 LOST = -1
 """The status under which exchanges are counted that a limit turned away, so that losses add up like everything else."""
@@ -45,7 +45,7 @@ class Key(NamedTuple):
     status: int
 
 
-class Counted(NamedTuple):
+class SeriesCounts(NamedTuple):
     """How many exchanges of a key there were by half bucket of latency (see histogram), and the sum of their latencies."""
 
     key: Key
@@ -89,7 +89,7 @@ class _Count:
     sum_us: int = 0
 
 
-class Pending:
+class Aggregator:
     """What one process has counted and not yet saved, in bounded memory.
 
     `record` is the only thing that runs in request threads: it appends a float to a list, which is atomic, so that they
@@ -154,12 +154,14 @@ class Pending:
                 # Names come and go; but a thread may hold a list just now and append to it in a moment: look once more.
                 self._retired, self._series, self._retired_minute = self._series, {}, minute
 
-    def batch(self, max_counts: int | None = None) -> list[Counted]:
+    def batch(self, max_counts: int | None = None) -> list[SeriesCounts]:
         """Up to `max_counts` counts (default: all), oldest first. They stay until `settle`."""
         with self._lock:
-            return [Counted(key, count.halves.copy(), count.sum_us) for key, count in islice(self._counts.items(), max_counts)]
+            return [
+                SeriesCounts(key, count.halves.copy(), count.sum_us) for key, count in islice(self._counts.items(), max_counts)
+            ]
 
-    def settle(self, batch: Sequence[Counted]) -> None:
+    def settle(self, batch: Sequence[SeriesCounts]) -> None:
         """Take out what a batch holds: it is saved."""
         with self._lock:
             for key, halves, sum_us in batch:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from rgate import AllowedClients
+from rgate import IPAllowlist
 
 __all__ = ["DIALECTS", "StatsOptions"]
 
@@ -53,7 +53,7 @@ class StatsOptions(BaseModel):
     @field_validator("allow")
     @classmethod
     def _are_networks(cls, allow: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        AllowedClients(allow or ())
+        IPAllowlist(allow or ())
         return allow
 
     @field_validator("path")

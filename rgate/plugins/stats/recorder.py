@@ -3,7 +3,7 @@
     request threads ──> Pending ── every half second, or before a report ──> Store
 
 Saving is done by the writer thread and by whoever asks for a report, which is why a report holds every exchange that
-ended before it was asked for. Trouble with the database is never a request's: counts wait in `Pending`, and saving is
+ended before it was asked for. Trouble with the database is never a request's: counts wait in `Aggregator`, and saving is
 tried again.
 """
 
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from random import uniform
 from typing import TYPE_CHECKING, Any
 
-from .aggregator import Pending
+from .aggregator import Aggregator
 from .query import Query
 from .report import Report
-from .storage_error import Trouble
+from .storage_error import StorageError
 
 if TYPE_CHECKING:
     from .store import Store
@@ -53,7 +53,7 @@ class Recorder:
     def __init__(
         self,
         store: Store,
-        pending: Pending,
+        pending: Aggregator,
         *,
         flush_seconds: float = 0.5,
         wall: Callable[[], float] = time.time,
@@ -114,7 +114,7 @@ class Recorder:
                     report.add_reading(self._store.read(query.by, query.since_minute, self._minute()))
                     if saved:
                         self._recovered()
-                except Trouble as trouble:
+                except StorageError as trouble:
                     self._troubled(trouble)
             report.state = self._state if free else "busy"
             # With the store still ours: what is saved later is not in the reading, and must not be missing here either.
@@ -144,12 +144,12 @@ class Recorder:
                 self._store.add(batch)
                 self.pending.settle(batch)
                 self._recovered()
-        except Trouble as trouble:
+        except StorageError as trouble:
             self._troubled(trouble)
             return False
         return True
 
-    def _troubled(self, trouble: Trouble) -> None:
+    def _troubled(self, trouble: StorageError) -> None:
         now = self._clock()
         locked = trouble.state == "locked"
         self._retry_at = now + (_RETRY_LOCKED_SECONDS if locked else _RETRY_SECONDS)
@@ -188,7 +188,7 @@ class Recorder:
                         continue
                     if free and not self.pending.batch(1):
                         self._recovered()
-                except Trouble as trouble:  # the first time that is soon after the start, before there is anything to save
+                except StorageError as trouble:  # the first time that is soon after the start, before there is anything to save
                     self._troubled(trouble)
                 self._tidied_minute = minute
                 return

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted, Key
+from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Key, SeriesCounts
 from .histogram import percentiles_seconds
 from .query import Query
 
-__all__ = ["Reading", "Report", "Spent", "Sums", "report"]
+__all__ = ["PluginTimeRow", "QueryResult", "Report", "TrafficRow", "report"]
 
 _PERCENTS = (95, 99)
 
 
-class Sums(NamedTuple):
+class TrafficRow(NamedTuple):
     """Counts that share a latency bucket and the values they are divided by (in the order of `Query.by`)."""
 
     group: tuple[str | int, ...]
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
     client_closed: int = 0
 
 
-class Spent(NamedTuple):
+class PluginTimeRow(NamedTuple):
     """Times in plugins that share a bucket and the values that they are divided by."""
 
     group: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Tally:
     client_closed: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
 
-    def add(self, sums: Sums) -> None:
+    def add(self, sums: TrafficRow) -> None:
         self.success += sums.success
         self.errors += sums.errors
         self.retried += sums.retried
@@ -81,7 +81,7 @@ class _SpentTally:
     sum_us: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
 
-    def add(self, spent: Spent) -> None:
+    def add(self, spent: PluginTimeRow) -> None:
         self.times += spent.times
         self.sum_us += spent.sum_us
         if spent.times:
@@ -98,12 +98,12 @@ def _latency_ms(count: int, sum_us: int, buckets: Counter[int]) -> dict[str, flo
     return {"average": average, "p95": p95, "p99": p99}
 
 
-class Reading(NamedTuple):
+class QueryResult(NamedTuple):
     """What a database holds from `since_minute` on (None: all of it), and when and why it had to be begun anew, if it had."""
 
     since_minute: int | None
-    rows: Sequence[Sums] = ()
-    spent: Sequence[Spent] = ()
+    rows: Sequence[TrafficRow] = ()
+    spent: Sequence[PluginTimeRow] = ()
     begun: dict[str, str] | None = None
 
 
@@ -121,7 +121,7 @@ class Report:
         self._groups: dict[tuple[str | int, ...], _Tally] = {}
         self._plugins: dict[tuple[str, ...], _SpentTally] = {}
 
-    def add_reading(self, reading: Reading) -> None:
+    def add_reading(self, reading: QueryResult) -> None:
         """Add what a database holds. It may reach back further than was asked, when only whole hours or days are kept."""
         self._since_minute = reading.since_minute
         self._begun = reading.begun
@@ -130,7 +130,7 @@ class Report:
         for spent in reading.spent:
             self._add_spent(spent)
 
-    def add_unsaved(self, counted: Iterable[Counted]) -> None:
+    def add_unsaved(self, counted: Iterable[SeriesCounts]) -> None:
         """Add what is in no database, as far as it was asked for. Comes after `add_reading`."""
         divided = ["endpoint" if name == "plugin" else name for name in self._by]
         positions = [Key._fields.index(name) for name in divided]
@@ -141,19 +141,19 @@ class Report:
                 continue
             group = tuple(each.key[at] for at in positions)
             if status == RETRIED:
-                self._add(Sums(group, NO_BUCKET, retried=each.total(), extra_attempts=each.sum_us))
+                self._add(TrafficRow(group, NO_BUCKET, retried=each.total(), extra_attempts=each.sum_us))
             elif status == LOST:
-                self._add(Sums(group, NO_BUCKET, lost=each.total()))
+                self._add(TrafficRow(group, NO_BUCKET, lost=each.total()))
             elif status == CLIENT_CLOSED:
-                self._add(Sums(group, NO_BUCKET, client_closed=each.total()))
+                self._add(TrafficRow(group, NO_BUCKET, client_closed=each.total()))
             elif status != PLUGIN:
                 for bucket, count in each.buckets().items():
-                    self._add(Sums(group, bucket, *((count, 0) if status < 400 else (0, count))))
-                self._add(Sums(group, NO_BUCKET, sum_us=each.sum_us))
+                    self._add(TrafficRow(group, bucket, *((count, 0) if status < 400 else (0, count))))
+                self._add(TrafficRow(group, NO_BUCKET, sum_us=each.sum_us))
             elif "plugin" in self._by:
                 for bucket, count in each.buckets().items():
-                    self._add_spent(Spent(tuple(map(str, group)), bucket, count, 0))
-                self._add_spent(Spent(tuple(map(str, group)), NO_BUCKET, 0, each.sum_us))
+                    self._add_spent(PluginTimeRow(tuple(map(str, group)), bucket, count, 0))
+                self._add_spent(PluginTimeRow(tuple(map(str, group)), NO_BUCKET, 0, each.sum_us))
 
     def json(self) -> dict[str, Any]:
         """The answer, ready for JSON: counts and latencies, then `since` and `groups` if asked for, `storage` if not well.
@@ -182,7 +182,7 @@ class Report:
     def _named(self, group: tuple[str | int, ...]) -> dict[str, Any]:
         return {name: None if value == "" else value for name, value in zip(self._by, group, strict=True)}
 
-    def _add(self, sums: Sums) -> None:
+    def _add(self, sums: TrafficRow) -> None:
         self._lost += sums.lost
         self._total.add(sums)
         if not self._by or "plugin" in self._by:
@@ -192,7 +192,7 @@ class Report:
         if any(sums._replace(group=(), bucket=0, lost=0)[1:]):
             self._groups.setdefault(sums.group, _Tally()).add(sums)
 
-    def _add_spent(self, spent: Spent) -> None:
+    def _add_spent(self, spent: PluginTimeRow) -> None:
         self._plugins.setdefault(spent.group, _SpentTally()).add(spent)
 
 

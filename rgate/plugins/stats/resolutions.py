@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DAY_MINUTES", "Period", "floor", "periods", "reaching_back"]
+__all__ = ["DAY_MINUTES", "Resolution", "floor", "periods", "reaching_back"]
 
 DAY_MINUTES = 1_440
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class Resolution:
     """Counts by `span_minutes`, kept for at least `kept_minutes`. Times are whole minutes since 1970 (UTC)."""
 
     span_minutes: int
@@ -27,13 +27,13 @@ class Period:
         return floor(now_minute - self.kept_minutes, self.span_minutes)
 
 
-def periods(retention_days: int) -> tuple[Period, ...]:
+def periods(retention_days: int) -> tuple[Resolution, ...]:
     """Finest first: minutes for three hours, hours for eight days, days for `retention_days`."""
     retention_minutes = retention_days * DAY_MINUTES
     return (
-        Period(1, 180),
-        Period(60, min(8 * DAY_MINUTES, retention_minutes)),
-        Period(DAY_MINUTES, retention_minutes),
+        Resolution(1, 180),
+        Resolution(60, min(8 * DAY_MINUTES, retention_minutes)),
+        Resolution(DAY_MINUTES, retention_minutes),
     )
 
 
@@ -42,7 +42,9 @@ def floor(minute: int, span_minutes: int) -> int:
     return minute - minute % span_minutes
 
 
-def reaching_back(since_minute: int | None, now_minute: int, complete_from: Mapping[Period, int]) -> tuple[Period, int | None]:
+def reaching_back(
+    since_minute: int | None, now_minute: int, complete_from: Mapping[Resolution, int]
+) -> tuple[Resolution, int | None]:
     """The finest of the periods, finest first, that still has everything since then, and the start to read it from.
 
     `complete_from` says for each from when on nothing was dropped before its age. The coarsest answers what none can;

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from .aggregator import Counted
-from .resolutions import Period, floor
+from .aggregator import SeriesCounts
+from .resolutions import Resolution, floor
 
 __all__ = ["Rows", "rows_of"]
 
@@ -15,7 +15,7 @@ Rows: TypeAlias = tuple[int, int, str, str, str, int, int, dict[int, int]]
 """Span, start, route, backend, endpoint, status, sum of latencies in microseconds, bucket → count."""
 
 
-def rows_of(batch: Sequence[Counted], added_up_to: int, lengths: Sequence[Period]) -> list[Rows]:
+def rows_of(batch: Sequence[SeriesCounts], added_up_to: int, lengths: Sequence[Resolution]) -> list[Rows]:
     """What a batch adds to the table, in the order of the key, so that processes never wait for each other in a circle.
 
     Minutes up to and with `added_up_to` have been added up into hours and days already: these get theirs directly.

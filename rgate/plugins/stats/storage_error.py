@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rgate import RgateError
 
-__all__ = ["Trouble"]
+__all__ = ["StorageError"]
 
 
-class Trouble(RgateError):
+class StorageError(RgateError):
     """The database cannot be read or written at present.
 
     `state` is what `/stats` shows: "locked", "read_only", "full", "corrupt", "newer" (written by a later version of

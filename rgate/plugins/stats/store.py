@@ -29,15 +29,15 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rgate import PluginError
 
-from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, Counted
+from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, SeriesCounts
 from .databases import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
 from .options import DIALECTS
-from .report import Reading, Spent, Sums
-from .resolutions import Period, floor, periods, reaching_back
+from .report import PluginTimeRow, QueryResult, TrafficRow
+from .resolutions import Resolution, floor, periods, reaching_back
 from .rows import rows_of
 from .schema import META, MIGRATIONS, TRAFFIC, read_meta, write_meta
 from .sqlite_file import SqliteFile
-from .storage_error import Trouble
+from .storage_error import StorageError
 
 __all__ = ["Store"]
 
@@ -88,7 +88,7 @@ class Store:
         self._opened = False
         self._because = ""
 
-    def add(self, batch: Sequence[Counted]) -> None:
+    def add(self, batch: Sequence[SeriesCounts]) -> None:
         """Add counts: all of them or, when it raises, none."""
         if self._file and self._added_at_once(batch):
             return
@@ -96,7 +96,7 @@ class Store:
             self._added_up_to = _added_up_to(connection)
             connection.execute(self._add, {"rows": json.dumps(rows_of(batch, self._added_up_to, self._periods))})
 
-    def _added_at_once(self, batch: Sequence[Counted]) -> bool:
+    def _added_at_once(self, batch: Sequence[SeriesCounts]) -> bool:
         """Add counts in one statement; False, and nothing is added, when minutes have been added up since the last time.
 
         So the file is locked for a few milliseconds of sqlite's own. In a transaction of several statements this thread would
@@ -107,26 +107,26 @@ class Store:
             connection.execute(self._add_if, {"rows": rows, "added_up_to": str(self._added_up_to)})
             return bool(connection.exec_driver_sql("SELECT changes()").scalar_one())
 
-    def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
+    def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> QueryResult:
         """Sums by latency bucket, divided by the columns `by`, from the finest counts that reach back to `since_minute`."""
         with self._transaction(READ) as connection:
             meta = read_meta(connection)
             if not meta:
-                return Reading(since_minute)
+                return QueryResult(since_minute)
             start, these = self._these(since_minute, now_minute, meta)
             divided = by if "plugin" not in by else ()
             rows = [
-                Sums(tuple(row[: len(divided)]), *map(int, row[len(divided) :]))
+                TrafficRow(tuple(row[: len(divided)]), *map(int, row[len(divided) :]))
                 for row in connection.execute(_requests(divided).where(these))
             ]
             spent = []
             if "plugin" in by:
                 found = connection.execute(_in_plugins(by).where(these))
-                spent = [Spent(tuple(row[: len(by)]), *map(int, row[len(by) :])) for row in found]
+                spent = [PluginTimeRow(tuple(row[: len(by)]), *map(int, row[len(by) :])) for row in found]
             begun = json.loads(meta["begun"])
             begun_minute = datetime.fromisoformat(begun["at"]).timestamp() // 60
         recent = begun_minute >= self._periods[-1].oldest_kept(now_minute)
-        return Reading(start, rows, spent, begun if recent and begun["because"] else None)
+        return QueryResult(start, rows, spent, begun if recent and begun["because"] else None)
 
     def tidy(self, now_minute: int) -> bool:
         """One step of what is to be done every minute: True when there may be more.
@@ -143,7 +143,7 @@ class Store:
                     if _dropped(connection, period, before=period.oldest_kept(now_minute)) is not None:
                         return True
                 return self._crowded(connection) and self._make_room(connection, now_minute)
-        except Trouble as trouble:
+        except StorageError as trouble:
             if trouble.state != "full":
                 raise
         with self._transaction(WRITE) as connection:
@@ -181,7 +181,7 @@ class Store:
         with self._engine.connect().execution_options(sqlite_begin=READ) as connection, connection.begin():
             version = int(read_meta(connection).get("schema_version", 0))
         if version > len(MIGRATIONS):
-            raise Trouble("newer", f"its schema has version {version}; this rgate knows up to {len(MIGRATIONS)}")
+            raise StorageError("newer", f"its schema has version {version}; this rgate knows up to {len(MIGRATIONS)}")
         if version < len(MIGRATIONS) and not self._read_only:
             self._migrate()
         if self._file and not self._file.noted:
@@ -235,7 +235,7 @@ class Store:
             connection.execute(self._add, {"rows": json.dumps([(1, now_minute, "", "", "", LOST, 0, {0: dropped.requests})])})
         return True
 
-    def _trouble(self, error: Exception) -> Trouble:
+    def _trouble(self, error: Exception) -> StorageError:
         self.close()
         cause = getattr(error, "orig", None) or error
         state = _SQLITE_STATES.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF, "unavailable")
@@ -243,7 +243,7 @@ class Store:
             try:
                 name = self._file.set_aside(self._wall())
             except OSError as failure:
-                return Trouble(state, f"{cause}; not set aside: {failure}")
+                return StorageError(state, f"{cause}; not set aside: {failure}")
             if name:
                 self._because = f"the file was corrupt and is set aside as {name}"
                 _log.error("statistics: %s is corrupt (%s); set aside as %s, a new one is begun", self._file.path, cause, name)
@@ -253,7 +253,7 @@ class Store:
             there = self._file.path.parent.is_dir()
             able = f"let the user with the number {os.geteuid()} write it and its folder" if there else "make its folder"
             way_out = f"; {able}, or name another file in plugins.stats.database"
-        return Trouble(state, f"{where}{cause}{way_out}")
+        return StorageError(state, f"{where}{cause}{way_out}")
 
     def _prepared(self, text: str) -> tuple[sa.Engine, SqliteFile | None]:
         try:
@@ -336,7 +336,7 @@ def _upsert(dialect: str, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> sa.E
     )
 
 
-def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Period]) -> bool:
+def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Resolution]) -> bool:
     """Add minutes up to and with `up_to` up into hours and days. False when that is done already."""
     done = connection.execute(sa.select(META.c.value).where(META.c.name == "added_up_to")).scalar_one()
     if int(done) >= up_to:
@@ -362,7 +362,7 @@ def _added_up_to(connection: sa.Connection) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def _dropped(connection: sa.Connection, period: Period, *, before: int) -> _Span | None:
+def _dropped(connection: sa.Connection, period: Resolution, *, before: int) -> _Span | None:
     """Drop the oldest span of a period and return it, if there is one before `before`."""
     of_period = _t.span_minutes == period.span_minutes
     start = connection.execute(sa.select(sa.func.min(_t.start_minute)).where(of_period)).scalar()
@@ -374,5 +374,5 @@ def _dropped(connection: sa.Connection, period: Period, *, before: int) -> _Span
     return _Span(start, int(requests or 0))
 
 
-def _complete_from(period: Period) -> str:
+def _complete_from(period: Resolution) -> str:
     return f"complete_from_{period.span_minutes}"

@@ -11,7 +11,7 @@ from rgate import Overloaded
 
 from .query import Query
 
-__all__ = ["Turns"]
+__all__ = ["QueryTurns"]
 
 WAITING: Final = 4  # threads, the one that makes a report included
 WAIT_SECONDS: Final = 2.0
@@ -28,7 +28,7 @@ class _Made(NamedTuple):
     answer: dict[str, Any]
 
 
-class Turns:
+class QueryTurns:
     """What `report(query)` returns, made by one thread at a time. Each line() is for those who may hold up only each other.
 
     Nobody gets a report that was begun before he asked, so what has ended by then is in it; but those who have waited for their

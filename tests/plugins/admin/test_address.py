@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rgate import AllowedClients, ConfigError, Gateway, LocalRoute, LocalRoutes, PluginError, SideServer, hookimpl
+from rgate import AdminServer, ConfigError, Gateway, IPAllowlist, LocalRoute, LocalRoutes, PluginError, hookimpl
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
-from rgate.runtime.running import Running
-from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
+from rgate.runtime.running import GatewayRuntime
+from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
 from ...raw_client import RawClient, RawResponse
 
@@ -38,7 +38,7 @@ def test_pages_at_an_address_of_their_own_are_nowhere_else() -> None:
     with running_gateway(config(), {"orders": answering(b"hello")}) as gateway:
         for path in ("/-/backends", "/-/drain", "/-/config"):
             assert asked(gateway, path).status == 200
-            assert_fault(client(gateway).get(path), 404, "no_route")
+            assert_error(client(gateway).get(path), 404, "no_route")
         nowhere = asked(gateway, "/orders")
         assert (nowhere.status, json.loads(nowhere.body)["reason"]) == (404, "no_route")
     with pytest.raises(ConnectionRefusedError):
@@ -50,7 +50,7 @@ class Local:
 
     @hookimpl
     def rgate_local_routes(self, gateway: Gateway) -> LocalRoutes:
-        return {"/numbers": answering(b"42"), "/closed": LocalRoute(answering(b"43"), AllowedClients(()))}
+        return {"/numbers": answering(b"42"), "/closed": LocalRoute(answering(b"43"), IPAllowlist(()))}
 
 
 def test_other_local_routes_are_answered_at_the_address_too() -> None:
@@ -94,13 +94,13 @@ def test_probes_stay_on_the_port_of_the_gateway_for_everybody() -> None:
                 answer = client(gateway).get(path, environ_base={"REMOTE_ADDR": address})
                 assert (answer.status_code, answer.json) == (200, {path.rpartition("/")[2]: True})
         assert "notices" in json.loads(asked(gateway, "/-/ready").body)
-        assert_fault(client(gateway).get("/-/config"), 404, "no_route")
+        assert_error(client(gateway).get("/-/config"), 404, "no_route")
 
 
 def test_probes_for_the_allowed_are_nowhere_on_the_port_when_they_have_an_address() -> None:
     with running_gateway(config(probes="allowed")) as gateway:
         assert asked(gateway, "/-/live").status == 200
-        assert_fault(client(gateway).get("/-/live"), 404, "no_route")
+        assert_error(client(gateway).get("/-/live"), 404, "no_route")
 
 
 def test_address_that_is_taken_stops_the_start() -> None:
@@ -146,9 +146,9 @@ def prefixes(gateway: Gateway) -> list[str]:
 def test_address_goes_on_over_a_reload_and_shows_the_gateway_in_force() -> None:
     address = f"127.0.0.1:{free_port()}"
     first = running_with(address, "/one")
-    running = Running(first)
+    running = GatewayRuntime(first)
     second = running_with(address, "/two", first)
-    after = Running(second, running)
+    after = GatewayRuntime(second, running)
     with RawClient(f"http://{address}", host="localhost") as raw:
         assert prefixes(first) == ["/one"], "the next one is not in force yet"
         after.take_over()
@@ -163,11 +163,11 @@ def test_address_goes_on_over_a_reload_and_shows_the_gateway_in_force() -> None:
 def test_address_goes_on_when_the_next_gateway_is_given_up() -> None:
     address = f"127.0.0.1:{free_port()}"
     first = running_with(address, "/one")
-    running = Running(first)
-    Running(running_with(address, "/two", first), running).end()
+    running = GatewayRuntime(first)
+    GatewayRuntime(running_with(address, "/two", first), running).end()
     assert prefixes(first) == ["/one"]
     running.end()
 
 
 def test_side_server_that_is_not_entered_has_no_url() -> None:
-    assert SideServer("x", "127.0.0.1", 0).url == ""
+    assert AdminServer("x", "127.0.0.1", 0).url == ""

@@ -12,7 +12,7 @@ from werkzeug.test import Client
 
 from rgate import Gateway
 from rgate.plugins.admin.drain import Drain
-from rgate.testing import answering, assert_fault, client, running_gateway
+from rgate.testing import answering, assert_error, client, running_gateway
 
 from ...waiting import passed
 
@@ -65,7 +65,7 @@ def test_running_request_of_a_drained_endpoint_goes_on() -> None:
         running.start()
         passed(began)
         client(gateway).post("/-/drain?endpoint=orders-1")
-        assert_fault(client(gateway).get("/orders"), 503, "no_endpoint")
+        assert_error(client(gateway).get("/orders"), 503, "no_endpoint")
         go.set()
         running.join(10)
         assert got == [b"done"]
@@ -90,27 +90,27 @@ def test_draining_twice_or_undoing_nothing_changes_nothing(local: Client) -> Non
     ("query", "says"), [("endpoint=ordres-1", "'ordres-1'; there are orders-1, orders-2, other-1"), ("", "''")]
 )
 def test_endpoint_that_is_not_there_is_told_with_those_that_are(local: Client, query: str, says: str) -> None:
-    fault = assert_fault(local.post(f"/-/drain?{query}"), 404, "unknown_endpoint")
+    fault = assert_error(local.post(f"/-/drain?{query}"), 404, "unknown_endpoint")
     assert says in fault["body"]
 
 
 def test_beginning_of_an_id_is_enough_when_it_is_the_only_one(gateway: Gateway, local: Client) -> None:
     said: Any = local.post("/-/drain?endpoint=othe").json
     assert [endpoint["name"] for endpoint in said["endpoints"]] == ["other-1"]
-    assert "give more of it" in assert_fault(local.post("/-/drain?endpoint=orders"), 404, "unknown_endpoint")["body"]
-    assert_fault(local.post("/-/drain?endpoint=oth"), 404, "unknown_endpoint")
+    assert "give more of it" in assert_error(local.post("/-/drain?endpoint=orders"), 404, "unknown_endpoint")["body"]
+    assert_error(local.post("/-/drain?endpoint=oth"), 404, "unknown_endpoint")
 
 
 def test_web_page_cannot_drain(local: Client) -> None:
     """A browser on the operator's machine comes from loopback, too."""
     response = local.post("/-/drain?endpoint=orders-1", headers={"Origin": "http://evil.example"})
-    assert_fault(response, 404, "no_route")
+    assert_error(response, 404, "no_route")
     assert answers(local) == {b"1", b"2"}
 
 
 def test_drain_from_elsewhere_is_nothing(gateway: Gateway) -> None:
     response = client(gateway).post("/-/drain?endpoint=orders-1", environ_base={"REMOTE_ADDR": "192.0.2.7"})
-    assert_fault(response, 404, "no_route")
+    assert_error(response, 404, "no_route")
 
 
 class Worker:
@@ -121,7 +121,7 @@ class Worker:
         self.actions: dict[str, Any] = {}
         self.others = others
         self.asked = threading.Event()
-        gateway.siblings = self  # type: ignore[assignment]
+        gateway.workers = self  # type: ignore[assignment]
         self.drain = Drain(gateway)
 
     def answer(self, topic: str, action: Any) -> None:

@@ -14,7 +14,7 @@ from werkzeug.test import Client, TestResponse
 from rgate import ConfigError, Gateway, Instance
 from rgate.discovery import NearMiss
 from rgate.plugins.admin import PAGES
-from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
+from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
 ALL = ("/-/live", "/-/ready", *PAGES)
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
@@ -56,7 +56,7 @@ def test_page_asked_for_by_head_has_no_body(local: Client, path: str) -> None:
 @pytest.mark.parametrize("path", ALL)
 def test_page_asked_for_by_another_method_says_which_are_allowed(local: Client, path: str) -> None:
     response = local.delete(path)
-    assert_fault(response, 405, "method_not_allowed")
+    assert_error(response, 405, "method_not_allowed")
     assert response.headers["Allow"] == "GET, HEAD"
 
 
@@ -64,7 +64,7 @@ def test_page_asked_for_by_another_method_says_which_are_allowed(local: Client, 
 def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -> None:
     """Not told from a path that was never there."""
     there, nowhere = asked(gateway, path, "192.0.2.7"), asked(gateway, "/nowhere", "192.0.2.7")
-    assert_fault(there, 404, "no_route")
+    assert_error(there, 404, "no_route")
     assert set(there.headers.keys()) == set(nowhere.headers.keys())
 
 
@@ -86,7 +86,7 @@ def test_probes_are_the_only_paths_that_no_route_can_have(path: str) -> None:
 
 @pytest.mark.parametrize("spelling", ["/-%2Fconfig", "/%2d/config"])
 def test_page_is_answered_at_its_own_spelling_only(gateway: Gateway, spelling: str) -> None:
-    assert_fault(asked(gateway, spelling, "127.0.0.1"), 404, "no_route")
+    assert_error(asked(gateway, spelling, "127.0.0.1"), 404, "no_route")
 
 
 @pytest.mark.parametrize(
@@ -95,23 +95,23 @@ def test_page_is_answered_at_its_own_spelling_only(gateway: Gateway, spelling: s
     ids=lambda headers: next(iter(headers)),
 )
 def test_page_asked_for_through_a_proxy_on_this_machine_is_nothing(gateway: Gateway, headers: dict[str, str]) -> None:
-    assert_fault(asked(gateway, "/-/config", "127.0.0.1", **headers), 404, "no_route")
+    assert_error(asked(gateway, "/-/config", "127.0.0.1", **headers), 404, "no_route")
 
 
 def test_page_asked_for_by_an_allowed_network_is_answered() -> None:
     gateway = make_gateway({"plugins": {"admin": {"allow": ["10.1.0.0/16"]}}})
     assert asked(gateway, "/-/routes", "10.1.2.3").status_code == 200
-    assert_fault(asked(gateway, "/-/routes", "127.0.0.1"), 404, "no_route")
+    assert_error(asked(gateway, "/-/routes", "127.0.0.1"), 404, "no_route")
 
 
 def test_probes_that_are_public_are_answered_without_reasons_to_others() -> None:
     gateway = make_gateway(HERE)
-    gateway.condition.unready["stopping"] = "SIGTERM 3 s ago"
+    gateway.readiness.not_ready_reasons["stopping"] = "SIGTERM 3 s ago"
     assert asked(gateway, "/-/live", "192.0.2.7").json == {"live": True}
     ready = asked(gateway, "/-/ready", "192.0.2.7")
     assert (ready.status_code, ready.json) == (503, {"ready": False})
     assert asked(gateway, "/-/ready", "127.0.0.1").json["reasons"]["stopping"] == "SIGTERM 3 s ago"
-    assert_fault(asked(gateway, "/-/backends", "192.0.2.7"), 404, "no_route")
+    assert_error(asked(gateway, "/-/backends", "192.0.2.7"), 404, "no_route")
 
 
 def test_allow_that_is_no_network_is_refused_with_the_way_out() -> None:
@@ -129,9 +129,9 @@ def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
 
 def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, local: Client) -> None:
     assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "notices": {}}
-    gateway.condition.notices["config"] = "config.yml:12: refused, so the one before is in force"
-    assert local.get("/-/ready").json["notices"] == gateway.condition.notices
-    gateway.condition.unready["stopping"] = "SIGTERM"
+    gateway.readiness.notices["config"] = "config.yml:12: refused, so the one before is in force"
+    assert local.get("/-/ready").json["notices"] == gateway.readiness.notices
+    gateway.readiness.not_ready_reasons["stopping"] = "SIGTERM"
     response = local.get("/-/ready")
     assert (response.status_code, response.json["reasons"]) == (503, {"stopping": "SIGTERM"})
 
@@ -168,7 +168,7 @@ def test_routes_shows_the_chain_of_each(local: Client) -> None:
 
 
 def test_backends_shows_endpoints_and_sources(gateway: Gateway, local: Client) -> None:
-    gateway.table.snapshot.endpoints["orders"][1].load.running.add(object())  # type: ignore[arg-type]
+    gateway.table.snapshot.endpoints["orders"][1].state.active_exchanges.add(object())  # type: ignore[arg-type]
     shown = local.get("/-/backends").json
     (orders, empty) = shown["backends"]
     assert [(endpoint["name"], endpoint["in_flight"]) for endpoint in orders["endpoints"]] == [("orders-1", 0), ("orders-2", 1)]

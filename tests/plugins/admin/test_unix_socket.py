@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from rgate import ConfigError, Gateway, PluginError, SideServer
+from rgate import AdminServer, ConfigError, Gateway, PluginError
 from rgate.cli import main as cli
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
-from rgate.runtime.running import Running
-from rgate.serving.unix_socket import Place
-from rgate.testing import answering, assert_fault, client, make_gateway, running_gateway
+from rgate.runtime.running import GatewayRuntime
+from rgate.serving.unix_socket import UnixSocketPath
+from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
 from ...waiting import eventually
 
@@ -57,7 +57,7 @@ def test_pages_at_a_unix_socket_are_nowhere_else(path: Path) -> None:
     with running_gateway(config(path), {"orders": answering(b"hello")}) as gateway:
         for page in ("/-/backends", "/-/drain", "/-/config", "/-/live"):
             assert asked(path, page)[0] == 200
-        assert_fault(client(gateway).get("/-/backends"), 404, "no_route")
+        assert_error(client(gateway).get("/-/backends"), 404, "no_route")
         assert asked(path, "/orders")[0] == 404
     assert not path.exists()
     assert os.listdir(path.parent) == [], "nothing is left behind"
@@ -102,7 +102,7 @@ def test_socket_of_another_user_is_left_alone(path: Path) -> None:
         other.bind(str(path))
         os.chown(path, 12_345, -1)
         with pytest.raises(OSError, match="of another user"):
-            Place(str(path), 0o600).take()
+            UnixSocketPath(str(path), 0o600).take()
     assert path.exists()
 
 
@@ -129,7 +129,7 @@ def test_options_that_cannot_be_are_problems(admin: dict[str, Any], problem: str
 
 
 def test_last_one_has_the_place_and_the_one_before_removes_nothing(path: Path) -> None:
-    first, second = Place(str(path), 0o600), Place(str(path), 0o600)
+    first, second = UnixSocketPath(str(path), 0o600), UnixSocketPath(str(path), 0o600)
     with first.take() as one, second.take() as two:
         assert first.is_served() and second.is_served()
         first.leave()
@@ -146,7 +146,7 @@ def test_last_one_has_the_place_and_the_one_before_removes_nothing(path: Path) -
 def test_place_is_taken_again_when_the_one_that_had_it_is_gone(path: Path) -> None:
     """As when a worker process is killed, or a successor gives up."""
     with running_gateway(config(path)):
-        with Place(str(path), 0o600).take():
+        with UnixSocketPath(str(path), 0o600).take():
             pass
         assert path.exists(), "it has left its socket there"
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
@@ -175,9 +175,9 @@ plugins: {{disable: [stats, docker], admin: {{address: "unix:{path}", mode: "{mo
 @pytest.mark.parametrize("mode", ["600", "660"])
 def test_socket_is_there_over_a_reload_also_with_another_mode(mode: str, path: Path) -> None:
     first = running_with(path, "/one", "600")
-    running = Running(first)
+    running = GatewayRuntime(first)
     second = running_with(path, "/two", mode, first)
-    after = Running(second, running)
+    after = GatewayRuntime(second, running)
     after.take_over()
     running.end()
     assert [route["path_prefix"] for route in asked(path, "/-/routes")[1]["routes"]] == ["/two"]
@@ -187,7 +187,7 @@ def test_socket_is_there_over_a_reload_also_with_another_mode(mode: str, path: P
 
 
 def test_side_server_says_where_it_listens(path: Path) -> None:
-    server = SideServer("x", f"unix:{path}")
+    server = AdminServer("x", f"unix:{path}")
     assert server.url == ""
     with server:
         assert server.url == f"unix:{path}"

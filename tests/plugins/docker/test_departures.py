@@ -1,10 +1,10 @@
-"""Departures: containers that have been told to stop and may serve on."""
+"""StopProbes: containers that have been told to stop and may serve on."""
 
 from __future__ import annotations
 
 from rgate import Address
 from rgate.plugins.docker.startup_probe import Outcome
-from rgate.plugins.docker.stop_probe import Departures
+from rgate.plugins.docker.stop_probe import StopProbes
 
 PLACE = Address("http", "127.0.0.1", 8000)
 
@@ -28,7 +28,7 @@ class World:
     def __init__(self, hold_seconds: float = 1.0) -> None:
         self.now = 100.0
         self.port = Port()
-        self.departures = Departures(hold_seconds, lambda: self.now, self.port.connect)
+        self.departures = StopProbes(hold_seconds, lambda: self.now, self.port.connect)
 
     def accepts(self) -> bool:
         return self.departures.accepts("a", PLACE)

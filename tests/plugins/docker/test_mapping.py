@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate.plugins.docker.container import Container, Port
-from rgate.plugins.docker.mapping import Vantage, to_instance
+from rgate.plugins.docker.mapping import NetworkContext, to_instance
 
-HOST = Vantage()
-INSIDE = Vantage(networks=frozenset(["back", "front"]))
-REMOTE = Vantage(engine_host="docker.example")
+HOST = NetworkContext()
+INSIDE = NetworkContext(networks=frozenset(["back", "front"]))
+REMOTE = NetworkContext(engine_host="docker.example")
 
 EIGHTY = Port(80, "0.0.0.0", 32768)
 MANY = tuple(Port(number, "0.0.0.0", 30_000 + number) for number in range(1, 1_001))
@@ -66,14 +66,14 @@ def container(
         (container(Port(80, "::", 32769)), REMOTE, "http://docker.example:32769"),
         (container(Port(80, "10.1.2.3", 8080)), REMOTE, "http://10.1.2.3:8080"),
         (container(Port(80, "127.0.0.1", 8080), EIGHTY), REMOTE, "http://docker.example:32768"),
-        (container(EIGHTY), Vantage(engine_host="2001:db8::1"), "http://[2001:db8::1]:32768"),
+        (container(EIGHTY), NetworkContext(engine_host="2001:db8::1"), "http://[2001:db8::1]:32768"),
         # a network by name
         (container(Port(80), labels={"rgate.network": "bridge"}), HOST, "http://172.17.0.2:80"),
         (container(EIGHTY, labels={"rgate.network": "bridge"}), HOST, "http://172.17.0.2:80"),
-        (container(EIGHTY), Vantage(network="bridge"), "http://172.17.0.2:80"),
+        (container(EIGHTY), NetworkContext(network="bridge"), "http://172.17.0.2:80"),
         (
             container(EIGHTY, networks={"a": "10.0.0.1", "b": "10.0.0.2"}, labels={"rgate.network": "b"}),
-            Vantage(network="a"),
+            NetworkContext(network="a"),
             "http://10.0.0.2:80",
         ),
         (container(labels={"rgate.network": "bridge", "rgate.port": "9000"}), HOST, "http://172.17.0.2:9000"),
@@ -86,14 +86,18 @@ def container(
         # the host's network
         (container(mode="host", networks={}, labels={"rgate.port": "9000"}), HOST, "http://127.0.0.1:9000"),
         (container(mode="host", networks={}, labels={"rgate.port": "9000"}), REMOTE, "http://docker.example:9000"),
-        (container(mode="host", networks={}, labels={"rgate.port": "9000"}), Vantage(network="front"), "http://127.0.0.1:9000"),
+        (
+            container(mode="host", networks={}, labels={"rgate.port": "9000"}),
+            NetworkContext(network="front"),
+            "http://127.0.0.1:9000",
+        ),
         # a service's own container, as compose labels it
         (container(EIGHTY, labels={"com.docker.compose.oneoff": "False"}), HOST, "http://127.0.0.1:32768"),
         # health
         (container(EIGHTY, health="healthy"), HOST, "http://127.0.0.1:32768"),
     ],
 )
-def test_container_that_can_be_reached_has_its_address(found: Container, vantage: Vantage, address: str) -> None:
+def test_container_that_can_be_reached_has_its_address(found: Container, vantage: NetworkContext, address: str) -> None:
     instance = to_instance(found, vantage)
     assert instance.reason is None
     assert str(instance.address) == address
@@ -131,8 +135,8 @@ def test_container_that_can_be_reached_has_its_address(found: Container, vantage
             "port 80 is published on 127.0.0.1 of docker.example only; publish it on 0.0.0.0",
         ),
         (container(EIGHTY, labels={"rgate.network": "front"}), HOST, "not in network 'front' (it is in: bridge)" + CONNECT),
-        (container(EIGHTY), Vantage(network="front"), "not in network 'front' (it is in: bridge)" + CONNECT),
-        (container(EIGHTY, networks={}), Vantage(network="front"), "not in network 'front' (it is in: none)" + CONNECT),
+        (container(EIGHTY), NetworkContext(network="front"), "not in network 'front' (it is in: bridge)" + CONNECT),
+        (container(EIGHTY, networks={}), NetworkContext(network="front"), "not in network 'front' (it is in: none)" + CONNECT),
         (
             container(networks={"a": "10.0.0.1"}, labels={"rgate.network": "a"}),
             HOST,
@@ -165,7 +169,9 @@ def test_container_that_can_be_reached_has_its_address(found: Container, vantage
         (container(EIGHTY, state="configured"), HOST, "not running (configured)"),
     ],
 )
-def test_container_that_cannot_be_reached_says_why_and_the_way_out(found: Container, vantage: Vantage, reason: str) -> None:
+def test_container_that_cannot_be_reached_says_why_and_the_way_out(
+    found: Container, vantage: NetworkContext, reason: str
+) -> None:
     instance = to_instance(found, vantage)
     assert instance.address is None
     assert instance.reason == reason
@@ -188,7 +194,7 @@ GUEST_MODE = "container:" + OWNER.id
     ],
 )
 def test_container_in_anothers_network_is_reached_there(
-    guest: Container, owner: Container, vantage: Vantage, expected: str
+    guest: Container, owner: Container, vantage: NetworkContext, expected: str
 ) -> None:
     instance = to_instance(guest, vantage, owner)
     assert expected in str(instance.address or instance.reason)
@@ -316,8 +322,10 @@ _CONTAINERS = st.builds(
 )
 
 
-@given(_CONTAINERS, st.sampled_from([HOST, INSIDE, REMOTE, Vantage(network="front")]), st.none() | _CONTAINERS)
-def test_any_container_has_either_an_address_or_a_reason(found: Container, vantage: Vantage, owner: Container | None) -> None:
+@given(_CONTAINERS, st.sampled_from([HOST, INSIDE, REMOTE, NetworkContext(network="front")]), st.none() | _CONTAINERS)
+def test_any_container_has_either_an_address_or_a_reason(
+    found: Container, vantage: NetworkContext, owner: Container | None
+) -> None:
     instance = to_instance(found, vantage, owner)
     assert (instance.address is None) != (instance.reason is None)
     if instance.address is not None:
@@ -372,7 +380,7 @@ KNOWN = "rgate knows rgate.drain, rgate.network, rgate.port, rgate.scheme, rgate
     ],
 )
 def test_unknown_labels_are_noted_and_take_nothing_out(labels: Mapping[str, str], notes: tuple[str, ...]) -> None:
-    vantage = Vantage(network="bridge") if "rgate.network" in labels else HOST
+    vantage = NetworkContext(network="bridge") if "rgate.network" in labels else HOST
     instance = to_instance(container(EIGHTY, labels=labels), vantage, matched=["rgate.asked"])
     assert instance.notes == notes
     assert instance.address is not None

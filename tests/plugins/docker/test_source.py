@@ -12,8 +12,8 @@ import pytest
 
 from rgate import Instance, RgateError
 from rgate.plugins.docker.source import DockerSource
-from rgate.plugins.docker.startup_probe import NOT_OPEN, Arrivals, Outcome
-from rgate.plugins.docker.stop_probe import Departures
+from rgate.plugins.docker.startup_probe import NOT_OPEN, Outcome, StartupProbes
+from rgate.plugins.docker.stop_probe import StopProbes
 
 DEADLINE_SECONDS = 10.0
 
@@ -203,13 +203,13 @@ class Watch:
         def clock() -> float:
             return self.now
 
-        self.arrivals = Arrivals(clock, lambda _: self)
+        self.arrivals = StartupProbes(clock, lambda _: self)
         self.source = DockerSource(
             script.connect,
             labels or ("app",),
             clock=clock,
             arrivals=self.arrivals,
-            departures=Departures(1.0, clock, lambda _: ServingOn(self)),
+            departures=StopProbes(1.0, clock, lambda _: ServingOn(self)),
         )
         self.stop = threading.Event()
         self.notices = 0

@@ -7,8 +7,16 @@ import threading
 
 import pytest
 
-from rgate import ConfigError, ConnectTimeout, HealthConfig, Refused, ResponseTimeout
-from rgate.testing import ScriptedBackend, ScriptedConnection, client, http_response, make_gateway, refusing_url, running_gateway
+from rgate import ConfigError, ConnectionRefused, ConnectTimeout, HealthConfig, ResponseTimeout
+from rgate.testing import (
+    ScriptedBackend,
+    ScriptedConnection,
+    client,
+    closed_port_url,
+    http_response,
+    make_gateway,
+    running_gateway,
+)
 
 from ...waiting import eventually
 from .world import world
@@ -44,7 +52,7 @@ class TestChecks:
             assert x.candidates == "abc", "two failures are not enough"
             x.found["a"] = 200
             x.jobs.passes(0.9)
-            x.found["a"] = Refused()
+            x.found["a"] = ConnectionRefused()
             x.jobs.passes(1.8)
             assert x.candidates == "abc", "a success between begins anew"
             x.jobs.passes(0.9)
@@ -131,7 +139,7 @@ class TestSlowStart:
 
     def test_endpoint_that_is_back_begins_slowly_too(self) -> None:
         with world(slow_start_seconds=10) as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             x.answers("a", exchange=x.claims("a"))
             assert x.candidates == "abc"
@@ -201,7 +209,7 @@ def test_gateway_checks_and_ejects_for_real() -> None:
 
 def test_gateway_whose_only_endpoint_is_ejected_answers_503_at_once_with_retry_after() -> None:
     rules = {"all_bad": "fail", "eject_seconds": 60, "max_eject_seconds": 60}
-    with refusing_url() as nobody:
+    with closed_port_url() as nobody:
         config = {
             "backends": [{"name": "b", "endpoints": [nobody], "health": rules}],
             "routes": [{"path_prefix": "/", "backend": "b"}],

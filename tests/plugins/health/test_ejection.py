@@ -9,21 +9,21 @@ import pytest
 
 from rgate import (
     BadResponse,
+    ConnectionRefused,
     ConnectTimeout,
     GatewayError,
-    InternalFault,
+    InternalError,
     NoEndpoint,
     Overloaded,
-    Refused,
     RequestError,
     ResponseTimeout,
     TLSFailed,
-    Truncated,
     Unreachable,
     UpstreamClosed,
+    UpstreamTruncated,
     build,
 )
-from rgate.discovery.model import EndpointLoad
+from rgate.discovery.model import EndpointState
 
 from .world import composed, world
 
@@ -32,14 +32,14 @@ class TestCounting:
     @pytest.mark.parametrize(
         "error",
         [
-            Refused(),
+            ConnectionRefused(),
             Unreachable(),
             ConnectTimeout(),
             UpstreamClosed(),
             BadResponse(),
             ResponseTimeout(),
             TLSFailed(),
-            Truncated(),
+            UpstreamTruncated(),
         ],
         ids=lambda error: error.reason,
     )
@@ -52,30 +52,30 @@ class TestCounting:
             assert x.told == [f"backend x: - http://in-process.invalid:1 (ejected: 5 faults in a row, the last: {error.reason})"]
 
     @pytest.mark.parametrize(
-        "error", [RequestError(), NoEndpoint(), Overloaded(), InternalFault(), KeyError()], ids=lambda error: repr(error)
+        "error", [RequestError(), NoEndpoint(), Overloaded(), InternalError(), KeyError()], ids=lambda error: repr(error)
     )
     def test_what_is_not_the_endpoints_fault_counts_for_nothing(self, error: BaseException) -> None:
         with world() as x:
             x.fails("a", error, times=50)
             assert x.candidates == "abc"
-            assert x["a"].load.on_response is None
+            assert x["a"].state.on_response is None
 
     def test_response_between_makes_no_row(self) -> None:
         with world(fault_percent=0) as x:
             for _ in range(20):
-                x.fails("a", Refused(), times=4)
+                x.fails("a", ConnectionRefused(), times=4)
                 x.answers("a")
             assert x.candidates == "abc"
 
     def test_while_nothing_fails_responses_are_not_looked_at(self) -> None:
         with world() as x:
-            assert x["a"].load.on_response is None
-            x.fails("a", Refused())
-            assert x["a"].load.on_response is not None
+            assert x["a"].state.on_response is None
+            x.fails("a", ConnectionRefused())
+            assert x["a"].state.on_response is not None
             x.answers("a", times=3)
             x.jobs.passes(10)
             x.answers("a")
-            assert x["a"].load.on_response is None, "the window is over and the endpoint is well"
+            assert x["a"].state.on_response is None, "the window is over and the endpoint is well"
 
     def test_half_of_twenty_requests_eject(self) -> None:
         with world(consecutive_faults=0) as x:
@@ -104,7 +104,7 @@ class TestCounting:
             x.fails("a", UpstreamClosed())
             for _ in range(21):
                 x.answers("a")
-                x.fails("a", Truncated())
+                x.fails("a", UpstreamTruncated())
             assert x.candidates == "bc"
 
     def test_count_5xx_makes_responses_faults(self) -> None:
@@ -116,9 +116,9 @@ class TestCounting:
 
     def test_5xx_is_a_response_like_any_other_by_default(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=4)
+            x.fails("a", ConnectionRefused(), times=4)
             x.answers("a", 503)
-            x.fails("a", Refused(), times=4)
+            x.fails("a", ConnectionRefused(), times=4)
             assert x.candidates == "abc"
 
     @pytest.mark.parametrize(("percent", "ejected"), [(100, 3), (67, 2), (50, 1), (1, 1), (0, 0)])
@@ -126,26 +126,26 @@ class TestCounting:
         with world(max_ejected_percent=percent, all_bad="fail") as x:
             for letter in "abc":
                 if percent:
-                    x.fails(letter, Refused(), times=6)
+                    x.fails(letter, ConnectionRefused(), times=6)
                 else:
-                    assert x[letter].load.on_fault is None
+                    assert x[letter].state.on_failure is None
             assert len(x.candidates) == 3 - ejected
 
     def test_one_that_may_not_be_ejected_is_when_another_is_back(self) -> None:
         with world(max_ejected_percent=50) as x:
-            x.fails("a", Refused(), times=5)
-            x.fails("b", Refused(), times=9)
+            x.fails("a", ConnectionRefused(), times=5)
+            x.fails("b", ConnectionRefused(), times=9)
             assert x.candidates == "bc"
             x.jobs.passes(1)
             x.answers("a", exchange=x.claims("a"))
-            x.fails("b", Refused())
+            x.fails("b", ConnectionRefused())
             assert x.candidates == "ac"
 
 
 class TestComingBack:
     def test_after_a_second_it_is_on_trial_and_one_answer_brings_it_back(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(0.99)
             assert x.candidates == "bc"
             x.jobs.passes(0.01)
@@ -157,13 +157,13 @@ class TestComingBack:
             assert x.claims("a") is None, "one request at a time"
             x.answers("a", exchange=trial)
             assert (x.candidates, x.reasons, x.share("a")) == ("abc", {}, 1.0)
-            assert x["a"].load.on_response is None
+            assert x["a"].state.on_response is None
             assert x.told[1:] == ["backend x: + http://in-process.invalid:1"]
 
     def test_while_it_cannot_be_connected_to_no_request_is_risked_and_nothing_is_told(self) -> None:
         with world() as x:
-            x.found["a"] = Refused()
-            x.fails("a", Refused(), times=5)
+            x.found["a"] = ConnectionRefused()
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(60)
             assert x.candidates == "bc"
             assert 20 <= len(x.probes) <= 22, f"after 1, 2, and every 3 seconds: {len(x.probes)}"
@@ -190,7 +190,7 @@ class TestComingBack:
         with world() as x:
             for pause, expected in ((0.0, 1), (0.0, 2), (20.0, 1)):
                 x.jobs.passes(pause)
-                x.fails("a", Refused(), times=5)
+                x.fails("a", ConnectionRefused(), times=5)
                 x.jobs.passes(expected - 0.1)
                 assert x.candidates == "bc"
                 x.jobs.passes(0.2)
@@ -199,7 +199,7 @@ class TestComingBack:
 
     def test_trial_without_an_outcome_lets_the_next_request_try(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             left = x.claims("a")
             assert left is not None
@@ -211,7 +211,7 @@ class TestComingBack:
 
     def test_trial_waits_for_requests_that_can_be_sent_again(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             assert x.claims("a", "POST") is None
             x.jobs.passes(0.5)
@@ -219,13 +219,13 @@ class TestComingBack:
 
     def test_trial_does_not_wait_when_there_is_no_other_endpoint(self) -> None:
         with world("a", all_bad="fail") as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             assert x.claims("a", "POST") is not None
 
     def test_trial_is_not_claimed_by_a_request_that_has_failed_already(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             again = x.exchange()
             again.attempts = 1
@@ -254,7 +254,7 @@ class TestAllBad:
     def test_try_anyway_keeps_all_in_use(self) -> None:
         with world() as x:
             for letter in "abc":
-                x.fails(letter, Refused(), times=5)
+                x.fails(letter, ConnectionRefused(), times=5)
             assert x.candidates == "abc"
             assert x.share("a") == x.share("b") == x.share("c") > 0
             x.jobs.passes(1)
@@ -265,7 +265,7 @@ class TestAllBad:
     def test_fail_leaves_none_but_trials(self) -> None:
         with world(all_bad="fail") as x:
             for letter in "abc":
-                x.fails(letter, Refused(), times=5)
+                x.fails(letter, ConnectionRefused(), times=5)
             assert x.candidates == ""
             x.jobs.passes(1)
             assert (x.candidates, x.share("a")) == ("ABC", 0.0)
@@ -274,16 +274,16 @@ class TestAllBad:
 class TestComingAndGoing:
     def test_end_takes_everything_back(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
-            x.fails("b", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
+            x.fails("b", ConnectionRefused(), times=5)
             x.jobs.passes(1)
         assert (x.candidates, x.reasons, x.share("a")) == ("abc", {}, 1.0)
         assert not x.jobs.running
-        assert x["a"].load.on_fault is x["a"].load.on_response is x["a"].load.claim is None
+        assert x["a"].state.on_failure is x["a"].state.on_response is x["a"].state.try_acquire_trial is None
 
     def test_ejected_endpoint_that_is_gone_is_forgotten(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             gone = x["a"]
             source = x.gateway.table._loops["static_endpoints"].source
             source._instances = source._instances[1:]  # type: ignore[attr-defined]
@@ -295,15 +295,15 @@ class TestComingAndGoing:
 
     def test_reload_keeps_what_is_known_and_follows_the_new_rules(self) -> None:
         with world() as x:
-            x.fails("a", Refused(), times=5)
-            x.fails("b", Refused(), times=4)
+            x.fails("a", ConnectionRefused(), times=5)
+            x.fails("b", ConnectionRefused(), times=4)
             x.reloads("abcd", eject_seconds=7, max_eject_seconds=7)
             assert x.candidates == "bcd"
-            x.fails("b", Refused())
+            x.fails("b", ConnectionRefused())
             assert x.candidates == "cd", "the fifth, four were before"
             x.jobs.passes(1)
             assert x.candidates == "Acd"
-            x.fails("a", Refused(), exchange=x.claims("a"))
+            x.fails("a", ConnectionRefused(), exchange=x.claims("a"))
             x.jobs.passes(5.9)
             assert x.candidates == "cd"
             x.jobs.passes(1.2)
@@ -311,26 +311,26 @@ class TestComingAndGoing:
 
     def test_trial_that_begins_while_a_reload_follows_the_endpoint_is_kept(self) -> None:
         with world(all_bad="fail") as x:
-            x.fails("a", Refused(), times=5)
+            x.fails("a", ConnectionRefused(), times=5)
             record, endpoint = x.record("a"), x["a"]
 
-            class Load(EndpointLoad):
-                """When `claim` is written for the first time, the time of the ejection is over at this very moment."""
+            class Load(EndpointState):
+                """When `try_acquire_trial` is written for the first time, the time of the ejection is over at this very moment."""
 
                 def __setattr__(self, name: str, value: object) -> None:
-                    if name == "claim" and record.endpoint.load is self and record.state == "ejected":
+                    if name == "try_acquire_trial" and record.endpoint.state is self and record.state == "ejected":
                         record.looked_at(None)
                     super().__setattr__(name, value)
 
             load = Load()
-            record.follow(replace(endpoint, load=load), record.rules)
+            record.follow(replace(endpoint, state=load), record.rules)
             assert record.state == "on trial"
-            assert load.claim is not None, "no request would ever be its trial"
+            assert load.try_acquire_trial is not None, "no request would ever be its trial"
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
             after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway)
-            after.table.on_swap(partial(x.health.look_at, after))
+            after.table.on_snapshot(partial(x.health.look_at, after))
             after.table.refresh()
-            x.fails("a", Refused(), times=4)
+            x.fails("a", ConnectionRefused(), times=4)
             assert x.candidates == "abc"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rgate.plugins.health.scheduler import MOST_THREADS, Schedule
+from rgate.plugins.health.scheduler import MOST_THREADS, Scheduler
 
 from ...waiting import PATIENCE_SECONDS, eventually, passed
 
@@ -20,7 +20,7 @@ def workers() -> Callable[[], list[str]]:
 
 
 def test_jobs_are_done_in_the_order_of_their_time(workers: Callable[[], list[str]]) -> None:
-    schedule, done, last = Schedule(), [], threading.Event()
+    schedule, done, last = Scheduler(), [], threading.Event()
     schedule.after(0.02, last.set)
     schedule.after(0.01, lambda: done.append(2))
     schedule.after(0.0, lambda: done.append(1))
@@ -32,7 +32,7 @@ def test_jobs_are_done_in_the_order_of_their_time(workers: Callable[[], list[str
 
 
 def test_jobs_that_block_hold_up_no_other_up_to_eight(workers: Callable[[], list[str]]) -> None:
-    schedule, barrier = Schedule(), threading.Barrier(MOST_THREADS + 1)
+    schedule, barrier = Scheduler(), threading.Barrier(MOST_THREADS + 1)
     schedule.start()
     for _ in range(MOST_THREADS):
         schedule.after(0.0, lambda: barrier.wait(PATIENCE_SECONDS))
@@ -43,7 +43,7 @@ def test_jobs_that_block_hold_up_no_other_up_to_eight(workers: Callable[[], list
 
 
 def test_jobs_one_after_another_take_one_thread(workers: Callable[[], list[str]]) -> None:
-    schedule = Schedule()
+    schedule = Scheduler()
     schedule.start()
     for _ in range(20):
         done = threading.Event()
@@ -58,7 +58,7 @@ def test_job_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFi
     def broken() -> None:
         raise RuntimeError("broken job")
 
-    schedule, last = Schedule(), threading.Event()
+    schedule, last = Scheduler(), threading.Event()
     schedule.start()
     schedule.after(0.0, broken)
     schedule.after(0.01, last.set)
@@ -68,7 +68,7 @@ def test_job_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFi
 
 
 def test_stop_drops_what_is_not_yet_due(workers: Callable[[], list[str]]) -> None:
-    schedule = Schedule()
+    schedule = Scheduler()
     schedule.start()
     schedule.after(1_000.0, lambda: None)
     schedule.stop()

@@ -73,13 +73,13 @@ class World:
     def candidates(self) -> str:
         """What new requests choose from; in capitals what is on trial."""
         return "".join(
-            self.letter(e).upper() if e.load.claim is not None else self.letter(e)
+            self.letter(e).upper() if e.state.try_acquire_trial is not None else self.letter(e)
             for e in self.gateway.table.snapshot.endpoints["x"]
         )
 
     @property
     def reasons(self) -> dict[str, str]:
-        return {self.letter(aside.endpoint): str(aside) for aside in self.gateway.table.snapshot.set_aside.get("x", ())}
+        return {self.letter(aside.endpoint): str(aside) for aside in self.gateway.table.snapshot.excluded.get("x", ())}
 
     def exchange(self) -> Exchange:
         """A request that comes now."""
@@ -91,22 +91,22 @@ class World:
 
     def fails(self, letter: str, error: BaseException, times: int = 1, exchange: Exchange | None = None) -> None:
         for _ in range(times):
-            load = self[letter].load
-            assert load.on_fault is not None, "faults are not counted"
-            load.on_fault(exchange or self.exchange(), error)
+            load = self[letter].state
+            assert load.on_failure is not None, "faults are not counted"
+            load.on_failure(exchange or self.exchange(), error)
 
     def answers(self, letter: str, status: int = 200, times: int = 1, exchange: Exchange | None = None) -> None:
         for _ in range(times):
-            load = self[letter].load
+            load = self[letter].state
             if load.on_response is not None:
                 load.on_response(exchange or self.exchange(), status)
 
     def claims(self, letter: str, method: str = "GET", exchange: Exchange | None = None) -> Exchange | None:
         """The exchange of a request, if it must go to this endpoint."""
-        claim = self[letter].load.claim
+        claim = self[letter].state.try_acquire_trial
         exchange = exchange or self.exchange()
         assert claim is not None, f"{letter} is not on trial"
-        return exchange if claim({"rgate.chain.exchange": exchange, "REQUEST_METHOD": method}) else None
+        return exchange if claim({"rgate.exchange": exchange, "REQUEST_METHOD": method}) else None
 
     def record(self, letter: str) -> Record:
         return self.health._records[self[letter].key]
@@ -116,13 +116,13 @@ class World:
         urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
         after = build(*composed(urls, rules), self.gateway)
         after.probe = self.probe  # type: ignore[method-assign]
-        after.table.on_swap(partial(self.health.look_at, after))
+        after.table.on_snapshot(partial(self.health.look_at, after))
         after.table.refresh()
         after.table.take_over(self.gateway.table)
         self.gateway = after
 
     def share(self, letter: str) -> float:
-        return self[letter].load.share
+        return self[letter].state.weight_factor
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def world(endpoints: str = "abc", **rules: object) -> Iterator[World]:
     urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
     gateway = build(*composed(urls, rules))
     health = Health(clock=jobs.clock, chance=lambda: 0.0, jobs=lambda: jobs)
-    gateway.table.on_swap(partial(health.look_at, gateway))
+    gateway.table.on_snapshot(partial(health.look_at, gateway))
     with health:
         made = World(gateway, health, jobs)
         gateway.table.refresh()

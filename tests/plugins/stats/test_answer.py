@@ -11,7 +11,7 @@ from werkzeug.test import Client
 from rgate import Overloaded
 from rgate.plugins.stats.answer import answering
 from rgate.plugins.stats.query import Query
-from rgate.testing import assert_fault
+from rgate.testing import assert_error
 
 from .traffic import NOON_MINUTE, Clock
 
@@ -62,7 +62,7 @@ def test_query_is_passed_on(client: Client, asked: Asked) -> None:
 @pytest.mark.parametrize("query", ["by=colour", "by=plugin,status", "since=soon", "sicne=1h"])
 def test_query_that_cannot_be_read_is_a_400_that_says_what_can(client: Client, asked: Asked, query: str) -> None:
     response = client.get(f"/stats?{query}")
-    answer = assert_fault(response, 400, "bad_request")
+    answer = assert_error(response, 400, "bad_request")
     assert "allowed" in answer["body"]
     assert answer["request_id"]
     assert response.headers["Cache-Control"] == "no-store"
@@ -72,7 +72,7 @@ def test_query_that_cannot_be_read_is_a_400_that_says_what_can(client: Client, a
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_other_method_is_a_405_that_says_which(client: Client, asked: Asked, method: str) -> None:
     response = client.open("/stats", method=method)
-    assert_fault(response, 405, "method_not_allowed")
+    assert_error(response, 405, "method_not_allowed")
     assert response.headers["Allow"] == "GET, HEAD"
     assert asked.queries == []
 
@@ -93,13 +93,13 @@ def test_report_that_may_not_wait_is_a_503_that_says_when_to_ask_again() -> None
         raise Overloaded
 
     response = Client(answering(refuse)).get("/stats")
-    assert_fault(response, 503, "overloaded")
+    assert_error(response, 503, "overloaded")
     assert response.headers["Retry-After"] == "1"
 
 
 def test_by_that_is_not_for_here_is_a_400_that_says_where(asked: Asked) -> None:
     here = Client(answering(asked, Clock(), by=("route", "status")))
     assert here.get("/stats?by=route").status_code == 200
-    answer = assert_fault(here.get("/stats?by=status,endpoint"), 400, "bad_request")
+    answer = assert_error(here.get("/stats?by=status,endpoint"), 400, "bad_request")
     assert answer["body"] == "by=endpoint is answered at the admin socket only; here route, status are allowed."
     assert len(asked.queries) == 1

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rgate import Exchange, NoRoute, Refused, Truncated
-from rgate.plugins.stats.aggregator import CLIENT_CLOSED, LOST, PLUGIN, RETRIED, Key, Pending
+from rgate import ConnectionRefused, Exchange, NoRoute, UpstreamTruncated
+from rgate.plugins.stats.aggregator import CLIENT_CLOSED, LOST, PLUGIN, RETRIED, Aggregator, Key
 from rgate.plugins.stats.histogram import middle_seconds
 
 from .traffic import NOON_MINUTE, Clock, a_route, finished
@@ -20,20 +20,20 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pending(clock: Clock) -> Pending:
-    return Pending(wall=clock)
+def pending(clock: Clock) -> Aggregator:
+    return Aggregator(wall=clock)
 
 
-def totals(pending: Pending) -> dict[Key, int]:
+def totals(pending: Aggregator) -> dict[Key, int]:
     pending.fold()
     return {counted.key: counted.total() for counted in pending.batch()}
 
 
-def total(pending: Pending, *, lost: bool = False) -> int:
+def total(pending: Aggregator, *, lost: bool = False) -> int:
     return sum(count for key, count in totals(pending).items() if (key.status == LOST) is lost)
 
 
-def test_exchange_is_counted_by_minute_route_backend_endpoint_and_status(pending: Pending) -> None:
+def test_exchange_is_counted_by_minute_route_backend_endpoint_and_status(pending: Aggregator) -> None:
     pending.record(finished(200, ms=3, route=a_route("/api/orders", "orders"), endpoint="orders-1"))
     pending.fold()
     [counted] = pending.batch()
@@ -44,23 +44,29 @@ def test_exchange_is_counted_by_minute_route_backend_endpoint_and_status(pending
     assert counted.sum_us == pytest.approx(3000, abs=1)
 
 
-def test_exchange_without_route_and_endpoint_is_counted_without_names(pending: Pending) -> None:
+def test_exchange_without_route_and_endpoint_is_counted_without_names(pending: Aggregator) -> None:
     pending.record(finished(404))
     assert totals(pending) == {Key(NOON_MINUTE, "", "", "", 404): 1}
 
 
 @pytest.mark.parametrize(
     ("status", "error", "counted"),
-    [(0, Refused(), 503), (200, Truncated(), 502), (403, NoRoute("no", 403), 403), (101, None, 101), (0, None, CLIENT_CLOSED)],
+    [
+        (0, ConnectionRefused(), 503),
+        (200, UpstreamTruncated(), 502),
+        (403, NoRoute("no", 403), 403),
+        (101, None, 101),
+        (0, None, CLIENT_CLOSED),
+    ],
 )
 def test_status_counted_is_the_faults_then_the_responses(
-    pending: Pending, status: int, error: Refused | None, counted: int
+    pending: Aggregator, status: int, error: ConnectionRefused | None, counted: int
 ) -> None:
     pending.record(finished(status, error=error))
     assert totals(pending) == {Key(NOON_MINUTE, "", "", "", counted): 1}
 
 
-def test_exchange_of_a_route_with_statistics_off_is_not_counted(pending: Pending) -> None:
+def test_exchange_of_a_route_with_statistics_off_is_not_counted(pending: Aggregator) -> None:
     for _ in range(2_000):
         pending.record(finished(route=a_route(stats=None)))
     pending.record(finished(route=a_route("/on")))
@@ -73,7 +79,7 @@ def after_attempts(attempts: int, **more: Any) -> Exchange:
     return exchange
 
 
-def test_exchange_of_several_attempts_is_counted_once_more_by_route_and_backend(pending: Pending) -> None:
+def test_exchange_of_several_attempts_is_counted_once_more_by_route_and_backend(pending: Aggregator) -> None:
     for attempts in (1, 2, 3, 2):
         pending.record(after_attempts(attempts, route=a_route("/a", "b"), endpoint=f"b-{attempts}"))
     assert sum(count for key, count in totals(pending).items() if key.status == 200) == 4
@@ -82,7 +88,7 @@ def test_exchange_of_several_attempts_is_counted_once_more_by_route_and_backend(
     assert (again.total(), again.sum_us) == (3, 4), "three requests took four attempts beyond the first"
 
 
-def test_time_in_plugins_is_counted_by_route_backend_and_plugin(pending: Pending) -> None:
+def test_time_in_plugins_is_counted_by_route_backend_and_plugin(pending: Aggregator) -> None:
     exchange = finished(ms=9, route=a_route("/a", "b"), endpoint="b-1")
     exchange.plugin_seconds = {"auth": 0.003, "limit": 0.001}
     for one in (exchange, exchange, finished(404)):
@@ -97,7 +103,7 @@ def test_time_in_plugins_is_counted_by_route_backend_and_plugin(pending: Pending
     assert {counted.key.endpoint: counted.sum_us for counted in pending.batch()}["auth"] == 6_000
 
 
-def test_attempts_and_plugins_of_a_route_with_statistics_off_are_not_counted(pending: Pending) -> None:
+def test_attempts_and_plugins_of_a_route_with_statistics_off_are_not_counted(pending: Aggregator) -> None:
     exchange = after_attempts(2, route=a_route(stats=None))
     exchange.plugin_seconds = {"auth": 0.003}
     pending.record_timed(exchange)
@@ -105,7 +111,7 @@ def test_attempts_and_plugins_of_a_route_with_statistics_off_are_not_counted(pen
 
 
 def test_attempts_and_plugins_over_a_limit_are_no_lost_exchanges(clock: Clock) -> None:
-    for pending in (Pending(max_series=1, wall=clock), Pending(max_keys=1, wall=clock)):
+    for pending in (Aggregator(max_series=1, wall=clock), Aggregator(max_keys=1, wall=clock)):
         exchange = after_attempts(2, route=a_route())
         exchange.plugin_seconds = {"auth": 0.003}
         for _ in range(3_000):
@@ -114,7 +120,7 @@ def test_attempts_and_plugins_over_a_limit_are_no_lost_exchanges(clock: Clock) -
         assert sum(count for key, count in found.items() if key.status in (200, LOST)) == 3_000, found
 
 
-def test_exchange_is_counted_in_the_minute_it_is_folded_in(pending: Pending, clock: Clock) -> None:
+def test_exchange_is_counted_in_the_minute_it_is_folded_in(pending: Aggregator, clock: Clock) -> None:
     for _ in range(4):
         pending.record(finished())
         pending.fold()
@@ -122,14 +128,14 @@ def test_exchange_is_counted_in_the_minute_it_is_folded_in(pending: Pending, clo
     assert [key.minute - NOON_MINUTE for key in totals(pending)] == [0, 1, 2, 3]
 
 
-def test_list_that_has_grown_is_folded_by_the_thread_that_filled_it(pending: Pending) -> None:
+def test_list_that_has_grown_is_folded_by_the_thread_that_filled_it(pending: Aggregator) -> None:
     for _ in range(2_500):
         pending.record(finished())
     assert [counted.total() for counted in pending.batch()] == [2_000]
     assert total(pending) == 2_500
 
 
-def test_batch_stays_until_it_is_settled(pending: Pending) -> None:
+def test_batch_stays_until_it_is_settled(pending: Aggregator) -> None:
     pending.record(finished())
     pending.fold()
     batch = pending.batch()
@@ -138,7 +144,7 @@ def test_batch_stays_until_it_is_settled(pending: Pending) -> None:
     assert pending.batch() == []
 
 
-def test_settling_leaves_what_came_since(pending: Pending) -> None:
+def test_settling_leaves_what_came_since(pending: Aggregator) -> None:
     pending.record(finished(ms=1))
     pending.fold()
     batch = pending.batch()
@@ -151,7 +157,7 @@ def test_settling_leaves_what_came_since(pending: Pending) -> None:
     assert left.sum_us == pytest.approx(21_000, abs=2)
 
 
-def test_batch_takes_the_oldest_first_and_no_more_than_asked(pending: Pending, clock: Clock) -> None:
+def test_batch_takes_the_oldest_first_and_no_more_than_asked(pending: Aggregator, clock: Clock) -> None:
     for _ in range(3):
         pending.record(finished())
         pending.fold()
@@ -160,7 +166,7 @@ def test_batch_takes_the_oldest_first_and_no_more_than_asked(pending: Pending, c
 
 
 def test_counts_over_the_limit_are_counted_as_lost(clock: Clock) -> None:
-    pending = Pending(max_keys=10, wall=clock)
+    pending = Aggregator(max_keys=10, wall=clock)
     for at in range(10):
         pending.record(finished(ms=2**at))
     pending.fold()
@@ -170,7 +176,7 @@ def test_counts_over_the_limit_are_counted_as_lost(clock: Clock) -> None:
 
 
 def test_counts_are_taken_again_when_there_is_room(clock: Clock) -> None:
-    pending = Pending(max_keys=1, wall=clock)
+    pending = Aggregator(max_keys=1, wall=clock)
     pending.record(finished())
     pending.fold()
     pending.settle(pending.batch())
@@ -179,7 +185,7 @@ def test_counts_are_taken_again_when_there_is_room(clock: Clock) -> None:
 
 
 def test_memory_is_bounded_while_nothing_is_saved(clock: Clock) -> None:
-    pending = Pending(max_keys=100, wall=clock)
+    pending = Aggregator(max_keys=100, wall=clock)
     for at in range(3_000):
         pending.record(finished(status=100 + at % 500, ms=1 + at))
         if at % 10 == 0:
@@ -191,14 +197,14 @@ def test_memory_is_bounded_while_nothing_is_saved(clock: Clock) -> None:
 
 
 def test_series_over_the_limit_are_counted_as_lost(clock: Clock) -> None:
-    pending = Pending(max_series=5, wall=clock)
+    pending = Aggregator(max_series=5, wall=clock)
     for status in range(200, 208):
         pending.record(finished(status=status))
     assert (total(pending), total(pending, lost=True)) == (5, 3)
 
 
 def test_series_of_names_long_gone_make_room(clock: Clock) -> None:
-    pending = Pending(max_series=5, wall=clock)
+    pending = Aggregator(max_series=5, wall=clock)
     for status in range(200, 230):
         pending.record(finished(status=status))
         pending.fold()
@@ -206,7 +212,7 @@ def test_series_of_names_long_gone_make_room(clock: Clock) -> None:
     assert (total(pending), total(pending, lost=True)) == (30, 0)
 
 
-def test_exchange_recorded_into_a_series_just_retired_is_counted(pending: Pending, clock: Clock) -> None:
+def test_exchange_recorded_into_a_series_just_retired_is_counted(pending: Aggregator, clock: Clock) -> None:
     pending.record(finished())
     pending.fold()
     [series] = pending._retired.values()  # what a thread that was stopped before its append holds
@@ -215,13 +221,13 @@ def test_exchange_recorded_into_a_series_just_retired_is_counted(pending: Pendin
 
 
 @pytest.mark.parametrize(("name", "plain"), [("a" * 300, "a" * 255), ("\ud800", "?"), ("a\0b", "a?b"), ("straße", "straße")])
-def test_name_no_database_would_take_is_made_plain(pending: Pending, name: str, plain: str) -> None:
+def test_name_no_database_would_take_is_made_plain(pending: Aggregator, name: str, plain: str) -> None:
     pending.record(finished(route=a_route(name, name), endpoint=name))
     [key] = totals(pending)
     assert key[1:4] == (plain, plain, plain)
 
 
-def test_exchanges_of_many_threads_are_all_counted(pending: Pending) -> None:
+def test_exchanges_of_many_threads_are_all_counted(pending: Aggregator) -> None:
     start = threading.Barrier(17)
     stop = threading.Event()
     saved = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rgate.plugins.stats.resolutions import DAY_MINUTES, Period, floor, periods, reaching_back
+from rgate.plugins.stats.resolutions import DAY_MINUTES, Resolution, floor, periods, reaching_back
 
 from .traffic import NOON_MINUTE
 
@@ -24,7 +24,7 @@ COMPLETE = dict.fromkeys(periods(30), 0)
         (400 * DAY_MINUTES, DAYS, NOON_MINUTE - 400 * DAY_MINUTES - 720),
     ],
 )
-def test_question_is_answered_from_the_finest_that_reaches_back(minutes_ago: int, period: Period, start: int) -> None:
+def test_question_is_answered_from_the_finest_that_reaches_back(minutes_ago: int, period: Resolution, start: int) -> None:
     assert reaching_back(NOON_MINUTE - minutes_ago, NOON_MINUTE, COMPLETE) == (period, start)
 
 
@@ -39,7 +39,7 @@ def test_period_that_was_shortened_does_not_answer_for_what_it_lost() -> None:
 
 
 @pytest.mark.parametrize("period", periods(30))
-def test_start_in_use_is_never_past_its_age(period: Period) -> None:
+def test_start_in_use_is_never_past_its_age(period: Resolution) -> None:
     assert period.oldest_kept(NOON_MINUTE) <= floor(NOON_MINUTE - period.kept_minutes, period.span_minutes)
 
 

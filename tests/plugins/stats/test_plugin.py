@@ -17,7 +17,7 @@ from rgate import ConfigError, Gateway, build
 from rgate.plugins import stats
 from rgate.plugins.stats.options import StatsOptions
 from rgate.plugins.stats.report import report
-from rgate.testing import answering, assert_fault, client, make_exchange, make_gateway, running_gateway
+from rgate.testing import answering, assert_error, client, make_exchange, make_gateway, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -71,8 +71,8 @@ def test_stats_are_divided_as_asked(running: Callable[..., AbstractContextManage
         found = [(group["route"], group["backend"], group["status"]) for group in groups]
         assert found == [(None, None, 404), ("/empty", "empty", 503), ("/orders", "orders", 200), ("/payment", "payment", 500)]
         refused = client(gateway).get("/stats?by=route,endpoint")
-        assert "by=endpoint is answered at the admin socket only" in assert_fault(refused, 400, "bad_request")["body"]
-        assert_fault(client(gateway).get("/stats?by=plugin"), 400, "bad_request")
+        assert "by=endpoint is answered at the admin socket only" in assert_error(refused, 400, "bad_request")["body"]
+        assert_error(client(gateway).get("/stats?by=plugin"), 400, "bad_request")
         at_socket = gateway.local_routes["/stats"].admin_app  # type: ignore[union-attr]
         answer: Any = client(at_socket).get("/stats?by=endpoint").json
         endpoints = {group["endpoint"] for group in answer["groups"]}
@@ -143,13 +143,13 @@ def test_body_goes_through_untouched_and_is_closed() -> None:
     middleware = stats.rgate_middlewares(make_gateway())
     assert (
         middleware.wrap(inner, None)(
-            {"rgate.chain.exchange": make_exchange()}, lambda status, headers, exc_info=None: lambda data: None
+            {"rgate.exchange": make_exchange()}, lambda status, headers, exc_info=None: lambda data: None
         )
         is body
     )
     response = client(validator(middleware.wrap(validator(inner), None)), make_exchange()).get("/")
     assert (response.data, body.closed) == (b"block", True)
-    assert (middleware.name, middleware.edits_environ) == ("stats", False)
+    assert (middleware.name, middleware.modifies_request) == ("stats", False)
 
 
 def test_database_is_not_touched_before_the_gateway_runs(url: str, tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_stats_that_are_closed_are_answered_to_those_who_are_allowed(
     with running(allow=["10.0.0.0/8"]) as gateway:
         allowed = client(gateway).get("/stats", environ_base={"REMOTE_ADDR": "10.1.2.3"})
         assert allowed.status_code == 200 and "requests_count" in allowed.json  # type: ignore[operator]
-        assert_fault(client(gateway).get("/stats"), 404, "no_route")
-        assert_fault(client(gateway).get("/stats", headers={"X-Forwarded-For": "10.1.2.3"}), 404, "no_route")
+        assert_error(client(gateway).get("/stats"), 404, "no_route")
+        assert_error(client(gateway).get("/stats", headers={"X-Forwarded-For": "10.1.2.3"}), 404, "no_route")
 
 
 def test_allow_that_is_no_network_is_a_problem() -> None:

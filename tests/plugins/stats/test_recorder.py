@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rgate.plugins.stats.aggregator import Counted, Pending
+from rgate.plugins.stats.aggregator import Aggregator, SeriesCounts
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
-from rgate.plugins.stats.report import Reading, report
-from rgate.plugins.stats.storage_error import Trouble
+from rgate.plugins.stats.report import QueryResult, report
+from rgate.plugins.stats.storage_error import StorageError
 from rgate.plugins.stats.store import Store
 
 from .traffic import NOON_MINUTE, Clock, finished, success_of
@@ -25,8 +25,8 @@ class ScriptedStore(Store):
     """A database in memory that fails when told to, and says when it has been written to."""
 
     def __init__(self) -> None:
-        self.added: list[Counted] = []
-        self.trouble: Trouble | None = None
+        self.added: list[SeriesCounts] = []
+        self.trouble: StorageError | None = None
         self.attempts = 0
         self.tidied: list[int] = []
         self.steps = 0
@@ -36,7 +36,7 @@ class ScriptedStore(Store):
         self.gate.set()
         self.entered = threading.Event()
 
-    def add(self, batch: Sequence[Counted]) -> None:
+    def add(self, batch: Sequence[SeriesCounts]) -> None:
         self.attempts += 1
         self.entered.set()
         assert self.gate.wait(DEADLINE_SECONDS), "nobody opened the gate"
@@ -45,10 +45,10 @@ class ScriptedStore(Store):
         self.added += batch
         self.written.set()
 
-    def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> Reading:
+    def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> QueryResult:
         if self.trouble:
             raise self.trouble
-        return Reading(since_minute)
+        return QueryResult(since_minute)
 
     def tidy(self, now_minute: int) -> bool:
         if self.trouble:
@@ -77,12 +77,12 @@ def store() -> ScriptedStore:
 
 @pytest.fixture
 def recorder(store: ScriptedStore, clock: Clock) -> Recorder:
-    return Recorder(store, Pending(wall=clock), wall=clock, clock=clock)
+    return Recorder(store, Aggregator(wall=clock), wall=clock, clock=clock)
 
 
 @pytest.fixture
 def on_disk(tmp_path: Path) -> Callable[[], Recorder]:
-    return lambda: Recorder(Store(f"sqlite:///{tmp_path}/rgate.db"), Pending(), flush_seconds=0.01)
+    return lambda: Recorder(Store(f"sqlite:///{tmp_path}/rgate.db"), Aggregator(), flush_seconds=0.01)
 
 
 def record(recorder: Recorder, times: int = 1, status: int = 200) -> None:
@@ -131,24 +131,24 @@ def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: py
 
 
 def test_counts_are_saved_regularly_while_running(store: ScriptedStore) -> None:
-    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    recorder = Recorder(store, Aggregator(), flush_seconds=0.01)
     with recorder:
         record(recorder)
         assert store.written.wait(DEADLINE_SECONDS), "nothing was saved"
 
 
 def test_end_saves_what_is_left_and_closes(store: ScriptedStore) -> None:
-    recorder = Recorder(store, Pending(), flush_seconds=1)
+    recorder = Recorder(store, Aggregator(), flush_seconds=1)
     with recorder:
         record(recorder, 3)
     assert (store.saved, store.closed) == (3, True)
 
 
 def test_end_says_what_could_not_be_saved(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(store, Pending(), flush_seconds=1)
+    recorder = Recorder(store, Aggregator(), flush_seconds=1)
     with recorder:
         record(recorder, 3)
-        store.trouble = Trouble("full", "disk full")
+        store.trouble = StorageError("full", "disk full")
     assert "3 exchanges could not be saved and are lost" in caplog.text
     assert store.attempts == 6
 
@@ -169,7 +169,7 @@ def test_recorder_runs_again_after_its_end(on_disk: Callable[[], Recorder]) -> N
 
 
 def test_trouble_keeps_the_counts_and_shows_them(recorder: Recorder, store: ScriptedStore) -> None:
-    store.trouble = Trouble("locked", "database is locked")
+    store.trouble = StorageError("locked", "database is locked")
     record(recorder, 2)
     record(recorder, 1, status=503)
     assert not recorder.flush()
@@ -180,7 +180,7 @@ def test_trouble_keeps_the_counts_and_shows_them(recorder: Recorder, store: Scri
 
 
 def test_trouble_is_tried_again_after_a_second_and_no_sooner(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
-    store.trouble = Trouble("full", "disk full")
+    store.trouble = StorageError("full", "disk full")
     record(recorder)
     for _ in range(5):
         recorder.flush()
@@ -195,7 +195,7 @@ def test_trouble_is_tried_again_after_a_second_and_no_sooner(recorder: Recorder,
 
 
 def test_trouble_that_is_over_is_over_without_traffic_too(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
-    store.trouble = Trouble("corrupt", "file is not a database")
+    store.trouble = StorageError("corrupt", "file is not a database")
     assert recorder.report(Query())["storage"]["state"] == "corrupt"
     store.trouble = None
     clock.seconds += 2
@@ -205,7 +205,7 @@ def test_trouble_that_is_over_is_over_without_traffic_too(recorder: Recorder, st
 def test_trouble_is_logged_when_it_begins_and_when_it_ends(
     recorder: Recorder, store: ScriptedStore, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.trouble = Trouble("full", "disk full")
+    store.trouble = StorageError("full", "disk full")
     record(recorder)
     for _ in range(5):
         recorder.flush()
@@ -219,7 +219,7 @@ def test_trouble_is_logged_when_it_begins_and_when_it_ends(
 
 
 def test_lock_of_another_process_is_tried_again_soon(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
-    store.trouble = Trouble("locked", "database is locked")
+    store.trouble = StorageError("locked", "database is locked")
     record(recorder)
     assert not recorder.flush()
     store.trouble = None
@@ -231,7 +231,7 @@ def test_lock_of_another_process_is_tried_again_soon(recorder: Recorder, store: 
 def test_lock_is_logged_only_when_it_lasts(
     lasts: float, told: int, recorder: Recorder, store: ScriptedStore, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.trouble = Trouble("locked", "database is locked")
+    store.trouble = StorageError("locked", "database is locked")
     record(recorder)
     until = clock.seconds + lasts
     while clock.seconds < until:
@@ -250,7 +250,7 @@ def test_lock_is_logged_only_when_it_lasts(
 
 def test_exchange_ends_at_once_while_the_database_hangs(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.plugins.stats.recorder._LOCK_SECONDS", 0.01)
-    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    recorder = Recorder(store, Aggregator(), flush_seconds=0.01)
     store.gate.clear()
     with recorder:
         record(recorder)
@@ -269,7 +269,7 @@ def test_writer_that_never_ends_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr("rgate.plugins.stats.recorder._LOCK_SECONDS", 0.01)
     monkeypatch.setattr("rgate.plugins.stats.recorder._STOP_SECONDS", 0.01)
-    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    recorder = Recorder(store, Aggregator(), flush_seconds=0.01)
     store.gate.clear()
     with recorder:
         record(recorder)
@@ -281,7 +281,7 @@ def test_writer_that_never_ends_does_not_hold_up_the_end(
 
 
 def test_writer_goes_on_after_an_exception(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(store, Pending(), flush_seconds=0.01)
+    recorder = Recorder(store, Aggregator(), flush_seconds=0.01)
     failures = iter([ZeroDivisionError()])
     fold = recorder.pending.fold
 
@@ -310,7 +310,7 @@ def test_database_is_tidied_once_a_minute(recorder: Recorder, store: ScriptedSto
 
 
 def test_tidying_that_fails_is_left_for_the_next_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
-    store.trouble = Trouble("locked", "database is locked")
+    store.trouble = StorageError("locked", "database is locked")
     recorder._tidy()
     store.trouble = None
     recorder._tidy()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rgate import PluginError
 from rgate.plugins.stats.aggregator import LOST, NO_BUCKET, PLUGIN, RETRIED
 from rgate.plugins.stats.query import Query, QueryError
-from rgate.plugins.stats.report import Reading, Report, Sums, report
-from rgate.plugins.stats.storage_error import Trouble
+from rgate.plugins.stats.report import QueryResult, Report, TrafficRow, report
+from rgate.plugins.stats.storage_error import StorageError
 
 from .traffic import NOON_MINUTE, counted
 
@@ -32,7 +32,9 @@ def test_success_is_up_to_399(status: int, success: int) -> None:
 
 def test_client_that_has_left_is_neither_success_nor_error_and_in_no_latency() -> None:
     answer = Report(Query(("status",)))
-    answer.add_reading(Reading(None, [Sums((499,), NO_BUCKET, client_closed=2), Sums((200,), 500, success=1, sum_us=3_000)]))
+    answer.add_reading(
+        QueryResult(None, [TrafficRow((499,), NO_BUCKET, client_closed=2), TrafficRow((200,), 500, success=1, sum_us=3_000)])
+    )
     answer.add_unsaved([counted([70_000], status=499)])
     whole = answer.json()
     assert whole["requests_count"] == {"success": 1, "error": 0, "client_closed": 3}
@@ -53,7 +55,7 @@ def test_average_is_exact_and_percentiles_are_within_one_percent() -> None:
 
 def test_stored_and_unsaved_counts_add_up() -> None:
     answer = Report(Query())
-    answer.add_reading(Reading(None, [Sums((), 500, success=2, errors=1), Sums((), NO_BUCKET, sum_us=3_000)]))
+    answer.add_reading(QueryResult(None, [TrafficRow((), 500, success=2, errors=1), TrafficRow((), NO_BUCKET, sum_us=3_000)]))
     answer.add_unsaved([counted([5])])
     assert answer.json()["requests_count"] == {"success": 3, "error": 1}
     assert answer.json()["latency_ms"]["average"] == 2.0
@@ -87,13 +89,13 @@ def test_since_leaves_out_what_is_older_and_is_shown() -> None:
 
 def test_since_shown_is_where_the_database_begins() -> None:
     answer = Report(Query(since_minute=NOON_MINUTE + 5))
-    answer.add_reading(Reading(NOON_MINUTE))
+    answer.add_reading(QueryResult(NOON_MINUTE))
     assert answer.json()["since"] == "2027-01-15T12:00:00Z"
 
 
 def test_losses_are_shown_and_in_no_count() -> None:
     answer = Report(Query(("route",)))
-    answer.add_reading(Reading(None, [Sums(("",), 0, lost=5)]))
+    answer.add_reading(QueryResult(None, [TrafficRow(("",), 0, lost=5)]))
     answer.add_unsaved([counted(status=LOST), counted([1, 1])])
     assert answer.json()["storage"] == {"state": "ok", "lost": 6, "unsaved": 2}
     assert answer.json()["requests_count"] == {"success": 2, "error": 0}
@@ -103,7 +105,7 @@ def test_losses_are_shown_and_in_no_count() -> None:
 def test_trouble_and_a_new_beginning_are_shown() -> None:
     answer = Report(Query())
     begun = {"at": "2027-01-15T12:00:00+00:00", "because": "the counts had vanished"}
-    answer.add_reading(Reading(None, begun=begun))
+    answer.add_reading(QueryResult(None, begun=begun))
     answer.state = "locked"
     assert answer.json()["storage"] == {"state": "locked", "lost": 0, "unsaved": 0, "begun": begun}
 
@@ -182,7 +184,7 @@ def test_any_report_is_valid_json_that_adds_up(exchanges: list[tuple[int, float]
 
 
 def test_report_of_a_database_that_is_not_there_says_so(tmp_path: object) -> None:
-    with pytest.raises(Trouble, match=r"there is no .*none\.db"):
+    with pytest.raises(StorageError, match=r"there is no .*none\.db"):
         report(f"sqlite:///{tmp_path}/none.db")
 
 

@@ -18,7 +18,7 @@ from rgate.plugins.stats.aggregator import LOST, PLUGIN, RETRIED
 from rgate.plugins.stats.databases import limit_postgresql
 from rgate.plugins.stats.report import report
 from rgate.plugins.stats.resolutions import DAY_MINUTES
-from rgate.plugins.stats.storage_error import Trouble
+from rgate.plugins.stats.storage_error import StorageError
 from rgate.plugins.stats.store import Store
 
 from .traffic import NOON, NOON_MINUTE, Clock, answered, counted, rows_in, success_of
@@ -304,7 +304,7 @@ def test_migration_that_fails_leaves_the_database_as_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, fail))
-        with pytest.raises(Trouble, match="power cut"):
+        with pytest.raises(StorageError, match="power cut"):
             open_store().add([counted()])
     assert success_of(answered(open_store())) == 1
 
@@ -315,7 +315,7 @@ def test_schema_of_a_later_version_is_left_alone(store: Store, path: Path, open_
     connection.execute("UPDATE rgate_meta SET value = '7' WHERE name = 'schema_version'")
     connection.commit()
     connection.close()
-    with pytest.raises(Trouble, match="version 7; this rgate knows up to 2") as raised:
+    with pytest.raises(StorageError, match="version 7; this rgate knows up to 2") as raised:
         open_store().add([counted()])
     assert raised.value.state == "newer"
     assert rows_in(path) == [(1, NOON_MINUTE, 1)]
@@ -383,7 +383,7 @@ def test_postgresql_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
             said.append(statement)
 
     monkeypatch.setitem(sys.modules, "psycopg2", Refusing())
-    with pytest.raises(Trouble, match="refused") as raised:
+    with pytest.raises(StorageError, match="refused") as raised:
         Store("postgresql+psycopg2://db/rgate").add([counted()])
     assert raised.value.state == "unavailable"
     limit_postgresql(Refusing(), None)
@@ -423,6 +423,6 @@ def test_processes_that_add_at_once_lose_nothing(path: Path, store: Store) -> No
 def test_batch_is_added_as_a_whole_or_not_at_all(store: Store) -> None:
     store.add([counted()])
     bad = counted(route="/z", endpoint=None)  # type: ignore[arg-type]  # which no column takes
-    with pytest.raises(Trouble):
+    with pytest.raises(StorageError):
         store.add([counted(route="/a"), bad])
     assert success_of(answered(store)) == 1

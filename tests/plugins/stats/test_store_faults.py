@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rgate.plugins.stats.aggregator import Pending
+from rgate.plugins.stats.aggregator import Aggregator
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.report import report
-from rgate.plugins.stats.storage_error import Trouble
+from rgate.plugins.stats.storage_error import StorageError
 from rgate.plugins.stats.store import Store
 
 from ...waiting import eventually
@@ -27,7 +27,7 @@ class Statistics:
     def __init__(self, url: str, **options: int) -> None:
         self.clock = Clock()
         self.store = Store(url, wall=self.clock, **options)  # type: ignore[arg-type]
-        self.pending = Pending(wall=self.clock, max_keys=300)
+        self.pending = Aggregator(wall=self.clock, max_keys=300)
         self.recorder = Recorder(self.store, self.pending, wall=self.clock, clock=self.clock)
         self.recorder._running = True  # its database stays open as in service, but nothing happens by itself
 
@@ -163,7 +163,7 @@ def fill(statistics: Statistics, minute: int) -> int:
     for endpoint in range(1_000):
         try:
             statistics.store.add([counted([1.02**at for at in range(100)], minute=minute, endpoint=str(endpoint))])
-        except Trouble as trouble:
+        except StorageError as trouble:
             assert trouble.state == "full", trouble
             return endpoint * 100
     raise AssertionError("the file grew without bound")
@@ -378,7 +378,7 @@ def test_batch_written_to_a_file_just_moved_away_is_written_again(
     assert file is not None
     moved = iter([False, True])
     monkeypatch.setattr(type(file), "moved", lambda self: next(moved, False))
-    with pytest.raises(Trouble, match="moved away while it was written to"):
+    with pytest.raises(StorageError, match="moved away while it was written to"):
         statistics.store.add([counted()])
 
 
@@ -393,7 +393,7 @@ def test_database_that_holds_something_else_is_trouble(statistics: Statistics, p
 
 
 def test_locked_database_is_not_tidied(statistics: Statistics, path: Path) -> None:
-    with locked(path), pytest.raises(Trouble, match="locked"):
+    with locked(path), pytest.raises(StorageError, match="locked"):
         statistics.store.tidy(NOON_MINUTE)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rgate import Overloaded
 from rgate.plugins.stats.query import Query
-from rgate.plugins.stats.turns import WAITING, Turns
+from rgate.plugins.stats.turns import WAITING, QueryTurns
 
 from ...waiting import eventually, passed
 
@@ -64,8 +64,8 @@ def pauses() -> list[float]:
 
 
 @pytest.fixture
-def turns(reports: Reports, clock: Clock, pauses: list[float]) -> Turns:
-    return Turns(reports, clock, clock, pauses.append)
+def turns(reports: Reports, clock: Clock, pauses: list[float]) -> QueryTurns:
+    return QueryTurns(reports, clock, clock, pauses.append)
 
 
 class Asking(threading.Thread):
@@ -88,12 +88,12 @@ class Asking(threading.Thread):
         return self.answer
 
 
-def test_one_after_the_other_each_gets_a_report_of_its_own(turns: Turns) -> None:
+def test_one_after_the_other_each_gets_a_report_of_its_own(turns: QueryTurns) -> None:
     line = turns.line()
     assert [line(Query())["number"] for _ in range(3)] == [1, 2, 3]
 
 
-def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns: Turns, reports: Reports) -> None:
+def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns: QueryTurns, reports: Reports) -> None:
     line = turns.line()
     reports.go.clear()
     first = Asking(line, Query())
@@ -106,7 +106,7 @@ def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns
     assert reports.most_under_way == 1
 
 
-def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns: Turns, reports: Reports) -> None:
+def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns: QueryTurns, reports: Reports) -> None:
     line = turns.line()
     queries = [Query(("route",)), Query(("status",)), Query(("backend",)), Query()]
     asking = [Asking(line, query) for query in queries]
@@ -115,7 +115,7 @@ def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns:
 
 
 def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_is_refused(
-    turns: Turns, reports: Reports, clock: Clock
+    turns: QueryTurns, reports: Reports, clock: Clock
 ) -> None:
     line, other_line = turns.line(), turns.line()
     assert line(Query()) == {"number": 1}
@@ -136,7 +136,7 @@ def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_
     assert not any(isinstance(each.result(), Overloaded) for each in waiting)
 
 
-def test_nobody_waits_for_longer_than_two_seconds(turns: Turns, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_longer_than_two_seconds(turns: QueryTurns, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.plugins.stats.turns.WAIT_SECONDS", 0.01)
     line = turns.line()
     reports.go.clear()
@@ -149,7 +149,7 @@ def test_nobody_waits_for_longer_than_two_seconds(turns: Turns, reports: Reports
 
 @pytest.mark.parametrize(("takes", "pause"), [(0.005, None), (0.1, 0.3), (2.0, 1.0)])
 def test_after_a_dear_report_there_is_a_pause(
-    turns: Turns, reports: Reports, pauses: list[float], takes: float, pause: float | None
+    turns: QueryTurns, reports: Reports, pauses: list[float], takes: float, pause: float | None
 ) -> None:
     line = turns.line()
     reports.takes = takes
@@ -162,13 +162,13 @@ def test_report_that_fails_leaves_the_turn_to_the_next(clock: Clock) -> None:
     def fail(query: Query) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    line = Turns(fail, clock).line()
+    line = QueryTurns(fail, clock).line()
     for _ in range(2 * WAITING):
         with pytest.raises(ZeroDivisionError):
             line(Query())
 
 
-def test_few_reports_are_remembered(turns: Turns) -> None:
+def test_few_reports_are_remembered(turns: QueryTurns) -> None:
     line = turns.line()
     for minute in range(50):
         line(Query(since_minute=minute))

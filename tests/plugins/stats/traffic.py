@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rgate import Address, Backend, Endpoint, Exchange, GatewayError, Route
-from rgate.plugins.stats.aggregator import Counted, Key
+from rgate.plugins.stats.aggregator import Key, SeriesCounts
 from rgate.plugins.stats.histogram import count_into
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.report import Report
@@ -58,11 +58,11 @@ def counted(
     backend: str = "orders",
     endpoint: str = "orders-1",
     status: int = 200,
-) -> Counted:
+) -> SeriesCounts:
     latencies = [ms / 1000 for ms in latencies_ms]
     halves: Counter[int] = Counter()
     count_into(halves, latencies)
-    return Counted(Key(minute, route, backend, endpoint, status), halves, round(sum(latencies) * 1e6))
+    return SeriesCounts(Key(minute, route, backend, endpoint, status), halves, round(sum(latencies) * 1e6))
 
 
 def answered(store: Store, *by: str, since_minute: int | None = None, now_minute: int = NOON_MINUTE) -> dict[str, object]:
