@@ -35,7 +35,7 @@ def read(blocks: list[bytes]) -> tuple[bytes, bool, bytes] | None:
         except ValueError:
             return None
         if reader.complete:
-            return payload, True, reader.rest + b"".join(blocks[number + 1 :])
+            return payload, True, reader.trailing_data + b"".join(blocks[number + 1 :])
     return payload, False, b""
 
 

@@ -121,7 +121,7 @@ class Exchange:
                 second to clients that take them (environ has HTTP_TE), after a body without a Content-Length
     streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
                 latest, whatever has become of it in the chain
-    parked      what its request waits for without a thread, or None; written by Parked and the server
+    suspended      what its request waits for without a thread, or None; written by SuspendedResponse and the server
     """
 
     # Defaults stand on the class: an exchange is made for every request, and most set few of them.
@@ -137,7 +137,7 @@ class Exchange:
     bytes_sent = 0
     plugin_seconds: dict[str, float] | None = None
     upstream_body: RelayableBody | None = None
-    parked: SuspendedResponse | None = None
+    suspended: SuspendedResponse | None = None
     _notes: dict[str, Any] | None = None
     _request_trailers: list[tuple[str, str]] | None = None
     _response_trailers: list[tuple[str, str]] | None = None
@@ -236,35 +236,35 @@ class Tunnel:
 
     A middleware lets an upgrade pass by setting `exchange.tunnel` to one of these, for a request that has
     environ["rgate.upgrade"] (what the client asks for, lower-case; under rgate's own server only). The backend is asked
-    for `protocol` and nothing else. When it switches to that (101) the tunnel has `begun`: the exchange is finished, with
+    for `protocol` and nothing else. When it switches to that (101) the tunnel has `established`: the exchange is finished, with
     status 101, and client and backend are connected, at no thread's cost, until one of them leaves or a limit ends it.
     Any other response is an ordinary one, and the tunnel is not used.
 
     idle_seconds   ended when no byte has moved in either direction for so long
-    max_seconds    ended after so long in all; None: no limit
-    on_end         called once with this tunnel when one that has begun is over, before its ends can see that; by the thread
+    max_duration_seconds  ended after so long in all; None: no limit
+    on_close         called once with this tunnel when one that has begun is over, before its ends can see that; by the thread
                    that relays, so it must not block
 
-    begun          the backend has switched protocols; written by the forwarder, the rest by the server
+    established          the backend has switched protocols; written by the forwarder, the rest by the server
     seconds        how long it has lasted, once it is over
     bytes_received, bytes_sent    from the client and to the client
-    ended_by       "client", "backend", "idle_seconds", "max_seconds" or "stop"; "" before
+    closed_by       "client", "backend", "idle_seconds", "max_duration_seconds" or "stop"; "" before
     """
 
-    begun = False
+    established = False
     seconds = 0.0
     bytes_received = 0
     bytes_sent = 0
-    ended_by = ""
+    closed_by = ""
 
     def __init__(
         self,
         protocol: str,
         idle_seconds: float,
-        max_seconds: float | None = None,
-        on_end: Callable[[Tunnel], object] = lambda tunnel: None,
+        max_duration_seconds: float | None = None,
+        on_close: Callable[[Tunnel], object] = lambda tunnel: None,
     ) -> None:
         self.protocol = protocol
         self.idle_seconds = idle_seconds
-        self.max_seconds = max_seconds
-        self.on_end = on_end
+        self.max_duration_seconds = max_duration_seconds
+        self.on_close = on_close

@@ -187,8 +187,8 @@ class RouteDispatch:
         def go_on(in_time: bool) -> Iterable[bytes]:
             return self._after_waiting(environ, start_response, exchange, route, in_time)
 
-        parked = self._queue.parked(environ, route.backend, go_on)
-        return self._handed_over(environ, start_response, exchange, route) if parked is None else parked
+        suspended = self._queue.suspended(environ, route.backend, go_on)
+        return self._handed_over(environ, start_response, exchange, route) if suspended is None else suspended
 
     def _handed_over(
         self, environ: WSGIEnvironment, start_response: StartResponse, exchange: Exchange, route: Route

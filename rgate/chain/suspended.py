@@ -1,4 +1,4 @@
-"""Parked: a response that has not begun, while its request waits for something and holds no thread."""
+"""SuspendedResponse: a response that has not begun, while its request waits for something and holds no thread."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class SuspendedResponse:
     """What a middleware returns in place of a response body, before start_response, to have its request wait without a thread.
 
         def app(environ, start_response):
-            parked = Parked(environ, seconds=5, go_on=lambda in_time: inner(environ, start_response))
-            tell_me_when_it_is_time(parked.wake)
-            return parked
+            suspended = SuspendedResponse(environ, seconds=5, go_on=lambda in_time: inner(environ, start_response))
+            tell_me_when_it_is_time(suspended.resume)
+            return suspended
 
-    `go_on(in_time)` is called once, by a thread of the server, after wake(), or when `seconds` are over (then `in_time` is
-    false); it calls start_response and returns the body, returns another Parked, or raises a fault. The middleware outside of
-    this one has run by then, and does not run again. `on_end` is called once, when the request no longer waits, for whatever
+    `go_on(in_time)` is called once, by a thread of the server, after resume(), or when `seconds` are over (then `in_time` is
+    false); it calls start_response and returns the body, returns another SuspendedResponse, or raises a fault. The middleware outside of
+    this one has run by then, and does not run again. `on_close` is called once, when the request no longer waits, for whatever
     reason: woken, too late, or because the client has left (then go_on is not called).
 
     It waits only under rgate's own server (`can_wait(environ)`), and only when whatever stands outside passes the body on
@@ -36,26 +36,38 @@ class SuspendedResponse:
     yields b"" (PEP 3333: the output is not ready).
     """
 
-    __slots__ = ("_blocks", "_body", "_exchange", "_go_on", "_left", "_lock", "_on_end", "_on_wake", "_woken", "in_time", "until")
+    __slots__ = (
+        "_blocks",
+        "_body",
+        "_exchange",
+        "_go_on",
+        "_left",
+        "_lock",
+        "_on_end",
+        "_on_resume",
+        "_resumed",
+        "in_time",
+        "until",
+    )
 
     def __init__(
         self,
         environ: WSGIEnvironment,
         seconds: float,
         go_on: Callable[[bool], Iterable[bytes]],
-        on_end: Callable[[], object] = lambda: None,
+        on_close: Callable[[], object] = lambda: None,
     ) -> None:
         self._exchange: Exchange = environ["rgate.exchange"]
         self.until = monotonic() + seconds
         self.in_time = False
         self._go_on: Callable[[bool], Iterable[bytes]] | None = go_on
-        self._on_end: Callable[[], object] | None = on_end
-        self._on_wake: Callable[[], object] | None = None
+        self._on_end: Callable[[], object] | None = on_close
+        self._on_resume: Callable[[], object] | None = None
         self._lock = threading.Lock()
-        self._woken = self._left = False
+        self._resumed = self._left = False
         self._body: Iterable[bytes] = ()
         self._blocks: Iterator[bytes] | None = None
-        self._exchange.parked = self
+        self._exchange.suspended = self
 
     @staticmethod
     def can_wait(environ: WSGIEnvironment) -> bool:
@@ -63,44 +75,44 @@ class SuspendedResponse:
         return CONNECTION_KEY in environ
 
     @property
-    def woken(self) -> bool:
+    def resumed(self) -> bool:
         """Whether it no longer waits."""
-        return self._woken
+        return self._resumed
 
-    def wake(self) -> None:
+    def resume(self) -> None:
         """Have the request go on. From any thread; never waits; only the first call of this and expire() counts."""
-        self._wake(in_time=True)
+        self._resume(in_time=True)
 
     def expire(self) -> None:
         """Have it go on although what it waits for has not happened."""
-        self._wake(in_time=False)
+        self._resume(in_time=False)
 
-    def abandon(self) -> None:
+    def cancel(self) -> None:
         """The client has left."""
         self._left = True
-        self._wake(in_time=False)
+        self._resume(in_time=False)
 
-    def attend(self, on_wake: Callable[[], object]) -> None:
-        """Have `on_wake` called once, as soon as the request is to go on; at once when it is already. The server's own."""
+    def when_resumed(self, on_resume: Callable[[], object]) -> None:
+        """Have `on_resume` called once, as soon as the request is to go on; at once when it is already. The server's own."""
         with self._lock:
-            if not self._woken:
-                self._on_wake = on_wake
+            if not self._resumed:
+                self._on_resume = on_resume
                 return
-        on_wake()
+        on_resume()
 
-    def _wake(self, in_time: bool) -> None:
+    def _resume(self, in_time: bool) -> None:
         with self._lock:
-            if self._woken:
+            if self._resumed:
                 return
-            self._woken, self.in_time = True, in_time
-            on_wake = self._on_wake
-        if on_wake is not None:
-            on_wake()
+            self._resumed, self.in_time = True, in_time
+            on_resume = self._on_resume
+        if on_resume is not None:
+            on_resume()
 
     def _end(self) -> None:
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
+        on_close, self._on_end = self._on_end, None
+        if on_close is not None:
+            on_close()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -108,8 +120,8 @@ class SuspendedResponse:
     def __next__(self) -> bytes:
         if self._blocks is None:
             exchange = self._exchange
-            if exchange.parked is self:
-                exchange.parked = None
+            if exchange.suspended is self:
+                exchange.suspended = None
             self._end()
             if self._left:
                 raise ClientClosed("before the response")
@@ -118,7 +130,7 @@ class SuspendedResponse:
                 raise StopIteration
             self._body = go_on(self.in_time)
             self._blocks = iter(self._body)
-            if exchange.parked is not None:
+            if exchange.suspended is not None:
                 return b""
         return next(self._blocks)
 

@@ -1,4 +1,4 @@
-"""EndpointQueue: requests that wait, parked, for an endpoint of their backend."""
+"""EndpointQueue: requests that wait, suspended, for an endpoint of their backend."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class EndpointQueue:
 
     def follow(self, table: EndpointTable, backends: Iterable[Backend], most: int) -> None:
         """Let requests wait for the endpoints of `table` from now on. Those that wait already are judged anew, by whoever has
-        parked them."""
+        suspended them."""
         names = [backend.name for backend in backends]
         with self._lock:
             self._table, self.most = table, most
@@ -92,13 +92,13 @@ class EndpointQueue:
     def park(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], fault: GatewayError
     ) -> SuspendedResponse:
-        """Have a request wait for an endpoint; `go_on` as for Parked. Raises `fault` when it may not wait."""
-        parked = self.parked(environ, backend, go_on, has_failed=True)
-        if parked is None:
+        """Have a request wait for an endpoint; `go_on` as for SuspendedResponse. Raises `fault` when it may not wait."""
+        suspended = self.suspended(environ, backend, go_on, has_failed=True)
+        if suspended is None:
             raise fault
-        return parked
+        return suspended
 
-    def parked(
+    def suspended(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], has_failed: bool = False
     ) -> SuspendedResponse | None:
         """The same; None when it may not wait. Without `has_failed` nothing has been refused, but others wait."""
@@ -116,17 +116,17 @@ class EndpointQueue:
                 _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"about": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1
-            parked = SuspendedResponse(environ, left_seconds, go_on, on_end=lambda: self._left(name))
+            suspended = SuspendedResponse(environ, left_seconds, go_on, on_close=lambda: self._left(name))
             line = self._lines.setdefault(name, [])
             if len(line) > 2 * self.waiting[name] + SLACK:  # those who have left stand in it until their turn comes
-                line[:] = [each for each in line if not each[2].woken]
+                line[:] = [each for each in line if not each[2].resumed]
                 heapq.heapify(line)
-            heapq.heappush(line, (exchange.started, next(self._numbers), parked))
+            heapq.heappush(line, (exchange.started, next(self._numbers), suspended))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="rgate-queue", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        return parked
+        return suspended
 
     def proven(self, backend: str) -> None:
         """A response of this backend has come."""
@@ -164,10 +164,10 @@ class EndpointQueue:
 
     def _let_go_all(self) -> None:
         with self._lock:
-            everybody = [parked for line in self._lines.values() for _, _, parked in line]
+            everybody = [suspended for line in self._lines.values() for _, _, suspended in line]
             self._lines.clear()
-        for parked in everybody:
-            parked.wake()
+        for suspended in everybody:
+            suspended.resume()
 
     def _run(self) -> None:
         """The life of the thread: as long as anybody waits."""
@@ -196,8 +196,8 @@ class EndpointQueue:
                     continue
                 more[name] = more.get(name, 0) + 1
                 room = IN_FLIGHT * len(endpoints) - sum(endpoint.state.in_flight for endpoint in endpoints)
-                for parked in self._first(name, max(room, more[name])):
-                    parked.wake()
+                for suspended in self._first(name, max(room, more[name])):
+                    suspended.resume()
             for name in more.keys() - ready.keys():
                 del more[name]
             with self._lock:
@@ -208,9 +208,9 @@ class EndpointQueue:
         with self._lock:
             line = self._lines.get(name, [])
             while line and len(first) < count:
-                parked = heapq.heappop(line)[2]
-                if not parked.woken:
-                    first.append(parked)
+                suspended = heapq.heappop(line)[2]
+                if not suspended.resumed:
+                    first.append(suspended)
         return first
 
     def _can_be_tried(self, name: str, endpoints: Sequence[Endpoint], trials: dict[str, _Trial]) -> bool:

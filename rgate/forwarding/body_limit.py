@@ -33,8 +33,8 @@ class BodyLimit:
                 raise BodyTooLarge(f"{length} bytes, {self._most} for this route")
         elif "HTTP_TRANSFER_ENCODING" in environ:
             stream = environ["wsgi.input"]
-            if hasattr(stream, "take_at_most"):  # rgate's own server
-                stream.take_at_most(self._most)
+            if hasattr(stream, "set_limit"):  # rgate's own server
+                stream.set_limit(self._most)
             else:
                 environ["wsgi.input"] = _Counted(stream, self._most)
         return self._app(environ, start_response)

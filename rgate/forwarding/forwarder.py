@@ -125,7 +125,7 @@ class Forwarder:
             chunked = length is None
         if length is not None and len(block) >= length and upload is None:
             # More than was announced: nothing after it on this connection can be trusted.
-            if reusable and len(block) == length and not (client is not None and client.gone):
+            if reusable and len(block) == length and not (client is not None and client.client_disconnected):
                 upstream.pool.give_back(connection)
             else:
                 connection.close()
@@ -133,8 +133,8 @@ class Forwarder:
             start_response(response.status, response.headers.copy())
             return [block[:length]] if length else []
         if client is not None:
-            client.on_gone = connection.abort
-            if client.gone:
+            client.on_disconnect = connection.abort
+            if client.client_disconnected:
                 connection.abort()
         done = partial(_done, upstream, connection, endpoint, exchange, client, reusable)
         body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
@@ -175,8 +175,8 @@ class Forwarder:
             try:
                 connection.allow(timeouts.response_seconds)
                 if client is not None:
-                    client.on_gone = connection.abort
-                    if client.gone:
+                    client.on_disconnect = connection.abort
+                    if client.client_disconnected:
                         raise ClientClosed("before the request was sent")
                 connection.send_bytes(head)
                 if stream is None:
@@ -209,7 +209,7 @@ class Forwarder:
                 raise
             finally:
                 if client is not None:
-                    client.on_gone = None
+                    client.on_disconnect = None
         return connection, response, block, upload, response.keep_alive and stream is None and len(head) <= READ_BYTES
 
     def _head(self, environ: WSGIEnvironment, upstream: Upstream) -> bytes:
@@ -315,7 +315,7 @@ def _whole(connection: UpstreamConnection, block: bytes) -> tuple[bytes, int | N
         connection.close()
         raise BadResponse(str(error)) from error
     whole = chunks.complete and not chunks.trailers
-    return (payload + chunks.rest, len(payload)) if whole else (block, None)
+    return (payload + chunks.trailing_data, len(payload)) if whole else (block, None)
 
 
 def _switch(
@@ -335,8 +335,8 @@ def _switch(
         connection.close()
         endpoint.state.active_exchanges.discard(exchange)
 
-    tunnel.begun = True
-    client.take_over(tunnel, connection.sock, block, close)
+    tunnel.established = True
+    client.upgrade(tunnel, connection.sock, block, close)
 
 
 def _done(
@@ -353,8 +353,8 @@ def _done(
     if trailers:
         exchange.response_trailers.extend(read_trailers(trailers))
     if client is not None:
-        client.on_gone = None
-    if reusable and whole and not (client is not None and client.gone):
+        client.on_disconnect = None
+    if reusable and whole and not (client is not None and client.client_disconnected):
         upstream.pool.give_back(connection)
     else:
         connection.close()

@@ -62,10 +62,10 @@ class Upload:
         self._timeout_seconds = timeout_seconds
         self._trailers = trailers
         self._held_until = 0.0
-        self._own = hasattr(stream, "take_in")
+        self._own = hasattr(stream, "fill_nowait")
         self._pipe: SplicePipe | None = None
         large = length is not None and length >= SPLICE_FROM_BYTES
-        if SPLICE and large and self._own and stream.plain and type(connection.sock) is socket.socket:
+        if SPLICE and large and self._own and stream.can_splice and type(connection.sock) is socket.socket:
             self._pipe = SplicePipe()
         self.complete = False
         connection.uploading = True
@@ -131,7 +131,7 @@ class Upload:
                     if not ready:
                         raise RequestTimeout("the body came too slowly")
                     if pipe is None:
-                        self._stream.take_in()
+                        self._stream.fill_nowait()
                         continue
                 self._next_block()
                 if own:  # whether the backend has answered has just been looked at
@@ -164,7 +164,7 @@ class Upload:
     def _next_block(self) -> None:
         if self._pipe is not None and not self._stream.buffered:
             assert self._left is not None
-            self._left -= self._stream.move_to(self._pipe.take)
+            self._left -= self._stream.splice_to(self._pipe.take)
             return
         block = self._read(LARGE_BLOCK_BYTES if self._left is None else min(LARGE_BLOCK_BYTES, self._left))
         if self._left is None:
@@ -309,7 +309,7 @@ class ResponseBody(RelayableBody):
                 return block
             payload = self._chunks.feed(block)
             if self._chunks.complete:
-                self._end(not self._chunks.rest)
+                self._end(not self._chunks.trailing_data)
                 return payload
             if payload:
                 return payload

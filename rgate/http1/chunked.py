@@ -49,7 +49,7 @@ class ChunkedDecoder:
 
     __slots__ = (
         "_counts_framing", "_excess_bytes", "_framing_bytes", "_left", "_pending", "_state", "_trailer_bytes", "complete",
-        "rest", "trailers",
+        "trailers", "trailing_data",
     )  # fmt: skip
 
     def __init__(self, counts_framing: bool = False) -> None:
@@ -61,7 +61,7 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
         self._excess_bytes = 0
         self.complete = False
-        self.rest = b""
+        self.trailing_data = b""
         self.trailers: list[bytes] = []
 
     def feed(self, block: bytes) -> bytes:
@@ -107,7 +107,7 @@ class ChunkedDecoder:
                     self._count_framing(line_end + 4 - at, self._left)
                 at = line_end + 2
         if self._state == _COMPLETE:
-            self.rest = block[at:]
+            self.trailing_data = block[at:]
         else:
             self._pending = block[at:]
         return payload[0] if len(payload) == 1 else b"".join(payload)

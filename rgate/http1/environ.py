@@ -3,7 +3,7 @@
 rgate.target   the Target: what routing decides on and what the backend gets
 rgate.fields   the header fields that may be passed on, in order, as they were sent
 
-rgate.client   the client's connection, under rgate's own server only: `on_gone` is called when the client leaves early,
+rgate.client   the client's connection, under rgate's own server only: `on_disconnect` is called when the client leaves early,
                `send_interim()` sends an interim response, `flush_head()` the response's head before its body comes,
                `take_over()` makes it a tunnel
 rgate.trailers the trailer fields of the request as (name, value), under rgate's own server only, for a chunked body only: a

@@ -82,7 +82,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
                 body = app(environ, start_response)
             except Exception as error:
                 return respond(error, environ, start_response)
-            if type(body) is not list and Exchange.of(environ).parked is not None:
+            if type(body) is not list and Exchange.of(environ).suspended is not None:
                 return _Late(body, lambda error: respond(error, environ, start_response), Exchange.of(environ))
             return body
 

@@ -123,7 +123,7 @@ class Retry:
         return body
 
     def _prove(self, exchange: Exchange) -> None:
-        if self._queue is not None and exchange.route is not None and exchange.parked is None:
+        if self._queue is not None and exchange.route is not None and exchange.suspended is None:
             self._queue.proven(exchange.route.backend.name)
 
     def _again(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
@@ -178,9 +178,9 @@ class Retry:
                 environ["wsgi.input"].seek(0)
             return self(environ, start_response)
 
-        parked = queue.park(environ, backend, go_on, error)
+        suspended = queue.park(environ, backend, go_on, error)
         _log.debug("%s: %s; waiting for an endpoint", Exchange.of(environ).id, error)
-        return parked
+        return suspended
 
     def _can_be_sent_again(self, environ: WSGIEnvironment, error: GatewayError) -> bool:
         if isinstance(error, Unavailable):

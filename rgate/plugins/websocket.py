@@ -4,7 +4,7 @@
       websocket:
         max_tunnels: 10000         # at one time, in each worker process; one more gets 503
         idle_seconds: 3600         # without a byte in either direction; then both sides are closed
-        max_seconds: 86400         # in all; default: no limit
+        max_duration_seconds: 86400         # in all; default: no limit
 
 A route may say otherwise (`plugins: {websocket: {idle_seconds: 60}}`, or `websocket: false` for none). The `max_tunnels` of
 a route bounds its own tunnels; all together stay within that of the section above.
@@ -40,13 +40,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class WebSocketOptions(BaseModel):
-    """`max_tunnels` (0 to 1,000,000) counts per process. `idle_seconds` and `max_seconds` are above 0 and at most a day."""
+    """`max_tunnels` (0 to 1,000,000) counts per process. `idle_seconds` and `max_duration_seconds` are above 0 and at most a day."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tunnels: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
     idle_seconds: Seconds = 3_600.0
-    max_seconds: Seconds | None = None
+    max_duration_seconds: Seconds | None = None
 
 
 class _Places:
@@ -103,11 +103,11 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             if not places.take():
                 raise Overloaded("max_tunnels")
             exchange = Exchange.of(environ)
-            tunnel = exchange.tunnel = Tunnel(PROTOCOL, own.idle_seconds, own.max_seconds, _ended(exchange, places))
+            tunnel = exchange.tunnel = Tunnel(PROTOCOL, own.idle_seconds, own.max_duration_seconds, _ended(exchange, places))
             try:
                 return app(environ, start_response)
             finally:
-                if not tunnel.begun:
+                if not tunnel.established:
                     exchange.tunnel = None
                     places.give()
 
@@ -122,7 +122,7 @@ def _ended(exchange: Exchange, places: _Places) -> Callable[[Tunnel], None]:
         places.give()
         _log.debug(
             "%s: ended by %s after %.3f s, %d bytes received and %d sent",
-            exchange.id, tunnel.ended_by, tunnel.seconds, tunnel.bytes_received, tunnel.bytes_sent,
+            exchange.id, tunnel.closed_by, tunnel.seconds, tunnel.bytes_received, tunnel.bytes_sent,
         )  # fmt: skip
 
     return ended

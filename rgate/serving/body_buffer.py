@@ -30,7 +30,7 @@ class BodyBuffer:
     A body over `limit` bytes is an error. One thread at a time. close() it, unless what it has is handed on.
     """
 
-    __slots__ = ("chunks", "complete", "file", "left", "limit", "memory", "request", "rest", "size")
+    __slots__ = ("chunks", "complete", "file", "left", "limit", "memory", "request", "size", "trailing_data")
 
     def __init__(self, request: RequestHead, limit: int | None) -> None:
         self.request = request
@@ -41,7 +41,7 @@ class BodyBuffer:
         self.memory = bytearray()
         self.file: SpooledBody | None = None
         self.complete = False
-        self.rest = b""
+        self.trailing_data = b""
 
     def feed(self, block: bytes) -> None:
         """Take what has come on the connection. Raises RequestError, BodyTooLarge: then the connection is of no further use."""
@@ -49,7 +49,7 @@ class BodyBuffer:
         if chunks is None:
             assert self.left is not None
             if len(block) >= self.left:
-                block, self.rest = block[: self.left], block[self.left :]
+                block, self.trailing_data = block[: self.left], block[self.left :]
                 self.complete = True
             self.left -= len(block)
         else:
@@ -57,7 +57,7 @@ class BodyBuffer:
                 block = chunks.feed(block)
             except ValueError as error:
                 raise RequestError(str(error)) from error
-            self.complete, self.rest = chunks.complete, chunks.rest
+            self.complete, self.trailing_data = chunks.complete, chunks.trailing_data
         self.size += len(block)
         if self.limit is not None and self.size > self.limit:
             raise BodyTooLarge(f"more than {self.limit} bytes")

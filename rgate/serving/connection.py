@@ -62,7 +62,7 @@ class Connection:
     queued     more requests have come at once than one turn is for; the next turn comes when the server says so
     ended      the client has said that it sends nothing more; it may still read
     gone       the client has left while a thread worked for it
-    on_gone    called by the server when the client leaves while a thread works for it
+    on_disconnect    called by the server when the client leaves while a thread works for it
     counted    the address that the admission has counted it for, or ""
     tunnelled  it has left HTTP, and belongs to the server's tunnels
     """
@@ -70,7 +70,7 @@ class Connection:
     __slots__ = (
         "_allowed_seconds", "_empty_lines", "_identify", "_lingered_bytes", "_lingering", "_pending", "_response",
         "_rest_of_requests", "_server", "_sock", "_template", "_trusted", "_tunnel", "_wait_seconds", "address", "body",
-        "collecting", "counted", "deadline", "ended", "events", "gone", "idle_since", "late", "leaving", "on_gone", "queued",
+        "client_disconnected", "collecting", "counted", "deadline", "ended", "events", "idle_since", "late", "leaving", "on_disconnect", "queued",
         "remaining", "tunnelled", "turn",
     )  # fmt: skip
     plain = True  # what comes on the socket is HTTP itself
@@ -95,8 +95,8 @@ class Connection:
         self.deadline = server.now + self._allowed_seconds
         self.counted = ""
         self.late = self.leaving = False
-        self.on_gone: Callable[[], None] | None = None
-        self.ended = self.gone = False
+        self.on_disconnect: Callable[[], None] | None = None
+        self.ended = self.client_disconnected = False
         self._tunnel: TunnelRelay | None = None
         self.tunnelled = False
         self.events = 0
@@ -164,7 +164,7 @@ class Connection:
         with contextlib.suppress(OSError):  # the client is gone, as the first block of the body will find out
             self._response.flush_head()
 
-    def take_over(self, tunnel: Tunnel, backend: socket.socket, first: bytes, done: Callable[[], object]) -> None:
+    def upgrade(self, tunnel: Tunnel, backend: socket.socket, first: bytes, done: Callable[[], object]) -> None:
         """Make this connection a tunnel to `backend` once the response to the present request, a 101, is out.
 
         `first` is what came from the backend after its own 101. `done` is called once, when the tunnel is over or nothing
@@ -193,9 +193,9 @@ class Connection:
         self._response.send_continue()
 
     @property
-    def parked(self) -> SuspendedResponse | None:
+    def suspended(self) -> SuspendedResponse | None:
         """What its request waits for; no thread works on it meanwhile, and whoever wakes it has its turn."""
-        return self._response.parked
+        return self._response.suspended
 
     @property
     def left(self) -> bool:
@@ -203,8 +203,8 @@ class Connection:
         return peer_closed(self._sock)
 
     def advance(self) -> bool:
-        """Go on with what has come. False: the connection is over and must be closed, unless its request is parked."""
-        if self._response.parked is not None:
+        """Go on with what has come. False: the connection is over and must be closed, unless its request is suspended."""
+        if self._response.suspended is not None:
             return self._go_on()
         if self._rest_of_requests:
             return self.queued or self._take_turn()
@@ -331,7 +331,7 @@ class Connection:
                 return True
         self.collecting = None
         if buffer.complete and buffer.file is None:
-            rest = buffer.rest
+            rest = buffer.trailing_data
             keep_alive = self._serve(buffer.request, buffer.stream(), None, buffer.size, buffer.trailers)
         else:
             keep_alive, rest = self._serve_stream(buffer)
@@ -417,7 +417,7 @@ class Connection:
             server.test_soon(self)
         self.remaining -= 1
         response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
-        if response.keep_alive and response.relayed is None and response.parked is None:
+        if response.keep_alive and response.relayed is None and response.suspended is None:
             return True
         # The client has not asked for the end, so it may be sending the next request already.
         self._lingering = request.keep_alive
@@ -438,10 +438,10 @@ class Connection:
             size = buffer.size if body.complete else None
             keep_alive = self._serve(buffer.request, body, body, size, body.trailers)
         finally:
-            if self._response.parked is None:
+            if self._response.suspended is None:
                 self.body = None
             server.uploads.discard(self)
-        if self._response.parked is not None:
+        if self._response.suspended is not None:
             return False, b""
         return self._after_stream(body, keep_alive)
 
@@ -450,7 +450,7 @@ class Connection:
         if not body.drain():
             self._lingering, keep_alive = True, False
         body.close()
-        return keep_alive, body.rest
+        return keep_alive, body.trailing_data
 
     def has_all_of_body(self) -> None:
         """Nothing of the body is waited for any more."""
@@ -469,11 +469,11 @@ class Connection:
         return self._linger()
 
     def _go_on(self) -> bool:
-        """Go on with a request that was parked."""
+        """Go on with a request that was suspended."""
         response = self._response
-        self.on_gone = None
+        self.on_disconnect = None
         response.resume()
-        if response.parked is not None:
+        if response.suspended is not None:
             return False
         keep_alive, rest = response.keep_alive, self._rest_of_requests
         self._rest_of_requests = b""
@@ -510,7 +510,7 @@ class Connection:
     def _ends(self, rest: bytes) -> bool:
         """No request may follow, or not yet. `rest` is what the client has sent all the same: the next request, or the first of
         a tunnel, if this becomes one."""
-        if self._response.relayed is not None or self._response.parked is not None:
+        if self._response.relayed is not None or self._response.suspended is not None:
             self._rest_of_requests = rest
             return False
         if self._tunnel is not None:
@@ -603,7 +603,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def note_end(self) -> None:
-        """Something is told about the client's end while a thread works for it, or its request is parked. Called from another
+        """Something is told about the client's end while a thread works for it, or its request is suspended. Called from another
         thread.
 
         An end of sending is not an end of reading (RFC 9112 §9.6): only a reset means that the client is gone, and that comes
@@ -627,16 +627,16 @@ class Connection:
         return True
 
     def give_up_parked(self) -> None:
-        """End a request that is parked, without an answer. Called by the server at its very end."""
+        """End a request that is suspended, without an answer. Called by the server at its very end."""
         self._response.give_up_parked()
 
     def lose_client(self) -> None:
         """The client has left while a thread works for it: end what that thread waits for. Called from another thread."""
-        # Who takes `on_gone` away looks at `gone` afterwards, so what is ended here is in nobody else's hands yet.
-        self.gone = True
-        on_gone = self.on_gone
-        if on_gone is not None:
-            on_gone()
+        # Who takes `on_disconnect` away looks at `gone` afterwards, so what is ended here is in nobody else's hands yet.
+        self.client_disconnected = True
+        on_disconnect = self.on_disconnect
+        if on_disconnect is not None:
+            on_disconnect()
 
     def limit_writes(self, seconds: float) -> None:
         """Let each send take at most this long. Called by the server, from any thread."""
@@ -648,7 +648,7 @@ class Connection:
         self._sock.close()
         # It is in there itself. A cycle would keep it in memory, with what OpenSSL has for it, until the collector comes.
         self._template = {}
-        self._response.unread = self.on_gone = None
+        self._response.unread = self.on_disconnect = None
 
     def _drop_body(self) -> None:
         buffer, self.collecting = self.collecting, None

@@ -57,7 +57,7 @@ class RequestBody(io.RawIOBase):
         self._patience_seconds = patience_seconds
         self._seconds_per_byte = seconds_per_byte
         self.wait_seconds = patience_seconds  # how long may be waited for more just now
-        self.rest = buffer.rest  # what came after the body: the next request's
+        self.trailing_data = buffer.trailing_data  # what came after the body: the next request's
         self.complete = buffer.complete
         self.trailers = buffer.trailers if buffer.complete else []  # of a chunked body, once it is complete
 
@@ -84,17 +84,17 @@ class RequestBody(io.RawIOBase):
             self._go_on()
         return bool(self._spooled is not None or self._ready or self.complete)
 
-    def take_in(self) -> None:
+    def fill_nowait(self) -> None:
         """Read what has come by now, for read1() to give. Raises what that does."""
         with suppress(TimeoutError):
             self._advance(socket.MSG_DONTWAIT)
 
     @property
-    def plain(self) -> bool:
-        """Whether move_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
+    def can_splice(self) -> bool:
+        """Whether splice_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
         return self._chunks is None and self._connection.plain
 
-    def move_to(self, take: Callable[[int, int], int]) -> int:
+    def splice_to(self, take: Callable[[int, int], int]) -> int:
         """Have `take(fd, most)` take what has come of the body, without waiting; how many bytes. Only while nothing is
         buffered. What `take` raises as BlockingIOError is 0."""
         assert self._left is not None
@@ -116,7 +116,7 @@ class RequestBody(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def take_at_most(self, limit: int) -> None:
+    def set_limit(self, limit: int) -> None:
         """Lower the limit of the body, before anything of it has been read. Raises BodyTooLarge when more has come already."""
         self._limit = limit if self._limit is None else min(limit, self._limit)
         if self._taken > self._limit:
@@ -235,7 +235,7 @@ class RequestBody(io.RawIOBase):
     def _take(self, block: bytes) -> None:
         if self._chunks is None:
             assert self._left is not None
-            self._ready, self.rest = block[: self._left], block[self._left :]
+            self._ready, self.trailing_data = block[: self._left], block[self._left :]
             self._left -= len(self._ready)
             if not self._left:
                 self._end()
@@ -244,7 +244,7 @@ class RequestBody(io.RawIOBase):
             self._ready = self._chunks.feed(block)
         except ValueError as error:
             raise RequestError(str(error)) from error
-        self.rest = self._chunks.rest
+        self.trailing_data = self._chunks.trailing_data
         self._taken += len(self._ready)
         if self._limit is not None and self._taken > self._limit:
             self._refuse()

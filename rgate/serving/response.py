@@ -227,7 +227,7 @@ class ResponseWriter:
     With `streams`, a body that nothing in the chain has wrapped holds the thread only as long as backend and client are
     quick. When run() returns with `relayed`, the rest of it is for `streams` to relay, by relay_on(); nothing else of this
     object may be used meanwhile.
-    When run() returns with `parked`, the request waits for that; go_on() continues when it has been woken.
+    When run() returns with `suspended`, the request waits for that; go_on() continues when it has been woken.
 
     A client that has ended its side may have closed the connection, or may only have nothing more to send; the kernel shows
     both alike (RFC 9293 §3.6). What tells them apart is the answer to a byte: a reset, or nothing. So test_client() begins
@@ -259,10 +259,10 @@ class ResponseWriter:
         "cut",
         "ending",
         "keep_alive",
-        "parked",
         "protocol",
         "relayed",
         "streams",
+        "suspended",
         "switched",
         "takes_interim",
         "unread",
@@ -276,7 +276,7 @@ class ResponseWriter:
         self._last = False  # the end of the body is on its way
         self._tests = False  # test_client() was called at a bad moment
         self._begun = 0  # bytes of the next head that are out already
-        self.parked: SuspendedResponse | None = None
+        self.suspended: SuspendedResponse | None = None
         self._body: Any = ()
         self._blocks: Iterator[bytes] = iter(())
         self._parked_environ: WSGIEnvironment = {}
@@ -311,9 +311,9 @@ class ResponseWriter:
                 self._send_whole(body[0] if body else b"")
                 return  # a list has no close()
             exchange: Exchange | None = environ.get(ENVIRON_KEY)
-            if exchange is not None and exchange.parked is not None:
+            if exchange is not None and exchange.suspended is not None:
                 self._body, self._blocks, self._parked_environ = body, iter(body), environ
-                self.parked = exchange.parked
+                self.suspended = exchange.suspended
                 return
             if self.streams is not None and isinstance(body, RelayableBody) and not (self.unread is not None and self.unread()):
                 self.relayed, self._environ = body, environ
@@ -328,14 +328,14 @@ class ResponseWriter:
         self._close(body)
 
     def resume(self) -> None:
-        """Continue with a response that was parked; with `parked` set again, it waits once more. Never raises."""
+        """Continue with a response that was suspended; with `suspended` set again, it waits once more. Never raises."""
         environ, body = self._parked_environ, self._body
         exchange: Exchange = environ[ENVIRON_KEY]
-        self.parked = exchange.parked = None
+        self.suspended = exchange.suspended = None
         try:
             for block in self._blocks:
-                if not block and (parked := _parked(exchange)) is not None:
-                    self.parked = parked
+                if not block and (suspended := _suspended(exchange)) is not None:
+                    self.suspended = suspended
                     return
                 self.write(block)
             self._send_parts(self._framed_end(environ))
@@ -345,9 +345,9 @@ class ResponseWriter:
         self._close(body)
 
     def give_up_parked(self) -> None:
-        """End a response that is parked, without an answer."""
+        """End a response that is suspended, without an answer."""
         body = self._body
-        self.parked = None
+        self.suspended = None
         self._body, self._blocks, self._parked_environ = (), iter(()), {}
         self._break_off()
         self._close(body)
@@ -755,8 +755,8 @@ def _whole(part: bytes | memoryview) -> bytes:
     return cast(bytes, part.obj) if isinstance(part, memoryview) else part
 
 
-def _parked(exchange: Exchange) -> SuspendedResponse | None:
-    return exchange.parked
+def _suspended(exchange: Exchange) -> SuspendedResponse | None:
+    return exchange.suspended
 
 
 def _takes_more(sock: socket.socket) -> bool:

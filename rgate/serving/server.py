@@ -65,7 +65,7 @@ QUIET_TICK_SECONDS: Final = 0.1
 LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
 BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
 TEST_SECONDS: Final = 0.25  # so long a response may take before a client that has ended its side is tested
-LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are parked
+LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are suspended
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
 _WATCHED: Final = READABLE | GONE | EDGE
@@ -119,7 +119,9 @@ class Server(BaseWSGIServer):
         self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
-        self._parked: list[tuple[float, int, SuspendedResponse]] = []  # a heap; those that were woken stay in it until their time
+        self._suspended: list[
+            tuple[float, int, SuspendedResponse]
+        ] = []  # a heap; those that were woken stay in it until their time
         self._numbers = count()
         self._half_closed: dict[Connection, float] = {}  # whose clients are to be tested, and when
         self._connections: dict[int, Connection] = {}
@@ -275,8 +277,8 @@ class Server(BaseWSGIServer):
                     _log.exception("a connection failed", extra={"about": about(error)})
                     open_ = False
                 if not open_:
-                    if connection.parked is not None:
-                        if not self._park(connection, connection.parked):
+                    if connection.suspended is not None:
+                        if not self._suspend(connection, connection.suspended):
                             continue
                     elif connection.relayed:
                         self.streams.add(connection)  # type: ignore[union-attr]
@@ -291,25 +293,25 @@ class Server(BaseWSGIServer):
         """Test a client that has ended its side, unless it has its response by then: most of them just wait for that."""
         self._half_closed[connection] = monotonic() + TEST_SECONDS
 
-    def _park(self, connection: Connection, parked: SuspendedResponse) -> bool:
+    def _suspend(self, connection: Connection, suspended: SuspendedResponse) -> bool:
         """Leave a connection alone, with its turn taken, until its request is woken, or the time is over.
 
         False without an epoll, where the thread is the connection's own and has waited.
         """
-        connection.on_gone = parked.abandon
-        heapq.heappush(self._parked, (parked.until, next(self._numbers), parked))
-        if connection.gone:
-            parked.abandon()
+        connection.on_disconnect = suspended.cancel
+        heapq.heappush(self._suspended, (suspended.until, next(self._numbers), suspended))
+        if connection.client_disconnected:
+            suspended.cancel()
         if EPOLL:
-            parked.attend(partial(self._unpark, connection))
+            suspended.when_resumed(partial(self._resume, connection))
             return True
         woken = threading.Event()
-        parked.attend(woken.set)
+        suspended.when_resumed(woken.set)
         woken.wait()
         connection.events |= WRITABLE
         return False
 
-    def _unpark(self, connection: Connection) -> None:
+    def _resume(self, connection: Connection) -> None:
         connection.turn.release()
         with contextlib.suppress(OSError, ValueError):  # closed at this moment
             self.wait_to_send(connection)
@@ -382,8 +384,8 @@ class Server(BaseWSGIServer):
                 self._half_closed.pop(connection, None)
                 if not connection.test_client():
                     self._half_closed.setdefault(connection, due)
-        while self._parked and self._parked[0][0] <= self.now:
-            heapq.heappop(self._parked)[2].expire()
+        while self._suspended and self._suspended[0][0] <= self.now:
+            heapq.heappop(self._suspended)[2].expire()
 
     def _beats(self) -> bool:
         if self.now - self._beaten < BEAT_SECONDS:
@@ -434,8 +436,8 @@ class Server(BaseWSGIServer):
                     connection.end_after_response()
             self._expire_connections()
             if passed >= self.config.drain_seconds - min(LAST_ANSWERS_SECONDS, self.config.drain_seconds / 2):
-                while self._parked:
-                    heapq.heappop(self._parked)[2].expire()
+                while self._suspended:
+                    heapq.heappop(self._suspended)[2].expire()
             over = closed and not self._doors.taking_in and not self._connections  # in this order
             if over or passed >= self.config.drain_seconds:
                 break
@@ -451,7 +453,7 @@ class Server(BaseWSGIServer):
             self.streams.stop()
         all_ended = self._crew.end(CUT_SECONDS)
         for connection in list(self._connections.values()):
-            if connection.parked is not None:
+            if connection.suspended is not None:
                 connection.give_up_parked()
                 self.close_connection(connection)
             elif not connection.busy:  # else it is the thread's, which is stuck in the app

@@ -71,7 +71,7 @@ class SlowClients:
             busy = [
                 connection
                 for connection in list(connections)
-                if connection.busy and not (connection.tunnelled or connection.relayed or connection.parked is not None)
+                if connection.busy and not (connection.tunnelled or connection.relayed or connection.suspended is not None)
             ]
             held = set(_held(busy))
             # Who moves a byte at a time is not seen to wait at each look, but is no faster for it.

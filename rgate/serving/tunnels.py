@@ -176,8 +176,8 @@ class TunnelRelay:
             return self.ended_first
         if idle_seconds > self._tunnel.idle_seconds:
             return "idle_seconds"
-        if self._tunnel.max_seconds is not None and now - self.opened > self._tunnel.max_seconds:
-            return "max_seconds"
+        if self._tunnel.max_duration_seconds is not None and now - self.opened > self._tunnel.max_duration_seconds:
+            return "max_duration_seconds"
         return ""
 
     def end(self, by: str) -> None:
@@ -185,8 +185,8 @@ class TunnelRelay:
         tunnel = self._tunnel
         tunnel.seconds = monotonic() - self.opened
         tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
-        tunnel.ended_by = by
-        acts: tuple[Callable[[], object], ...] = (partial(tunnel.on_end, tunnel), self._done, self.close_client)
+        tunnel.closed_by = by
+        acts: tuple[Callable[[], object], ...] = (partial(tunnel.on_close, tunnel), self._done, self.close_client)
         for act in acts:
             try:
                 act()

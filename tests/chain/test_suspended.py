@@ -1,4 +1,4 @@
-"""Parked: a response that begins later."""
+"""SuspendedResponse: a response that begins later."""
 
 from __future__ import annotations
 
@@ -46,48 +46,50 @@ def begun() -> Begun:
 
 
 @pytest.fixture
-def parked(exchange: Exchange, begun: Begun) -> SuspendedResponse:
+def suspended(exchange: Exchange, begun: Begun) -> SuspendedResponse:
     return SuspendedResponse(make_environ(exchange=exchange), 5, begun, begun.end)
 
 
 def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
-    exchange.parked = None  # as the server does
+    exchange.suspended = None  # as the server does
     return list(body)
 
 
-def test_it_stands_in_the_exchange(exchange: Exchange, parked: SuspendedResponse) -> None:
-    assert exchange.parked is parked
+def test_it_stands_in_the_exchange(exchange: Exchange, suspended: SuspendedResponse) -> None:
+    assert exchange.suspended is suspended
 
 
-@pytest.mark.parametrize(("wake", "in_time"), [(SuspendedResponse.wake, True), (SuspendedResponse.expire, False)])
-def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
+@pytest.mark.parametrize(("resume", "in_time"), [(SuspendedResponse.resume, True), (SuspendedResponse.expire, False)])
+def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
     told: list[str] = []
-    parked.attend(lambda: told.append("woken"))
-    wake(parked)
-    parked.wake()
-    parked.expire()
+    suspended.when_resumed(lambda: told.append("woken"))
+    wake(suspended)
+    suspended.resume()
+    suspended.expire()
     assert told == ["woken"]
-    assert resumed(exchange, parked) == [b"one", b"two"]
-    parked.close()
+    assert resumed(exchange, suspended) == [b"one", b"two"]
+    suspended.close()
     assert (begun.in_time, begun.ended, begun.closed) == ([in_time], 1, True)
 
 
-def test_woken_before_the_server_attends_it_is_told_of_at_once(parked: SuspendedResponse) -> None:
+def test_woken_before_the_server_attends_it_is_told_of_at_once(suspended: SuspendedResponse) -> None:
     told: list[str] = []
-    parked.wake()
-    parked.attend(lambda: told.append("woken"))
+    suspended.resume()
+    suspended.when_resumed(lambda: told.append("woken"))
     assert told == ["woken"]
 
 
-def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
-    parked.abandon()
+def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
+    suspended.cancel()
     with pytest.raises(ClientClosed):
-        resumed(exchange, parked)
+        resumed(exchange, suspended)
     assert (begun.in_time, begun.ended) == ([], 1)
 
 
-def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(parked: SuspendedResponse, begun: Begun) -> None:
-    assert list(parked) == [b"one", b"two"]
+def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(
+    suspended: SuspendedResponse, begun: Begun
+) -> None:
+    assert list(suspended) == [b"one", b"two"]
     assert begun.in_time == [False]
 
 
@@ -95,15 +97,15 @@ def test_parked_again_it_yields_nothing_and_then_what_comes(exchange: Exchange) 
     environ = make_environ(exchange=exchange)
     second = Begun()
     first = SuspendedResponse(environ, 5, lambda in_time: SuspendedResponse(environ, 5, second))
-    exchange.parked = None
+    exchange.suspended = None
     assert next(first) == b""
-    assert exchange.parked is not None and exchange.parked is not first
+    assert exchange.suspended is not None and exchange.suspended is not first
     assert resumed(exchange, first) == [b"one", b"two"]
 
 
-def test_closed_it_never_goes_on(exchange: Exchange, parked: SuspendedResponse, begun: Begun) -> None:
-    parked.close()
-    assert resumed(exchange, parked) == []
+def test_closed_it_never_goes_on(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
+    suspended.close()
+    assert resumed(exchange, suspended) == []
     assert (begun.in_time, begun.ended) == ([], 1)
 
 

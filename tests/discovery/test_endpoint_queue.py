@@ -28,7 +28,7 @@ class World:
         self.table.refresh()
         self.queue = EndpointQueue(lambda: self.now)
         self.queue.follow(self.table, backends or (BACKEND,), most)
-        self.parked: list[SuspendedResponse] = []
+        self.suspended: list[SuspendedResponse] = []
 
     def finds(self, *instances: Instance) -> None:
         self.source.instances = instances
@@ -40,18 +40,18 @@ class World:
         exchange = make_exchange()
         exchange.started = self.now if started is None else started
         environ = {**make_environ(exchange=exchange), CONNECTION_KEY: object()}
-        parked = self.queue.parked(environ, backend, lambda in_time: [], has_failed)
-        if parked is not None:
-            self.parked.append(parked)
-        return parked
+        suspended = self.queue.suspended(environ, backend, lambda in_time: [], has_failed)
+        if suspended is not None:
+            self.suspended.append(suspended)
+        return suspended
 
 
 @contextmanager
 def world(*backends: Backend, most: int = 100) -> Iterator[World]:
     made = World(*backends, most=most)
     yield made
-    for parked in made.parked:
-        parked.close()
+    for suspended in made.suspended:
+        suspended.close()
     assert not made.queue.waiting
     until(lambda: made.queue._thread is None, "the thread ends when nobody waits")
 
@@ -74,7 +74,7 @@ def test_backend_whose_loss_the_queue_is_just_being_told_of_is_waited_for() -> N
         made.queue.follow(table, [BACKEND], 100)  # it is told after the callback above
         made.source.instances = ()
         table.refresh()
-        assert [parked is not None for parked in asked] == [True]
+        assert [suspended is not None for suspended in asked] == [True]
 
 
 def test_backend_that_is_back_and_lost_again_is_waited_for_anew() -> None:
@@ -127,9 +127,9 @@ def test_they_are_let_go_in_the_order_of_their_start() -> None:
         made.finds()
         late, early = made.request(), made.request(started=made.now - 1.0)
         order: list[str] = []
-        for name, parked in (("late", late), ("early", early)):
-            assert parked is not None
-            parked.attend(lambda name=name: order.append(name))  # type: ignore[misc]
+        for name, suspended in (("late", late), ("early", early)):
+            assert suspended is not None
+            suspended.when_resumed(lambda name=name: order.append(name))  # type: ignore[misc]
         made.queue.proven("fixed")
         made.finds(HERE)
         until(lambda: len(order) == 2, "both are let go")
@@ -142,9 +142,9 @@ def test_a_crowd_is_not_let_go_at_once() -> None:
         crowd = [made.request() for _ in range(600)]
         made.queue.proven("fixed")
         made.finds(HERE)
-        until(lambda: any(parked and parked.woken for parked in crowd), "some are let go")
+        until(lambda: any(suspended and suspended.resumed for suspended in crowd), "some are let go")
         endpoint = made.queue.endpoints("fixed")[0]
         endpoint.state.active_exchanges.update(make_exchange() for _ in range(32))  # no room any more
-        woken = sum(1 for parked in crowd if parked and parked.woken)
+        woken = sum(1 for suspended in crowd if suspended and suspended.resumed)
         assert woken < 600
-        until(lambda: all(parked and parked.woken for parked in crowd), "but all in the end")
+        until(lambda: all(suspended and suspended.resumed for suspended in crowd), "but all in the end")

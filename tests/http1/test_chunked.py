@@ -19,7 +19,7 @@ def read(coded: bytes, step: int | None = None) -> tuple[bytes, bytes]:
         payload += reader.feed(block)
         at += len(block)
     assert reader.complete, "not complete"
-    return payload, reader.rest + coded[at:]
+    return payload, reader.trailing_data + coded[at:]
 
 
 VALID = {
@@ -50,7 +50,7 @@ def test_chunked_trailers_are_kept_as_lines() -> None:
     reader.feed(b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nHost: evil\r\n")
     assert not reader.complete
     reader.feed(b"\r\nnext")
-    assert (reader.trailers, reader.rest) == ([b"X-Sum: 1", b"Host: evil"], b"next")
+    assert (reader.trailers, reader.trailing_data) == ([b"X-Sum: 1", b"Host: evil"], b"next")
 
 
 def test_last_chunk_has_the_trailers() -> None:
@@ -127,9 +127,9 @@ def test_chunked_that_ends_early_is_not_complete(cut: int) -> None:
 def test_chunked_rest_is_what_stands_behind_the_body() -> None:
     reader = ChunkedDecoder()
     assert reader.feed(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n") == b"x"
-    assert reader.rest == b"GET / HTTP/1.1\r\n"
+    assert reader.trailing_data == b"GET / HTTP/1.1\r\n"
     assert reader.feed(b"more") == b""
-    assert reader.rest == b"more"
+    assert reader.trailing_data == b"more"
 
 
 def test_chunked_announced_size_costs_no_memory() -> None:
@@ -152,7 +152,7 @@ def test_chunked_any_split_gives_the_same_payload(blocks: list[bytes], data: st.
             rest += coded[begin:end]
             continue
         payload += reader.feed(coded[begin:end])
-        rest = reader.rest
+        rest = reader.trailing_data
     assert reader.complete
     assert (payload, rest) == (b"".join(blocks), b"next")
 
@@ -175,7 +175,7 @@ def test_chunked_random_bytes_read_the_same_in_pieces(coded: bytes, step: int) -
 def read_in(coded: bytes, size: int) -> tuple[bytes, bool, bytes]:
     reader = ChunkedDecoder(counts_framing=True)
     payload = b"".join(reader.feed(coded[at : at + size]) for at in range(0, len(coded), size) if not reader.complete)
-    return payload, reader.complete, reader.rest
+    return payload, reader.complete, reader.trailing_data
 
 
 SMALL_CHUNKS = st.lists(st.one_of(st.binary(min_size=1, max_size=20), st.sampled_from([b"\r\n", b"1\r\na\r\n", b"0\r\n\r\n"])))

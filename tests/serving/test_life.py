@@ -317,10 +317,10 @@ class ReloadTrigger:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         client = environ["rgate.connection"]
-        client.on_gone = self.gone.set
+        client.on_disconnect = self.gone.set
         self.running.set()
         passed(self.gone)
-        client.on_gone = None
+        client.on_disconnect = None
         start_response("200 OK", [])
         return []
 
@@ -336,7 +336,7 @@ def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callab
 
 
 def test_client_that_leaves_is_known_to_be_gone_before_anything_is_ended() -> None:
-    """Else what is ended might be another request's already: whoever takes `on_gone` away must be able to see it coming."""
+    """Else what is ended might be another request's already: whoever takes `on_disconnect` away must be able to see it coming."""
     seen: list[bool] = []
     ended = threading.Event()
     running = threading.Event()
@@ -345,13 +345,13 @@ def test_client_that_leaves_is_known_to_be_gone_before_anything_is_ended() -> No
         connection = environ["rgate.connection"]
 
         def end() -> None:
-            seen.append(connection.gone)
+            seen.append(connection.client_disconnected)
             ended.set()
 
-        connection.on_gone = end
+        connection.on_disconnect = end
         running.set()
         passed(ended)
-        connection.on_gone = None
+        connection.on_disconnect = None
         start_response("200 OK", [])
         return []
 
@@ -368,11 +368,11 @@ def test_client_that_sends_on_has_not_left() -> None:
     left = threading.Event()
 
     def watched(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["rgate.connection"].on_gone = left.set
+        environ["rgate.connection"].on_disconnect = left.set
         try:
             return app(environ, start_response)
         finally:
-            environ["rgate.connection"].on_gone = None
+            environ["rgate.connection"].on_disconnect = None
 
     with serving(watched) as server, RawClient(server.url) as client:
         client.send(get("/slow"))

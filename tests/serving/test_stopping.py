@@ -50,10 +50,10 @@ class ReloadTrigger:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         client = environ["rgate.connection"]
-        client.on_gone = self.gone.set
+        client.on_disconnect = self.gone.set
         self.running.set()
         passed(self.gone)
-        client.on_gone = None
+        client.on_disconnect = None
         start_response("200 OK", [])
         return []
 

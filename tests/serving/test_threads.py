@@ -61,7 +61,7 @@ def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
     working, gone = threading.Event(), threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["rgate.connection"].on_gone = gone.set
+        environ["rgate.connection"].on_disconnect = gone.set
         working.set()
         assert gone.wait(10), "nobody tells that the client is gone"
         start_response("200 OK", [])

@@ -96,7 +96,9 @@ def checked_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("limit", [{"idle_seconds": 0.05}, {"max_seconds": 0.05}, {"idle_seconds": 0.05, "max_seconds": 30}])
+@pytest.mark.parametrize(
+    "limit", [{"idle_seconds": 0.05}, {"max_duration_seconds": 0.05}, {"idle_seconds": 0.05, "max_duration_seconds": 30}]
+)
 def test_tunnel_past_a_limit_is_closed_on_both_sides(limit: dict[str, float], checked_often: None) -> None:
     ended: list[bytes] = []
     held = switching(lambda connection: ended.append(connection.read(1)))
@@ -115,19 +117,19 @@ def open_between(tunnel: Tunnel) -> TunnelRelay:
 
 
 @pytest.mark.parametrize(
-    ("idle_seconds", "max_seconds", "active", "now", "ends_by"),
+    ("idle_seconds", "max_duration_seconds", "active", "now", "ends_by"),
     [
         (10, None, 1_000, 1_009.9, ""),
         (10, None, 1_000, 1_010.1, "idle_seconds"),
         (10, None, 9_000, 9_009.9, ""),
         (10, 60, 1_055, 1_059.9, ""),
-        (10, 60, 1_059, 1_060.1, "max_seconds"),
+        (10, 60, 1_059, 1_060.1, "max_duration_seconds"),
     ],
 )
 def test_limits_count_from_the_last_byte_and_from_the_start(
-    idle_seconds: float, max_seconds: float | None, active: float, now: float, ends_by: str
+    idle_seconds: float, max_duration_seconds: float | None, active: float, now: float, ends_by: str
 ) -> None:
-    opened = open_between(Tunnel("websocket", idle_seconds, max_seconds))
+    opened = open_between(Tunnel("websocket", idle_seconds, max_duration_seconds))
     opened.active = active
     assert opened.overdue(now) == ends_by
     opened.end("stop")
@@ -135,14 +137,14 @@ def test_limits_count_from_the_last_byte_and_from_the_start(
 
 def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: pytest.LogCaptureFixture) -> None:
     told: list[Tunnel] = []
-    opened = open_between(Tunnel("websocket", 10, on_end=told.append))
+    opened = open_between(Tunnel("websocket", 10, on_close=told.append))
 
     def fail() -> None:
         raise RuntimeError("no")
 
     opened.close_client = fail
     opened.end("idle_seconds")
-    assert [tunnel.ended_by for tunnel in told] == ["idle_seconds"]
+    assert [tunnel.closed_by for tunnel in told] == ["idle_seconds"]
     assert "ending a tunnel failed" in caplog.text
     opened.client.sock.close()
 
@@ -173,18 +175,18 @@ def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
     all_tunnels = tunnels.Tunnels()
     all_tunnels.stop()
     told: list[Tunnel] = []
-    all_tunnels.add(open_between(Tunnel("websocket", 10, on_end=told.append)))
-    assert [tunnel.ended_by for tunnel in told] == ["stop"]
+    all_tunnels.add(open_between(Tunnel("websocket", 10, on_close=told.append)))
+    assert [tunnel.closed_by for tunnel in told] == ["stop"]
 
 
 def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
     told: list[Tunnel] = []
     all_tunnels = tunnels.Tunnels()
-    opened = open_between(Tunnel("websocket", 10, on_end=told.append))  # neither end is connected
+    opened = open_between(Tunnel("websocket", 10, on_close=told.append))  # neither end is connected
     all_tunnels.add(opened)
     eventually(lambda: told and not all_tunnels, "it is over")
     all_tunnels.stop()
-    assert [tunnel.ended_by for tunnel in told] == ["client"]
+    assert [tunnel.closed_by for tunnel in told] == ["client"]
 
 
 class ReloadTrigger:
@@ -218,7 +220,7 @@ def test_exchange_is_over_with_the_switch_and_its_endpoint_busy_until_the_end() 
         gone(live)
         tunnel = exchange.tunnel
         assert tunnel is not None
-        assert (tunnel.bytes_received, tunnel.bytes_sent, tunnel.ended_by) == (5, 5, "client")
+        assert (tunnel.bytes_received, tunnel.bytes_sent, tunnel.closed_by) == (5, 5, "client")
         assert tunnel.seconds > 0
 
 

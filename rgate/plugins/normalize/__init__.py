@@ -167,7 +167,7 @@ class _Answer:
         if self._passed:
             return body
         exchange = Exchange.of(self._environ)
-        if exchange.parked is not None:
+        if exchange.suspended is not None:
             return _Late(self, body, exchange)
         close: Callable[[], object] = getattr(body, "close", _nothing)
         blocks, size = self._blocks, sum(map(len, self._blocks))  # what the app has given to write()
@@ -208,7 +208,7 @@ class _Late:
     def __next__(self) -> bytes:
         if self._blocks is None:
             block = next(self._first, b"")
-            if self._exchange.parked is not None:
+            if self._exchange.suspended is not None:
                 return b""
             self._blocks = iter(self._answer.body(_Rest(block, self._first, _nothing)))
         return next(self._blocks)

@@ -25,7 +25,7 @@ class Parking:
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
-        self.parked: list[SuspendedResponse] = []
+        self.suspended: list[SuspendedResponse] = []
         self.ended = 0
         self.over: list[tuple[int, GatewayError | None]] = []
         self.app = ExchangeScope(self.park, self.park, {}, lambda exchange, error, hook="": None)
@@ -46,9 +46,9 @@ class Parking:
 
         if environ["RAW_URI"] == "/now":
             return go_on(True)
-        parked = SuspendedResponse(environ, self.seconds, go_on, self.end)
-        self.parked.append(parked)
-        return parked
+        suspended = SuspendedResponse(environ, self.seconds, go_on, self.end)
+        self.suspended.append(suspended)
+        return suspended
 
     def end(self) -> None:
         self.ended += 1
@@ -60,12 +60,12 @@ def test_requests_that_wait_hold_no_thread_and_go_on_with_all_that_they_had() ->
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]
         for number, client in enumerate(clients):
             client.send(POST % number)
-        eventually(lambda: len(app.parked) == 300)
+        eventually(lambda: len(app.suspended) == 300)
         assert server.threads == 2
         with RawClient(server.url) as other:
             assert other.get("/now").body == b"GET /now ", "others are served meanwhile"
-        for parked in app.parked:
-            parked.wake()
+        for suspended in app.suspended:
+            suspended.resume()
         for number, client in enumerate(clients):
             assert client.response().body == b"POST /%d hello" % number
             client.send(b"GET /now HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -85,7 +85,7 @@ def test_request_woken_before_its_thread_has_left_it_goes_on() -> None:
     def park(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = wake(environ, start_response)
         if isinstance(body, SuspendedResponse):
-            body.wake()
+            body.resume()
         return body
 
     app.app = ExchangeScope(park, park, {}, lambda exchange, error, hook="": None)
@@ -99,12 +99,12 @@ def test_what_a_client_has_sent_behind_a_request_that_waits_comes_after_it() -> 
     app = Parking()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1 + POST % 2)
-        eventually(lambda: app.parked)
+        eventually(lambda: app.suspended)
         client.send(b"GET /now HTTP/1.1\r\nHost: x\r\n\r\n")
-        app.parked[0].wake()
+        app.suspended[0].resume()
         assert client.response().body == b"POST /1 hello"
-        eventually(lambda: len(app.parked) == 2)
-        app.parked[1].wake()
+        eventually(lambda: len(app.suspended) == 2)
+        app.suspended[1].resume()
         assert client.response().body == b"POST /2 hello"
         assert client.response().body == b"GET /now "
 
@@ -114,7 +114,7 @@ def test_client_that_leaves_is_no_longer_waited_for(leave: Callable[[RawClient],
     app = Parking()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1)
-        eventually(lambda: app.parked)
+        eventually(lambda: app.suspended)
         leave(client)
         eventually(lambda: app.ended == 1)
         eventually(lambda: not server._connections)
@@ -126,10 +126,10 @@ def test_client_that_has_only_ended_its_side_has_its_answer() -> None:
     app = Parking()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1)
-        eventually(lambda: app.parked)
+        eventually(lambda: app.suspended)
         client.half_close()
         assert client.read(9) == b"HTTP/1.1 ", "it is tested with what comes next whatever the answer"
-        app.parked[0].wake()
+        app.suspended[0].resume()
         assert client.rest().endswith(b"\r\n\r\nPOST /1 hello")
     assert [status for status, _ in app.over] == [200]
 
@@ -138,7 +138,7 @@ def test_server_that_stops_answers_what_waits_in_time() -> None:
     app = Parking()
     with serving(app, drain_seconds=1.0) as server, RawClient(server.url) as client:
         client.send(POST % 1)
-        eventually(lambda: app.parked)
+        eventually(lambda: app.suspended)
         server.stop()
         assert client.response().status == 503
 
@@ -147,10 +147,10 @@ def test_request_that_waits_is_served_while_the_server_stops() -> None:
     app = Parking()
     with serving(app, drain_seconds=30.0) as server, RawClient(server.url) as client:
         client.send(POST % 1)
-        eventually(lambda: app.parked)
+        eventually(lambda: app.suspended)
         server.stop()
         eventually(lambda: server.draining)
-        app.parked[0].wake()
+        app.suspended[0].resume()
         assert client.response().status == 200
 
 
@@ -158,8 +158,8 @@ def test_body_that_is_still_coming_waits_with_its_request() -> None:
     app = Parking()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"a" * 100_000)
-        eventually(lambda: app.parked)
-        app.parked[0].wake()
+        eventually(lambda: app.suspended)
+        app.suspended[0].resume()
         client.send(b"b" * 100_000)
         assert client.response().body == b"POST /1 " + b"a" * 100_000 + b"b" * 100_000
         client.send(b"GET /now HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -173,9 +173,9 @@ def test_waiting_costs_no_thread_that_others_would_need() -> None:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(100)]
         for number, client in enumerate(clients):
             client.send(POST % number)
-        eventually(lambda: len(app.parked) == 100)
+        eventually(lambda: len(app.suspended) == 100)
         assert server.threads == 1
         assert not [thread for thread in threading.enumerate() if "connection" in thread.name]
-        for parked in app.parked:
-            parked.expire()
+        for suspended in app.suspended:
+            suspended.expire()
         assert {client.response().status for client in clients} == {503}
