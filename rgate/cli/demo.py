@@ -28,7 +28,7 @@ from ..plugin.registry import Registry
 
 __all__ = ["CONFIG", "SERVICES", "DemoUnavailable", "LocalProcesses", "backends"]
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = CHECKOUT / "config.yml"
 COMPOSE_FILE = CHECKOUT / "docker-compose.yml"
 SERVICES = (("payment", 1), ("orders", 2))

@@ -134,7 +134,7 @@ def test_skip_goes_on_without_the_middleware(
         )
     assert backend.requests == [(None, b"data")], "the backend was asked once, with the request as the client has sent it"
     assert backend.closed == (1 if isinstance(body, list) else 0)
-    (record,) = (record for record in caplog.records if record.name == "rgate.chain.plugin_guard")
+    (record,) = (record for record in caplog.records if record.name == "rgate.chain")
     assert "plugin 'mine' failed in rgate_middlewares, so this request goes on without it: " in record.getMessage()
     assert record.exc_info is not None
 
@@ -254,7 +254,7 @@ def test_disable_after_takes_the_middleware_out_and_says_so(caplog: pytest.LogCa
         assert running.readiness.notices == {"plugins": said}
         assert [client(running).get("/orders").data for _ in range(2)] == [b"hello"] * 2
     assert wrap.calls == 3
-    messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain.plugin_guard"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain"]
     assert messages == [f"{said}; a reload brings it back"]
 
 

@@ -60,10 +60,12 @@ def test_it_stands_in_the_exchange(exchange: Exchange, suspended: SuspendedRespo
 
 
 @pytest.mark.parametrize(("resume", "in_time"), [(SuspendedResponse.resume, True), (SuspendedResponse.expire, False)])
-def test_woken_it_goes_on_once(wake: Any, in_time: bool, exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
+def test_woken_it_goes_on_once(
+    resume: Any, in_time: bool, exchange: Exchange, suspended: SuspendedResponse, begun: Begun
+) -> None:
     told: list[str] = []
     suspended.when_resumed(lambda: told.append("woken"))
-    wake(suspended)
+    resume(suspended)
     suspended.resume()
     suspended.expire()
     assert told == ["woken"]

@@ -108,8 +108,9 @@ finally:
     assert found.returncode == 2 and "no URL of a gateway" in found.stderr, found.stderr
     loaded = set(found.stdout.split())
     assert {name for name in loaded if name.startswith("rgate.")} <= {
-        "rgate.cli.main",
-        "rgate.cli.main.healthcheck",
+        "rgate.cli",
+        "rgate.cli.healthcheck",
+        "rgate.serving",
         "rgate.serving.runtime_dir",
         "rgate.__main__",
     }

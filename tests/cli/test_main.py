@@ -31,7 +31,7 @@ from rgate.process.runner import serve, start_line
 from rgate.testing import ScriptedBackend, ScriptedConnection, answering, closed_port_url, http_response, make_gateway
 from rgate.version import VERSION
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 30
 
 

@@ -36,7 +36,7 @@ def reasons(snapshot: Snapshot) -> dict[str, str]:
 def test_set_aside_endpoint_leaves_the_candidates_until_it_is_taken_back(live: EndpointTable) -> None:
     a = endpoint(live, "a")
     before = live.snapshot
-    live.set_aside(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
     assert ids(live.snapshot, "payment") == ["b"]
     assert live.snapshot.excluded["payment"] == (ExcludedEndpoint(a, {"drain": "draining"}),)
     assert [e.id for e in live.snapshot.found["payment"]] == ["a", "b"]
@@ -48,8 +48,8 @@ def test_set_aside_endpoint_leaves_the_candidates_until_it_is_taken_back(live: E
 
 def test_set_aside_by_two_is_back_when_both_have_taken_it_back(live: EndpointTable) -> None:
     a = endpoint(live, "a")
-    live.set_aside(a, "drain", "draining")
-    live.set_aside(a, "ejection", "ejected")
+    live.exclude(a, "drain", "draining")
+    live.exclude(a, "ejection", "ejected")
     assert reasons(live.snapshot) == {"a": "draining; ejected"}
     live.readmit(a, "drain")
     assert ids(live.snapshot, "payment") == ["b"]
@@ -61,25 +61,25 @@ def test_set_aside_by_two_is_back_when_both_have_taken_it_back(live: EndpointTab
 
 def test_set_aside_all_leaves_none_but_last_resorts(live: EndpointTable) -> None:
     a, b = endpoint(live, "a"), endpoint(live, "b")
-    live.set_aside(a, "ejection", "ejected", last_resort=True)
+    live.exclude(a, "ejection", "ejected", last_resort=True)
     assert ids(live.snapshot, "payment") == ["b"], "a last resort is none while there is another"
-    live.set_aside(b, "drain", "draining")
+    live.exclude(b, "drain", "draining")
     assert ids(live.snapshot, "payment") == ["a"]
-    live.set_aside(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
     assert ids(live.snapshot, "payment") == [], "not everybody says that it is a last resort"
 
 
 def test_set_aside_on_trial_stays_among_the_candidates(live: EndpointTable) -> None:
     a = endpoint(live, "a")
-    live.set_aside(a, "ejection", "on trial", on_trial=True)
+    live.exclude(a, "ejection", "on trial", on_trial=True)
     assert ids(live.snapshot, "payment") == ["a", "b"]
     assert reasons(live.snapshot) == {"a": "on trial"}
-    live.set_aside(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
     assert ids(live.snapshot, "payment") == ["b"]
 
 
 def test_set_aside_outlives_lists_and_a_time_without_address(live: EndpointTable, source: Listing) -> None:
-    live.set_aside(endpoint(live, "a"), "drain", "draining")
+    live.exclude(endpoint(live, "a"), "drain", "draining")
     before = live.snapshot
     for instances in ([payment("a", 81), payment("b", 82), payment("c", 83)], [payment("a", reason="paused"), payment("b", 82)]):
         source.instances = instances
@@ -92,7 +92,7 @@ def test_set_aside_outlives_lists_and_a_time_without_address(live: EndpointTable
 
 
 def test_set_aside_is_forgotten_with_its_instance_and_with_its_address(live: EndpointTable, source: Listing) -> None:
-    live.set_aside(endpoint(live, "a"), "drain", "draining")
+    live.exclude(endpoint(live, "a"), "drain", "draining")
     source.instances = [payment("a", 91), payment("b", 82)]
     live.refresh()
     assert ids(live.snapshot, "payment") == ["a", "b"], "another address is another endpoint"
@@ -109,7 +109,7 @@ def test_set_aside_is_kept_while_a_source_has_not_listed_yet() -> None:
     listing = threading.Thread(target=live.refresh)
     listing.start()
     assert slow.began.wait(DEADLINE_SECONDS)
-    live.set_aside(endpoint(live, "a"), "drain", "draining")
+    live.exclude(endpoint(live, "a"), "drain", "draining")
     quick.instances = []
     live._loops["quick"].list_once()
     quick.instances = [payment("a", 81)]
@@ -122,7 +122,7 @@ def test_set_aside_is_kept_while_a_source_has_not_listed_yet() -> None:
 def test_set_aside_holds_for_every_backend_of_the_endpoint() -> None:
     both = table(Listing("l", payment("a")), backends=[PAYMENT, Backend("other", (("env", "production"),))])
     both.refresh()
-    both.set_aside(both.snapshot.found["payment"][0], "drain", "draining")
+    both.exclude(both.snapshot.found["payment"][0], "drain", "draining")
     assert (both.snapshot.endpoints["payment"], both.snapshot.endpoints["other"]) == ((), ())
 
 
@@ -133,9 +133,9 @@ def test_set_aside_is_told_like_what_discovery_finds(
     live.on_change(lambda changes: told.extend(map(str, changes)))
     a = endpoint(live, "a")
     with caplog.at_level(logging.INFO, "rgate.discovery.changes"):
-        live.set_aside(a, "ejection", "ejected: 5 faults in a row")
-        live.set_aside(a, "ejection", "on trial", on_trial=True)
-        live.set_aside(a, "drain", "draining")
+        live.exclude(a, "ejection", "ejected: 5 faults in a row")
+        live.exclude(a, "ejection", "on trial", on_trial=True)
+        live.exclude(a, "drain", "draining")
         live.readmit(a, "ejection")
         live.readmit(a, "drain")
     assert told == [
@@ -144,14 +144,14 @@ def test_set_aside_is_told_like_what_discovery_finds(
     ], "once out and once back, whoever has said so and however often"
     assert caplog.messages == told
     told.clear()
-    live.set_aside(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
     source.instances = [payment("b", 82)]
     live.refresh()
     assert told == ["backend payment: - name-of-a http://127.0.0.1:81 (draining)"], "what was out cannot go once more"
 
 
 def test_set_aside_endpoint_that_comes_back_is_told_as_not_usable(live: EndpointTable, source: Listing) -> None:
-    live.set_aside(endpoint(live, "a"), "drain", "draining")
+    live.exclude(endpoint(live, "a"), "drain", "draining")
     source.instances = [payment("a", reason="paused"), payment("b", 82)]
     live.refresh()
     told: list[str] = []
@@ -165,8 +165,8 @@ def test_on_swap_is_called_at_once_and_with_every_new_snapshot(live: EndpointTab
     seen: list[list[str]] = []
     live.on_snapshot(lambda snapshot: seen.append(ids(snapshot, "payment")))
     a = endpoint(live, "a")
-    live.set_aside(a, "drain", "draining")
-    live.set_aside(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
+    live.exclude(a, "drain", "draining")
     source.instances = [payment("a", 81), payment("b", 82, colour="blue")]
     live.refresh()
     live.refresh()
@@ -179,6 +179,6 @@ def test_on_swap_callback_that_raises_stops_nothing(live: EndpointTable, caplog:
         raise RuntimeError("broken callback")
 
     live.on_snapshot(broken)
-    live.set_aside(endpoint(live, "a"), "drain", "draining")
+    live.exclude(endpoint(live, "a"), "drain", "draining")
     assert ids(live.snapshot, "payment") == ["b"]
     assert caplog.text.count("RuntimeError: broken callback") == 2

@@ -109,7 +109,7 @@ def test_changes_are_told_when_the_next_table_is_in_force_and_once(running: Star
 def test_what_is_set_aside_stays_so_and_is_taken_back_by_who_knows_the_old_table(running: Start) -> None:
     before = running(first(Same("s", payment("a", 81), payment("b", 82))))
     a = before.snapshot.found["payment"][0]
-    before.set_aside(a, "drain", "draining")
+    before.exclude(a, "drain", "draining")
     after = running(successor(before, Same("s")))
     assert ids(after.snapshot, "payment") == ["b"]
     after.take_over(before)

@@ -278,7 +278,7 @@ def test_stale_connection_closed_while_it_rested_is_nobodys_problem(request_: by
 
 def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the backend closed its connections just after they had been looked at."""
-    monkeypatch.setattr("rgate.forwarding.upstream._Exchanging.is_quiet", lambda connection: True)
+    monkeypatch.setattr("rgate.forwarding.upstream._RawConnection.is_quiet", lambda connection: True)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])

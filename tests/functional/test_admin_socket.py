@@ -170,7 +170,7 @@ def test_directory_that_cannot_be_used_is_told_once_by_all_workers_and_requests_
 
 NOWHERE_ELSE = """
 import runpy, sys
-import rgate.runtime_dir
+import rgate.serving.runtime_dir
 rgate.serving.runtime_dir.directories = lambda environ=None: ["/" + "x" * 120]
 sys.argv = sys.argv[2:]
 sys.orig_argv = [sys.executable, *sys.argv]

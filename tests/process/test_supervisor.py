@@ -14,7 +14,7 @@ ASKING = """
 import os, threading
 from rgate.config.models import ServerConfig
 from rgate.serving.listeners import Listeners
-from rgate.serving.supervisor import Supervisor
+from rgate.process.supervisor import Supervisor
 from rgate.runtime.worker_channel import WorkerChannel
 
 def say(line):
@@ -26,7 +26,7 @@ def main(index, first_time, channel):
     siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
     siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})
     if index == 2:  # the others are there already
-        while not siblings.ask("note", "all of it: 100 %", timeout_seconds=20):
+        while not siblings.broadcast("note", "all of it: 100 %", timeout_seconds=20):
             pass
         say("and worker 2 has its answer")
         os.kill(os.getppid(), 15)

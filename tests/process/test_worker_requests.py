@@ -32,7 +32,7 @@ def workers() -> Workers:
 
 
 def test_question_is_over_when_the_last_has_answered(workers: Workers) -> None:
-    assert workers.broadcast(0, 1)
+    assert workers.ask(0, 1)
     assert workers.sent == [(0, "ask 1 reload"), (1, "ask 1 reload")]
     workers.questions.answered(0, "1", "")
     assert workers.finished == []
@@ -42,14 +42,14 @@ def test_question_is_over_when_the_last_has_answered(workers: Workers) -> None:
 
 def test_question_that_reaches_nobody_is_none(workers: Workers) -> None:
     workers.gone = {0}
-    assert not workers.broadcast(0)
-    assert not workers.broadcast()
+    assert not workers.ask(0)
+    assert not workers.ask()
     assert workers.finished == []
 
 
 def test_worker_that_ends_answers_nothing_any_more(workers: Workers) -> None:
-    workers.broadcast(0, 1)
-    workers.broadcast(1)
+    workers.ask(0, 1)
+    workers.ask(1)
     workers.questions.lost(1)
     assert workers.finished == [None]
     workers.questions.answered(0, "1", "")
@@ -57,7 +57,7 @@ def test_worker_that_ends_answers_nothing_any_more(workers: Workers) -> None:
 
 
 def test_answer_of_who_was_not_asked_and_one_too_many_do_nothing(workers: Workers) -> None:
-    workers.broadcast(0)
+    workers.ask(0)
     workers.questions.answered(5, "1", "")
     workers.questions.answered(0, "77", "")
     assert workers.finished == []

@@ -288,10 +288,10 @@ def test_options_are_the_routes_own_or_else_the_gateways() -> None:
 
 def test_keep_goes_on_in_the_next_gateway_while_the_key_is_equal() -> None:
     first = make_gateway()
-    kept = first.keep("counts", ("a", 1), list)
-    assert first.keep("counts", ("a", 1), list) is kept
-    assert build(first.config, first.registry, first).keep("counts", ("a", 1), list) is kept
-    assert build(first.config, first.registry, first).keep("counts", ("a", 2), list) is not kept
+    kept = first.resource("counts", ("a", 1), list)
+    assert first.resource("counts", ("a", 1), list) is kept
+    assert build(first.config, first.registry, first).resource("counts", ("a", 1), list) is kept
+    assert build(first.config, first.registry, first).resource("counts", ("a", 2), list) is not kept
 
 
 def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:

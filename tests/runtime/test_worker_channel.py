@@ -22,7 +22,7 @@ def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_ask_without_siblings_is_answered_at_once() -> None:
-    assert WorkerChannel().ask("anything", timeout_seconds=0)
+    assert WorkerChannel().broadcast("anything", timeout_seconds=0)
 
 
 def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
@@ -133,10 +133,10 @@ def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.s
 def test_actions_are_those_of_the_gateway_that_has_taken_over(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
     before = WorkerChannel()
-    before.answer("who", lambda _: "before")
+    before.on_command("who", lambda _: "before")
     before.connect(worker)
     after = WorkerChannel(before)
-    after.answer("who", lambda _: "after")
+    after.on_command("who", lambda _: "after")
     for answer in (b"before", b"after"):
         supervisor.sendall(b"ask 1 who\n")
         assert supervisor.recv(100) == b"done 1 " + answer + b"\n"

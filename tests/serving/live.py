@@ -23,8 +23,8 @@ App = Callable[..., Iterable[bytes]]
 @contextmanager
 def serving(app: App, **config: Any) -> Iterator[Server]:
     """A running server. It is stopped, drained and looked at for leaks at the end."""
-    condition = getattr(app, "condition", None)  # a gateway has one
-    server = Server(app, ServerConfig(**{"port": 0, "threads": 2, "drain_seconds": 5.0, **config}), condition=condition)
+    condition = getattr(app, "readiness", None)  # a gateway has one
+    server = Server(app, ServerConfig(**{"port": 0, "threads": 2, "drain_seconds": 5.0, **config}), readiness=condition)
     thread = threading.Thread(target=server.run, name="test-server")
     thread.start()
     try:

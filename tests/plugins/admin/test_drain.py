@@ -44,8 +44,8 @@ def test_drained_endpoint_gets_no_new_requests_until_it_is_undone(local: Client,
     assert answers(local) == {b"2"}
     shown: Any = local.get("/-/backends").json
     (first, second) = shown["backends"][0]["endpoints"]
-    assert (first["in_use"], first["set_aside"]) == (False, {"drain": "drained by an operator"})
-    assert (second["in_use"], second["set_aside"]) == (True, {})
+    assert (first["in_use"], first["excluded"]) == (False, {"drain": "drained by an operator"})
+    assert (second["in_use"], second["excluded"]) == (True, {})
     local.post("/-/drain", query_string={"endpoint": named, "undo": ""})
     assert answers(local) == {b"1", b"2"}
 
@@ -124,13 +124,13 @@ class Worker:
         gateway.workers = self  # type: ignore[assignment]
         self.drain = Drain(gateway)
 
-    def answer(self, topic: str, action: Any) -> None:
+    def on_command(self, topic: str, action: Any) -> None:
         self.actions[topic] = action
 
     def on_connect(self, action: Any) -> None:
         self.connected = action
 
-    def ask(self, topic: str, argument: str = "") -> bool:
+    def broadcast(self, topic: str, argument: str = "") -> bool:
         for other in self.others:
             other.actions[topic](argument)
         self.asked.set()

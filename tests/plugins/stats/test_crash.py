@@ -15,12 +15,12 @@ from .traffic import success_of
 
 SERVING = """
 import sys, threading, time
-from rgate.plugins.stats.pending import Pending
+from rgate.plugins.stats.aggregator import Aggregator
 from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.store import Store
 from tests.plugins.stats.traffic import finished
 pause = threading.Event()
-recorder = Recorder(Store("sqlite:///" + sys.argv[1]), Pending(), flush_seconds=0.2)
+recorder = Recorder(Store("sqlite:///" + sys.argv[1]), Aggregator(), flush_seconds=0.2)
 with recorder:
     for number in range(1, 10**9):
         recorder.pending.record(finished(ms=1 + number % 50))

@@ -393,7 +393,7 @@ def test_postgresql_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
 ADDING = """
 import sys
 from rgate.plugins.stats.store import Store
-from rgate.plugins.stats.trouble import Trouble
+from rgate.plugins.stats.storage_error import StorageError
 from tests.plugins.stats.traffic import NOON_MINUTE, Clock, counted
 store = Store("sqlite:///" + sys.argv[1], wall=Clock())
 for at in range(16):
@@ -403,7 +403,7 @@ for at in range(16):
             try:
                 step()
                 break
-            except Trouble as trouble:
+            except StorageError as trouble:
                 assert trouble.state == "locked", trouble
         else:
             raise SystemExit("locked for twenty seconds")
