@@ -118,7 +118,7 @@ class ConcurrencyLimit:
         if count - self._held < most:
             return
         words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
-        _log.warning(words, self._name, most, extra={"about": self._name})
+        _log.warning(words, self._name, most, extra={"dedup_key": self._name})
         raise Overloaded(f"{self._name}: {most} requests in flight")
 
 

@@ -24,7 +24,7 @@ from ..forwarding.forwarder import Forwarder
 from ..forwarding.probe import probe
 from ..forwarding.upstream import UpstreamPools
 from ..http1.cache import MemoryUse, memory_use
-from ..log import trouble
+from ..log import loss_reasons
 from ..plugin.hookspecs import SelectionPolicy
 from ..plugin.registry import Registry
 from ..plugins import BUILTIN
@@ -199,7 +199,7 @@ class Gateway:
         """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end, and
         of lines that are lost. The core's own."""
         ending = self.tls.remind(time()) if self.tls is not None else ""
-        for name, notice in (("certificates", ending), ("log", trouble())):
+        for name, notice in (("certificates", ending), ("log", loss_reasons())):
             if notice:
                 self.readiness.notices[name] = notice
             else:

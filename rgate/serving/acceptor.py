@@ -139,7 +139,7 @@ class Acceptor:
                     return False
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     why = error.strerror
-                    _log.error("cannot accept connections at present: %s", why, extra={"about": why})
+                    _log.error("cannot accept connections at present: %s", why, extra={"dedup_key": why})
                     self.shut()
                     self._make_room()
                     self._open_again = monotonic() + PAUSE_SECONDS

@@ -156,7 +156,7 @@ class AdminServer:
                 self._server = self._listening()
             except OSError as error:
                 why = error.strerror or str(error)
-                _log.warning("%s: cannot listen on %s: %s", self._name, self._host, why, extra={"about": (self._host, why)})
+                _log.warning("%s: cannot listen on %s: %s", self._name, self._host, why, extra={"dedup_key": (self._host, why)})
                 self._over.wait(AGAIN_SECONDS)
                 continue
             if self._over.is_set():  # and only the one before has been stopped

@@ -54,7 +54,7 @@ class SocketLoop(ABC, Generic[_T]):
         try:
             thread.start()
         except RuntimeError as error:
-            _log.error("cannot start the thread %s: %s", self._name, error, extra={"about": str(error)})
+            _log.error("cannot start the thread %s: %s", self._name, error, extra={"dedup_key": str(error)})
             self._epoll.close()
             os.close(self._wake)
             return None

@@ -30,7 +30,7 @@ from werkzeug.serving import BaseWSGIServer
 from ..errors import Overloaded
 from ..http1.client_address import TrustedProxies, normalize_address
 from ..http1.request import RequestParser
-from ..log import about
+from ..log import exception_key
 from ..tls.server_context import ServerTLS
 from .acceptor import Acceptor
 from .connection import Connection
@@ -274,7 +274,7 @@ class Server(BaseWSGIServer):
                 try:
                     open_ = connection.advance()
                 except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread
-                    _log.exception("a connection failed", extra={"about": about(error)})
+                    _log.exception("a connection failed", extra={"dedup_key": exception_key(error)})
                     open_ = False
                 if not open_:
                     if connection.suspended is not None:

@@ -111,7 +111,7 @@ class SlowClients:
             connection.cut()
         if cut:
             words = "%d clients were cut: of %d that held up their requests, which is too many, or too many of one address"
-            _log.warning(words, len(cut), len(held), extra={"about": ""})
+            _log.warning(words, len(cut), len(held), extra={"dedup_key": ""})
 
 
 def _held(connections: Collection[Connection]) -> list[Connection]:

@@ -65,7 +65,7 @@ class Spool:
         where = self.directory or "the system's temporary directory"
         why = error.strerror or str(error)
         words = "cannot spool request bodies in %s: %s; slow uploads hold threads instead (server.spool_directory)"
-        _log.warning(words, where, why, extra={"about": why})
+        _log.warning(words, where, why, extra={"dedup_key": why})
 
 
 class SpooledBody:

@@ -14,7 +14,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from ..log import about
+from ..log import exception_key
 from .event_loop import SocketLoop
 from .response import Waits
 
@@ -135,7 +135,7 @@ class Streams(SocketLoop["Connection"]):
                 stream.due = now + seconds
                 self._next_check = min(self._next_check, stream.due)
         except Exception as error:
-            _log.exception("a stream failed", extra={"about": about(error)})
+            _log.exception("a stream failed", extra={"dedup_key": exception_key(error)})
             self._leave(stream)
             response.give_up()
             connection.resume()

@@ -137,7 +137,7 @@ class ThreadPool:
             self._workers.discard(worker)
             self.ceiling = len(self._workers)
             words = "cannot start another thread: %s; with %d there are, the slowest clients are cut sooner"
-            _log.error(words, error, len(self._workers), extra={"about": str(error)})
+            _log.error(words, error, len(self._workers), extra={"dedup_key": str(error)})
             return False
         finally:
             threading.stack_size(before)

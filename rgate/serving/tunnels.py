@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from ..log import about
+from ..log import exception_key
 from ..tls.stream import TLSStream
 from .event_loop import SocketLoop
 
@@ -191,7 +191,7 @@ class TunnelRelay:
             try:
                 act()
             except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread of all tunnels
-                _log.exception("ending a tunnel failed", extra={"about": about(error)})
+                _log.exception("ending a tunnel failed", extra={"dedup_key": exception_key(error)})
 
 
 class Tunnels(SocketLoop[TunnelRelay]):
@@ -266,7 +266,7 @@ class Tunnels(SocketLoop[TunnelRelay]):
         except _Lost as lost:
             self._end(tunnel, lost.args[0])
         except Exception as error:
-            _log.exception("a tunnel failed", extra={"about": about(error)})
+            _log.exception("a tunnel failed", extra={"dedup_key": exception_key(error)})
             self._end(tunnel, side.name)
 
     @staticmethod

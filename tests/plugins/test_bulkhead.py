@@ -183,7 +183,7 @@ def test_operator_is_told_which_backend_is_at_its_limit(hung: Hanging, caplog: p
             assert_error(client(gateway).get("/hung"), 503, "overloaded")
     words = "backend 'hung': 2 requests in flight, which is max_in_flight; more are answered 503"
     told = [record for record in caplog.records if record.name == "rgate.plugins.bulkhead"]
-    assert [(record.getMessage(), record.__dict__["about"]) for record in told] == [(words, "backend 'hung'")] * 5
+    assert [(record.getMessage(), record.__dict__["dedup_key"]) for record in told] == [(words, "backend 'hung'")] * 5
 
 
 @pytest.mark.parametrize(("backends", "expected"), [(1, 100), (2, 80), (3, 80)])

@@ -104,7 +104,7 @@ class Recorder:
         try:
             self.flush_siblings()
         except Exception as error:
-            _log.exception("statistics: the other processes could not be asked to save", extra={"about": repr(error)})
+            _log.exception("statistics: the other processes could not be asked to save", extra={"dedup_key": repr(error)})
         self.pending.fold()
         report = Report(query)
         with self._at_store() as free:
@@ -174,7 +174,7 @@ class Recorder:
                 self.flush()
                 self._tidy()
             except Exception as error:
-                _log.exception("statistics: writing failed; trying on", extra={"about": repr(error)})
+                _log.exception("statistics: writing failed; trying on", extra={"dedup_key": repr(error)})
 
     def _tidy(self) -> None:
         """Once a minute: add what is over up into hours and days, and drop what is past its age, a little at a time."""
