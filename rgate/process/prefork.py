@@ -58,7 +58,7 @@ class PreforkGateway:
         before.close(after)
         self.gateway = after
         configure(after.config.log.level, after.config.log.format)
-        after.readiness.notices.pop(NOTICE, None)
+        after.readiness.warnings.pop(NOTICE, None)
         self._source.note(after)
         freeze()
 
@@ -72,4 +72,4 @@ class PreforkGateway:
         """All workers have it, or it is refused."""
         self._watching.concluded(problems, asked)
         if problems:
-            self.gateway.readiness.notices[NOTICE] = refusal(problems)
+            self.gateway.readiness.warnings[NOTICE] = refusal(problems)

@@ -324,7 +324,7 @@ class _Worker(_ServerProcess):
         return problems
 
     def _note_refused(self, problems: str) -> None:
-        self.gateway.readiness.notices[NOTICE] = refusal(problems)
+        self.gateway.readiness.warnings[NOTICE] = refusal(problems)
 
     def up(self) -> None:
         workers = self.gateway.workers

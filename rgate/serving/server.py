@@ -47,8 +47,8 @@ from .slow_clients import SlowClients
 from .sockets import sockname
 from .spool import Spool
 from .stream_relay import Streams
+from .thread_per_connection import ThreadPerConnection
 from .thread_pool import ThreadPool
-from .threads import ThreadPerConnection
 from .tls_connection import RedirectConnection, TLSConnection
 from .tunnels import TunnelRelay, Tunnels
 
@@ -113,7 +113,7 @@ class Server(BaseWSGIServer):
         self.template: dict[str, Any] = template(
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
-        self.readiness.load = self._load
+        self.readiness.server.open_counts = self._load
         self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
         self.spool = Spool(*self._spool_limits(config))
@@ -201,7 +201,7 @@ class Server(BaseWSGIServer):
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
-        self._doors.open()
+        self._doors.resume()
         self._crew.start()
         try:
             self._run_ticks()
@@ -224,7 +224,7 @@ class Server(BaseWSGIServer):
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
         self.spool.change(*self._spool_limits(config))
         if isinstance(self._crew, ThreadPool):
-            self._crew.most = _most_threads(config)
+            self._crew.max_threads = _most_threads(config)
         self._doors.write_seconds = config.write_seconds
         self.tls, self.config = tls, config
         self.app = app
@@ -261,7 +261,7 @@ class Server(BaseWSGIServer):
             elif event & (GONE | FAILED):
                 connection.note_end()
         else:
-            self._doors.knock(fd)
+            self._doors.accept_ready(fd)
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
@@ -367,17 +367,17 @@ class Server(BaseWSGIServer):
     def _run_ticks(self) -> None:
         while not self._stop.wait(self._tick_seconds):
             self._tick()
-            self._doors.look(self.now)
+            self._doors.resume_if_due(self.now)
             if self._beats():
                 self._expire_connections()
 
     def _tick(self) -> None:
         self.ticks += 1
         self.now = monotonic()
-        quiet = self._crew.look(self.now)
-        self.readiness.calm = self._crew.calm
+        quiet = self._crew.resize(self.now)
+        self.readiness.server.saturated = self._crew.saturated
         ceiling = self._crew.ceiling
-        self.readiness.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
+        self.readiness.server.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
         for connection, due in list(self._half_closed.items()):
             if due <= self.now:
@@ -421,16 +421,16 @@ class Server(BaseWSGIServer):
         self._drain_began = monotonic()
         self.draining = True
         if self._lent:
-            self._doors.leave()
+            self._doors.hand_off()
         else:
-            self._doors.shut()
+            self._doors.pause()
         closed = False
         pause = threading.Event()
         while True:
             self._tick()
             self._beats()
             passed = self.now - self._drain_began
-            closed = closed or self._doors.close_behind_the_last(wait=passed < LAST_HANDSHAKES_SECONDS)
+            closed = closed or self._doors.drain_and_close(wait=passed < LAST_HANDSHAKES_SECONDS)
             for connection in list(self._connections.values()):
                 if connection.busy:
                     connection.end_after_response()
@@ -438,7 +438,7 @@ class Server(BaseWSGIServer):
             if passed >= self.config.drain_seconds - min(LAST_ANSWERS_SECONDS, self.config.drain_seconds / 2):
                 while self._suspended:
                     heapq.heappop(self._suspended)[2].expire()
-            over = closed and not self._doors.taking_in and not self._connections  # in this order
+            over = closed and not self._doors.accepting and not self._connections  # in this order
             if over or passed >= self.config.drain_seconds:
                 break
             pause.wait(BUSY_TICK_SECONDS)
@@ -451,7 +451,7 @@ class Server(BaseWSGIServer):
             connection.cut()
         if self.streams is not None:
             self.streams.stop()
-        all_ended = self._crew.end(CUT_SECONDS)
+        all_ended = self._crew.shutdown(CUT_SECONDS)
         for connection in list(self._connections.values()):
             if connection.suspended is not None:
                 connection.give_up_parked()

@@ -153,7 +153,7 @@ def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: 
         with gateway.running():
             assert client(gateway).get("/-/live").status_code == 200
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == gateway.readiness.notices["admin"]
+    assert told == gateway.readiness.warnings["admin"]
     assert "no admin socket" in told and "not this user's alone" in told and "more than 96 bytes" in told
     assert "make one of these directories writable, or set plugins.admin.address" in told
 

@@ -204,7 +204,7 @@ def test_slow_clients_are_cut_when_there_are_no_more_threads_to_be_had(monkeypat
 
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 1_000}
     with serving(app, drain_seconds=0.1, **limits) as server:
-        monkeypatch.setattr("rgate.serving.thread_pool._Worker.start", start_few)
+        monkeypatch.setattr("rgate.serving.thread_pool._PoolThread.start", start_few)
         with slow(server, 12, KINDS["slow readers"], staying=3), RawClient(server.url) as client:
             assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
             assert server.threads <= 6

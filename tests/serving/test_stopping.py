@@ -198,7 +198,7 @@ def test_stop_serves_who_has_connected_and_was_not_accepted_yet(
 ) -> None:
     server, thread = running(echo, drain_seconds=5)
     eventually(lambda: server.threads)
-    server._doors.shut()
+    server._doors.pause()
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]  # more than are accepted at once
         for client in clients:
@@ -326,7 +326,7 @@ def test_retire_serves_those_that_only_it_may_have_been_told_of(
     server, thread = running(echo)
     with server.listeners.main[0].dup():  # the next gateway's
         eventually(lambda: server.threads)
-        server._doors.shut()
+        server._doors.pause()
         with RawClient(server.url) as client:
             client.send(get("/"))
             server.retire()

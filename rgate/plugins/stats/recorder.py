@@ -47,7 +47,7 @@ class Recorder:
 
     `flush_siblings` is called before every report. Where several processes share the database it is set to have the
     others `flush()`, so that the report holds their exchanges too; what it raises is logged. Default: nothing to do.
-    `notices` has the trouble with the database under "statistics" while there is some.
+    `warnings` has the trouble with the database under "statistics" while there is some.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Recorder:
     ) -> None:
         self.pending = pending
         self.flush_siblings: Callable[[], object] = lambda: None
-        self.notices: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
         self._store = store
         self._store_lock = threading.Lock()
         self._flush_seconds = flush_seconds
@@ -157,14 +157,14 @@ class Recorder:
             self._state, self._since = trouble.state, now
         if trouble.state != self._told and (not locked or now - self._since >= _LOCKED_SECONDS):
             self._told = trouble.state
-            self.notices["statistics"] = f"database {trouble.state}: {trouble}"
+            self.warnings["statistics"] = f"database {trouble.state}: {trouble}"
             _log.warning("statistics: database %s (%s); counts wait in memory", trouble.state, trouble)
 
     def _recovered(self) -> None:
         self._state = "ok"
         if self._told:
             self._told = ""
-            self.notices.pop("statistics", None)
+            self.warnings.pop("statistics", None)
             _log.warning("statistics: database ok again")
 
     def _write_regularly(self) -> None:
