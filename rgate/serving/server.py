@@ -34,7 +34,7 @@ from ..log import exception_key
 from ..tls.server_context import ServerTLS
 from .acceptor import Acceptor
 from .connection import Connection
-from .connection_limits import TURNED_AWAY, ConnectionLimits
+from .connection_limits import MAX_REJECTING, ConnectionLimits
 from .environ import template
 from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
 from .heap import Heap
@@ -197,7 +197,7 @@ class Server(BaseWSGIServer):
     @property
     def is_crowded(self) -> bool:
         """Whether there are more connections than may be."""
-        return len(self._connections) > self.admission.most
+        return len(self._connections) > self.admission.max_connections
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
@@ -218,11 +218,11 @@ class Server(BaseWSGIServer):
         change. Limits and timeouts are those of `config` when they are looked at next. From any thread.
         """
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
-        self.admission.change(config, self.trusted_proxies)
+        self.admission.reconfigure(config, self.trusted_proxies)
         self.requests = self._requests(config)
-        self._slow_clients.change(config, self.trusted_proxies)
+        self._slow_clients.reconfigure(config, self.trusted_proxies)
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
-        self.spool.change(*self._spool_limits(config))
+        self.spool.reconfigure(*self._spool_limits(config))
         if isinstance(self._crew, ThreadPool):
             self._crew.max_threads = _most_threads(config)
         self._doors.write_seconds = config.write_seconds
@@ -335,7 +335,7 @@ class Server(BaseWSGIServer):
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
         if connection.counted:
-            self.admission.leave(connection.counted)
+            self.admission.release(connection.counted)
         connection.close()
 
     def wait_to_send(self, connection: Connection) -> None:
@@ -349,12 +349,12 @@ class Server(BaseWSGIServer):
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
-            error = Overloaded(f"more than {self.admission.most} connections")
-        elif not waits and not self.admission.enter(connection):
+        if not self.admission.make_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
+            error = Overloaded(f"more than {self.admission.max_connections} connections")
+        elif not waits and not self.admission.acquire(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
-            too_many = len(self._connections) > self.admission.most + TURNED_AWAY
+            too_many = len(self._connections) > self.admission.max_connections + MAX_REJECTING
             if waits or too_many or not connection.turn_away(error):
                 self.close_connection(connection)
                 return
@@ -392,14 +392,14 @@ class Server(BaseWSGIServer):
             return False
         self._beaten = self.now
         self.beat()
-        self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
+        self._heap.trim_if_due(self.now, idle=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
     def _held_up(self, most: int | None) -> int:
         return self._slow_clients.count(self._connections.values(), most)
 
     def _make_room(self) -> None:
-        self.admission.make_room(self._connections.values(), self.now)
+        self.admission.evict(self._connections.values(), self.now)
 
     def _expire_connections(self) -> None:
         """Give up waiting where a deadline has passed, or at the end, for a request that nothing has come of."""

@@ -105,7 +105,7 @@ def test_page_says_fixed_limits_as_they_are() -> None:
         f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
         in PAGE
     )
-    assert f"requests for at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
+    assert f"requests for at least {slow_clients.GRACE_SECONDS:g} seconds)" in PAGE
 
 
 def test_page_says_how_to_report_and_whom_to_trust() -> None:
