@@ -1,4 +1,4 @@
-"""How many tunnels there may be and for how long, what a stop does with them, and what is told of them."""
+"""Tunnels: their number, their limits of time, how they end at a stop, and what plugins learn of them."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_cap_of_all_bounds_a_route_that_says_more() -> None:
         gone(live)
 
 
-def test_cap_of_none_leaves_other_requests_alone() -> None:
+def test_cap_of_zero_does_not_affect_other_requests() -> None:
     options = {"websocket": {"max_tunnels": 0}}
     with ScriptedBackend() as backend, tunnelling(backend, options=options) as live, RawClient(live.url) as client:
         assert ask(client).status == 503
         assert client.get("/").status == 200
 
 
-def test_place_is_free_again_after_every_failure() -> None:
+def test_cap_counts_no_upgrade_that_failed() -> None:
     answers = {
         403: http_response(b"no", "403 Forbidden"),
         502: b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
@@ -112,7 +112,7 @@ def open_between(tunnel: Tunnel) -> TunnelRelay:
     client, backend = socket.socket(), socket.socket()
     opened = TunnelRelay(tunnel, client, backend, b"", backend.close)
     opened.close_client = client.close
-    opened.opened = opened.active = 1_000.0
+    opened.opened_at = opened.active_at = 1_000.0
     return opened
 
 
@@ -130,12 +130,12 @@ def test_limits_count_from_the_last_byte_and_from_the_start(
     idle_seconds: float, max_duration_seconds: float | None, active: float, now: float, ends_by: str
 ) -> None:
     opened = open_between(Tunnel("websocket", idle_seconds, max_duration_seconds))
-    opened.active = active
-    assert opened.overdue(now) == ends_by
+    opened.active_at = active
+    assert opened.expiry_reason(now) == ends_by
     opened.end("stop")
 
 
-def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_a_tunnel_calls_every_callback_even_if_one_fails(caplog: pytest.LogCaptureFixture) -> None:
     told: list[Tunnel] = []
     opened = open_between(Tunnel("websocket", 10, on_close=told.append))
 
@@ -149,7 +149,7 @@ def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: 
     opened.client.sock.close()
 
 
-def test_stop_gives_tunnels_their_time_and_closes_them_then() -> None:
+def test_stop_lets_tunnels_run_for_the_drain_time_and_closes_them_then() -> None:
     ended: list[bytes] = []
     held = switching(lambda connection: ended.append(connection.read(5)))
     with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=2) as live, open_tunnel(live) as client:
@@ -171,7 +171,7 @@ def test_stop_waits_no_longer_than_the_last_tunnel() -> None:
         gone(live)
 
 
-def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
+def test_tunnel_added_after_the_stop_is_rejected() -> None:
     all_tunnels = tunnels.Tunnels()
     all_tunnels.stop()
     told: list[Tunnel] = []
@@ -179,7 +179,7 @@ def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
     assert [tunnel.closed_by for tunnel in told] == ["stop"]
 
 
-def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
+def test_tunnel_whose_sockets_are_not_connected_ends_once() -> None:
     told: list[Tunnel] = []
     all_tunnels = tunnels.Tunnels()
     opened = open_between(Tunnel("websocket", 10, on_close=told.append))  # neither end is connected
