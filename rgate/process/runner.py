@@ -75,7 +75,7 @@ def serve(
 
         def work(index: int, first_time: bool, channel: socket.socket) -> int:
             inheritance.forget()  # saying it is the supervisor's
-            own = listeners.share(index, config.processes).duplicate()
+            own = listeners.for_worker(index, config.processes).duplicate()
             listeners.close()
             telling = console if index == 0 else None
             try:

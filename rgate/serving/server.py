@@ -133,7 +133,7 @@ class Server(BaseWSGIServer):
             self._crew = self._epoll
         else:
             self._crew = ThreadPool(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
-        self._lent = own.lent
+        self._lent = own.externally_owned
         self._retiring = False
         kind = TLSConnection if self.tls else Connection
         self._announced = {each: announced(each) for each in (kind, RedirectConnection)}

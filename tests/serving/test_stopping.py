@@ -271,13 +271,13 @@ def test_stop_answers_every_connection_that_there_was(running: Callable[..., tup
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("lent", [True, False], ids=["stopped, with sockets of systemd", "retired"])
-def test_stop_leaves_sockets_to_whoever_serves_them_next(lent: bool) -> None:
+@pytest.mark.parametrize("externally_owned", [True, False], ids=["stopped, with sockets of systemd", "retired"])
+def test_stop_leaves_shared_sockets_to_the_next_process(externally_owned: bool) -> None:
     with listen("127.0.0.1", 0) as listener:
-        server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), lent=lent))
+        server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), externally_owned=externally_owned))
         thread = threading.Thread(target=server.run)
         thread.start()
-        (server.stop if lent else server.retire)()
+        (server.stop if externally_owned else server.retire)()
         thread.join(10)
         assert not thread.is_alive()
         with RawClient(server.url) as client:
