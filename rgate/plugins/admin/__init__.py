@@ -62,7 +62,7 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
         server = gateway.resource(
             "admin.socket",
             (tuple(paths), mode),
-            lambda: AdminServer("plugins.admin", mode=mode, paths=paths, on_trouble=tell),
+            lambda: AdminServer("plugins.admin", mode=mode, paths=paths, on_listen=tell),
         )
     else:
         return None
