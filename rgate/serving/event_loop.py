@@ -22,7 +22,7 @@ _log = logging.getLogger("rgate.serving")
 
 
 class EventLoop(ABC, Generic[_T]):
-    """Base class of the relays for tunnels and for streams, whose items are connections in one way or another.
+    """Base class of Tunnels and Streams. Its items are the tunnels, or the connections whose responses are relayed.
 
     Thread and epoll are made when the first item is added. add() and stop() may be called from any thread; everything else runs
     in the loop's thread. A lock makes sure that an item is either accepted before stop() or rejected.

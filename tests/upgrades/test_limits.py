@@ -52,7 +52,7 @@ def test_cap_of_a_route_bounds_that_route() -> None:
         gone(live)
 
 
-def test_cap_of_all_bounds_a_route_that_says_more() -> None:
+def test_global_cap_bounds_a_route_with_a_higher_one() -> None:
     config: dict[str, Any] = {
         "options": {"websocket": {"max_tunnels": 1}},
         "route": {"plugins": {"websocket": {"max_tunnels": 5}}},
@@ -155,7 +155,7 @@ def test_stop_lets_tunnels_run_for_the_drain_time_and_closes_them_then() -> None
     with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=2) as live, open_tunnel(live) as client:
         live.server.stop()
         eventually(lambda: live.server.draining)
-        assert len(live.server.tunnels) == 1, "it has its time"
+        assert len(live.server.tunnels) == 1, "it may run for drain_seconds"
         client.send(b"he")
         assert client.is_closed()
         eventually(lambda: ended == [b"he"], "the backend's connection is closed")
@@ -190,7 +190,7 @@ def test_tunnel_whose_sockets_are_not_connected_ends_once() -> None:
 
 
 class ReloadTrigger:
-    """A plugin that keeps the exchanges, with what is so when they are finished."""
+    """A plugin that keeps the exchanges, and their state when they finish."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
@@ -207,7 +207,7 @@ class ReloadTrigger:
         return Middleware("watching", wrap, modifies_request=False)
 
 
-def test_exchange_is_over_with_the_switch_and_its_endpoint_busy_until_the_end() -> None:
+def test_exchange_ends_at_the_switch_and_its_endpoint_is_busy_until_the_tunnel_ends() -> None:
     watching = ReloadTrigger()
     plugins = {"watching": watching}
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend, plugins=plugins) as live:
@@ -234,7 +234,7 @@ def test_statistics_have_the_exchange_while_the_tunnel_is_open(tmp_path: Path) -
         gone(live)
 
 
-def test_end_of_a_tunnel_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_a_tunnel_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "rgate.plugins.websocket")
     with ScriptedBackend(switching(echo, b"welcome")) as backend, tunnelling(backend) as live:
         with open_tunnel(live) as client:
@@ -257,7 +257,7 @@ def test_access_log_has_one_line_for_the_switch(capsys: pytest.CaptureFixture[st
 
 
 def test_thread_that_has_opened_a_tunnel_is_free_for_the_next() -> None:
-    """An open tunnel takes no thread, so one is enough for any number."""
+    """An open tunnel holds no thread, so one thread is enough for any number."""
     holding = Holding()
     few = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 1}
     with ScriptedBackend(switching(holding)) as backend, tunnelling(backend, **few) as live:
