@@ -174,6 +174,6 @@ def _admit(environ: WSGIEnvironment) -> bool:
 
 
 def _nothing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    body = NoRoute("Nothing is answered at this path.").json(Exchange.of(environ).id)
+    body = NoRoute("There is no page at this path.").json(Exchange.of(environ).id)
     start_response("404 Not Found", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
