@@ -16,7 +16,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GatewayError, is_process_exit
-from ..log import about
+from ..log import exception_key
 from .exchange import Exchange
 from .middleware import Middleware
 from .pipeline import validate_app
@@ -59,7 +59,7 @@ class PluginGuard:
         """The middleware has failed, and its request goes on without it."""
         _log.error(
             "%s: plugin %s failed in rgate_middlewares, so this request goes on without it: %r",
-            exchange.id, self._plugin, error, exc_info=error, extra={"about": (self._plugin, *about(error))},
+            exchange.id, self._plugin, error, exc_info=error, extra={"dedup_key": (self._plugin, *exception_key(error))},
         )  # fmt: skip
         with self._lock:
             self._skipped += 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import GatewayError, InternalError, PluginError, RequestError, is_process_exit
 from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, adopt
-from ..log import about
+from ..log import exception_key
 from .exchange import ENVIRON_KEY, Exchange, RelayableBody
 from .middleware import LocalRoute
 
@@ -240,7 +240,7 @@ def _tell_if_failed(exchange: Exchange, environ: WSGIEnvironment, on_failed: Seq
             try:
                 tell(exchange, environ)
             except Exception as failure:
-                _log.exception("%s: callback %r failed", exchange.id, tell, extra={"about": about(failure)})
+                _log.exception("%s: callback %r failed", exchange.id, tell, extra={"dedup_key": exception_key(failure)})
 
 
 class _RelayableExchangeBody(_ExchangeBody, RelayableBody):

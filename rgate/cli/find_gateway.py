@@ -59,12 +59,12 @@ def find(url: str | None, path: str | None, load: Callable[[str], Config], *, at
             port_url = _url_of(config)
             remark = f"no gateway has an admin socket for port {config.server.port}, which {DEFAULT_CONFIG} says"
     sockets = admin_sockets()
-    validate_app = [each for each in sockets if each.validate_app]
-    if len(validate_app) > 1:
-        several = ", ".join(f"unix:{each.path}" for each in validate_app)
+    usable = [each for each in sockets if each.usable]
+    if len(usable) > 1:
+        several = ", ".join(f"unix:{each.path}" for each in usable)
         raise GatewayUnreachable(f"several gateways run here: {several}; name one with --url, or its config with --config")
-    if validate_app:
-        asked = f"unix:{validate_app[0].path}"
+    if usable:
+        asked = f"unix:{usable[0].path}"
         return Where(asked, f"{remark}; asking at {asked}" if remark else "")
     if sockets and not at_port:
         raise _denied(sockets[0])
@@ -106,10 +106,10 @@ def _of_config(config: Config, path: str, at_port: bool) -> Where:
     if isinstance(address, str):
         return Where(address if address.startswith("unix:") else f"http://{_reachable(address)}")
     sockets = _named(config) if address is None else []
-    validate_app = [each for each in sockets if each.validate_app]
-    if validate_app:
+    usable = [each for each in sockets if each.usable]
+    if usable:
         exact = socket_name(config.server.host, config.server.port)
-        best = next((each for each in validate_app if os.path.basename(each.path) == exact), validate_app[0])
+        best = next((each for each in usable if os.path.basename(each.path) == exact), usable[0])
         return Where(f"unix:{best.path}")
     if sockets and not at_port:
         raise _denied(sockets[0])
@@ -136,7 +136,7 @@ def _socket_for(url: str) -> str:
         return ""
     here = host == "localhost" or host in TrustedProxies(IPAllowlist.LOOPBACK)
     for each in admin_sockets(port=port):
-        if each.validate_app and (each.host.strip("[]") == host or (here and not each.host)):
+        if each.usable and (each.host.strip("[]") == host or (here and not each.host)):
             return f"unix:{each.path}"
     return ""
 

@@ -66,8 +66,8 @@ def ask(url: str = DEFAULT_URL) -> tuple[bool, str]:
 
 
 def _found() -> str:
-    validate_app = [each for each in admin_sockets() if each.validate_app]
-    chosen = [each for each in validate_app if each.port == DEFAULT_PORT and not each.host] or validate_app
+    usable = [each for each in admin_sockets() if each.usable]
+    chosen = [each for each in usable if each.port == DEFAULT_PORT and not each.host] or usable
     return f"unix:{chosen[0].path}" if len(chosen) == 1 else DEFAULT_URL
 
 

@@ -24,7 +24,7 @@ from ..plugin.registry import Registry
 from ..process.runner import counted, serve
 from ..runtime.config_file import ConfigFile
 from ..runtime.gateway import Gateway, build
-from ..serving.listeners import is_here
+from ..serving.listeners import can_bind
 from ..version import VERSION
 from . import demo, healthcheck
 from . import drain as draining
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
-        log.end()
+        log.flush()
 
 
 def _complain(text: str) -> None:
@@ -222,7 +222,7 @@ def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
 def _notices_here(config: Config, path: str) -> Sequence[ConfigProblem]:
     """What may be meant for another machine, but would not do on this one; and the commands that would not work."""
     notices = [ConfigProblem((), sentence, path) for sentence in finding.impossible(config)]
-    if not is_here(config.server.host):
+    if not can_bind(config.server.host):
         message = f"{config.server.host!r} is not an address of this machine"
         notices.append(ConfigProblem(("server", "host"), message, path))
     return notices

@@ -33,4 +33,4 @@ def reload(url: str) -> list[str]:
         raise
     if not isinstance(answer, dict) or not answer.get("reloaded"):
         raise GatewayUnreachable(f"what answers at {asked} is no rgate")
-    return ["reloaded", *answer.get("notices", {}).values()]
+    return ["reloaded", *answer.get("warnings", {}).values()]

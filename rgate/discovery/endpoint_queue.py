@@ -113,7 +113,7 @@ class EndpointQueue:
                 return None
             if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.most:
                 words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_waiting: %d)"
-                _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"about": name})
+                _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"dedup_key": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1
             suspended = SuspendedResponse(environ, left_seconds, go_on, on_close=lambda: self._left(name))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError
-from ..log import about
+from ..log import exception_key
 from .exclusions import Exclusion, Exclusions
 from .model import Backend, Endpoint, Instance
 from .snapshot import NOTHING, Change, Matcher, Snapshot, SourceState, changes, changes_of_notes
@@ -251,4 +251,4 @@ def _call(callbacks: Iterable[Callable[[Any], object]], what: object) -> None:
         try:
             callback(what)
         except Exception as error:
-            _log.exception("callback %r failed", callback, extra={"about": about(error)})
+            _log.exception("callback %r failed", callback, extra={"dedup_key": exception_key(error)})

@@ -23,7 +23,7 @@ from ..chain.pipeline import ROUTING, STANDARD_ORDER, chain_problem
 from ..config.messages import did_you_mean, listed
 from ..config.models import PluginCommonConfig
 from ..errors import ConfigProblem, GatewayError, PluginError
-from ..log import about
+from ..log import exception_key
 from ..plugins import BUILTIN
 from .attribution import attribute_failure
 from .entry_points import InstalledPlugins, PluginRecord, builtin_record
@@ -173,12 +173,12 @@ class Registry:
         """
         if isinstance(error, GatewayError):
             where = exchange.whereabouts
-            _log.warning("%s: %s%s", exchange.id, error, where, extra={"about": (where, error.reason)})
+            _log.warning("%s: %s%s", exchange.id, error, where, extra={"dedup_key": (where, error.reason)})
             return
         owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
         found = attribute_failure(error.__traceback__, owners)
         who = f"plugin {self.described(found.plugin)} failed in {hook or found.hook}" if found else "the gateway failed"
-        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"about": (who, *about(error))})
+        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"dedup_key": (who, *exception_key(error))})
 
     def described(self, name: str) -> str:
         """A plugin's name with its distribution and version; that of an entry of `use` with what it says so."""

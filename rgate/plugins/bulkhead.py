@@ -49,15 +49,15 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     most = gateway.config.server.max_in_flight
     whole = gateway.resource("bulkhead", most, lambda: ConcurrencyLimit(f"all {len(gateway.backends)} backends", most))
     own = {backend.name: _of(gateway, backend) for backend in gateway.backends.values()}
-    # While the server is calm no more requests wait than it has base threads, so only lower limits can be reached.
+    # While the server is not saturated no more requests wait than it has base threads, so only lower limits can be reached.
     lowest = min((backend.max_in_flight for backend in gateway.backends.values()), default=most)
     always = lowest < gateway.config.server.threads
 
-    condition = gateway.readiness
+    load = gateway.readiness.server
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def look(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if condition.calm and not always:
+            if not (load.saturated or always):
                 return app(environ, start_response)
             exchange = Exchange.of(environ)
             assert exchange.route is not None
@@ -65,7 +65,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             waiting, all_waiting = compartment.waiting, whole.waiting
             if len(waiting) >= compartment.most:
                 compartment.check()
-            most = whole.most if condition.max_in_flight is None else min(whole.most, condition.max_in_flight)
+            most = whole.most if load.max_in_flight is None else min(whole.most, load.max_in_flight)
             if len(all_waiting) >= most:
                 whole.check(most)
             waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
@@ -118,7 +118,7 @@ class ConcurrencyLimit:
         if count - self._held < most:
             return
         words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
-        _log.warning(words, self._name, most, extra={"about": self._name})
+        _log.warning(words, self._name, most, extra={"dedup_key": self._name})
         raise Overloaded(f"{self._name}: {most} requests in flight")
 
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import RgateError
-from ..log import adjust
+from ..log import configure
 from ..runtime.reload_coordinator import NOTICE, freeze, refusal
 from .reload_trigger import ReloadTrigger
 
@@ -57,8 +57,8 @@ class PreforkGateway:
         after.take_over(before)
         before.close(after)
         self.gateway = after
-        adjust(after.config.log.level, after.config.log.format)
-        after.readiness.notices.pop(NOTICE, None)
+        configure(after.config.log.level, after.config.log.format)
+        after.readiness.warnings.pop(NOTICE, None)
         self._source.note(after)
         freeze()
 
@@ -72,4 +72,4 @@ class PreforkGateway:
         """All workers have it, or it is refused."""
         self._watching.concluded(problems, asked)
         if problems:
-            self.gateway.readiness.notices[NOTICE] = refusal(problems)
+            self.gateway.readiness.warnings[NOTICE] = refusal(problems)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..discovery import remarks
 from ..errors import RgateError
-from ..log import adjust, timestamp
+from ..log import configure, timestamp
 from ..runtime.reload_coordinator import NOTICE, ReloadCoordinator, refusal
 from ..serving.listeners import Listeners
 from ..serving.server import Server
@@ -62,7 +62,7 @@ def serve(
     code; raises RgateError before anything has been started.
     """
     config = gateway.config.server
-    adjust(gateway.config.log.level, gateway.config.log.format)
+    configure(gateway.config.log.level, gateway.config.log.format)
     inheritance = inherit()
     with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
         if config.processes == 1:
@@ -75,7 +75,7 @@ def serve(
 
         def work(index: int, first_time: bool, channel: socket.socket) -> int:
             inheritance.forget()  # saying it is the supervisor's
-            own = listeners.share(index, config.processes).duplicate()
+            own = listeners.for_worker(index, config.processes).duplicate()
             listeners.close()
             telling = console if index == 0 else None
             try:
@@ -163,7 +163,7 @@ class _ServerProcess(ABC):
 
     def _take_up(self, gateway: Gateway) -> Callable[[], bool]:
         self.gateway, self.config = gateway, gateway.config.server
-        adjust(gateway.config.log.level, gateway.config.log.format)
+        configure(gateway.config.log.level, gateway.config.log.format)
         if self.source is not None:
             self.source.note(gateway)
         return self.server.reconfigure(gateway.app, self.config, gateway.tls)
@@ -324,7 +324,7 @@ class _Worker(_ServerProcess):
         return problems
 
     def _note_refused(self, problems: str) -> None:
-        self.gateway.readiness.notices[NOTICE] = refusal(problems)
+        self.gateway.readiness.warnings[NOTICE] = refusal(problems)
 
     def up(self) -> None:
         workers = self.gateway.workers

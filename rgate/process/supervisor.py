@@ -195,7 +195,7 @@ class Supervisor:
             _log.exception("worker %d failed", worker.index)
         finally:
             logging.shutdown()  # which atexit would do
-            log.end()
+            log.flush()
             os._exit(code)
 
     def _wait(self) -> None:

@@ -24,7 +24,7 @@ class ConfigFile:
     stays  what was kept as it was when it was read last, as lines for the operator; see pinned()
     """
 
-    RESTART = "restart"  # the key of gateway.readiness.notices
+    RESTART = "restart"  # the key of gateway.readiness.warnings
 
     def __init__(
         self,
@@ -54,6 +54,6 @@ class ConfigFile:
     def note(self, gateway: Gateway) -> None:
         """Leave a notice for the operator about what `stays`, now that this gateway is in force."""
         if self.stays:
-            gateway.readiness.notices[self.RESTART] = "; ".join(self.stays)
+            gateway.readiness.warnings[self.RESTART] = "; ".join(self.stays)
         else:
-            gateway.readiness.notices.pop(self.RESTART, None)
+            gateway.readiness.warnings.pop(self.RESTART, None)

@@ -24,7 +24,7 @@ from ..forwarding.forwarder import Forwarder
 from ..forwarding.probe import probe
 from ..forwarding.upstream import UpstreamPools
 from ..http1.cache import MemoryUse, memory_use
-from ..log import trouble
+from ..log import loss_reasons
 from ..plugin.hookspecs import SelectionPolicy
 from ..plugin.registry import Registry
 from ..plugins import BUILTIN
@@ -136,9 +136,9 @@ class Gateway:
         """Have the condition say what an operator should know of plugins that have failed."""
         found = [isolation.notice for isolation in self.plugin_guards.values() if isolation.notice]
         if found:
-            self.readiness.notices["plugins"] = "; ".join(found)
+            self.readiness.warnings["plugins"] = "; ".join(found)
         else:
-            self.readiness.notices.pop("plugins", None)
+            self.readiness.warnings.pop("plugins", None)
 
     def reload(self) -> str:
         """Have the config read again and taken up, in every worker process. Returns why it is refused, a line for each problem,
@@ -199,11 +199,11 @@ class Gateway:
         """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end, and
         of lines that are lost. The core's own."""
         ending = self.tls.remind(time()) if self.tls is not None else ""
-        for name, notice in (("certificates", ending), ("log", trouble())):
+        for name, notice in (("certificates", ending), ("log", loss_reasons())):
             if notice:
-                self.readiness.notices[name] = notice
+                self.readiness.warnings[name] = notice
             else:
-                self.readiness.notices.pop(name, None)
+                self.readiness.warnings.pop(name, None)
         found = self.table.snapshot.found
         self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 

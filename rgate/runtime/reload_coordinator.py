@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTICE", "ReloadCoordinator", "freeze", "refusal"]
 
-NOTICE: Final = "config"  # the key of gateway.readiness.notices
+NOTICE: Final = "config"  # the key of gateway.readiness.warnings
 LOOK_SECONDS: Final = 0.1
 LAST_SECONDS: Final = 3_600.0  # for the requests that a gateway still has when another takes its place
 _log = logging.getLogger("rgate.runtime")
@@ -59,13 +59,13 @@ class ReloadCoordinator:
     def reload(self) -> str:
         """Take up the config as it is now: "" when it is in force, else why it is not, a line for each problem.
 
-        Then everything is as before, and `condition.notices["config"]` says so. From any thread; one at a time.
+        Then everything is as before, and `readiness.warnings["config"]` says so. From any thread; one at a time.
         """
         with self._reloading:
             if self._over:
                 return "the gateway is about to end"
             before = self._running
-            notices = before.gateway.readiness.notices
+            warnings = before.gateway.readiness.warnings
             try:
                 running = GatewayRuntime(self._compose(before.gateway), before)
             except RgateError as error:
@@ -77,9 +77,9 @@ class ReloadCoordinator:
                 running.take_over()
                 self._running = running
                 self._retire(before, self._serve(running.gateway))
-                notices.pop(NOTICE, None)
+                warnings.pop(NOTICE, None)
                 return ""
-            notices[NOTICE] = refusal(problems)
+            warnings[NOTICE] = refusal(problems)
             return problems
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import quote, unquote
 
-from ..log import about
+from ..log import exception_key
 
 __all__ = ["WorkerChannel", "decode_arg", "encode_arg"]
 
@@ -170,7 +170,7 @@ class _Link:
             if action is not None:
                 answer = action(argument)
         except BaseException as error:
-            _log.exception("a sibling's request for %r failed", topic, extra={"about": (topic, *about(error))})
+            _log.exception("a sibling's request for %r failed", topic, extra={"dedup_key": (topic, *exception_key(error))})
         self.send(f"done {number} {encode_arg(answer) if isinstance(answer, str) else ''}")
 
 

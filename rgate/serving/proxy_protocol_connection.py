@@ -60,6 +60,6 @@ class _Announced(Connection):
         if announcement.address is not None:
             self._come_from(announcement.address, announcement.port)
         self._template |= {ANNOUNCED_KEY: True}
-        if not self._server.admission.enter(self):
+        if not self._server.admission.acquire(self):
             return self.turn_away(Overloaded(f"too many connections of {self.address}"))
         return super().advance()

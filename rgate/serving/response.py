@@ -19,7 +19,7 @@ from ..http1 import fields
 from ..http1.cache import RepeatCache
 from ..http1.chunked import LAST_CHUNK, chunk_head, last_chunk
 from ..http1.fields import Field, forward_line, has_credentials
-from ..log import about
+from ..log import exception_key
 
 if TYPE_CHECKING:
     import socket
@@ -364,7 +364,7 @@ class ResponseWriter:
         # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
         known = self._head_sent and exchange is not None and exchange.error is not None
         level = logging.DEBUG if known else logging.ERROR
-        _log.log(level, "the response broke off", exc_info=error, extra={"about": about(error)})
+        _log.log(level, "the response broke off", exc_info=error, extra={"dedup_key": exception_key(error)})
         if not self._head_sent:
             self._send_failure(environ)
 
@@ -375,7 +375,7 @@ class ResponseWriter:
                 close()
             except BaseException as error:
                 self._break_off()
-                _log.exception("closing the response failed", extra={"about": about(error)})
+                _log.exception("closing the response failed", extra={"dedup_key": exception_key(error)})
 
     def test_client(self) -> None:
         """Begin early with what comes next, so that a client that has closed answers with a reset, of which epoll will tell.
@@ -469,7 +469,7 @@ class ResponseWriter:
             if len(block) > self._left:
                 block = block[: self._left]
                 self.keep_alive = False
-                _log.error("the app sent more than its Content-Length", extra={"about": ""})
+                _log.error("the app sent more than its Content-Length", extra={"dedup_key": ""})
             self._left -= len(block)
         if not self._has_body:
             block = b""

@@ -30,11 +30,11 @@ from werkzeug.serving import BaseWSGIServer
 from ..errors import Overloaded
 from ..http1.client_address import TrustedProxies, normalize_address
 from ..http1.request import RequestParser
-from ..log import about
+from ..log import exception_key
 from ..tls.server_context import ServerTLS
 from .acceptor import Acceptor
 from .connection import Connection
-from .connection_limits import TURNED_AWAY, ConnectionLimits
+from .connection_limits import MAX_REJECTING, ConnectionLimits
 from .environ import template
 from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
 from .heap import Heap
@@ -47,8 +47,8 @@ from .slow_clients import SlowClients
 from .sockets import sockname
 from .spool import Spool
 from .stream_relay import Streams
+from .thread_per_connection import ThreadPerConnection
 from .thread_pool import ThreadPool
-from .threads import ThreadPerConnection
 from .tls_connection import RedirectConnection, TLSConnection
 from .tunnels import TunnelRelay, Tunnels
 
@@ -113,7 +113,7 @@ class Server(BaseWSGIServer):
         self.template: dict[str, Any] = template(
             name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
         )
-        self.readiness.load = self._load
+        self.readiness.server.open_counts = self._load
         self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
         self.spool = Spool(*self._spool_limits(config))
@@ -133,7 +133,7 @@ class Server(BaseWSGIServer):
             self._crew = self._epoll
         else:
             self._crew = ThreadPool(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
-        self._lent = own.lent
+        self._lent = own.externally_owned
         self._retiring = False
         kind = TLSConnection if self.tls else Connection
         self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
@@ -197,11 +197,11 @@ class Server(BaseWSGIServer):
     @property
     def is_crowded(self) -> bool:
         """Whether there are more connections than may be."""
-        return len(self._connections) > self.admission.most
+        return len(self._connections) > self.admission.max_connections
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
-        self._doors.open()
+        self._doors.resume()
         self._crew.start()
         try:
             self._run_ticks()
@@ -218,13 +218,13 @@ class Server(BaseWSGIServer):
         change. Limits and timeouts are those of `config` when they are looked at next. From any thread.
         """
         self.trusted_proxies = TrustedProxies(config.trusted_proxies)
-        self.admission.change(config, self.trusted_proxies)
+        self.admission.reconfigure(config, self.trusted_proxies)
         self.requests = self._requests(config)
-        self._slow_clients.change(config, self.trusted_proxies)
+        self._slow_clients.reconfigure(config, self.trusted_proxies)
         self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
-        self.spool.change(*self._spool_limits(config))
+        self.spool.reconfigure(*self._spool_limits(config))
         if isinstance(self._crew, ThreadPool):
-            self._crew.most = _most_threads(config)
+            self._crew.max_threads = _most_threads(config)
         self._doors.write_seconds = config.write_seconds
         self.tls, self.config = tls, config
         self.app = app
@@ -261,7 +261,7 @@ class Server(BaseWSGIServer):
             elif event & (GONE | FAILED):
                 connection.note_end()
         else:
-            self._doors.knock(fd)
+            self._doors.accept_ready(fd)
 
     def _advance(self, connection: Connection) -> None:
         """Go on with a connection whose turn this thread has, until no event is left."""
@@ -274,7 +274,7 @@ class Server(BaseWSGIServer):
                 try:
                     open_ = connection.advance()
                 except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread
-                    _log.exception("a connection failed", extra={"about": about(error)})
+                    _log.exception("a connection failed", extra={"dedup_key": exception_key(error)})
                     open_ = False
                 if not open_:
                     if connection.suspended is not None:
@@ -335,7 +335,7 @@ class Server(BaseWSGIServer):
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
         if connection.counted:
-            self.admission.leave(connection.counted)
+            self.admission.release(connection.counted)
         connection.close()
 
     def wait_to_send(self, connection: Connection) -> None:
@@ -349,12 +349,12 @@ class Server(BaseWSGIServer):
         connection = (self._announced[kind] if waits else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
-            error = Overloaded(f"more than {self.admission.most} connections")
-        elif not waits and not self.admission.enter(connection):
+        if not self.admission.make_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
+            error = Overloaded(f"more than {self.admission.max_connections} connections")
+        elif not waits and not self.admission.acquire(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
-            too_many = len(self._connections) > self.admission.most + TURNED_AWAY
+            too_many = len(self._connections) > self.admission.max_connections + MAX_REJECTING
             if waits or too_many or not connection.turn_away(error):
                 self.close_connection(connection)
                 return
@@ -367,17 +367,17 @@ class Server(BaseWSGIServer):
     def _run_ticks(self) -> None:
         while not self._stop.wait(self._tick_seconds):
             self._tick()
-            self._doors.look(self.now)
+            self._doors.resume_if_due(self.now)
             if self._beats():
                 self._expire_connections()
 
     def _tick(self) -> None:
         self.ticks += 1
         self.now = monotonic()
-        quiet = self._crew.look(self.now)
-        self.readiness.calm = self._crew.calm
+        quiet = self._crew.resize(self.now)
+        self.readiness.server.saturated = self._crew.saturated
         ceiling = self._crew.ceiling
-        self.readiness.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
+        self.readiness.server.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
         for connection, due in list(self._half_closed.items()):
             if due <= self.now:
@@ -392,14 +392,14 @@ class Server(BaseWSGIServer):
             return False
         self._beaten = self.now
         self.beat()
-        self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
+        self._heap.trim_if_due(self.now, idle=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
     def _held_up(self, most: int | None) -> int:
         return self._slow_clients.count(self._connections.values(), most)
 
     def _make_room(self) -> None:
-        self.admission.make_room(self._connections.values(), self.now)
+        self.admission.evict(self._connections.values(), self.now)
 
     def _expire_connections(self) -> None:
         """Give up waiting where a deadline has passed, or at the end, for a request that nothing has come of."""
@@ -421,16 +421,16 @@ class Server(BaseWSGIServer):
         self._drain_began = monotonic()
         self.draining = True
         if self._lent:
-            self._doors.leave()
+            self._doors.hand_off()
         else:
-            self._doors.shut()
+            self._doors.pause()
         closed = False
         pause = threading.Event()
         while True:
             self._tick()
             self._beats()
             passed = self.now - self._drain_began
-            closed = closed or self._doors.close_behind_the_last(wait=passed < LAST_HANDSHAKES_SECONDS)
+            closed = closed or self._doors.drain_and_close(wait=passed < LAST_HANDSHAKES_SECONDS)
             for connection in list(self._connections.values()):
                 if connection.busy:
                     connection.end_after_response()
@@ -438,7 +438,7 @@ class Server(BaseWSGIServer):
             if passed >= self.config.drain_seconds - min(LAST_ANSWERS_SECONDS, self.config.drain_seconds / 2):
                 while self._suspended:
                     heapq.heappop(self._suspended)[2].expire()
-            over = closed and not self._doors.taking_in and not self._connections  # in this order
+            over = closed and not self._doors.accepting and not self._connections  # in this order
             if over or passed >= self.config.drain_seconds:
                 break
             pause.wait(BUSY_TICK_SECONDS)
@@ -451,7 +451,7 @@ class Server(BaseWSGIServer):
             connection.cut()
         if self.streams is not None:
             self.streams.stop()
-        all_ended = self._crew.end(CUT_SECONDS)
+        all_ended = self._crew.shutdown(CUT_SECONDS)
         for connection in list(self._connections.values()):
             if connection.suspended is not None:
                 connection.give_up_parked()

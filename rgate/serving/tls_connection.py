@@ -70,7 +70,7 @@ class TLSConnection(Connection):
         except ssl.SSLError as error:
             refused = server.tls is not None and server.tls.asks_clients and error.reason in _OF_CLIENT_CERTIFICATES
             level, reason = logging.INFO if refused else logging.DEBUG, error.reason
-            _log.log(level, "%s: no TLS: %s", self._template["REMOTE_ADDR"], error, extra={"about": reason})
+            _log.log(level, "%s: no TLS: %s", self._template["REMOTE_ADDR"], error, extra={"dedup_key": reason})
             self._lingering = True
             return self._linger()  # what the client is told must not be lost
         except OSError:

@@ -129,7 +129,7 @@ def test_skip_goes_on_without_the_middleware(
         response = client(running).post("/orders", data=b"data")
         assert (response.status_code, response.data) == (200, b"hello")
         assert "X-Mine" not in response.headers and response.headers["X-Backend"] == "1"
-        assert running.readiness.notices["plugins"].startswith(
+        assert running.readiness.warnings["plugins"].startswith(
             "plugin 'mine' has failed and was skipped, for 1 requests so far: "
         )
     assert backend.requests == [(None, b"data")], "the backend was asked once, with the request as the client has sent it"
@@ -157,7 +157,7 @@ def test_skip_is_for_failures_only_and_not_for_what_a_middleware_wants() -> None
     backend = Backend()
     with gateway(refusing, backend, "skip") as running:
         assert_error(client(running).get("/orders"), 503, "refused")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
     assert not backend.requests
 
 
@@ -169,7 +169,7 @@ def test_skip_leaves_failures_of_what_stands_inside_alone() -> None:
     calls: list[int] = []
     with gateway(lambda app: lambda environ, start: app(environ, start), failing, "skip") as running:
         assert_error(client(running).get("/orders"), 500, "internal")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
     assert calls == [1]
 
 
@@ -248,10 +248,10 @@ def test_disable_after_takes_the_middleware_out_and_says_so(caplog: pytest.LogCa
     wrap = Sometimes()
     with gateway(wrap, Backend(), {"disable_after": 3}) as running:
         for _ in range(3):
-            assert not running.readiness.notices
+            assert not running.readiness.warnings
             assert_error(client(running).get("/orders"), 500, "internal")
         said = "plugin 'mine' is out of the chains after 3 failures in a row, the last of them KeyError('x')"
-        assert running.readiness.notices == {"plugins": said}
+        assert running.readiness.warnings == {"plugins": said}
         assert [client(running).get("/orders").data for _ in range(2)] == [b"hello"] * 2
     assert wrap.calls == 3
     messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain"]
@@ -264,7 +264,7 @@ def test_disable_after_counts_failures_in_a_row() -> None:
         for failing in (True, False) * 3:
             wrap.failing = failing
             assert client(running).get("/orders").status_code == (500 if failing else 200)
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
 
 
 @pytest.mark.parametrize("place", ["body", "close"])
@@ -286,7 +286,7 @@ def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(pl
     with gateway(lambda app: lambda *request: Broken(app(*request)), backend, {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert "is out of the chains" in running.readiness.notices["plugins"]
+        assert "is out of the chains" in running.readiness.warnings["plugins"]
         assert backend.closed == 1
         assert client(running).get("/orders").data == b"hello"
 
@@ -300,7 +300,7 @@ def test_disable_after_does_not_count_bodies_of_the_inside_that_break_off() -> N
     with gateway(lambda app: lambda *request: iter(app(*request)), Broken([]), {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
 
 
 def test_disabled_middleware_is_back_after_a_reload() -> None:
@@ -317,11 +317,11 @@ def test_disabled_middleware_is_back_after_a_reload() -> None:
     wrap = Sometimes()
     first = made(None)
     first.plugin_guards["mine"].failed(KeyError("x"))
-    assert first.readiness.notices
+    assert first.readiness.warnings
     second = made(first)
-    assert second.readiness.notices, "the first is still the one that serves"
+    assert second.readiness.warnings, "the first is still the one that serves"
     second.take_over(first)
-    assert not second.readiness.notices and not second.plugin_guards["mine"].out
+    assert not second.readiness.warnings and not second.plugin_guards["mine"].out
 
 
 def test_plugin_that_may_fail_costs_nothing_by_itself() -> None:
@@ -346,4 +346,4 @@ def test_use_entry_can_be_skipped_too() -> None:
     config = {"use": [{"app": f"{__name__}:before", "name": "used", "on_error": "skip", "timed": True}]}
     with running_gateway(config, {"orders": answering(b"ok")}) as running:
         assert client(running).get("/orders").data == b"ok"
-        assert "plugin 'used' (use) has failed" in running.readiness.notices["plugins"]
+        assert "plugin 'used' (use) has failed" in running.readiness.warnings["plugins"]

@@ -112,7 +112,7 @@ def test_config_says_where_the_pages_are(sockets: Path) -> None:
 
 
 def test_socket_of_another_user_is_told(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.runtime_dir._usable", lambda path: False)
+    monkeypatch.setattr("rgate.serving.runtime_dir._can_connect", lambda path: False)
     config = write("my.yml", "server: {port: 9000}")
     with listening(sockets, 9000) as theirs:
         for path in (None, config):
@@ -153,8 +153,8 @@ def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: 
         with gateway.running():
             assert client(gateway).get("/-/live").status_code == 200
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == gateway.readiness.notices["admin"]
-    assert "no admin socket" in told and "not this user's alone" in told and "more than 96 bytes" in told
+    assert told == gateway.readiness.warnings["admin"]
+    assert "no admin socket" in told and "accessible to other users" in told and "more than 96 bytes" in told
     assert "make one of these directories writable, or set plugins.admin.address" in told
 
 

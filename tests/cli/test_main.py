@@ -216,7 +216,7 @@ def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> No
     [
         (PermissionError(13, "Permission denied"), "on 127.0.0.1 port 0: no permission; choose a port from 1024 on"),
         (PermissionError(13, "Permission denied"), "(deploy/rgate.socket), or give rgate the capability CAP_NET_BIND_SERVICE"),
-        (OSError(99, "Cannot assign requested address"), "this is no address of this machine; choose another with --host"),
+        (OSError(99, "Cannot assign requested address"), "this is not an address of this machine; choose another with --host"),
         (OSError(23, "Too many open files in system"), "port 0: Too many open files in system"),
         (socket.gaierror(-2, "Name or service not known"), "on '127.0.0.1': no such host"),
     ],

@@ -50,7 +50,7 @@ def test_reload_tells_how_it_went(
     gateway: Gateway, server: Server, problems: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.on_reload = answer(problems)
-    gateway.readiness.notices["restart"] = "server.port stays 8080"
+    gateway.readiness.warnings["restart"] = "server.port stays 8080"
     assert cli.main(["reload", "--url", server.url]) == code
     assert capsys.readouterr() == (out, err)
 
@@ -98,6 +98,6 @@ def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.Ca
 
 def test_page_shows_what_is_to_be_known_of_the_config_and_no_web_page_may_reload() -> None:
     gateway = make_gateway(HERE, {})
-    gateway.readiness.notices |= {"config": "refused, the one before is in force: no", "health": "something else"}
-    assert client(gateway).get("/-/reload").json == {"notices": {"config": "refused, the one before is in force: no"}}
+    gateway.readiness.warnings |= {"config": "refused, the one before is in force: no", "health": "something else"}
+    assert client(gateway).get("/-/reload").json == {"warnings": {"config": "refused, the one before is in force: no"}}
     assert client(gateway).post("/-/reload", headers={"Origin": "http://evil.example"}).status_code == 404

@@ -51,7 +51,7 @@ class Loaded:
         """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
-        return str(answer["notices"].get("docker", ""))
+        return str(answer["warnings"].get("docker", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""

@@ -69,7 +69,12 @@ def test_streams_hold_no_threads_and_others_are_served() -> None:
             assert client.until(b"one").startswith(b"HTTP/1.1 200 OK"), "refused, as if it were waiting"
         relays(live, 50)
         assert live.in_flight == 50, "for policies that look for the endpoint with the fewest"
-        assert live.gateway.readiness.load() == {"connections": 50, "streams": 50, "tunnels": 0, "threads": live.server.threads}
+        assert live.gateway.readiness.server.open_counts() == {
+            "connections": 50,
+            "streams": 50,
+            "tunnels": 0,
+            "threads": live.server.threads,
+        }
         assert live.server.threads <= 3
         with RawClient(live.url) as other:
             assert other.get("/quick").body == b"quick"

@@ -55,7 +55,7 @@ def get(running: Live, path: str) -> int:
 
 def ready(running: Live) -> dict[str, str]:
     with urllib.request.urlopen(f"{running.url}/-/ready", timeout=30) as response:
-        notices: dict[str, str] = json.load(response)["notices"]
+        notices: dict[str, str] = json.load(response)["warnings"]
         return notices
 
 

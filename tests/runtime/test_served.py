@@ -176,7 +176,7 @@ def test_config_that_is_refused_changes_nothing(served: Served, succession: Relo
     problems = succession.reload()
     assert "config.yml:1: not valid YAML" in problems
     assert (get(served, "/a"), get(served, "/b")) == (200, 404)
-    assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
+    assert succession.gateway.readiness.warnings == {"config": f"refused, the one before is in force: {problems}"}
 
 
 def issue(served: Served, name: str) -> trustme.CA:

@@ -163,11 +163,11 @@ def test_reload_lifespan_that_fails_leaves_everything_as_it_was(
     problems = succession.reload()
     assert "its lifespan cannot begin: OSError: the port is taken" in problems
     assert (served.body(), life.happened) == (b"1", ["begin 1", "close b"])
-    assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
+    assert succession.gateway.readiness.warnings == {"config": f"refused, the one before is in force: {problems}"}
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-retire"]
     life.fails = False
     assert succession.reload() == ""
-    assert succession.gateway.readiness.notices == {}
+    assert succession.gateway.readiness.warnings == {}
 
 
 @pytest.mark.parametrize("failure", [ConfigError([ConfigProblem(("routes", 0), "no")]), ValueError("unforeseen")])

@@ -17,7 +17,7 @@ import pytest
 from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
-from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, ConnectionLimits
+from rgate.serving.connection_limits import MAX_REJECTING, RESERVED_FDS, ConnectionLimits
 from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
@@ -86,7 +86,7 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             assert client.get("/").body == b"ok"
-        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_AT_ONCE", 1)
+        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_BATCH", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
             rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
@@ -108,7 +108,7 @@ UNFINISHED = {
 def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_AT_ONCE", 1)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_BATCH", 1)
     with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
@@ -163,12 +163,12 @@ def test_connections_that_there_is_no_file_for_are_made_room_for(
 def test_connections_far_over_the_limit_are_closed_without_an_answer(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rgate.serving.server.TURNED_AWAY", 0)
+    monkeypatch.setattr("rgate.serving.server.MAX_REJECTING", 0)
     with gateway_before(backend, max_connections=1) as live, ExitStack() as stack:
         busy(live, stack)
         with RawClient(live.url) as over:
             assert over.is_closed()
-    assert TURNED_AWAY > 0
+    assert MAX_REJECTING > 0
 
 
 def test_connections_of_one_client_over_its_limit_are_answered_503(backend: ScriptedBackend) -> None:
@@ -220,36 +220,39 @@ def test_limit_of_connections_is_what_the_open_files_allow(
     monkeypatch.setattr("resource.setrlimit", lambda what, limits: raised.append(limits))
     config = ServerConfig(max_connections=10_000, max_in_flight=100, max_slow_clients=100)
     for soft, hard, most, wanted in (
-        (1_024, 1_048_576, 10_000, 20_200 + OTHER_FILES),
-        (1_024, resource.RLIM_INFINITY, 10_000, 20_200 + OTHER_FILES),
-        (1_024, 4_096, 4_096 - 200 - OTHER_FILES, 4_096),
+        (1_024, 1_048_576, 10_000, 20_200 + RESERVED_FDS),
+        (1_024, resource.RLIM_INFINITY, 10_000, 20_200 + RESERVED_FDS),
+        (1_024, 4_096, 4_096 - 200 - RESERVED_FDS, 4_096),
         (1_024, 1_024, 512, None),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_000, None),
     ):
         raised.clear()
         caplog.clear()
         monkeypatch.setattr("resource.getrlimit", lambda what, now=(soft, hard): now)
-        assert ConnectionLimits(config, TrustedProxies()).most == most, f"{soft} {hard}"
+        assert ConnectionLimits(config, TrustedProxies()).max_connections == most, f"{soft} {hard}"
         assert raised == ([] if wanted is None else [(wanted, hard)])
         assert bool(caplog.records) == (most < 10_000)
 
 
 def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
-    admission = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
-    assert admission.most == 512
+    limits = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
+    assert limits.max_connections == 512
     connections: Any = [SimpleNamespace(idle=False, unfinished=False, late=False)] * 300
-    assert admission.has_room(connections, 212, connections[0], 1, 0.0)
-    assert not admission.has_room(connections, 213, connections[0], 2, 0.0)
+    assert limits.make_room(connections, 212, connections[0], 1, 0.0)
+    assert not limits.make_room(connections, 213, connections[0], 2, 0.0)
 
 
-def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fd_limit_that_cannot_be_raised_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(what: int, limits: tuple[int, int]) -> None:
         raise ValueError("not allowed")
 
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
-    assert ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - OTHER_FILES
+    assert (
+        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).max_connections
+        == 2_000 - 10 - RESERVED_FDS
+    )
 
 
 def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: ScriptedBackend) -> None:

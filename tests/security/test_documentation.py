@@ -15,8 +15,7 @@ from rgate.forwarding import response_body as body
 from rgate.http1 import client_address as client
 from rgate.http1 import proxy_protocol, request
 from rgate.http1.chunked import ChunkedDecoder
-from rgate.serving import acceptor as doors
-from rgate.serving import connection, slow_clients
+from rgate.serving import acceptor, connection, slow_clients
 
 from ..meta.source import ROOT
 
@@ -86,7 +85,7 @@ FIXED = {
     "interim responses before a response": upstream.MAX_INTERIM_HEADS,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
-    "what waits in the kernel to be sent, on each connection": doors.UNSENT_BYTES,
+    "what waits in the kernel to be sent, on each connection": acceptor.NOTSENT_LOWAT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
     "the same, in bytes": connection.LINGER_BYTES,
     "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
@@ -100,12 +99,12 @@ FIXED = {
 def test_page_says_fixed_limits_as_they_are() -> None:
     said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
     assert said == FIXED
-    assert doors.UNSENT_BYTES == upstream.UNSENT_BYTES
+    assert acceptor.NOTSENT_LOWAT_BYTES == upstream.UNSENT_BYTES
     assert (
         f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
         in PAGE
     )
-    assert f"requests for at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
+    assert f"requests for at least {slow_clients.GRACE_SECONDS:g} seconds)" in PAGE
 
 
 def test_page_says_how_to_report_and_whom_to_trust() -> None:

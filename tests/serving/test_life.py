@@ -218,7 +218,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patched:
-            patched.setattr("rgate.serving.thread_pool._Worker.start", start)
+            patched.setattr("rgate.serving.thread_pool._PoolThread.start", start)
             client.send(get("/slow"))
             eventually(lambda: "cannot start another thread" in caplog.text)
         other.send(get("/quick"))
@@ -248,11 +248,11 @@ def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatc
         config = {"backends": [{"name": "b", "endpoints": [url]}], "routes": [{"path_prefix": "/", "backend": "b"}]}
         gateway = stack.enter_context(running_gateway(config))
         server = stack.enter_context(serving(gateway, threads=2, max_in_flight=100))
-        monkeypatch.setattr("rgate.serving.thread_pool._Worker.start", start_few)
+        monkeypatch.setattr("rgate.serving.thread_pool._PoolThread.start", start_few)
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
         for client in clients:
             client.send(get("/0"))
-        eventually(lambda: server.readiness.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
+        eventually(lambda: server.readiness.server.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
         gates[0].set()
         statuses = [client.response().status for client in clients]
         assert statuses.count(200) >= 4 and set(statuses) <= {200, 503}
@@ -407,8 +407,8 @@ def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
                     raise OSError(errno.EMFILE, "Too many open files")
                 return self._listener.accept()
 
-        ((fd, (listener, kind)),) = server._doors._doors.items()
-        server._doors._doors[fd] = Listener(listener), kind  # type: ignore[assignment]
+        ((fd, (listener, kind)),) = server._doors._listeners.items()
+        server._doors._listeners[fd] = Listener(listener), kind  # type: ignore[assignment]
         with RawClient(server.url) as client:
             client.send(get("/"))
             eventually(lambda: "cannot accept connections at present: Too many open files" in caplog.text)

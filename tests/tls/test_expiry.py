@@ -57,10 +57,10 @@ def test_certificate_is_told_of_by_one_process_only(caplog: pytest.LogCaptureFix
 def test_certificate_that_has_expired_is_noted_until_another_one_is_there() -> None:
     gateway = make_gateway({"server": {"tls": {"certificate": EXPIRED.certificate, "key": EXPIRED.key}}})
     gateway.tidy()
-    assert "has expired (2024-01-02 03:04 UTC)" in gateway.readiness.notices["certificates"]
+    assert "has expired (2024-01-02 03:04 UTC)" in gateway.readiness.warnings["certificates"]
     gateway.tls = tls()
     gateway.tidy()
-    assert "certificates" not in gateway.readiness.notices
+    assert "certificates" not in gateway.readiness.warnings
     gateway.close()
 
 

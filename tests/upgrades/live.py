@@ -43,13 +43,13 @@ def switching(then: Callable[[ScriptedConnection], object], after: bytes = b"") 
 
 
 def echo(connection: ScriptedConnection) -> None:
-    """Send back what comes, as it comes, to its end."""
+    """Echo all bytes until the end."""
     while block := connection.read_some():
         connection.send(block)
 
 
 class Holding:
-    """A backend whose connections are the test's to use once they have switched, and that are open until it says so."""
+    """A backend that leaves its connections to the test after the 101, and keeps them open until close() is called."""
 
     def __init__(self) -> None:
         self.connections: list[ScriptedConnection] = []
@@ -61,7 +61,7 @@ class Holding:
 
     @property
     def connection(self) -> ScriptedConnection:
-        """The one that there is, as soon as it is there."""
+        """The only connection, once there is one."""
         return eventually(lambda: self.connections and self.connections[-1], "the backend has switched")  # type: ignore[return-value]
 
     def let_go(self) -> None:
@@ -71,7 +71,7 @@ class Holding:
 
 @contextmanager
 def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Live]:
-    """A gateway in front of `backend`. At the end there must be nothing left of any tunnel."""
+    """A gateway in front of `backend`. At the end no tunnel may be left."""
     with gateway_before(backend, **options) as live:
         yield live
     assert not live.server.tunnels, "tunnels were left"
@@ -80,7 +80,7 @@ def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Live]
 
 
 def in_flight(live: Live) -> int:
-    """How many exchanges the endpoints are working on, tunnels among them."""
+    """The number of requests in flight at all endpoints, including tunnels."""
     endpoints = live.gateway.table.snapshot.endpoints.values()
     return sum(endpoint.state.in_flight for several in endpoints for endpoint in several)
 
@@ -94,7 +94,7 @@ def open_tunnel(live: Live, *headers: str) -> Iterator[RawClient]:
 
 
 def switch(client: RawClient, *headers: str) -> RawResponse:
-    """Ask for WebSocket; the 101."""
+    """Send a WebSocket handshake; returns the 101."""
     client.send(request(*ASKING, *headers))
     response = client.response()
     assert response.status == 101, response
@@ -102,5 +102,5 @@ def switch(client: RawClient, *headers: str) -> RawResponse:
 
 
 def gone(live: Live) -> None:
-    """Wait for all tunnels to be over. They have a second."""
+    """Wait until all tunnels have ended, within a second."""
     eventually(lambda: not live.server.tunnels and not in_flight(live), "the tunnel ends", within_seconds=1.0)

@@ -1,7 +1,7 @@
 """What an operator asks a running gateway, as JSON under `/-/`.
 
     /-/live      200 while the process answers
-    /-/ready     200 when it should get requests, else 503; with every reason and notice
+    /-/ready     200 when it should get requests, else 503; with every reason and warning
     /-/routes    the routes, and the chain of each
     /-/backends  endpoints, what cannot be used and why, requests in flight, the age of what discovery knows
     /-/plugins   what is installed, active, and where in the chain
@@ -28,7 +28,7 @@ from .site import PAGES, PROBES, everybody, probes, site
 
 __all__ = ["PAGES", "PROBES", "AdminOptions"]
 
-NOTICE = "admin"  # the key of gateway.readiness.notices
+NOTICE = "admin"  # the key of gateway.readiness.warnings
 _log = logging.getLogger("rgate.plugins.admin")
 
 
@@ -58,11 +58,11 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
             "admin.address", key, lambda: AdminServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
         )
     elif options.address is None and (paths := gateway.socket_paths()):
-        tell = partial(_tell, gateway.readiness.notices, gateway.tells)
+        tell = partial(_tell, gateway.readiness.warnings, gateway.tells)
         server = gateway.resource(
             "admin.socket",
             (tuple(paths), mode),
-            lambda: AdminServer("plugins.admin", mode=mode, paths=paths, on_trouble=tell),
+            lambda: AdminServer("plugins.admin", mode=mode, paths=paths, on_listen=tell),
         )
     else:
         return None
@@ -75,12 +75,12 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
     return server
 
 
-def _tell(notices: dict[str, str], tells: bool, why: str) -> None:
+def _tell(warnings: dict[str, str], tells: bool, why: str) -> None:
     """Have the operator know why there is no admin socket; "" when there is one."""
     if not why:
-        notices.pop(NOTICE, None)
+        warnings.pop(NOTICE, None)
         return
-    notices[NOTICE] = message = (
+    warnings[NOTICE] = message = (
         f"no admin socket, so `rgate reload`, `drain` and `stats` cannot ask this gateway: {why}; "
         "make one of these directories writable, or set plugins.admin.address"
     )

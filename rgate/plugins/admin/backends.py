@@ -20,7 +20,7 @@ def backends(gateway: Gateway) -> dict[str, Any]:
     """Every backend with its endpoints, its unusable instances and some of those that it nearly has, and every discovery
     source. Requests in flight are those of this process, and so is what its server has open."""
     return {
-        "server": gateway.readiness.load(),
+        "server": gateway.readiness.server.open_counts(),
         "backends": [_backend(gateway, backend) for backend in gateway.backends.values()],
         "sources": [
             {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rgate import Gateway
 
-__all__ = ["age_seconds", "not_ready_reasons", "notices"]
+__all__ = ["age_seconds", "not_ready_reasons", "warnings"]
 
 
 def not_ready_reasons(gateway: Gateway, stale_seconds: float | None) -> dict[str, str]:
@@ -27,9 +27,9 @@ def not_ready_reasons(gateway: Gateway, stale_seconds: float | None) -> dict[str
     return found
 
 
-def notices(gateway: Gateway) -> dict[str, str]:
+def warnings(gateway: Gateway) -> dict[str, str]:
     """What an operator should know although the process may be ready, by who says so."""
-    found = dict(gateway.readiness.notices)
+    found = dict(gateway.readiness.warnings)
     for source in gateway.table.snapshot.sources.values():
         age = age_seconds(source.listed)
         if source.error is not None and age is not None:

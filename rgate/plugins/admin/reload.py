@@ -41,8 +41,8 @@ class Reload:
 
     def show(self) -> Answer:
         """What is to be known of the config in force."""
-        notices = self._gateway.readiness.notices
-        return 200, {"notices": {by: notices[by] for by in ("config", "restart") if by in notices}}
+        warnings = self._gateway.readiness.warnings
+        return 200, {"warnings": {by: warnings[by] for by in ("config", "restart") if by in warnings}}
 
     def act(self, query: Mapping[str, str]) -> Answer:
         """Read it again. Raises ConfigRefused, ReloadFailed."""

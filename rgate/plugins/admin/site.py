@@ -12,7 +12,7 @@ from . import pages
 from .answer import Answer, acting, showing
 from .backends import backends
 from .drain import Drain
-from .readiness import not_ready_reasons, notices
+from .readiness import not_ready_reasons, warnings
 from .reload import Reload
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def probes(gateway: Gateway, stale_seconds: float | None, allowed: Admits, allow
         reasons = not_ready_reasons(gateway, stale_seconds)
         shown: dict[str, Any] = {"ready": not reasons}
         if allowed(environ):
-            shown |= {"process": os.getpid(), "reasons": reasons, "notices": notices(gateway)}
+            shown |= {"process": os.getpid(), "reasons": reasons, "warnings": warnings(gateway)}
         return 503 if reasons else 200, shown
 
     return {path: LocalRoute(showing(shown), allows) for path, shown in zip(PROBES, (live, ready), strict=True)}

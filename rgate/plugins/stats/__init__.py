@@ -107,6 +107,6 @@ def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
     gateway.workers.on_command(FLUSH, lambda _: recorder.flush())
-    recorder.notices = gateway.readiness.notices
+    recorder.warnings = gateway.readiness.warnings
     recorder.flush_siblings = lambda: gateway.workers.broadcast(FLUSH)
     return recorder

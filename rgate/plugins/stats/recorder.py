@@ -47,7 +47,7 @@ class Recorder:
 
     `flush_siblings` is called before every report. Where several processes share the database it is set to have the
     others `flush()`, so that the report holds their exchanges too; what it raises is logged. Default: nothing to do.
-    `notices` has the trouble with the database under "statistics" while there is some.
+    `warnings` has the trouble with the database under "statistics" while there is some.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Recorder:
     ) -> None:
         self.pending = pending
         self.flush_siblings: Callable[[], object] = lambda: None
-        self.notices: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
         self._store = store
         self._store_lock = threading.Lock()
         self._flush_seconds = flush_seconds
@@ -104,7 +104,7 @@ class Recorder:
         try:
             self.flush_siblings()
         except Exception as error:
-            _log.exception("statistics: the other processes could not be asked to save", extra={"about": repr(error)})
+            _log.exception("statistics: the other processes could not be asked to save", extra={"dedup_key": repr(error)})
         self.pending.fold()
         report = Report(query)
         with self._at_store() as free:
@@ -157,14 +157,14 @@ class Recorder:
             self._state, self._since = trouble.state, now
         if trouble.state != self._told and (not locked or now - self._since >= _LOCKED_SECONDS):
             self._told = trouble.state
-            self.notices["statistics"] = f"database {trouble.state}: {trouble}"
+            self.warnings["statistics"] = f"database {trouble.state}: {trouble}"
             _log.warning("statistics: database %s (%s); counts wait in memory", trouble.state, trouble)
 
     def _recovered(self) -> None:
         self._state = "ok"
         if self._told:
             self._told = ""
-            self.notices.pop("statistics", None)
+            self.warnings.pop("statistics", None)
             _log.warning("statistics: database ok again")
 
     def _write_regularly(self) -> None:
@@ -174,7 +174,7 @@ class Recorder:
                 self.flush()
                 self._tidy()
             except Exception as error:
-                _log.exception("statistics: writing failed; trying on", extra={"about": repr(error)})
+                _log.exception("statistics: writing failed; trying on", extra={"dedup_key": repr(error)})
 
     def _tidy(self) -> None:
         """Once a minute: add what is over up into hours and days, and drop what is past its age, a little at a time."""

@@ -93,7 +93,7 @@ def test_probes_stay_on_the_port_of_the_gateway_for_everybody() -> None:
             for address in ("127.0.0.1", "192.0.2.7"):
                 answer = client(gateway).get(path, environ_base={"REMOTE_ADDR": address})
                 assert (answer.status_code, answer.json) == (200, {path.rpartition("/")[2]: True})
-        assert "notices" in json.loads(asked(gateway, "/-/ready").body)
+        assert "warnings" in json.loads(asked(gateway, "/-/ready").body)
         assert_error(client(gateway).get("/-/config"), 404, "no_route")
 
 

@@ -128,9 +128,9 @@ def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
 
 
 def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, local: Client) -> None:
-    assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "notices": {}}
-    gateway.readiness.notices["config"] = "config.yml:12: refused, so the one before is in force"
-    assert local.get("/-/ready").json["notices"] == gateway.readiness.notices
+    assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "warnings": {}}
+    gateway.readiness.warnings["config"] = "config.yml:12: refused, so the one before is in force"
+    assert local.get("/-/ready").json["warnings"] == gateway.readiness.warnings
     gateway.readiness.not_ready_reasons["stopping"] = "SIGTERM"
     response = local.get("/-/ready")
     assert (response.status_code, response.json["reasons"]) == (503, {"stopping": "SIGTERM"})
@@ -147,7 +147,7 @@ def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gatewa
     replaced(gateway, listed=monotonic() - 200, error="the engine is gone")
     response = local.get("/-/ready")
     assert response.status_code == 200
-    assert response.json["notices"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
+    assert response.json["warnings"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
     replaced(gateway, listed=monotonic() - 301)
     response = local.get("/-/ready")
     assert response.status_code == 503

@@ -90,7 +90,7 @@ def test_socket_that_a_killed_process_has_left_is_replaced(path: Path) -> None:
 def test_file_that_is_no_socket_is_left_alone_and_stops_the_start(path: Path) -> None:
     path.write_text("precious")
     gateway = make_gateway(config(path))
-    words = rf"cannot listen on unix:{path}: there is something else than a socket"
+    words = rf"cannot listen on unix:{path}: the path exists and is not a socket"
     with pytest.raises(PluginError, match=words), gateway.running():
         pass
     assert path.read_text() == "precious"
@@ -102,7 +102,7 @@ def test_socket_of_another_user_is_left_alone(path: Path) -> None:
         other.bind(str(path))
         os.chown(path, 12_345, -1)
         with pytest.raises(OSError, match="of another user"):
-            UnixSocketPath(str(path), 0o600).take()
+            UnixSocketPath(str(path), 0o600).bind()
     assert path.exists()
 
 
@@ -130,23 +130,23 @@ def test_options_that_cannot_be_are_problems(admin: dict[str, Any], problem: str
 
 def test_last_one_has_the_place_and_the_one_before_removes_nothing(path: Path) -> None:
     first, second = UnixSocketPath(str(path), 0o600), UnixSocketPath(str(path), 0o600)
-    with first.take() as one, second.take() as two:
-        assert first.is_served() and second.is_served()
-        first.leave()
+    with first.bind() as one, second.bind() as two:
+        assert first.is_listening() and second.is_listening()
+        first.unlink()
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             two.accept()[0].close()
         one.setblocking(False)
         with pytest.raises(BlockingIOError):
             one.accept()
-        second.leave()
-    assert not first.is_served()
+        second.unlink()
+    assert not first.is_listening()
 
 
 def test_place_is_taken_again_when_the_one_that_had_it_is_gone(path: Path) -> None:
     """As when a worker process is killed, or a successor gives up."""
     with running_gateway(config(path)):
-        with UnixSocketPath(str(path), 0o600).take():
+        with UnixSocketPath(str(path), 0o600).bind():
             pass
         assert path.exists(), "it has left its socket there"
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
@@ -157,7 +157,7 @@ def test_socket_that_somebody_removes_is_made_again_as_soon_as_it_can(path: Path
     with running_gateway(config(path)):
         path.unlink()
         path.mkdir()
-        eventually(lambda: f"cannot listen on unix:{path}: there is something else" in caplog.text, within_seconds=30)
+        eventually(lambda: f"cannot listen on unix:{path}: the path exists and" in caplog.text, within_seconds=30)
         path.rmdir()
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
 

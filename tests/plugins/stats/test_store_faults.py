@@ -403,11 +403,11 @@ def test_database_that_cannot_be_made_is_told_at_the_start_with_its_place(
     folder = tmp_path / "none"
     statistics = begin(f"sqlite:///{folder}/rgate.db")
     with statistics.recorder as recorder:
-        notice = eventually(lambda: recorder.notices.get("statistics", ""), "before any request")
+        notice = eventually(lambda: recorder.warnings.get("statistics", ""), "before any request")
         assert f"{folder}/rgate.db" in notice and "plugins.stats.database" in notice
         assert notice.startswith("database read_only: ")
         assert notice.removeprefix("database read_only: ") in caplog.text
         folder.mkdir()
         statistics.later()
         statistics.count()
-        assert recorder.flush() and not recorder.notices
+        assert recorder.flush() and not recorder.warnings

@@ -1,4 +1,4 @@
-"""Without epoll: the same connections, each with a thread of its own. (Made so here; other systems have none.)"""
+"""Without epoll, simulated here: the same connections, each with a thread of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_requests_in_one_packet_are_answered_in_order() -> None:
         assert [client.response().body for _ in range(5)] == [b"GET /%d " % number for number in range(5)]
 
 
-def test_body_that_comes_slowly_is_collected_or_streams_as_it_is_wanted() -> None:
+def test_slow_body_is_collected_or_streamed_as_configured() -> None:
     seen = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -57,13 +57,13 @@ def test_body_that_comes_slowly_is_collected_or_streams_as_it_is_wanted() -> Non
         assert client.response().body == b"helloworld"
 
 
-def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
+def test_disconnect_is_noticed_while_the_request_is_served() -> None:
     working, gone = threading.Event(), threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["rgate.connection"].on_disconnect = gone.set
         working.set()
-        assert gone.wait(10), "nobody tells that the client is gone"
+        assert gone.wait(10), "the disconnect was not reported"
         start_response("200 OK", [])
         return []
 
@@ -75,7 +75,7 @@ def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
         eventually(lambda: server.threads == 1, "its thread ends")
 
 
-def test_client_that_is_late_with_its_head_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_head_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response(f"{environ['rgate.rejection'].status} Refused", [])
         return []
