@@ -1,4 +1,4 @@
-"""Listing and watching with a scripted engine and a clock of the test's own: events, stops, echoes."""
+"""Listing and watching with a scripted engine and a clock of the test's own: events, stops, relists."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from rgate import Instance, RgateError
+from rgate.plugins.docker.probes import NOT_OPEN, Outcome, StartupProbes, StopProbes
 from rgate.plugins.docker.source import DockerSource
-from rgate.plugins.docker.startup_probe import NOT_OPEN, Outcome, StartupProbes
-from rgate.plugins.docker.stop_probe import StopProbes
 
 DEADLINE_SECONDS = 10.0
 
@@ -43,7 +42,7 @@ def network_event(action: str, id: str) -> dict[str, Any]:
 class Script:
     """An engine that has what the test gives it. Its events are those that the test puts into `events_queue`; None ends them."""
 
-    machine = ""
+    remote_host = ""
 
     def __init__(self) -> None:
         self.listed: dict[str, list[dict[str, Any]]] = {"app": []}
@@ -182,7 +181,7 @@ class TestList:
 
 
 class ServingOn:
-    """What becomes of a connection to a container that has been told to stop."""
+    """Connections to a container that was told to stop."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -203,13 +202,13 @@ class Watch:
         def clock() -> float:
             return self.now
 
-        self.arrivals = StartupProbes(clock, lambda _: self)
+        self.startup_probes = StartupProbes(clock, lambda _: self)
         self.source = DockerSource(
             script.connect,
             labels or ("app",),
             clock=clock,
-            arrivals=self.arrivals,
-            departures=StopProbes(1.0, clock, lambda _: ServingOn(self)),
+            startup_probes=self.startup_probes,
+            stop_probes=StopProbes(1.0, clock, lambda _: ServingOn(self)),
         )
         self.stop = threading.Event()
         self.notices = 0
@@ -231,7 +230,7 @@ class Watch:
             self._noticed.notify_all()
 
     def outcome(self) -> Outcome:
-        """What becomes of a connection to a container that has just started."""
+        """The outcome of connections to a container that has just started."""
         return self.ports
 
     def start(self) -> None:
@@ -370,7 +369,7 @@ class TestStopping:
 
     def test_container_that_runs_on_is_back_two_seconds_after_its_stop_timeout(self, watch: Watch) -> None:
         watch.tell(event("kill", signal="15"))
-        watch.after(1.5, 1)  # the echoes, all due by now
+        watch.after(1.5, 1)  # all relists are due
         watch.after(4.4, 0)
         assert watch.reason == "stopped or stopping"
         watch.after(0.2, 1)
@@ -380,7 +379,7 @@ class TestStopping:
         watch.serves_on = True
         watch.tell(event("kill", signal="15"))
         assert (watch.instance.address, watch.instance.stopping) == (None, False)
-        watch.after(1.6, 1)  # the echoes
+        watch.after(1.6, 1)  # the relists
         watch.after(0.2, 1)
         assert watch.instance.address is not None and watch.instance.stopping
         watch.tell(event("die"))
@@ -439,7 +438,7 @@ class TestStarting:
         watch.ports = Outcome.UNCLEAR
         watch.tell(event("start"))
         assert watch.reason == NOT_OPEN
-        watch.after(1.5, 1)  # the echoes
+        watch.after(1.5, 1)  # the relists
         assert watch.reason == NOT_OPEN
         watch.after(0.2, 0)
         watch.ports = Outcome.OPEN
@@ -457,12 +456,12 @@ class TestStarting:
         assert watch.reason is None
         (note,) = watch.instance.notes
         assert note == (
-            "in its first 10 s no connection to 127.0.0.1:8080 stood; if its service uses another port, set rgate.port"
+            "in its first 10 s no connection to 127.0.0.1:8080 stayed open; if its service uses another port, set rgate.port"
         )
         watch.ports = Outcome.OPEN
         watch.tell(event("start"))
         watch.after(1.5, 1)
-        assert watch.instance.notes == (), "it has started anew"
+        assert watch.instance.notes == (), "it has started again"
 
     @pytest.mark.parametrize(
         ("labels", "hint"),
@@ -498,7 +497,7 @@ class TestStarting:
         watch.script.listed = {"app": [record("a", state="exited"), record("b")]}
         assert watch.reason == "stopped or stopping"
         watch.after(2.0, 0)
-        assert watch.arrivals.look_in_seconds() == float("inf")
+        assert watch.startup_probes.next_poll_in() == float("inf")
 
     def test_container_that_was_not_running_in_the_list_before_counts_as_started_without_an_event(self, watch: Watch) -> None:
         watch.script.listed = {"app": [record("a", state="exited")]}
