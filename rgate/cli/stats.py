@@ -20,10 +20,9 @@ def of_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
 
 def of_database(database: str, by: str | None, since: str | None) -> dict[str, Any]:
     """What a database holds, given as a file or as a URL. Raises GatewayUnreachable, whose message names it without a password."""
+    from .. import QueryError
     from ..config.redaction import without_password
-    from ..plugins.stats.query import QueryError  # here, because nothing else of the command line needs SQLAlchemy
-    from ..plugins.stats.report import report
-    from ..plugins.stats.storage_error import StorageError
+    from ..plugins.stats.report import StorageError, report
 
     url = database if "://" in database else f"sqlite:///{database}"
     try:

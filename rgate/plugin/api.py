@@ -1,6 +1,7 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
 from ..chain.exchange import Exchange, Tunnel, send_interim
+from ..chain.json_app import QueryError, json_app
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
 from ..chain.pipeline import STANDARD_ORDER, map_body
 from ..chain.suspended import SuspendedResponse
@@ -95,6 +96,7 @@ __all__ = [
     "NotTLS",
     "Overloaded",
     "PluginError",
+    "QueryError",
     "RepeatCache",
     "RequestError",
     "RequestTimeout",
@@ -119,6 +121,7 @@ __all__ = [
     "__version__",
     "build",
     "hookimpl",
+    "json_app",
     "json_line",
     "map_body",
     "printable",

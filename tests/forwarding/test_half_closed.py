@@ -185,7 +185,7 @@ class Seen:
 
     def __init__(self, live: Forwarding, app: Callable[..., object]) -> None:
         self.records: list[dict[str, object]] = []
-        self.pending = Aggregator()
+        self.aggregator = Aggregator()
         live.server.app = self  # type: ignore[assignment]
         self._app = app
 
@@ -203,12 +203,12 @@ class Seen:
         fields = ("status", "reason", "bytes", "duration_ms")
         values = {name: _GET[name](Record(0.0, exchange, self._sent)) for name in fields}
         self.records.append(json.loads(json.dumps(values)))
-        self.pending.record(exchange)
+        self.aggregator.record(exchange)
 
     @property
     def counted(self) -> list[int]:
-        self.pending.fold()
-        return [counted.key.status for counted in self.pending.batch()]
+        self.aggregator.aggregate()
+        return [counted.key.status for counted in self.aggregator.batch()]
 
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])

@@ -83,10 +83,10 @@ def test_address_answers_nobody_who_asks_for_another_host(host: str, status: int
 def test_address_answers_no_web_page(header: str) -> None:
     with running_gateway(config(), {}, {"local": Local()}) as gateway:
         assert asked(gateway, "/-/config", header).status == asked(gateway, "/numbers", header).status == 404
-        assert asked(gateway, "/-/config", "Sec-Fetch-Site: none").status == 200, "somebody has typed the URL"
+        assert asked(gateway, "/-/config", "Sec-Fetch-Site: none").status == 200, "a person has typed the URL"
 
 
-def test_probes_stay_on_the_port_of_the_gateway_for_everybody() -> None:
+def test_probes_stay_on_the_port_of_the_gateway_for_every_client() -> None:
     """Load balancers and container engines ask there."""
     with running_gateway(config()) as gateway:
         for path in ("/-/live", "/-/ready"):
@@ -150,7 +150,7 @@ def test_address_goes_on_over_a_reload_and_shows_the_gateway_in_force() -> None:
     second = running_with(address, "/two", first)
     after = GatewayRuntime(second, running)
     with RawClient(f"http://{address}", host="localhost") as raw:
-        assert prefixes(first) == ["/one"], "the next one is not in force yet"
+        assert prefixes(first) == ["/one"], "the next one is not active yet"
         after.take_over()
         running.end()
         assert prefixes(second) == ["/two"]

@@ -199,10 +199,10 @@ def test_commands_reach_a_gateway_at_its_unix_socket(path: Path, capsys: pytest.
         gateway.on_reload = lambda: ""
         for command in (["healthcheck"], ["reload"], ["drain", "orders-1"], ["drain"]):
             assert cli.main([*command, "--url", url]) == 0, capsys.readouterr().err
-        assert cli.main(["drain", "nobody", "--url", url]) == 2
+        assert cli.main(["drain", "orders-9", "--url", url]) == 2
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["ready", "reloaded"]
-    assert "o endpoint is called 'nobody'; there are orders-1" in err
+    assert "o endpoint is called 'orders-9'; there are orders-1" in err
     for name in ("healthcheck", "reload"):
         assert cli.main([name, "--url", url]) == 1
         assert f"no gateway answers at {url}" in capsys.readouterr().err

@@ -200,12 +200,12 @@ class TestEvents:
         fake.answers["/events"] = lambda request: request.stream(line("start") + garbage, end=True)
         events = iter(engine.events("1"))
         assert next(events)["Action"] == "start"
-        with pytest.raises(EngineError, match="sent what is no event"):
+        with pytest.raises(EngineError, match="sent something that is not an event"):
             next(events)
 
     def test_event_without_end_is_an_error(self, engine: Engine, fake: FakeEngine) -> None:
         fake.answers["/events"] = lambda request: request.stream(*[b"x" * 65_536] * 20)
-        with pytest.raises(EngineError, match="an event without end"):
+        with pytest.raises(EngineError, match="an endless event"):
             list(engine.events("1"))
 
     def test_close_from_another_thread_ends_the_iteration(self, engine: Engine, fake: FakeEngine) -> None:

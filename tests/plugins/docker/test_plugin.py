@@ -56,7 +56,9 @@ def test_docker_host_that_is_one_is_no_problem(host: str, monkeypatch: pytest.Mo
 def test_docker_host_that_is_none_is_a_problem_with_the_way_out(host: str) -> None:
     (problem,) = rgate_check_config(config(host=host))
     assert problem.path == ("docker", "host")
-    assert problem.message == (f"{host!r} is no address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT")
+    assert problem.message == (
+        f"{host!r} is not an address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT"
+    )
 
 
 def test_docker_host_by_ssh_without_its_package_is_a_problem_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

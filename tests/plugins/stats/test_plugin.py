@@ -15,7 +15,7 @@ import pytest
 
 from rgate import ConfigError, Gateway, build
 from rgate.plugins import stats
-from rgate.plugins.stats.options import StatsOptions
+from rgate.plugins.stats import StatsOptions
 from rgate.plugins.stats.report import report
 from rgate.testing import answering, assert_error, client, make_exchange, make_gateway, running_gateway
 

@@ -9,7 +9,7 @@ import pytest
 from werkzeug.test import Client
 
 from rgate import Overloaded
-from rgate.plugins.stats.answer import answering
+from rgate.plugins.stats import stats_app
 from rgate.plugins.stats.query import Query
 from rgate.testing import assert_error
 
@@ -36,7 +36,7 @@ def asked() -> Asked:
 
 @pytest.fixture
 def client(asked: Asked) -> Client:
-    return Client(answering(asked, Clock()))
+    return Client(stats_app(asked, Clock()))
 
 
 def test_get_is_answered_as_json_that_is_not_to_be_kept(client: Client) -> None:
@@ -85,20 +85,20 @@ def test_faults_of_two_requests_have_two_ids(client: Client) -> None:
 @pytest.mark.parametrize("target", ["/stats", "/stats?by=x"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_answer_is_valid_wsgi(asked: Asked, target: str, method: str) -> None:
-    Client(validator(answering(asked))).open(target, method=method).close()
+    Client(validator(stats_app(asked))).open(target, method=method).close()
 
 
 def test_report_that_may_not_wait_is_a_503_that_says_when_to_ask_again() -> None:
     def refuse(query: Query) -> dict[str, Any]:
         raise Overloaded
 
-    response = Client(answering(refuse)).get("/stats")
+    response = Client(stats_app(refuse)).get("/stats")
     assert_error(response, 503, "overloaded")
     assert response.headers["Retry-After"] == "1"
 
 
 def test_by_that_is_not_for_here_is_a_400_that_says_where(asked: Asked) -> None:
-    here = Client(answering(asked, Clock(), by=("route", "status")))
+    here = Client(stats_app(asked, Clock(), by=("route", "status")))
     assert here.get("/stats?by=route").status_code == 200
     answer = assert_error(here.get("/stats?by=status,endpoint"), 400, "bad_request")
     assert answer["body"] == "by=endpoint is answered at the admin socket only; here route, status are allowed."

@@ -1,4 +1,4 @@
-"""Connections to containers that have just started: which of them stand."""
+"""ConnectProbe: which connections are open, refused, or neither."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from contextlib import closing
 import pytest
 
 from rgate import Address
-from rgate.plugins.docker.startup_probe import Connection, Outcome
+from rgate.plugins.docker.probes import ConnectProbe, Outcome
 from tests.waiting import eventually, passed
 
 
-def try_it(host: str, port: int, before_judging: threading.Event | None = None) -> Outcome:
-    trial = Connection(Address("http", host, port))
-    if before_judging:
-        passed(before_judging)
-    return trial.outcome()
+def outcome_of(host: str, port: int, before_reading: threading.Event | None = None) -> Outcome:
+    probe = ConnectProbe(Address("http", host, port))
+    if before_reading:
+        passed(before_reading)
+    return probe.outcome()
 
 
 @pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-def test_connection_to_a_server_that_waits_for_a_request_stands(family: int, host: str) -> None:
+def test_connection_to_a_server_that_waits_for_a_request_is_open(family: int, host: str) -> None:
     with socket.create_server((host, 0), family=family) as server:
-        assert eventually(lambda: try_it(host, server.getsockname()[1]) is Outcome.OPEN)
+        assert eventually(lambda: outcome_of(host, server.getsockname()[1]) is Outcome.OPEN)
 
 
-def test_connection_to_a_server_that_speaks_first_stands() -> None:
+def test_connection_to_a_server_that_speaks_first_is_open() -> None:
     sent = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -38,7 +38,7 @@ def test_connection_to_a_server_that_speaks_first_stands() -> None:
 
         greeting = threading.Thread(target=greet)
         greeting.start()
-        assert try_it("127.0.0.1", server.getsockname()[1], sent) is Outcome.OPEN
+        assert outcome_of("127.0.0.1", server.getsockname()[1], sent) is Outcome.OPEN
         greeting.join()
 
 
@@ -52,7 +52,7 @@ def test_connection_that_is_taken_and_dropped_does_not_stand() -> None:
 
         dropping = threading.Thread(target=drop)
         dropping.start()
-        assert try_it("127.0.0.1", server.getsockname()[1], dropped) is Outcome.UNCLEAR
+        assert outcome_of("127.0.0.1", server.getsockname()[1], dropped) is Outcome.UNCLEAR
         dropping.join()
 
 
@@ -60,7 +60,7 @@ def test_connection_that_is_taken_and_dropped_does_not_stand() -> None:
 def test_connection_that_is_refused_does_not_stand(family: int, host: str) -> None:
     with closing(socket.socket(family)) as unused:
         unused.bind((host, 0))
-        assert try_it(host, unused.getsockname()[1]) is Outcome.REFUSED
+        assert outcome_of(host, unused.getsockname()[1]) is Outcome.REFUSED
 
 
 def test_connection_of_which_nothing_is_heard_is_unclear() -> None:
@@ -68,8 +68,8 @@ def test_connection_of_which_nothing_is_heard_is_unclear() -> None:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         queued.connect(full.getsockname())  # takes the only place in the queue; the kernel drops what comes after it
-        assert try_it("127.0.0.1", full.getsockname()[1]) is Outcome.UNCLEAR
+        assert outcome_of("127.0.0.1", full.getsockname()[1]) is Outcome.UNCLEAR
 
 
 def test_connection_to_a_name_that_is_none_does_not_stand() -> None:
-    assert try_it("no-such-host.invalid", 80) is Outcome.UNCLEAR
+    assert outcome_of("no-such-host.invalid", 80) is Outcome.UNCLEAR

@@ -10,7 +10,7 @@ from shutil import which
 
 import pytest
 
-from rgate.plugins.docker.engine import Engine, EngineError, machine_of
+from rgate.plugins.docker.engine import Engine, EngineError, remote_host_of
 
 from .fake_engine import FakeEngine, certificates, tls_engine
 
@@ -48,7 +48,7 @@ def test_docker_host_is_used_and_the_config_goes_before_it(fake: FakeEngine, mon
     monkeypatch.setenv("DOCKER_HOST", fake.url)
     engine = Engine()
     assert engine.containers("app")
-    assert engine.machine == "", "a Unix socket is on this machine"
+    assert engine.remote_host == "", "a Unix socket is on this machine"
     engine.close()
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     engine = Engine(fake.url)
@@ -98,8 +98,8 @@ def test_address_that_is_none_is_an_error(url: str) -> None:
         ("docker.example:2375", "docker.example"),
     ],
 )
-def test_machine_of_an_engine_is_its_host_unless_it_is_this_one(url: str, machine: str) -> None:
-    assert machine_of(url) == machine
+def test_remote_host_of_an_engine_is_its_host_unless_it_is_this_one(url: str, machine: str) -> None:
+    assert remote_host_of(url) == machine
 
 
 def test_certificates_that_are_missing_are_an_error(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
-"""StopProbes: containers that have been told to stop and may serve on."""
+"""StopProbes: containers that were told to stop and may go on serving."""
 
 from __future__ import annotations
 
 from rgate import Address
-from rgate.plugins.docker.startup_probe import Outcome
-from rgate.plugins.docker.stop_probe import StopProbes
+from rgate.plugins.docker.probes import Outcome, StopProbes
 
 PLACE = Address("http", "127.0.0.1", 8000)
 
 
 class Port:
-    """Whether it is open is what the test says."""
+    """A port that the test opens and closes."""
 
     def __init__(self) -> None:
         self.open = True
@@ -28,23 +27,23 @@ class World:
     def __init__(self, hold_seconds: float = 1.0) -> None:
         self.now = 100.0
         self.port = Port()
-        self.departures = StopProbes(hold_seconds, lambda: self.now, self.port.connect)
+        self.probes = StopProbes(hold_seconds, lambda: self.now, self.port.connect)
 
     def accepts(self) -> bool:
-        return self.departures.accepts("a", PLACE)
+        return self.probes.accepts("a", PLACE)
 
     def goes_on(self, seconds: float) -> bool:
-        """Look as often as is asked for; whether something has changed."""
+        """Poll as often as is due; whether something has changed."""
         until, changed = self.now + seconds, False
         while self.now < until:
-            changed = self.departures.look() or changed
-            self.now += min(max(self.departures.look_in_seconds(), 0.01), 0.25)
+            changed = self.probes.poll() or changed
+            self.now += min(max(self.probes.next_poll_in(), 0.01), 0.25)
         return changed
 
 
 def told(hold_seconds: float = 1.0) -> World:
     world = World(hold_seconds)
-    world.departures.told("a")
+    world.probes.stopping("a")
     assert not world.accepts(), "at first nothing is sent to it"
     return world
 
@@ -77,18 +76,18 @@ def test_container_that_closes_its_port_later_no_longer_accepts() -> None:
 def test_container_that_has_ended_is_not_tried_any_more() -> None:
     world = told()
     world.goes_on(1.5)
-    world.departures.ended("a")
+    world.probes.ended("a")
     tried = len(world.port.tried)
     assert not world.accepts()
     world.goes_on(1.0)
     assert len(world.port.tried) == tried
-    assert world.departures.look_in_seconds() == float("inf")
+    assert world.probes.next_poll_in() == float("inf")
 
 
 def test_container_told_again_is_not_held_again() -> None:
     world = told()
     world.goes_on(0.7)
-    world.departures.told("a")
+    world.probes.stopping("a")
     world.goes_on(0.7)
     assert world.accepts()
 
@@ -96,9 +95,9 @@ def test_container_told_again_is_not_held_again() -> None:
 def test_containers_that_are_not_kept_are_forgotten() -> None:
     world = told()
     world.goes_on(1.5)
-    world.departures.keep(["a"])
+    world.probes.keep_only(["a"])
     assert world.accepts()
-    world.departures.keep([])
+    world.probes.keep_only([])
     assert not world.accepts()
 
 
