@@ -10,6 +10,8 @@ from collections.abc import Collection
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from .connection_state import INCOMPLETE, UNUSED
+
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
     from ..http1.client_address import TrustedProxies
@@ -73,15 +75,13 @@ class ConnectionLimits:
     def make_room(self, connections: Collection[Connection], now: float, newest: Connection | None = None) -> int:
         """End those that have been idle the longest; if none is idle, those whose requests have been coming for the longest, or
         the most slowly: a head by when it has begun, a body by how long it is behind. Returns how many."""
-        candidates = [it for it in list(connections) if not it.late and it is not newest]
-        leaving = heapq.nsmallest(IDLE_AT_ONCE, (it for it in candidates if it.idle), key=attrgetter("idle_since"))
+        candidates = [it for it in list(connections) if it is not newest]
+        leaving = heapq.nsmallest(IDLE_AT_ONCE, (it for it in candidates if it.state in UNUSED), key=attrgetter("idle_since"))
         if not leaving:
             latest = now - UNFINISHED_SECONDS
-            unfinished = (it for it in candidates if it.unfinished and it.behind_since <= latest)
+            unfinished = (it for it in candidates if it.state in INCOMPLETE and it.behind_since <= latest)
             leaving = heapq.nsmallest(UNFINISHED_AT_ONCE, unfinished, key=attrgetter("behind_since"))
-        for connection in leaving:
-            connection.expire()
-        return len(leaving)
+        return sum(connection.expire() for connection in leaving)
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection for the address it comes from; false when that has too many. Trusted proxies may have any."""
@@ -94,7 +94,7 @@ class ConnectionLimits:
             if count >= most:
                 return False
             self._counts[address] = count + 1
-        connection.counted = address
+        connection.limited_address = address
         return True
 
     def leave(self, address: str) -> None:

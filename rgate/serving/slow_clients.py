@@ -11,6 +11,8 @@ from collections.abc import Collection
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .connection_state import State
+
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
     from ..http1.client_address import TrustedProxies
@@ -68,11 +70,7 @@ class SlowClients:
         if now - self._looked >= LOOK_SECONDS:
             seen = self._seen if now - self._looked < PATIENCE_SECONDS else {}  # else what was seen is of long ago
             self._looked = now
-            busy = [
-                connection
-                for connection in list(connections)
-                if connection.busy and not (connection.tunnelled or connection.relayed or connection.suspended is not None)
-            ]
+            busy = [connection for connection in list(connections) if connection.state is State.BUSY]
             held = set(_held(busy))
             # Who moves a byte at a time is not seen to wait at each look, but is no faster for it.
             moved = {it: _bytes_moved(it) for it in busy if it in held or it in seen}
@@ -108,7 +106,7 @@ class SlowClients:
         # Who has just come is among them, and will have to show how fast it is; nobody else is cut in its stead.
         cut = [connection for connection in slowest if now - self._seen[connection].since >= PATIENCE_SECONDS]
         for connection in cut:
-            connection.cut()
+            connection.abort()
         if cut:
             words = "%d clients were cut: of %d that held up their requests, which is too many, or too many of one address"
             _log.warning(words, len(cut), len(held), extra={"about": ""})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..log import about
 from .event_loop import SocketLoop
-from .response import Waits
+from .response_writer import Waits
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -53,7 +53,7 @@ class _Stream:
 
 class Streams(SocketLoop["Connection"]):
     """All streams of a server. A connection is given to add() by the thread that has its turn, and gets it back by
-    Connection.resume()."""
+    Connection.resume_relayed()."""
 
     def __init__(self) -> None:
         super().__init__("rgate-streams")
@@ -73,8 +73,8 @@ class Streams(SocketLoop["Connection"]):
         return LARGE_BLOCK_BYTES if self._held_bytes < HELD_BYTES else SMALL_BLOCK_BYTES
 
     def _refuse(self, item: Connection) -> None:
-        item.response.give_up()
-        item.resume()
+        item.response.abandon_relayed()
+        item.resume_relayed()
 
     def _enter(self, item: Connection) -> None:
         self._streams[item] = _Stream(item)
@@ -108,20 +108,20 @@ class Streams(SocketLoop["Connection"]):
     def _end_all(self) -> None:
         for connection in [*self._streams, *self._new]:
             self._streams.pop(connection, None)
-            if connection.response.relay_on(SMALL_BLOCK_BYTES) is not Waits.NOTHING:  # it sees that its connections are cut
-                connection.response.give_up()
-            connection.resume()
+            if connection.response.relay_some(SMALL_BLOCK_BYTES) is not Waits.NOTHING:  # it sees that its connections are cut
+                connection.response.abandon_relayed()
+            connection.resume_relayed()
         self._new.clear()
 
     def _advance(self, stream: _Stream, now: float, timed_out: bool = False) -> None:
         """Move what can be moved, and wait for the rest."""
         connection, response = stream.connection, stream.response
         try:
-            waits = response.relay_on(self.block_bytes, timed_out)
+            waits = response.relay_some(self.block_bytes, timed_out)
             self._hold(stream, response.unsent_bytes if waits is Waits.CLIENT else 0)
             if waits is Waits.NOTHING:
                 self._leave(stream)
-                connection.resume()
+                connection.resume_relayed()
             elif waits is Waits.TURN:
                 stream.due = float("inf")
                 stream.ready = True
@@ -130,15 +130,15 @@ class Streams(SocketLoop["Connection"]):
                 body = response.relayed
                 assert body is not None
                 by_backend = waits is Waits.BACKEND
-                seconds = body.wait_seconds if by_backend else connection.write_seconds
+                seconds = body.wait_seconds if by_backend else connection.settings.config.write_seconds
                 self._wait(stream, body.fileno() if by_backend else connection.fileno(), by_backend)
                 stream.due = now + seconds
                 self._next_check = min(self._next_check, stream.due)
         except Exception as error:
             _log.exception("a stream failed", extra={"about": about(error)})
             self._leave(stream)
-            response.give_up()
-            connection.resume()
+            response.abandon_relayed()
+            connection.resume_relayed()
 
     def _wait(self, stream: _Stream, fd: int, for_backend: bool) -> None:
         """Have epoll tell of this descriptor, and of no other of this stream."""

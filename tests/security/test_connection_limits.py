@@ -18,6 +18,7 @@ from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
 from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, ConnectionLimits
+from rgate.serving.connection_state import INCOMPLETE
 from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
@@ -74,7 +75,7 @@ def test_connections_over_the_limit_are_answered_503_and_closed(
             client.send(b"Host: x\r\n\r\n")
             assert client.response().body == b"ok", "those that were there before are unharmed"
         clients[0].close()
-        eventually(lambda: len(live.server._connections) < 3, "the others have gone")
+        eventually(lambda: len(live.server.connections) < 3, "the others have gone")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").body == b"ok"
 
@@ -114,7 +115,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
         for client in clients:
             send_apart(live.server, client, sent)
             unfinished = connection_of(live.server, client)
-            eventually(lambda unfinished=unfinished: unfinished.unfinished, "the request has begun")
+            eventually(lambda unfinished=unfinished: unfinished.state in INCOMPLETE, "the request has begun")
         for ago, client in zip((20, 30, 10), clients, strict=True):
             connection = connection_of(live.server, client)
             connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
@@ -124,7 +125,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
             with RawClient(live.url) as newer:
                 assert newer.get("/").body == b"ok"
                 assert clients[longest].response().status == 408
-            eventually(lambda: len(live.server._connections) < 3)
+            eventually(lambda: len(live.server.connections) < 3)
             more = stack.enter_context(RawClient(live.url))
             send_apart(live.server, more, sent)
             connection_of(live.server, more).deadline = live.server.now + 1_000
@@ -178,10 +179,10 @@ def test_connections_of_one_client_over_its_limit_are_answered_503(backend: Scri
         with RawClient(live.url) as over:
             assert over.get("/").status == 503
         clients[0].close()
-        eventually(lambda: not live.server.admission._counts.get("127.0.0.1", 0) > 1, "the count goes down")
+        eventually(lambda: not live.server.limits._counts.get("127.0.0.1", 0) > 1, "the count goes down")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").status == 200
-    assert live.server.admission._counts == {}, "an address without connections costs nothing"
+    assert live.server.limits._counts == {}, "an address without connections costs nothing"
 
 
 def test_connections_of_a_trusted_proxy_are_not_counted(backend: ScriptedBackend) -> None:

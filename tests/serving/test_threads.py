@@ -15,7 +15,7 @@ from .live import echo, send_apart, serving
 
 @pytest.fixture(autouse=True)
 def without_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("server", "sockets"):
+    for module in ("connection", "server", "settings", "sockets"):
         monkeypatch.setattr(f"rgate.serving.{module}.EPOLL", False)
 
 
@@ -77,7 +77,7 @@ def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
 
 def test_client_that_is_late_with_its_head_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        start_response(f"{environ['rgate.refused'].status} Refused", [])
+        start_response(f"{environ['rgate.rejection'].status} Refused", [])
         return []
 
     monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
