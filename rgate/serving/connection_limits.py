@@ -10,6 +10,8 @@ from collections.abc import Collection
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from .connection_state import INCOMPLETE, UNUSED
+
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
     from ..http1.client_address import TrustedProxies
@@ -75,15 +77,13 @@ class ConnectionLimits:
         """Close the connections that have been idle the longest. If none is idle, close those with the oldest or slowest
         unfinished request: heads are ordered by when they began, bodies by how long they have been behind the minimum rate.
         Returns how many."""
-        candidates = [it for it in list(connections) if not it.late and it is not newest]
-        leaving = heapq.nsmallest(IDLE_BATCH, (it for it in candidates if it.idle), key=attrgetter("idle_since"))
+        candidates = [it for it in list(connections) if it is not newest]
+        leaving = heapq.nsmallest(IDLE_BATCH, (it for it in candidates if it.state in UNUSED), key=attrgetter("idle_since"))
         if not leaving:
             latest = now - UNFINISHED_SECONDS
-            unfinished = (it for it in candidates if it.unfinished and it.behind_since <= latest)
+            unfinished = (it for it in candidates if it.state in INCOMPLETE and it.behind_since <= latest)
             leaving = heapq.nsmallest(UNFINISHED_BATCH, unfinished, key=attrgetter("behind_since"))
-        for connection in leaving:
-            connection.expire()
-        return len(leaving)
+        return sum(connection.expire() for connection in leaving)
 
     def acquire(self, connection: Connection) -> bool:
         """Count a connection for its client address; False if that has too many. Trusted proxies are not limited."""
@@ -96,7 +96,7 @@ class ConnectionLimits:
             if count >= limit:
                 return False
             self._counts[address] = count + 1
-        connection.counted = address
+        connection.limited_address = address
         return True
 
     def release(self, address: str) -> None:

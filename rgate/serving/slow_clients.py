@@ -11,6 +11,8 @@ from collections.abc import Collection
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .connection_state import State
+
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
     from ..http1.client_address import TrustedProxies
@@ -73,11 +75,7 @@ class SlowClients:
         if now - self._sampled_at >= SAMPLE_SECONDS:
             previous = self._progress if now - self._sampled_at < GRACE_SECONDS else {}  # older samples are useless
             self._sampled_at = now
-            busy = [
-                connection
-                for connection in list(connections)
-                if connection.busy and not (connection.tunnelled or connection.relayed or connection.suspended is not None)
-            ]
+            busy = [connection for connection in list(connections) if connection.state is State.BUSY]
             blocked = set(_blocked_on_client(busy))
             # A client that transfers single bytes is not blocked at every sample, but not faster for it: keep its progress.
             transferred = {it: _bytes_transferred(it) for it in busy if it in blocked or it in previous}
@@ -117,7 +115,7 @@ class SlowClients:
         # New clients are among the slowest until their rate is known. They are spared, and no other is disconnected instead.
         cut = [connection for connection in slowest if now - self._progress[connection].since >= GRACE_SECONDS]
         for connection in cut:
-            connection.cut()
+            connection.abort()
         if cut:
             message = "disconnected %d slow clients: too many threads (%d) waited for clients in total, or for one address"
             _log.warning(message, len(cut), len(blocked), extra={"dedup_key": ""})

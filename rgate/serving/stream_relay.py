@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..log import exception_key
 from .event_loop import EventLoop
-from .response import Waits
+from .response_writer import Waits
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -53,7 +53,7 @@ class _Stream:
 
 class Streams(EventLoop["Connection"]):
     """Relays all streams of a server. The thread that owns a connection passes it to add(), and ownership with it;
-    Connection.resume() returns it to the worker threads."""
+    Connection.resume_relayed() returns it to the worker threads."""
 
     def __init__(self) -> None:
         super().__init__("rgate-streams")
@@ -73,8 +73,8 @@ class Streams(EventLoop["Connection"]):
         return LARGE_BLOCK_BYTES if self._held_bytes < HELD_BYTES else SMALL_BLOCK_BYTES
 
     def _reject(self, item: Connection) -> None:
-        item.response.give_up()
-        item.resume()
+        item.response.abandon_relayed()
+        item.resume_relayed()
 
     def _register(self, item: Connection) -> None:
         self._streams[item] = _Stream(item)
@@ -109,21 +109,21 @@ class Streams(EventLoop["Connection"]):
         for connection in [*self._streams, *self._new]:
             self._streams.pop(connection, None)
             if (
-                connection.response.relay_on(SMALL_BLOCK_BYTES) is not Waits.NOTHING
+                connection.response.relay_some(SMALL_BLOCK_BYTES) is not Waits.NOTHING
             ):  # its sockets are shut down, which this detects
-                connection.response.give_up()
-            connection.resume()
+                connection.response.abandon_relayed()
+            connection.resume_relayed()
         self._new.clear()
 
     def _advance(self, stream: _Stream, now: float, timed_out: bool = False) -> None:
         """Relay what is available, then wait for backend or client."""
         connection, response = stream.connection, stream.response
         try:
-            waits = response.relay_on(self.block_bytes, timed_out)
+            waits = response.relay_some(self.block_bytes, timed_out)
             self._set_held(stream, response.unsent_bytes if waits is Waits.CLIENT else 0)
             if waits is Waits.NOTHING:
                 self._remove(stream)
-                connection.resume()
+                connection.resume_relayed()
             elif waits is Waits.TURN:
                 stream.deadline = float("inf")
                 stream.ready = True
@@ -132,15 +132,15 @@ class Streams(EventLoop["Connection"]):
                 body = response.relayed
                 assert body is not None
                 by_backend = waits is Waits.BACKEND
-                seconds = body.wait_seconds if by_backend else connection.write_seconds
+                seconds = body.wait_seconds if by_backend else connection.settings.config.write_seconds
                 self._wait_for(stream, body.fileno() if by_backend else connection.fileno(), by_backend)
                 stream.deadline = now + seconds
                 self._next_check = min(self._next_check, stream.deadline)
         except Exception as error:
             _log.exception("a stream failed", extra={"dedup_key": exception_key(error)})
             self._remove(stream)
-            response.give_up()
-            connection.resume()
+            response.abandon_relayed()
+            connection.resume_relayed()
 
     def _wait_for(self, stream: _Stream, fd: int, for_backend: bool) -> None:
         """Have epoll wait for this descriptor, and for no other one of this stream."""

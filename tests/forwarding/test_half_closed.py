@@ -47,7 +47,7 @@ class Slow:
 def overdue(live: Forwarding) -> Iterator[None]:
     """Inside, the server has been told of a client's end, and has acted on that."""
     server: Server = live.server
-    eventually(lambda: any(connection.ended for connection in list(server._connections.values())), "the end is seen")
+    eventually(lambda: any(connection.client_half_closed for connection in server.connections), "the end is seen")
     eventually(lambda: not server._half_closed, "the client is tested")
     yield
 
@@ -138,7 +138,7 @@ def test_body_that_comes_after_its_head_and_before_the_end_is_answered() -> None
         for size in (5, 200_000):
             with RawClient(live.url) as client:
                 client.send(HEAD % size)
-                eventually(lambda: live.server._connections)
+                eventually(lambda: live.server.connections)
                 client.send(b"x" * size)
                 client.half_close()
                 assert client.response().status == 200
@@ -174,7 +174,7 @@ def test_tls_client_that_leaves_ends_the_backends_work() -> None:
         backend.wait_for_requests(1)
         raw.close()
         eventually(lambda: live.in_flight == 0)
-        eventually(lambda: not live.server._connections)
+        eventually(lambda: not live.server.connections)
 
 
 # What becomes of it in the log and the counts
@@ -279,9 +279,9 @@ def test_interim_response_after_a_test_is_whole() -> None:
 
     def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
         connection: Any = environ["rgate.connection"]
-        connection._response.test_client()
-        connection._response.send_continue()
-        connection._response.test_client()
+        connection.response.test_client()
+        connection.response.send_continue()
+        connection.response.test_client()
         asked.set()
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]

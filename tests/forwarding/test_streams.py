@@ -431,7 +431,7 @@ def test_client_that_leaves_a_stream_ends_the_backends_connection(leave: Callabl
         passed(over)
         relays(live, 0)
         eventually(lambda: live.in_flight == 0)
-        eventually(lambda: not live.server._connections)
+        eventually(lambda: not live.server.connections)
 
 
 def test_stream_may_end_while_the_server_drains() -> None:

@@ -76,7 +76,7 @@ def succession(served: Served) -> Iterator[ReloadCoordinator]:
             yield succession
         finally:
             server.stop()
-            eventually(lambda: not server._connections, "the connections end")
+            eventually(lambda: not server.connections, "the connections end")
             succession.close()
 
 
@@ -147,7 +147,7 @@ def test_response_across_a_reload_is_completed_by_the_chain_it_began_with(tmp_pa
             assert client.get("/b").status == 200, "on the same connection"
             eventually(lambda: "rgate-retire" not in [t.name for t in threading.enumerate()], "the old one ends after it")
             server.stop()
-            eventually(lambda: not server._connections, "the connections end")
+            eventually(lambda: not server.connections, "the connections end")
             succession.close()
 
 
@@ -214,7 +214,7 @@ def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(served: Ser
         assert "holds no certificate in PEM form" in succession.reload()
         assert trusted(second)
         server.stop()
-        eventually(lambda: not server._connections, "the connections end")
+        eventually(lambda: not server.connections, "the connections end")
         succession.close()
 
 
@@ -243,5 +243,5 @@ def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tm
             assert "ca.pem holds no certificate in PEM form" in succession.reload()
             assert get(served, "/a") == 200
             server.stop()
-            eventually(lambda: not server._connections, "the connections end")
+            eventually(lambda: not server.connections, "the connections end")
             succession.close()

@@ -18,6 +18,7 @@ from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
 from rgate.serving.connection_limits import MAX_REJECTING, RESERVED_FDS, ConnectionLimits
+from rgate.serving.connection_state import INCOMPLETE
 from rgate.testing import ScriptedBackend, http_response
 
 from ..raw_client import RawClient
@@ -74,7 +75,7 @@ def test_connections_over_the_limit_are_answered_503_and_closed(
             client.send(b"Host: x\r\n\r\n")
             assert client.response().body == b"ok", "those that were there before are unharmed"
         clients[0].close()
-        eventually(lambda: len(live.server._connections) < 3, "the others have gone")
+        eventually(lambda: len(live.server.connections) < 3, "the others have gone")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").body == b"ok"
 
@@ -86,7 +87,7 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             assert client.get("/").body == b"ok"
-        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_BATCH", 1)
+        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_AT_ONCE", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
             rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
@@ -108,13 +109,13 @@ UNFINISHED = {
 def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_BATCH", 1)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_AT_ONCE", 1)
     with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             send_apart(live.server, client, sent)
             unfinished = connection_of(live.server, client)
-            eventually(lambda unfinished=unfinished: unfinished.unfinished, "the request has begun")
+            eventually(lambda unfinished=unfinished: unfinished.state in INCOMPLETE, "the request has begun")
         for ago, client in zip((20, 30, 10), clients, strict=True):
             connection = connection_of(live.server, client)
             connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
@@ -124,7 +125,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
             with RawClient(live.url) as newer:
                 assert newer.get("/").body == b"ok"
                 assert clients[longest].response().status == 408
-            eventually(lambda: len(live.server._connections) < 3)
+            eventually(lambda: len(live.server.connections) < 3)
             more = stack.enter_context(RawClient(live.url))
             send_apart(live.server, more, sent)
             connection_of(live.server, more).deadline = live.server.now + 1_000
@@ -178,10 +179,10 @@ def test_connections_of_one_client_over_its_limit_are_answered_503(backend: Scri
         with RawClient(live.url) as over:
             assert over.get("/").status == 503
         clients[0].close()
-        eventually(lambda: not live.server.admission._counts.get("127.0.0.1", 0) > 1, "the count goes down")
+        eventually(lambda: not live.server.limits._counts.get("127.0.0.1", 0) > 1, "the count goes down")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").status == 200
-    assert live.server.admission._counts == {}, "an address without connections costs nothing"
+    assert live.server.limits._counts == {}, "an address without connections costs nothing"
 
 
 def test_connections_of_a_trusted_proxy_are_not_counted(backend: ScriptedBackend) -> None:
@@ -229,29 +230,28 @@ def test_limit_of_connections_is_what_the_open_files_allow(
         raised.clear()
         caplog.clear()
         monkeypatch.setattr("resource.getrlimit", lambda what, now=(soft, hard): now)
-        assert ConnectionLimits(config, TrustedProxies()).max_connections == most, f"{soft} {hard}"
+        assert ConnectionLimits(config, TrustedProxies()).most == most, f"{soft} {hard}"
         assert raised == ([] if wanted is None else [(wanted, hard)])
         assert bool(caplog.records) == (most < 10_000)
 
 
 def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
-    limits = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
-    assert limits.max_connections == 512
+    admission = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
+    assert admission.most == 512
     connections: Any = [SimpleNamespace(idle=False, unfinished=False, late=False)] * 300
-    assert limits.make_room(connections, 212, connections[0], 1, 0.0)
-    assert not limits.make_room(connections, 213, connections[0], 2, 0.0)
+    assert admission.has_room(connections, 212, connections[0], 1, 0.0)
+    assert not admission.has_room(connections, 213, connections[0], 2, 0.0)
 
 
-def test_fd_limit_that_cannot_be_raised_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(what: int, limits: tuple[int, int]) -> None:
         raise ValueError("not allowed")
 
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
     assert (
-        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).max_connections
-        == 2_000 - 10 - RESERVED_FDS
+        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - RESERVED_FDS
     )
 
 

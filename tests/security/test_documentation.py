@@ -88,7 +88,7 @@ FIXED = {
     "what waits in the kernel to be sent, on each connection": acceptor.NOTSENT_LOWAT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
     "the same, in bytes": connection.LINGER_BYTES,
-    "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
+    "what is taken from a client whose idle connection is being closed": connection.IDLE_LINGER_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
     "a request to a backend, head and body": forwarder.READ_BYTES,
     "connections to one endpoint that are being made at a time": connecting.MAX_CONNECTING,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rgate.serving.connection import REQUESTS_AT_ONCE
+from rgate.serving.connection import PIPELINED_AT_ONCE
 from rgate.serving.server import Server
 
 from ..raw_client import RawClient
@@ -47,7 +47,7 @@ def slow(server: Server, count: int, request: bytes, staying: int | None = None)
             if request:
                 sock.sendall(request)
             sockets.append(sock)
-        eventually(lambda: len(server._connections) >= (count if staying is None else staying), "all are accepted", 30)
+        eventually(lambda: len(server.connections) >= (count if staying is None else staying), "all are accepted", 30)
         yield sockets
 
 
@@ -101,7 +101,7 @@ def test_many_requests_sent_at_once_do_not_hold_up_others() -> None:
             assert many.response().body == b"ok"
         assert many.is_silent()
         assert many.get("/after").body == b"ok"
-    assert order.index("/one") <= 3 * REQUESTS_AT_ONCE, "it came after all the others"
+    assert order.index("/one") <= 3 * PIPELINED_AT_ONCE, "it came after all the others"
     assert order.count("/many") == 3_000
 
 
@@ -110,7 +110,7 @@ def test_many_requests_sent_at_once_and_then_the_end_are_all_answered() -> None:
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         client.half_close()
         assert client.rest().count(b"HTTP/1.1 200 OK") == 100
-        eventually(lambda: not server._connections, "the connection is closed")
+        eventually(lambda: not server.connections, "the connection is closed")
 
 
 @pytest.mark.parametrize("kind", ["slow large bodies", SENT_BY_THREAD])
@@ -156,7 +156,7 @@ def test_slow_clients_of_a_trusted_proxy_have_no_share(monkeypatch: pytest.Monke
     with serving(app, drain_seconds=0.1, **limits, **trusted) as server, slow(server, 9, KINDS["slow readers"]):
         with RawClient(server.url) as client:
             assert client.get("/").body == b"ok"
-        assert len(server._connections) >= 9
+        assert len(server.connections) >= 9
 
 
 def test_slow_clients_that_move_the_least_are_cut_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rgate.config.models import ServerConfig
 from rgate.serving.connection_limits import IDLE_AT_ONCE
+from rgate.serving.connection_state import State
 from rgate.serving.server import Server
 
 from ..raw_client import RawClient
@@ -82,4 +83,4 @@ def test_connection_that_has_been_idle_longest_goes_first_whatever_has_changed()
         newest = stack.enter_context(RawClient(server.url))
         assert newest.get().status == 200
         assert used.is_closed()
-        assert not last.late and later.get().status == 200
+        assert last.state is State.IDLE and later.get().status == 200

@@ -15,7 +15,7 @@ from .live import echo, send_apart, serving
 
 @pytest.fixture(autouse=True)
 def without_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("server", "sockets"):
+    for module in ("connection", "server", "settings", "sockets"):
         monkeypatch.setattr(f"rgate.serving.{module}.EPOLL", False)
 
 

@@ -75,7 +75,7 @@ def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Live]
     with gateway_before(backend, **options) as live:
         yield live
     assert not live.server.tunnels, "tunnels were left"
-    assert not live.server._connections, "connections were left"
+    assert not live.server.connections, "connections were left"
     assert not in_flight(live), "the endpoint is still busy"
 
 

@@ -315,11 +315,11 @@ def test_switch_that_does_not_reach_the_client_ends_both_connections(wrap: Any) 
 def test_handshakes_leave_no_trace_in_the_memory_of_heads() -> None:
     """Each has a key of its own: a thousand clients that come back at once would drive out what does come again."""
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
-        remembered = len(live.server.requests.head_cache)
+        remembered = len(live.server.settings.request_parser.head_cache)
         switch(client)
         with RawClient(live.url) as another:
             switch(another)
-        assert len(live.server.requests.head_cache) == remembered
+        assert len(live.server.settings.request_parser.head_cache) == remembered
 
 
 def test_client_that_leaves_before_the_switch_ends_the_attempt() -> None:

@@ -234,7 +234,8 @@ def test_client_that_is_reset_closes_the_backends_connection(kind: Kind) -> None
 def test_stop_closes_both_sides(kind: Kind) -> None:
     holding = Holding()
     with kind.open(holding) as (live, client):
-        live.server.config = live.server.config.model_copy(update={"drain_seconds": 0.05})
+        config = live.server.config.model_copy(update={"drain_seconds": 0.05})
+        live.server.reconfigure(live.server.app, config, live.server.tls)
         live.server.stop()
         assert client.is_closed()
         gone(live)
