@@ -9,8 +9,9 @@ from time import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..chain.dispatch import RouteDispatch
 from ..chain.middleware import LocalRoutes, Middleware
-from ..chain.pipeline import ROUTING, RouteDispatch, chain_problem, compose, order
+from ..chain.pipeline import ROUTING, chain_problem, compose, order
 from ..chain.plugin_guard import PluginGuard, isolated
 from ..chain.scope import ExchangeScope, OnFailed, reject
 from ..chain.timing import timed

@@ -299,7 +299,7 @@ class Server(BaseWSGIServer):
         False without an epoll, where the thread is the connection's own and has waited.
         """
         connection.on_disconnect = suspended.cancel
-        heapq.heappush(self._suspended, (suspended.until, next(self._numbers), suspended))
+        heapq.heappush(self._suspended, (suspended.deadline, next(self._numbers), suspended))
         if connection.client_disconnected:
             suspended.cancel()
         if EPOLL:
