@@ -37,7 +37,7 @@ class AdminSocket(NamedTuple):
     path: str
     host: str
     port: int
-    validate_app: bool
+    accessible: bool
 
 
 def directories(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -74,7 +74,7 @@ def admin_sockets(environ: Mapping[str, str] = os.environ, port: int | None = No
     directory only those in it: another unit may have another one."""
     looked_into = directories(environ)[: 1 if environ.get("RUNTIME_DIRECTORY", "").startswith("/") else None]
     found = [each for directory in looked_into for each in _in(directory, port)]
-    return sorted(found, key=lambda each: not each.validate_app)
+    return sorted(found, key=lambda each: not each.accessible)
 
 
 def _in(directory: str, port: int | None) -> Iterator[AdminSocket]:
@@ -85,9 +85,9 @@ def _in(directory: str, port: int | None) -> Iterator[AdminSocket]:
         match = _NAME.fullmatch(name)
         if match is not None and port in (None, int(match["port"])):
             path = f"{directory}/{name}"
-            validate_app = _usable(path)
-            if validate_app is not None:
-                yield AdminSocket(path, match["host"] or "", int(match["port"]), validate_app)
+            accessible = _usable(path)
+            if accessible is not None:
+                yield AdminSocket(path, match["host"] or "", int(match["port"]), accessible)
 
 
 def _is_safe(directory: str) -> bool:
