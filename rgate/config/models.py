@@ -206,7 +206,7 @@ class LogConfig(Model):
 
 
 class DisableAfter(Model):
-    """A plugin that fails so many times in a row is taken out of the chains."""
+    """A plugin that fails this many times in a row is disabled."""
 
     disable_after: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 

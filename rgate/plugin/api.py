@@ -1,13 +1,14 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
+from ..chain.body_wrapper import BodyWrapper, close_body, map_body
 from ..chain.exchange import Exchange, Tunnel, send_interim
 from ..chain.json_app import QueryError, json_app
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
-from ..chain.pipeline import STANDARD_ORDER, map_body
+from ..chain.pipeline import STANDARD_ORDER
 from ..chain.suspended import SuspendedResponse
 from ..config import Config, HealthConfig
-from ..discovery import EndpointQueue, ExcludedEndpoint, Snapshot
-from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from ..discovery import EndpointQueue, EndpointTable, ExcludedEndpoint, Snapshot
+from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointState, Instance, Route, Timeouts
 from ..errors import (
     AmbiguousPath,
     BadGateway,
@@ -46,9 +47,12 @@ from ..errors import (
 )
 from ..http1.cache import RepeatCache
 from ..http1.client_address import IPAllowlist
+from ..http1.target import Target
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
+from ..runtime.worker_channel import WorkerChannel
 from ..serving.admin_server import AdminServer
+from ..serving.readiness import Readiness
 from ..version import VERSION as __version__
 from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchableSource, WeightedPolicy, hookimpl
 
@@ -63,6 +67,7 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
+    "BodyWrapper",
     "ClientClosed",
     "Config",
     "ConfigError",
@@ -73,6 +78,8 @@ __all__ = [
     "DiscoverySource",
     "Endpoint",
     "EndpointQueue",
+    "EndpointState",
+    "EndpointTable",
     "Exchange",
     "ExcludedEndpoint",
     "ExpectationFailed",
@@ -97,6 +104,7 @@ __all__ = [
     "Overloaded",
     "PluginError",
     "QueryError",
+    "Readiness",
     "RepeatCache",
     "RequestError",
     "RequestTimeout",
@@ -108,6 +116,7 @@ __all__ = [
     "StreamWriter",
     "SuspendedResponse",
     "TLSFailed",
+    "Target",
     "TargetTooLong",
     "Timeouts",
     "Tunnel",
@@ -118,8 +127,10 @@ __all__ = [
     "VersionNotSupported",
     "WatchableSource",
     "WeightedPolicy",
+    "WorkerChannel",
     "__version__",
     "build",
+    "close_body",
     "hookimpl",
     "json_app",
     "json_line",

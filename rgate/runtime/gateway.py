@@ -9,9 +9,10 @@ from time import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..chain.dispatch import RouteDispatch
 from ..chain.middleware import LocalRoutes, Middleware
-from ..chain.pipeline import ROUTING, RouteDispatch, chain_problem, compose, order
-from ..chain.plugin_guard import PluginGuard, isolated
+from ..chain.pipeline import ROUTING, chain_problem, compose, order
+from ..chain.plugin_guard import PluginGuard, guarded
 from ..chain.scope import ExchangeScope, OnFailed, reject
 from ..chain.timing import timed
 from ..config import Config
@@ -279,11 +280,10 @@ def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:
         return middleware
     if middleware.essential:
         raise PluginError(f"plugin {name!r}: no request may pass without it, so on_error can only be fail")
-    skip = treatment.on_error == "skip"
-    limit = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
+    disable_after = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
     plugin = gateway.registry.described(name)
-    gateway.plugin_guards[name] = PluginGuard(plugin, skip=skip, limit=limit, on_change=gateway.update_plugin_warnings)
-    return isolated(middleware, gateway.plugin_guards[name])
+    gateway.plugin_guards[name] = PluginGuard(plugin, disable_after=disable_after, on_change=gateway.update_plugin_warnings)
+    return guarded(middleware, gateway.plugin_guards[name])
 
 
 def _check_workable(where: str, chain: Sequence[Middleware]) -> None:

@@ -38,7 +38,7 @@ class AdminSocket(NamedTuple):
     path: str
     host: str
     port: int
-    usable: bool
+    accessible: bool
 
 
 def directories(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -76,11 +76,11 @@ def make_directory(path: str) -> None:
 
 
 def admin_sockets(environ: Mapping[str, str] = os.environ, port: int | None = None) -> list[AdminSocket]:
-    """The admin sockets that a process listens on, for one port or for all, usable ones first. In a systemd unit with a runtime
+    """The admin sockets that a process listens on, for one port or for all, accessible ones first. In a systemd unit with a runtime
     directory only those in it are searched, because another unit may have its own."""
     searched = directories(environ)[: 1 if environ.get("RUNTIME_DIRECTORY", "").startswith("/") else None]
     found = [each for directory in searched for each in _in(directory, port)]
-    return sorted(found, key=lambda each: not each.usable)
+    return sorted(found, key=lambda each: not each.accessible)
 
 
 def _in(directory: str, port: int | None) -> Iterator[AdminSocket]:
@@ -91,9 +91,9 @@ def _in(directory: str, port: int | None) -> Iterator[AdminSocket]:
         match = _NAME.fullmatch(name)
         if match is not None and port in (None, int(match["port"])):
             path = f"{directory}/{name}"
-            usable = _can_connect(path)
-            if usable is not None:
-                yield AdminSocket(path, match["host"] or "", int(match["port"]), usable)
+            accessible = _can_connect(path)
+            if accessible is not None:
+                yield AdminSocket(path, match["host"] or "", int(match["port"]), accessible)
 
 
 def _is_safe(directory: str) -> bool:

@@ -330,7 +330,7 @@ class Server(BaseWSGIServer):
         suspended = connection.response.suspended
         assert suspended is not None
         connection.on_disconnect = suspended.cancel
-        heapq.heappush(self._suspended, (suspended.until, next(self._numbers), suspended))
+        heapq.heappush(self._suspended, (suspended.deadline, next(self._numbers), suspended))
         if connection.client_disconnected:
             suspended.cancel()
         if EPOLL:

@@ -116,7 +116,7 @@ def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, cap
     assert ok == f"{path}: OK (1 route, 2 backends)"
     assert main(["check", "--json", path]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["ok"], answer["problems"], len(answer["notices"])) == (True, [], 2)
+    assert (answer["ok"], answer["problems"], len(answer["warnings"])) == (True, [], 2)
 
 
 def test_check_chain_that_cannot_be_built_is_a_problem(
@@ -165,7 +165,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
         (["--port", "65536"], "65536 is not in the range"),
         (["--log-level", "loud"], "'loud' is not one of"),
         (["config.yml"], "rgate --config config.yml"),
-        (["--port", "1", "check"], "--port is for serving"),
+        (["--port", "1", "check"], "--port is an option of serving"),
         (["chekc"], "No such command 'chekc'"),
         (["check", "no-such.yml"], "no-such.yml: no such file"),
         (["plugins", "--config", "no-such.yml"], "no-such.yml: no such file"),
@@ -466,8 +466,8 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
             "answers 400: by=x is not known",
         ),
         (http_response(b"<h1>404</h1>", "404 Not Found"), "answers 404: there are no statistics of rgate"),
-        (http_response(b"<h1>hello</h1>"), "is no statistics of rgate"),
-        (http_response(b'{"status_code": 200}'), "is no statistics of rgate"),
+        (http_response(b"<h1>hello</h1>"), "is not a report of rgate"),
+        (http_response(b'{"status_code": 200}'), "is not a report of rgate"),
         (b"SSH-2.0-OpenSSH\r\n", "no gateway answers at"),
     ],
     ids=["refused", "elsewhere", "html", "json", "ssh"],
@@ -490,7 +490,7 @@ def test_stats_of_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> No
         capsys.readouterr().err == f"no gateway answers at {url}/stats: Connection refused; is it running? --url names another\n"
     )
     assert main(["stats", "--url", "ftp://x"]) == 1
-    assert "is no URL of a gateway" in capsys.readouterr().err
+    assert "is not the URL of a gateway" in capsys.readouterr().err
 
 
 def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`rgate reload`, and /-/reload, which it asks: what is told, and the exit code."""
+"""`rgate reload`, and /-/reload, which it asks: its output and exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from rgate import Gateway, RgateError
 from rgate.cli import main as cli
-from rgate.cli.http_client import _is_here
+from rgate.cli.http_client import parse_url
 from rgate.serving.server import Server
 from rgate.testing import answering, client, closed_port_url, make_gateway, running_gateway
 
@@ -46,7 +46,7 @@ def answer(problems: str | RgateError) -> Callable[[], str]:
         ("config.yml:1: no\nconfig.yml:2: no", 2, "", "config.yml:1: no\nconfig.yml:2: no\n"),
     ],
 )
-def test_reload_tells_how_it_went(
+def test_reload_prints_its_outcome(
     gateway: Gateway, server: Server, problems: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.on_reload = answer(problems)
@@ -56,7 +56,7 @@ def test_reload_tells_how_it_went(
 
 
 @pytest.mark.parametrize("failure", [None, RgateError("not all workers have reloaded in 60 s")])
-def test_reload_of_which_nobody_knows_is_exit_code_1(
+def test_reload_without_a_known_outcome_is_exit_code_1(
     gateway: Gateway, server: Server, failure: RgateError | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if failure is not None:
@@ -83,13 +83,13 @@ def test_reload_of_a_gateway_on_this_machine_with_tls_needs_no_certificate_for_l
 
 
 @pytest.mark.parametrize(
-    ("host", "here"), [("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("localhost.x", False)]
+    ("host", "loopback"), [("127.0.0.9", True), ("[::1]", True), ("localhost", True), ("10.0.0.1", False), ("localhost.x", False)]
 )
-def test_certificate_is_verified_unless_the_gateway_is_here(host: str, here: bool) -> None:
-    assert _is_here(host) is here
+def test_certificate_is_verified_unless_the_gateway_is_on_this_machine(host: str, loopback: bool) -> None:
+    assert parse_url(f"https://{host}").is_loopback is loopback
 
 
-def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reload_where_the_admin_pages_are_not_answered_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     config = {"plugins": {"admin": {"allow": []}}}
     with running_gateway(config, {}) as gateway, serving(gateway) as server:
         assert cli.main(["reload", "--url", server.url]) == 1

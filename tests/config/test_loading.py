@@ -400,28 +400,28 @@ routes:
     [
         (
             "plugins: {disable: [routing]}",
-            "config.yml:1: plugins.disable: no request could be answered: nothing finds the route of a request: take 'routing' "
-            "out of disable, or install a plugin of that name and write it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: remove 'routing' "
+            "from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "plugins: {disable: [selection]}",
-            "config.yml:1: plugins.disable: no request could be answered: nothing chooses an endpoint: take 'selection' "
-            "out of disable, or install a plugin of that name and write it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: remove 'selection' "
+            "from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "pipeline: [stats, access_log, normalize, routing, faults, retry, selection, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'faults' must stand before 'routing': "
+            "config.yml:1: pipeline: no request could be answered: 'faults' must come before 'routing': "
             "it answers when no route matches",
         ),
         (
             "pipeline: [stats, access_log, normalize, faults, retry, routing, selection, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'routing' must stand before 'retry': "
+            "config.yml:1: pipeline: no request could be answered: 'routing' must come before 'retry': "
             "only a route has endpoints",
         ),
         (
             "pipeline: [stats, access_log, normalize, faults, routing, selection, retry, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'retry' must stand before 'selection': "
-            "another endpoint must be chosen when it tries again",
+            "config.yml:1: pipeline: no request could be answered: 'retry' must come before 'selection': "
+            "another endpoint must be chosen for a second attempt",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def test_only_sockets_with_a_listener_are_found(folder: Path) -> None:
     listening(folder / "8082.sock").close()
     with listening(folder / "8083.sock"), listening(folder / "[::1]:8084.sock"):
         found = admin_sockets({"RUNTIME_DIRECTORY": str(folder)})
-        assert [(Path(each.path).name, each.host, each.port, each.usable) for each in found] == [
+        assert [(Path(each.path).name, each.host, each.port, each.accessible) for each in found] == [
             ("8083.sock", "", 8083, True),
             ("[::1]:8084.sock", "[::1]", 8084, True),
         ]
