@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
 from ..http1.client_address import normalize_address
-from ..http1.environ import CONNECTION_KEY, TRAILERS_KEY
+from ..http1.environ import CONNECTION_KEY, REQUEST_STREAM_KEY, TRAILERS_KEY
 from ..http1.request import RequestHead
 from .body_buffer import SPILL_BYTES, BodyBuffer
 from .environ import NO_BODY, refused
@@ -30,6 +30,7 @@ from .tunnels import TunnelRelay
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from ..chain.client_connection import ClientConnection, RequestStream
     from ..chain.exchange import Tunnel
     from ..chain.suspended import SuspendedResponse
     from .server import Server
@@ -412,6 +413,7 @@ class Connection:
         response.unread = None
         response.takes_interim = request.takes_interim
         if body is not None:
+            environ[REQUEST_STREAM_KEY] = body
             response.unread = lambda: not body.complete
         if self.ended:
             server.test_soon(self)
@@ -654,3 +656,8 @@ class Connection:
         buffer, self.collecting = self.collecting, None
         if buffer is not None:
             buffer.close()
+
+
+if TYPE_CHECKING:  # the two are all that chain and forwarding see of the client's side
+    _CONNECTION: type[ClientConnection] = Connection
+    _REQUEST_STREAM: type[RequestStream] = RequestBody
