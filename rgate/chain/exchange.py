@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..discovery.model import Endpoint, Route
     from ..errors import GatewayError
+    from .client_connection import ClientConnection
     from .suspended import SuspendedResponse
 
 __all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "RelayableBody", "Tunnel", "send_interim"]
@@ -229,7 +230,7 @@ def send_interim(environ: WSGIEnvironment, status: str, headers: Iterable[tuple[
     that does not come. May be called any number of times; raises ValueError for what is not an interim status (102 to 199)
     or no header may contain. It waits for a client that reads slowly, as any part of a response does.
     """
-    client = environ.get(CONNECTION_KEY)
+    client: ClientConnection | None = environ.get(CONNECTION_KEY)
     return client is not None and client.send_interim(status, headers)
 
 

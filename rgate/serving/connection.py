@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
 from ..http1.client_address import normalize_address
-from ..http1.environ import CONNECTION_KEY, TRAILERS_KEY
+from ..http1.environ import CONNECTION_KEY, REQUEST_STREAM_KEY, TRAILERS_KEY
 from ..http1.request import RequestHead
 from .body_buffer import SPILL_BYTES, BodyBuffer
 from .connection_state import IN_FLIGHT, INCOMPLETE, UNUSED, State
@@ -33,6 +33,7 @@ from .tunnels import TunnelRelay
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from ..chain.client_connection import ClientConnection, RequestStream
     from ..chain.exchange import Tunnel
     from .connection_owner import ConnectionOwner
     from .settings import ServerSettings
@@ -435,6 +436,7 @@ class Connection:
         response.body_pending = None
         response.allows_interim = request.takes_interim
         if body is not None:
+            environ[REQUEST_STREAM_KEY] = body
             response.body_pending = lambda: not body.complete
         owner = self._owner
         if self.client_half_closed:
@@ -742,3 +744,8 @@ class Connection:
         on_disconnect = self.on_disconnect
         if on_disconnect is not None:
             on_disconnect()
+
+
+if TYPE_CHECKING:  # the two are all that chain and forwarding see of the client's side
+    _CONNECTION: type[ClientConnection] = Connection
+    _REQUEST_STREAM: type[RequestStream] = RequestBody
