@@ -11,9 +11,9 @@ import pytest
 from rgate import ConnectionRefused, Exchange, Gateway, Middleware, PluginError, hookimpl
 from rgate.testing import ScriptedBackend, answering, assert_error, client, http_response, make_gateway, running_gateway
 
-from ..forwarding.live import forwarding
-from ..raw_client import RawClient
-from ..waiting import eventually
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
 
 App = Callable[..., Iterable[bytes]]
 

@@ -11,7 +11,7 @@ import pytest
 
 from rgate.log.handler import MOST_KNOWN, LogHandler, about
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 
 class Log:

@@ -10,9 +10,9 @@ from rgate.config.models import ServerConfig
 from rgate.serving.connection_limits import IDLE_AT_ONCE
 from rgate.serving.server import Server
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import connection_of, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, serving
+from ..support.waiting import eventually
 
 FORWARDED = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.5\r\n\r\n"
 

@@ -10,7 +10,8 @@ import pytest
 
 from rgate import Address
 from rgate.plugins.docker.startup_probe import Connection, Outcome
-from tests.waiting import eventually, passed
+
+from ...support.waiting import eventually, passed
 
 
 def try_it(host: str, port: int, before_judging: threading.Event | None = None) -> Outcome:

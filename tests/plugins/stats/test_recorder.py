@@ -16,9 +16,8 @@ from rgate.plugins.stats.report import QueryResult, report
 from rgate.plugins.stats.storage_error import StorageError
 from rgate.plugins.stats.store import Store
 
+from ...support.waiting import DEADLINE_SECONDS
 from .traffic import NOON_MINUTE, Clock, finished, success_of
-
-DEADLINE_SECONDS = 10
 
 
 class ScriptedStore(Store):

@@ -17,7 +17,7 @@ from rgate.plugins.stats.report import report
 from rgate.plugins.stats.storage_error import StorageError
 from rgate.plugins.stats.store import Store
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 from .traffic import NOON_MINUTE, Clock, answered, counted, finished, success_of
 
 
