@@ -149,7 +149,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
                 raise Unauthorized(options.header)
             if wait_seconds := clients.take(name, per_minute):
                 raise TooManyRequests(name, int(wait_seconds) + 1)
-            Exchange.of(environ).notes["api_keys"] = name
+            Exchange.of(environ).state["api_keys"] = name
             environ["HTTP_X_CLIENT"] = name
             return app(environ, start_response)
 

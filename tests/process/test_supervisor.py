@@ -24,7 +24,7 @@ def say(line):
 def main(index, first_time, channel):
     siblings = WorkerChannel()
     ended = threading.Event()
-    siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
+    siblings.on_command("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
     siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})
     if index == 2:  # the others are there already
         while not siblings.broadcast("note", "all of it: 100 %", timeout_seconds=20):

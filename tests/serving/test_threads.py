@@ -77,7 +77,7 @@ def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
 
 def test_client_that_is_late_with_its_head_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        start_response(f"{environ['rgate.refused'].status} Refused", [])
+        start_response(f"{environ['rgate.rejection'].status} Refused", [])
         return []
 
     monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
