@@ -22,9 +22,9 @@ from rgate.testing import (
     running_gateway,
 )
 
-from ..forwarding.live import forwarding
-from ..raw_client import RawClient
-from ..waiting import eventually
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
 
 App = Callable[..., Iterable[bytes]]
 

@@ -10,8 +10,8 @@ from rgate.cli import main as cli
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, answering, closed_port_url, http_response, running_gateway
 
-from ..raw_client import RawClient
-from ..serving.live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from rgate.cli import main as cli
 from rgate.cli.healthcheck import check, run
 from rgate.testing import ScriptedBackend, closed_port_url, http_response, running_gateway
 
-from ..certificates import authority
-from ..serving.live import serving
+from ..support.certificates import authority
+from ..support.serving import serving
 
 ROOT = Path(__file__).parents[2]
 

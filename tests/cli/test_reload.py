@@ -12,8 +12,8 @@ from rgate.cli.http_client import parse_url
 from rgate.serving.server import Server
 from rgate.testing import answering, client, closed_port_url, make_gateway, running_gateway
 
-from ..certificates import authority
-from ..serving.live import serving
+from ..support.certificates import authority
+from ..support.serving import serving
 
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 

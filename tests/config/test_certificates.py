@@ -11,7 +11,7 @@ import pytest
 
 from rgate.tls.certificates import PemError, _name_in, dns_names
 
-from ..certificates import PASSWORD, authority
+from ..support.certificates import PASSWORD, authority
 from .configs import ONE_BACKEND, loaded, problems
 
 TRUSTED, OTHER_AUTHORITY = authority(), authority("revoking")

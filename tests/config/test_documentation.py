@@ -16,7 +16,7 @@ from rgate.config.tree import Report
 from rgate.config.yaml_reader import read
 from rgate.plugin.registry import Registry
 
-from ..certificates import authority
+from ..support.certificates import authority
 from .configs import loaded, problems
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ from rgate.discovery import EndpointTable
 from rgate.http1.environ import CONNECTION_KEY
 from rgate.testing import make_environ, make_exchange
 
-from .sources import Listing, found, until
+from ..support.waiting import eventually
+from .sources import Listing, found
 
 BACKEND = Backend("fixed", wait_seconds=10.0)
 HERE = found("a", 9, backend="fixed")
@@ -53,7 +54,7 @@ def world(*backends: Backend, most: int = 100) -> Iterator[World]:
     for suspended in made.suspended:
         suspended.close()
     assert not made.queue.waiting
-    until(lambda: made.queue._thread is None, "the thread ends when nobody waits")
+    eventually(lambda: made.queue._thread is None, "the thread ends when nobody waits")
 
 
 def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_seconds_have_passed() -> None:
@@ -132,7 +133,7 @@ def test_they_are_let_go_in_the_order_of_their_start() -> None:
             suspended.when_resumed(lambda name=name: order.append(name))  # type: ignore[misc]
         made.queue.proven("fixed")
         made.finds(HERE)
-        until(lambda: len(order) == 2, "both are let go")
+        eventually(lambda: len(order) == 2, "both are let go")
         assert order == ["early", "late"]
 
 
@@ -142,9 +143,9 @@ def test_a_crowd_is_not_let_go_at_once() -> None:
         crowd = [made.request() for _ in range(600)]
         made.queue.proven("fixed")
         made.finds(HERE)
-        until(lambda: any(suspended and suspended.resumed for suspended in crowd), "some are let go")
+        eventually(lambda: any(suspended and suspended.resumed for suspended in crowd), "some are let go")
         endpoint = made.queue.endpoints("fixed")[0]
         endpoint.state.active_exchanges.update(make_exchange() for _ in range(32))  # no room any more
         woken = sum(1 for suspended in crowd if suspended and suspended.resumed)
         assert woken < 600
-        until(lambda: all(suspended and suspended.resumed for suspended in crowd), "but all in the end")
+        eventually(lambda: all(suspended and suspended.resumed for suspended in crowd), "but all in the end")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from rgate import RgateError
 from rgate.discovery import EndpointTable, Timing
 
-from .sources import ORDERS, PAYMENT, Hanging, Listing, Watching, found, ids, payment, until
+from ..support.waiting import eventually
+from .sources import ORDERS, PAYMENT, Hanging, Listing, Watching, found, ids, payment
 
 Start = Callable[[EndpointTable], EndpointTable]
 
@@ -51,16 +52,16 @@ def test_equal_source_goes_on_and_tells_the_next_table(running: Start) -> None:
     before = running(first(source))
     other = Same("s")
     after = running(successor(before, other))
-    until(source.watched.is_set, "the source is watched")
+    eventually(source.watched.is_set, "the source is watched")
     source.instances = [payment("a", 81), payment("b", 82)]
     source.changed()
-    until(lambda: ids(before.snapshot, "payment") == ["a", "b"], "before it is replaced the old table is told")
+    eventually(lambda: ids(before.snapshot, "payment") == ["a", "b"], "before it is replaced the old table is told")
     after.take_over(before)
     assert ids(after.snapshot, "payment") == ["a", "b"], "what has come meanwhile is not lost"
     before.stop()
     source.instances = [payment("b", 82)]
     source.changed()
-    until(lambda: ids(after.snapshot, "payment") == ["b"], "the next table is told")
+    eventually(lambda: ids(after.snapshot, "payment") == ["b"], "the next table is told")
     assert ids(before.snapshot, "payment") == ["a", "b"], "requests in flight keep what they had"
     assert other.lists == other.watches == 0
 
@@ -94,10 +95,10 @@ def test_changes_are_told_when_the_next_table_is_in_force_and_once(running: Star
     for table in (before, after):
         table.on_change(lambda changes: told.extend(map(str, changes)))
     running(after)
-    until(source.watched.is_set, "the source is watched")
+    eventually(source.watched.is_set, "the source is watched")
     source.instances = [found("o", 82, app_name="orders", env="production")]
     source.changed()
-    until(lambda: not ids(before.snapshot, "payment"), "it is gone")
+    eventually(lambda: not ids(before.snapshot, "payment"), "it is gone")
     assert told == ["backend payment: - name-of-a http://127.0.0.1:81"]
     after.take_over(before)
     assert told[1:] == [
@@ -123,10 +124,10 @@ def test_table_that_never_takes_over_leaves_the_other_as_it_was(running: Start) 
     before = running(first(source))
     refused = running(successor(before, Same("s"), Listing("more", payment("c", 83))))
     refused.stop()
-    until(source.watched.is_set, "the source is watched")
+    eventually(source.watched.is_set, "the source is watched")
     source.instances = [payment("b", 82)]
     source.changed()
-    until(lambda: ids(before.snapshot, "payment") == ["b"], "the source goes on")
+    eventually(lambda: ids(before.snapshot, "payment") == ["b"], "the source goes on")
 
 
 def test_table_of_a_table_that_never_ran_begins_every_source(running: Start) -> None:
@@ -134,13 +135,13 @@ def test_table_of_a_table_that_never_ran_begins_every_source(running: Start) -> 
     after = successor(before, Same("s"))
     after.take_over(before)
     running(after)
-    until(lambda: ids(after.snapshot, "payment") == ["a"], "the source is listed")
+    eventually(lambda: ids(after.snapshot, "payment") == ["a"], "the source is listed")
 
 
 def test_many_changes_leave_one_watch(running: Start) -> None:
     source = Same("s", payment("a", 81))
     table = running(first(source))
-    until(source.watched.is_set, "the source is watched")
+    eventually(source.watched.is_set, "the source is watched")
     for _ in range(50):
         after = running(successor(table, Same("s")))
         after.take_over(table)
@@ -149,4 +150,4 @@ def test_many_changes_leave_one_watch(running: Start) -> None:
     assert source.watches == 1
     source.instances = []
     source.changed()
-    until(lambda: not ids(table.snapshot, "payment"), "the newest is told")
+    eventually(lambda: not ids(table.snapshot, "payment"), "the newest is told")

@@ -18,10 +18,11 @@ from rgate.plugins.stats.aggregator import CLIENT_CLOSED, Aggregator
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..tls.live import SHOP, MemoryClient
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import SHOP, MemoryClient
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -285,8 +286,6 @@ def test_interim_response_after_a_test_is_whole() -> None:
         asked.set()
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
-
-    from ..serving.live import serving
 
     with serving(app) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
         client.send(GET)

@@ -19,9 +19,9 @@ from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 from rgate.testing.gateways import _TestRegistry
 
-from ..raw_client import RawClient, RawResponse
-from ..serving.live import serving
-from ..waiting import eventually
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.waiting import eventually
 
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 

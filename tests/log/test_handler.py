@@ -11,7 +11,7 @@ import pytest
 
 from rgate.log.handler import MAX_KEYS, DedupingHandler, exception_key
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 
 class Log:

@@ -16,7 +16,7 @@ import pytest
 from rgate.log import StreamWriter, writer
 from rgate.log.writer import BATCH_ENTRIES, MAX_BYTES, MAX_ENTRIES
 
-from ..waiting import PATIENCE_SECONDS, eventually, passed
+from ..support.waiting import DEADLINE_SECONDS, eventually, passed
 
 
 class Reader:
@@ -56,14 +56,14 @@ def stream(reader: Reader) -> Iterator[StreamWriter]:
     yield stream
     reader.error = None
     reader.reads.set()
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
 
 
 def test_lines_are_written_in_order(reader: Reader, stream: StreamWriter) -> None:
     lines = [f"line {number}" for number in range(3 * BATCH_ENTRIES)]
     for line in lines:
         stream.write(f"{line}\n".encode())
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == lines
 
 
@@ -87,7 +87,7 @@ def test_writing_never_waits_for_the_reader_and_lost_lines_are_logged(
     eventually(lambda: reader.lines == [str(number) for number in range(MAX_ENTRIES)])
     assert not stream.loss_reason
     stream.write(b"after\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines[-1] == "after" and len(caplog.messages) == 1
 
 
@@ -98,13 +98,13 @@ def test_memory_is_bounded_in_bytes_too(reader: Reader, stream: StreamWriter) ->
     stream.defer(MAX_BYTES, lambda: "too much")
     assert stream._bytes <= MAX_BYTES
     reader.reads.set()
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert len(reader.lines) == MAX_BYTES // 100_000
 
 
 def test_one_entry_over_the_limit_is_written_when_the_queue_is_empty(reader: Reader, stream: StreamWriter) -> None:
     stream.write(b"x" * (MAX_BYTES + 1) + b"\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert len(reader.read) == MAX_BYTES + 2
 
 
@@ -127,8 +127,8 @@ def test_flush_of_a_stream_that_blocks_or_fails_keeps_its_time_limit(reader: Rea
     reader.error = OSError(28, "No space left on device")
     reader.reads.set()
     began = monotonic()
-    assert stream.flush(PATIENCE_SECONDS), "lines that cannot be written at the end are lost, not waited for"
-    assert monotonic() - began < PATIENCE_SECONDS
+    assert stream.flush(DEADLINE_SECONDS), "lines that cannot be written at the end are lost, not waited for"
+    assert monotonic() - began < DEADLINE_SECONDS
     assert stream.loss_reason == "[Errno 28] No space left on device"
 
 
@@ -147,7 +147,7 @@ def test_line_whose_formatting_fails_is_the_only_one_lost(
 ) -> None:
     stream.defer(10, lambda: str(1 / 0))
     stream.defer(10, lambda: "another")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == ["another"]
     assert "formatting a line for a pipe failed" in caplog.text
 
@@ -160,7 +160,7 @@ def test_line_waits_when_no_thread_can_be_started(reader: Reader, stream: Stream
         patched.setattr(threading.Thread, "start", no_thread)
         stream.write(b"first\n")
     stream.write(b"second\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == ["first", "second"]
 
 
@@ -172,7 +172,7 @@ def test_pipe_that_another_process_made_non_blocking_is_polled() -> None:
         for _ in range(8):
             stream.write(b"x" * 65_535 + b"\n")
         assert [len(reading.readline()) for _ in range(8)] == [65_536] * 8
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     os.close(sender)
 
 
@@ -180,7 +180,7 @@ def test_other_text_stream_is_written_through_its_own_write() -> None:
     text = io.StringIO()
     stream = StreamWriter.of(text)
     stream.write("grün\n".encode())
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert text.getvalue() == "grün\n"
 
 

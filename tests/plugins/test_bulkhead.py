@@ -24,9 +24,9 @@ from rgate.testing import (
     running_gateway,
 )
 
-from ..raw_client import RawClient
-from ..serving.live import send_apart, serving
-from ..waiting import eventually, passed
+from ..support.raw_client import RawClient
+from ..support.serving import send_apart, serving
+from ..support.waiting import eventually, passed
 
 LIMITS = {"server": {"max_in_flight": 3, "threads": 1}}
 

@@ -10,7 +10,7 @@ import pytest
 
 from rgate.process.signals import ENDING, handle_signals
 
-from ..waiting import passed
+from ..support.waiting import passed
 
 
 def test_until_signalled_without_a_signal_changes_nothing() -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
+
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 30
 
 ASKING = """
 import os, threading
@@ -44,7 +45,7 @@ def test_ask_reaches_every_other_worker_and_waits_for_all() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=PROCESS_DEADLINE_SECONDS,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     *asked, answered, code = ended.stdout.splitlines()

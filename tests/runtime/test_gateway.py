@@ -13,7 +13,7 @@ from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, T
 from rgate.discovery.model import Backend
 from rgate.testing import ScriptedBackend, answering, assert_error, client, make_gateway, running_gateway
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 CONFIG = """
 routes:

@@ -15,7 +15,7 @@ from rgate.process.reloader import Reloader
 from rgate.runtime.config_file import ConfigFile
 from rgate.runtime.reload_coordinator import ReloadCoordinator
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 CONFIG = """
 plugins: {{disable: [stats]}}

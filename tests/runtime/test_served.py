@@ -18,12 +18,12 @@ from rgate.runtime.reload_coordinator import ReloadCoordinator
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..serving.live import serving
-from ..tls.live import SecureClient
+from ..support.certificates import authority
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import SecureClient
+from ..support.waiting import eventually, passed
 from ..tls.test_backends import SecureBackend
-from ..waiting import eventually, passed
 
 
 class Served:

@@ -16,7 +16,7 @@ from rgate import ConfigError, ConfigProblem, Gateway, Middleware, build, hookim
 from rgate.runtime.reload_coordinator import LAST_SECONDS, ReloadCoordinator
 from rgate.testing import answering, client, make_gateway
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 
 class Life:

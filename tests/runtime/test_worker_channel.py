@@ -10,13 +10,13 @@ import pytest
 
 from rgate.runtime.worker_channel import WorkerChannel, encode_arg
 
-PATIENCE_SECONDS = 10
+from ..support.waiting import DEADLINE_SECONDS
 
 
 @pytest.fixture
 def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
-    ours.settimeout(PATIENCE_SECONDS)
+    ours.settimeout(DEADLINE_SECONDS)
     with ours, theirs:
         yield ours, theirs
 
@@ -30,12 +30,12 @@ def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, 
     workers = WorkerChannel()
     workers.connect(theirs)
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(workers.broadcast("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.broadcast("stats.flush", timeout_seconds=DEADLINE_SECONDS)))
     asking.start()
     assert ours.recv(100) == b"ask 1 stats.flush\n"
     assert not answers
     ours.sendall(b"done 1\n")
-    asking.join(PATIENCE_SECONDS)
+    asking.join(DEADLINE_SECONDS)
     assert answers == [True]
 
 
@@ -87,7 +87,7 @@ def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -
     lost = threading.Event()
     workers.connect(theirs, on_lost=lost.set)
     ours.shutdown(socket.SHUT_RDWR)
-    assert lost.wait(PATIENCE_SECONDS)
+    assert lost.wait(DEADLINE_SECONDS)
     assert workers.broadcast("stats.flush", timeout_seconds=0)
 
 
@@ -99,7 +99,7 @@ def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> Non
     workers.notify_supervisor("up")
     assert supervisor.recv(100) == b"up\n"
     supervisor.sendall(b"stop\n")
-    assert stopped.wait(PATIENCE_SECONDS)
+    assert stopped.wait(DEADLINE_SECONDS)
 
 
 def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, socket.socket]) -> None:
@@ -107,11 +107,11 @@ def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, 
     workers = WorkerChannel()
     workers.connect(worker)
     answers: list[str | None] = []
-    asking = threading.Thread(target=lambda: answers.append(workers.reload(PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.reload(DEADLINE_SECONDS)))
     asking.start()
     assert supervisor.recv(100) == b"reload 1\n"
     supervisor.sendall(b"done 1 " + encode_arg("config.yml:3: port: no number\nand more").encode() + b"\n")
-    asking.join(PATIENCE_SECONDS)
+    asking.join(DEADLINE_SECONDS)
     assert answers == ["config.yml:3: port: no number\nand more"]
 
 

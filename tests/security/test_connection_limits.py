@@ -21,24 +21,24 @@ from rgate.serving.connection_limits import MAX_REJECTING, RESERVED_FDS, Connect
 from rgate.serving.connection_state import INCOMPLETE
 from rgate.testing import ScriptedBackend, http_response
 
-from ..raw_client import RawClient
-from ..serving.live import connection_of, send_apart
-from ..tls.live import TLS, SecureClient
-from ..waiting import eventually
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, send_apart
+from ..support.tls_client import TLS, SecureClient
+from ..support.waiting import eventually
 
 V1 = b"PROXY TCP4 203.0.113.%d 192.0.2.1 5678 443\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def rested(live: Live, client: RawClient) -> Connection:
+def rested(live: Forwarding, client: RawClient) -> Connection:
     """The server's end of a connection, once it is idle: its client may have the response a moment before."""
     connection = connection_of(live.server, client)
     eventually(lambda: connection.idle, "the connection is idle")
     return connection
 
 
-def wait_for_ticks(live: Live) -> None:
+def wait_for_ticks(live: Forwarding) -> None:
     """Idle connections are looked at once in each tick."""
     before = live.server.ticks
     eventually(lambda: live.server.ticks > before + 1, "the server ticks")
@@ -50,7 +50,7 @@ def backend() -> Iterator[ScriptedBackend]:
         yield running
 
 
-def busy(live: Live, stack: ExitStack) -> RawClient:
+def busy(live: Forwarding, stack: ExitStack) -> RawClient:
     """A connection that has begun a request, and so is not idle."""
     client = stack.enter_context(RawClient(live.url))
     client.send(b"GET / HTTP/1.1\r\n")
@@ -62,7 +62,7 @@ def test_connections_over_the_limit_are_answered_503_and_closed(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", 1_000)
-    with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [busy(live, stack) for _ in range(3)]
         for _ in range(3):
             with RawClient(live.url) as over:
@@ -83,7 +83,7 @@ def test_connections_over_the_limit_are_answered_503_and_closed(
 def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             assert client.get("/").body == b"ok"
@@ -110,7 +110,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_AT_ONCE", 1)
-    with gateway_before(backend, max_connections=3) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             send_apart(live.server, client, sent)
@@ -133,7 +133,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
 
 def test_connections_with_requests_that_have_just_begun_stay(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", 1_000)
-    with gateway_before(backend, max_connections=2) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=2) as live, ExitStack() as stack:
         for _ in range(2):
             busy(live, stack)
         with RawClient(live.url) as over:
@@ -144,7 +144,7 @@ def test_connections_that_there_is_no_file_for_are_made_room_for(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_SECONDS", -1_000)
-    with gateway_before(backend) as live, ExitStack() as stack:
+    with forwarding(backend) as live, ExitStack() as stack:
         waiting = busy(live, stack)
         real = socket.socket.accept
         failed = threading.Event()
@@ -165,7 +165,7 @@ def test_connections_far_over_the_limit_are_closed_without_an_answer(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rgate.serving.server.MAX_REJECTING", 0)
-    with gateway_before(backend, max_connections=1) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=1) as live, ExitStack() as stack:
         busy(live, stack)
         with RawClient(live.url) as over:
             assert over.is_closed()
@@ -173,7 +173,7 @@ def test_connections_far_over_the_limit_are_closed_without_an_answer(
 
 
 def test_connections_of_one_client_over_its_limit_are_answered_503(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_connections_per_client=2) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections_per_client=2) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(2)]
         assert [client.get("/").status for client in clients] == [200, 200]
         with RawClient(live.url) as over:
@@ -186,13 +186,13 @@ def test_connections_of_one_client_over_its_limit_are_answered_503(backend: Scri
 
 
 def test_connections_of_a_trusted_proxy_are_not_counted(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_connections_per_client=1, trusted_proxies=["127.0.0.1"]) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections_per_client=1, trusted_proxies=["127.0.0.1"]) as live, ExitStack() as stack:
         for _ in range(3):
             assert stack.enter_context(RawClient(live.url)).get("/").status == 200
 
 
 def test_connections_announced_are_counted_for_their_client(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_connections_per_client=1, proxy_protocol=True) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections_per_client=1, proxy_protocol=True) as live, ExitStack() as stack:
         for number, status in ((1, 200), (2, 200), (1, 503), (3, 200)):
             client = stack.enter_context(RawClient(live.url))
             client.send(V1 % number + GET)
@@ -200,14 +200,14 @@ def test_connections_announced_are_counted_for_their_client(backend: ScriptedBac
 
 
 def test_requests_of_a_connection_over_their_limit_need_another_one(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_requests_per_connection=3) as live, RawClient(live.url) as client:
+    with forwarding(backend, max_requests_per_connection=3) as live, RawClient(live.url) as client:
         assert [client.get("/").value("Connection") for _ in range(3)] == [None, None, "close"]
         assert client.is_closed()
 
 
 def test_requests_pipelined_over_their_limit_are_not_served(backend: ScriptedBackend) -> None:
     count = len(backend.requests)
-    with gateway_before(backend, max_requests_per_connection=2) as live, RawClient(live.url) as client:
+    with forwarding(backend, max_requests_per_connection=2) as live, RawClient(live.url) as client:
         client.send(GET * 5)
         assert [client.response().value("Connection") for _ in range(2)] == [None, "close"]
         assert client.is_closed()
@@ -256,7 +256,7 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
 
 
 def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_connections=1, **TLS) as live, ExitStack() as stack:
+    with forwarding(backend, max_connections=1, **TLS) as live, ExitStack() as stack:
         first = stack.enter_context(SecureClient(live.url))
         first.send(b"GET / HTTP/1.1\r\n")
         eventually(lambda: not connection_of(live.server, first).idle, "the server sees the request begin")

@@ -15,9 +15,9 @@ import pytest
 from rgate.serving.connection import PIPELINED_AT_ONCE
 from rgate.serving.server import Server
 
-from ..raw_client import RawClient
-from ..serving.live import connection_of, serving
-from ..waiting import eventually, passed
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, serving
+from ..support.waiting import eventually, passed
 
 THOUSAND = 1_000
 LARGE = b"x" * 16_000_000  # more than the buffers of both sockets take

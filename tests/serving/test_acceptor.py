@@ -7,7 +7,8 @@ import threading
 
 from rgate.serving.acceptor import Acceptor
 from rgate.serving.connection import Connection
-from tests.waiting import eventually, passed
+
+from ..support.waiting import eventually, passed
 
 
 class NoPoll:

@@ -12,10 +12,10 @@ import pytest
 from rgate.serving.connection import Connection
 from rgate.serving.heap import BUSY_SECONDS, IDLE_SECONDS, Heap
 
-from ..raw_client import RawClient
-from ..tls.live import TLS, SecureClient
-from ..waiting import eventually
-from .live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import TLS, SecureClient
+from ..support.waiting import eventually
 
 CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 

@@ -20,9 +20,9 @@ from rgate.serving.sockets import listen
 from rgate.serving.thread_pool import SWITCH_SECONDS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_gateway, running_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.waiting import eventually, passed
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from rgate.serving.server import Server
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import echo, send_apart, serving
+from ..support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 
 from rgate.serving.head_encoder import HeadEncoder
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import eventually, passed
-from .live import serving
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.waiting import eventually, passed
 
 Headers = list[tuple[str, str]]
 

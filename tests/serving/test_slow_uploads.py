@@ -19,9 +19,9 @@ from rgate.serving.connection_state import State
 from rgate.serving.server import Server
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.waiting import eventually, passed
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -15,9 +15,9 @@ from rgate.serving.server import Server
 from rgate.serving.sockets import listen
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart
+from ..support.waiting import eventually, passed
 
 
 class Holding:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import echo, send_apart, serving
+from ..support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from rgate.config.models import TLSConfig
 from rgate.testing import make_gateway
 from rgate.tls.server_context import ServerTLS
 
-from ..certificates import authority
+from ..support.certificates import authority
 
 END = datetime(2031, 5, 17, 12, 30, tzinfo=UTC)
 ENDING = authority().issue("ending.example", not_after=END)

@@ -21,11 +21,11 @@ from rgate.serving.server import Server
 from rgate.testing import make_gateway
 from rgate.tls.server_context import ServerTLS
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..serving.live import connection_of, echo, send_apart, serving
-from ..waiting import eventually
-from .live import SHOP, TLS, MemoryClient, SecureClient, address
+from ..support.certificates import authority
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.tls_client import SHOP, TLS, MemoryClient, SecureClient, address
+from ..support.waiting import eventually
 
 MIB = 1024 * 1024
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

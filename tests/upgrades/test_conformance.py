@@ -13,9 +13,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient
-from ..security.live import Live
-from .live import ACCEPT, HANDSHAKE, echo, open_tunnel, switching, tunnelling
+from ..support.forwarding import Forwarding
+from ..support.raw_client import RawClient
+from .tunnelling import ACCEPT, HANDSHAKE, echo, open_tunnel, switching, tunnelling
 
 pytest.importorskip("websockets", reason="needs the websockets library")
 from websockets.frames import Frame
@@ -191,7 +191,7 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def live(endpoint: str) -> Iterator[Live]:
+def live(endpoint: str) -> Iterator[Forwarding]:
     with tunnelling(endpoint) as running:
         yield running
 
@@ -217,7 +217,7 @@ def answer(url: str, said: bytes, step: int) -> bytes:
 
 
 @pytest.mark.parametrize("said", CASES.values(), ids=CASES)
-def test_endpoint_says_through_the_gateway_what_it_says_without(live: Live, endpoint: str, said: bytes) -> None:
+def test_endpoint_says_through_the_gateway_what_it_says_without(live: Forwarding, endpoint: str, said: bytes) -> None:
     direct = answer(endpoint, said, len(said))
     assert answer(live.url, said, len(said)) == direct
     if len(said) < 1_000:

@@ -10,9 +10,9 @@ import pytest
 from rgate import Gateway, Middleware, hookimpl
 from rgate.testing import RawRequest, ScriptedBackend, ScriptedConnection, client, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import (
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
+from .tunnelling import (
     ACCEPT,
     ASKING,
     HANDSHAKE,

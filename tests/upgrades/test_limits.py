@@ -16,9 +16,9 @@ from rgate.serving import tunnels
 from rgate.serving.tunnels import TunnelRelay
 from rgate.testing import ScriptedBackend, closed_port_url, http_response
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import eventually
-from .live import HANDSHAKE, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
+from ..support.raw_client import RawClient, RawResponse
+from ..support.waiting import eventually
+from .tunnelling import HANDSHAKE, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
 
 
 def ask(client: RawClient) -> RawResponse:

@@ -15,12 +15,12 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..security.live import Live
-from ..tls.live import SHOP, TLS, SecureClient
-from ..waiting import PATIENCE_SECONDS, eventually, passed
-from .live import HANDSHAKE, Holding, echo, gone, switching, tunnelling
+from ..support.certificates import authority
+from ..support.forwarding import Forwarding
+from ..support.raw_client import RawClient
+from ..support.tls_client import SHOP, TLS, SecureClient
+from ..support.waiting import DEADLINE_SECONDS, eventually, passed
+from .tunnelling import HANDSHAKE, Holding, echo, gone, switching, tunnelling
 
 MIB = 1024 * 1024
 
@@ -56,7 +56,7 @@ class Kind:
                 assert response.status == 101, response
                 yield live, client
 
-    def connect(self, live: Live) -> RawClient:
+    def connect(self, live: Forwarding) -> RawClient:
         return SecureClient(live.url) if self.client else RawClient(live.url)
 
 
@@ -145,7 +145,7 @@ def last_words(client: RawClient, block: bytes) -> None:
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.shutdown()
         client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-        client.sock.settimeout(PATIENCE_SECONDS)
+        client.sock.settimeout(DEADLINE_SECONDS)
     else:
         client.send(block)
         client.half_close()
@@ -172,7 +172,7 @@ def test_backend_that_ends_still_gets_everything(kind: Kind) -> None:
             connection.sock.setblocking(False)
             with contextlib.suppress(ssl.SSLWantReadError):
                 tls.shutdown()
-            connection.sock.settimeout(PATIENCE_SECONDS)
+            connection.sock.settimeout(DEADLINE_SECONDS)
         else:
             connection.sock.shutdown(socket.SHUT_WR)
         received.append(connection.read(len(whole)))

@@ -12,9 +12,9 @@ import pytest
 from rgate.serving import tunnels
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import HANDSHAKE, SWITCHED, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
+from .tunnelling import HANDSHAKE, SWITCHED, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
 
 MIB = 1024 * 1024
 

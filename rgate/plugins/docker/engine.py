@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from docker import APIClient
 from docker.context import ContextAPI
 from docker.errors import DockerException, NotFound
+from docker.transport.unixconn import UnixHTTPAdapter, UnixHTTPConnection, UnixHTTPConnectionPool
 from docker.types import CancellableStream
 from docker.utils import kwargs_from_env
 from requests.exceptions import RequestException
@@ -75,7 +76,6 @@ class Engine:
                 if context is None:
                     raise EngineError(f"no Docker context is named {name!r}; see `docker context ls`")
                 self._where, tls = context.Host or _DEFAULT_HOST, tls or context.TLSConfig
-            self._probe()
             self._api = _Client(self._where, version="auto", timeout=_REQUEST_SECONDS, tls=tls or False)
 
     @property
@@ -86,7 +86,6 @@ class Engine:
     def containers(self, label: str) -> Sequence[Mapping[str, Any]]:
         """Every container, running or not, that has `label` with any value."""
         with self._translated():
-            self._probe()
             found = self._api.containers(all=True, filters={"label": [label]})
         if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
             raise EngineError(f"the Docker engine at {self._where} does not answer with a list of containers")
@@ -96,7 +95,6 @@ class Engine:
         """One container, or None if there is no container with this id."""
         try:
             with self._translated():
-                self._probe()
                 found = self._api.inspect_container(id)
         except EngineError as error:
             if isinstance(error.__cause__, NotFound):
@@ -110,8 +108,7 @@ class Engine:
         """The events since `since` (seconds since the epoch, by the engine's clock). The engine listens when this returns."""
         filters = {"type": ["container", "network"], "event": list(EVENT_ACTIONS)}
         with self._translated():
-            self._probe()
-            # Not APIClient.events(), which waits without a timeout, so that a dead engine or proxy would never be noticed.
+            # Not APIClient.events(): that waits without limit, and a dead engine or proxy would never be noticed.
             response = self._api.get(
                 f"{self._api.base_url}/v{self._api.api_version}/events",
                 params={"since": since, "filters": json.dumps(filters)},
@@ -128,13 +125,6 @@ class Engine:
     def close(self) -> None:
         self._api.close()
 
-    def _probe(self) -> None:
-        # docker-py leaves its socket to the garbage collector if no process listens on a Unix socket.
-        if self._where.startswith("unix://"):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(_CONNECT_SECONDS)
-                probe.connect("/" + self._where.removeprefix("unix://").lstrip("/"))
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -145,7 +135,39 @@ class Engine:
             raise EngineError(f"cannot use the Docker engine at {self._where}: {_plain(error)}") from error
 
 
+class _UnixConnection(UnixHTTPConnection):
+    def connect(self) -> None:
+        # docker-py leaves its socket to the garbage collector if connecting fails.
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self.unix_socket)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _UnixPool(UnixHTTPConnectionPool):
+    def _new_conn(self) -> Any:
+        timeout: Any = self.timeout
+        return _UnixConnection(self.base_url, self.socket_path, timeout)
+
+
+class _UnixAdapter(UnixHTTPAdapter):
+    def get_connection(self, url: Any, proxies: Any = None) -> Any:
+        with self.pools.lock:
+            pool = self.pools.get(url)
+            if pool is None:
+                pool = self.pools[url] = _UnixPool(url, self.socket_path, self.timeout, maxsize=self.max_pool_size)
+            return pool
+
+
 class _Client(APIClient):
+    def mount(self, prefix: Any, adapter: Any) -> None:
+        if isinstance(adapter, UnixHTTPAdapter):  # which APIClient has made for a Unix socket
+            adapter = _UnixAdapter(adapter.socket_path, adapter.timeout, max_pool_size=adapter.max_pool_size)
+        super().mount(prefix, adapter)
+
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         # By default, connecting may take as long as an answer.
         kwargs.setdefault("timeout", (_CONNECT_SECONDS, self.timeout))
@@ -176,6 +198,9 @@ class EventStream:
                 yield from map(self._event, filter(bytes.strip, lines))
         except (HTTPError, OSError, ValueError, AttributeError):  # the last two are raised when close() removes the socket
             return
+        finally:
+            with suppress(Exception):  # as above
+                self._response.close()
 
     def _event(self, line: bytes) -> Mapping[str, Any]:
         try:

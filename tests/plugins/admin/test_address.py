@@ -15,7 +15,7 @@ from rgate.runtime.gateway import build
 from rgate.runtime.running import GatewayRuntime
 from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
-from ...raw_client import RawClient, RawResponse
+from ...support.raw_client import RawClient, RawResponse
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> int:

@@ -14,7 +14,7 @@ from rgate import Gateway
 from rgate.plugins.admin.drain import Drain
 from rgate.testing import answering, assert_error, client, running_gateway
 
-from ...waiting import passed
+from ...support.waiting import passed
 
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 

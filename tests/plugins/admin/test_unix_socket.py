@@ -23,7 +23,7 @@ from rgate.runtime.running import GatewayRuntime
 from rgate.serving.unix_socket import UnixSocketPath
 from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 
 
 @pytest.fixture

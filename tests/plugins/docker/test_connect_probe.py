@@ -10,7 +10,8 @@ import pytest
 
 from rgate import Address
 from rgate.plugins.docker.probes import ConnectProbe, Outcome
-from tests.waiting import eventually, passed
+
+from ...support.waiting import eventually, passed
 
 
 def outcome_of(host: str, port: int, before_reading: threading.Event | None = None) -> Outcome:

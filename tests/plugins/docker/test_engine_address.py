@@ -36,10 +36,10 @@ def test_engine_that_refuses_tcp_says_the_same() -> None:
 
 
 def test_engine_that_lets_nobody_in_says_what_to_do(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: Engine) -> None:
+    def denied(connection: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Engine, "_probe", denied)
+    monkeypatch.setattr("rgate.plugins.docker.engine._UnixConnection.connect", denied)
     with pytest.raises(EngineError, match="no permission; let this user into the group `docker`"):
         Engine(fake.url)
 

@@ -14,7 +14,7 @@ from rgate import Instance, RgateError
 from rgate.plugins.docker.probes import NOT_OPEN, Outcome, StartupProbes, StopProbes
 from rgate.plugins.docker.source import DockerSource
 
-DEADLINE_SECONDS = 10.0
+from ...support.waiting import DEADLINE_SECONDS, eventually
 
 
 def record(id: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -260,12 +260,10 @@ class Watch:
 
     def settle(self) -> None:
         """The watch is through with everything: it has asked twice about an event that changes nothing."""
-        pause = threading.Event()
         for _ in range(2):
             asked = len(self.script.asked)
             self.script.events_queue.put(event("kill", "b", signal="1"))
-            ticks = int(DEADLINE_SECONDS / 0.001)
-            assert any(len(self.script.asked) > asked or pause.wait(0.001) for _ in range(ticks)), "the watch does not go on"
+            eventually(lambda: len(self.script.asked) > asked, "the watch goes on")  # noqa: B023
 
     @property
     def instance(self) -> Instance:

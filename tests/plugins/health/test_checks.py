@@ -18,7 +18,7 @@ from rgate.testing import (
     running_gateway,
 )
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 from .world import world
 
 

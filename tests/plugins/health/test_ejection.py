@@ -315,7 +315,7 @@ class TestComingAndGoing:
             record, endpoint = x.record("a"), x["a"]
 
             class Load(EndpointState):
-                """When `try_acquire_trial` is written for the first time, the time of the ejection is over at this very moment."""
+                """The time of the ejection is over when `try_acquire_trial` is written for the first time."""
 
                 def __setattr__(self, name: str, value: object) -> None:
                     if name == "try_acquire_trial" and record.endpoint.state is self and record.state == "ejected":

@@ -15,9 +15,8 @@ from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.report import QueryResult, StorageError, report
 from rgate.plugins.stats.store import Store
 
+from ...support.waiting import DEADLINE_SECONDS
 from .traffic import NOON_MINUTE, Clock, finished, success_of
-
-DEADLINE_SECONDS = 10
 
 
 class ScriptedStore(Store):

@@ -16,7 +16,7 @@ from rgate.plugins.stats.recorder import Recorder
 from rgate.plugins.stats.report import StorageError, report
 from rgate.plugins.stats.store import Store
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 from .traffic import NOON_MINUTE, Clock, answered, counted, finished, success_of
 
 

@@ -12,9 +12,7 @@ from rgate import Overloaded
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.turns import WAITING, QueryTurns
 
-from ...waiting import eventually, passed
-
-PATIENCE_SECONDS = 10
+from ...support.waiting import DEADLINE_SECONDS, eventually, passed
 
 
 class Clock:
@@ -84,7 +82,7 @@ class Asking(threading.Thread):
             self.answer = error
 
     def result(self) -> object:
-        self.join(PATIENCE_SECONDS)
+        self.join(DEADLINE_SECONDS)
         return self.answer
 
 

@@ -1,4 +1,4 @@
-"""A client on a real socket, in the hands of the test: every byte out is the test's, every byte in is looked at."""
+"""An HTTP client on a real socket that sends exactly the bytes a test says, and shows the bytes that arrive."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 10.0
-"""How long anything here waits before it fails the test."""
+from .waiting import DEADLINE_SECONDS
 
 
 @dataclass(frozen=True)
 class RawResponse:
-    """One response as it came. `complete` says that the body ended as its framing says; `trailers` are the lines behind it."""
+    """One response as it arrived. `complete`: the body ended as its framing says. `trailers`: the lines after the body."""
 
     head: bytes
     body: bytes
@@ -47,12 +46,12 @@ class RawResponse:
 
 
 class RawClient:
-    """One connection to a server. A context manager. `host` is what get() says as Host."""
+    """One connection to a server; a context manager. `host` is the Host that get() sends. Waits end after DEADLINE_SECONDS."""
 
     def __init__(self, url: str, host: str = "x") -> None:
         parts = urlsplit(url)
         self.host = host
-        self.sock = socket.create_connection((parts.hostname, parts.port), PATIENCE_SECONDS)
+        self.sock = socket.create_connection((parts.hostname, parts.port), DEADLINE_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.unread = b""
 
@@ -83,7 +82,7 @@ class RawClient:
         return self.response(method)
 
     def response(self, method: str = "GET") -> RawResponse:
-        """The next response, an interim one too. Fails when there is none."""
+        """Read the next response, which may be an interim one. Fails if the connection ends without one."""
         head = self.until(b"\r\n\r\n")
         assert head.endswith(b"\r\n\r\n"), f"no whole response head, but {head!r} and the end of the connection"
         response = RawResponse(head, b"")
@@ -114,7 +113,7 @@ class RawClient:
         return RawResponse(head, body, complete=False)
 
     def until(self, end: bytes) -> bytes:
-        """Everything up to and including `end`, or to the end of the connection."""
+        """Read up to and including `end`, or to the end of the connection."""
         while end not in self.unread:
             if not self._more():
                 break
@@ -122,7 +121,7 @@ class RawClient:
         return self.read(at + len(end) if at >= 0 else len(self.unread))
 
     def read(self, size_bytes: int) -> bytes:
-        """So many bytes, or fewer when the connection ends before."""
+        """Read `size_bytes` bytes, or fewer if the connection ends before."""
         blocks = [self.unread]
         size = len(self.unread)
         while size < size_bytes:
@@ -136,7 +135,7 @@ class RawClient:
         return block
 
     def rest(self) -> bytes:
-        """Everything up to the end of the connection."""
+        """Read to the end of the connection."""
         while self._more():
             pass
         block, self.unread = self.unread, b""
@@ -154,22 +153,22 @@ class RawClient:
         return bool(block)
 
     def is_closed(self) -> bool:
-        """Whether the server closes (or resets) the connection without another byte. Waits for it."""
+        """Wait for the end of the connection; whether it came without another byte. A reset counts as an end."""
         return self.rest() == b""
 
     def is_silent(self) -> bool:
-        """Whether nothing has come by now."""
+        """Whether the connection is open and nothing has arrived. Does not wait."""
         self.sock.setblocking(False)
         try:
             with suppress(BlockingIOError):
-                block = self.sock.recv(1, socket.MSG_PEEK)
-                return not block and False
+                self.sock.recv(1, socket.MSG_PEEK)
+                return False  # a byte, or the end
             return not self.unread
         finally:
-            self.sock.settimeout(PATIENCE_SECONDS)
+            self.sock.settimeout(DEADLINE_SECONDS)
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending side."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -178,5 +177,5 @@ class RawClient:
         self.sock.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self.sock.close()

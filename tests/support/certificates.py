@@ -1,4 +1,4 @@
-"""Certificates for one test run, made when they are first needed: an authority, and what it issues, as PEM files."""
+"""Certificate authorities of one test run, made when first needed, and the certificates that they issue, as PEM files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 
-PASSWORD = "tell nobody"
+PASSWORD = "not a secret"
 
 
 class Authority:
@@ -39,11 +39,11 @@ class Authority:
         return pair
 
     def intermediate(self, name: str) -> Authority:
-        """An authority whose own certificate this one has issued; what it issues has that behind it."""
+        """An authority whose certificate this one has issued; it is part of the chain of the certificates that it issues."""
         return Authority(self._folder, name, self)
 
     def revoke(self, *revoked: Pair | Authority, days: int = 30) -> str:
-        """A file with a revocation list that names these, and is good for so many days."""
+        """The path of a revocation list of these certificates, valid for `days` days."""
         key = load_pem_private_key(self._ca.private_key_pem.bytes(), None)
         issuer = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject
         now = datetime.now(UTC)
@@ -60,16 +60,16 @@ class Authority:
         return str(path)
 
     def client_context(self, pair: Pair | None = None) -> ssl.SSLContext:
-        """How a client speaks TLS that believes this authority, and shows `pair` when it is asked."""
+        """The TLS settings of a client that trusts this authority, and sends `pair` if the server asks for a certificate."""
         context = ssl.create_default_context(cafile=self.file)
-        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which Python 3.11.2 sets, so that a cut looks like an end
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python 3.11.2 sets it, which makes a cut look like an end
         if pair is not None:
             context.load_cert_chain(pair.both)
         return context
 
 
 class Pair:
-    """A certificate and its key: in two files, in one (`both`), and the key behind PASSWORD (`locked`)."""
+    """A certificate and its key: in two files, in one (`both`), and the key encrypted with PASSWORD (`locked`)."""
 
     def __init__(self, stem: Path) -> None:
         self.certificate = f"{stem}.pem"

@@ -1,4 +1,4 @@
-"""A client that speaks TLS, in the hands of the test."""
+"""Clients that speak TLS: one on a socket, and one in memory whose every byte the test passes on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..certificates import Pair, authority
-from ..raw_client import RawClient
+from .certificates import Pair, authority
+from .raw_client import RawClient
 
 SHOP = authority().issue("shop.example", "*.shop.example", "localhost", "127.0.0.1")
 TLS: dict[str, Any] = {"tls": {"certificate": SHOP.certificate, "key": SHOP.key}}
-"""The server's options for the simplest TLS there is."""
+"""Server options for TLS with one certificate."""
 
 
 class SecureClient(RawClient):
-    """One TLS connection to a server. `was_cut` says that it ended without the end that TLS has for it."""
+    """One TLS connection to a server. `was_cut`: it ended without a TLS close_notify."""
 
     was_cut = False
 
@@ -54,7 +54,7 @@ class SecureClient(RawClient):
 
 
 class MemoryClient:
-    """A TLS client whose every byte is the test's: `to_send` is what it wants to send, `take` what has come."""
+    """A TLS client without a socket: `to_send()` returns the bytes to send, `take()` accepts the bytes that arrived."""
 
     def __init__(self, name: str | None = "localhost", context: ssl.SSLContext | None = None) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -63,7 +63,7 @@ class MemoryClient:
         self.do_handshake()
 
     def do_handshake(self) -> bool:
-        """Go on; true when the handshake is done on this side."""
+        """Continue the handshake; whether it is complete on this side."""
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -77,7 +77,7 @@ class MemoryClient:
         return self.outgoing.read()
 
     def shake_hands_over(self, sock: socket.socket) -> None:
-        """The rest of the handshake, over a socket."""
+        """Complete the handshake over a socket."""
         sock.sendall(self.to_send())
         while not self.do_handshake():
             sock.sendall(self.to_send())
@@ -87,7 +87,7 @@ class MemoryClient:
         sock.sendall(self.to_send())
 
     def read_over(self, sock: socket.socket) -> bytes:
-        """What the server says next."""
+        """Read the next plaintext block."""
         while True:
             try:
                 return self.tls.read(65_536)

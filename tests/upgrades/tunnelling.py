@@ -9,9 +9,9 @@ from typing import Any
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient, RawResponse
-from ..security.live import Live, gateway_before
-from ..waiting import eventually
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient, RawResponse
+from ..support.waiting import eventually
 
 # Both from RFC 6455 §1.3.
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -70,23 +70,23 @@ class Holding:
 
 
 @contextmanager
-def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Live]:
-    """A gateway in front of `backend`. At the end no tunnel may be left."""
-    with gateway_before(backend, **options) as live:
+def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Forwarding]:
+    """A gateway in front of `backend`. At the end there must be nothing left of any tunnel."""
+    with forwarding(backend, **options) as live:
         yield live
     assert not live.server.tunnels, "tunnels were left"
     assert not live.server.connections, "connections were left"
     assert not in_flight(live), "the endpoint is still busy"
 
 
-def in_flight(live: Live) -> int:
-    """The number of requests in flight at all endpoints, including tunnels."""
+def in_flight(live: Forwarding) -> int:
+    """How many exchanges the endpoints are working on, tunnels among them."""
     endpoints = live.gateway.table.snapshot.endpoints.values()
     return sum(endpoint.state.in_flight for several in endpoints for endpoint in several)
 
 
 @contextmanager
-def open_tunnel(live: Live, *headers: str) -> Iterator[RawClient]:
+def open_tunnel(live: Forwarding, *headers: str) -> Iterator[RawClient]:
     """A client whose connection has become a tunnel."""
     with RawClient(live.url) as client:
         switch(client, *headers)
@@ -101,6 +101,6 @@ def switch(client: RawClient, *headers: str) -> RawResponse:
     return response
 
 
-def gone(live: Live) -> None:
-    """Wait until all tunnels have ended, within a second."""
+def gone(live: Forwarding) -> None:
+    """Wait for all tunnels to be over. They have a second."""
     eventually(lambda: not live.server.tunnels and not in_flight(live), "the tunnel ends", within_seconds=1.0)

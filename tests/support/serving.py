@@ -1,4 +1,4 @@
-"""A server on a real socket of this process, with an app of the test's."""
+"""A server on a real socket of this process, with an app that the test gives."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rgate.config.models import ServerConfig
 from rgate.serving.connection import Connection
 from rgate.serving.server import Server
 
-from ..raw_client import PATIENCE_SECONDS, RawClient
-from ..waiting import eventually
+from .raw_client import RawClient
+from .waiting import DEADLINE_SECONDS, eventually
 
 App = Callable[..., Iterable[bytes]]
 
 
 @contextmanager
 def serving(app: App, **config: Any) -> Iterator[Server]:
-    """A running server. It is stopped, drained and looked at for leaks at the end."""
+    """A running server. At the end it is stopped and drained, and must have left no connection, upload or spooled body."""
     condition = getattr(app, "readiness", None)  # a gateway has one
     server = Server(app, ServerConfig(**{"port": 0, "threads": 2, "drain_seconds": 5.0, **config}), readiness=condition)
     thread = threading.Thread(target=server.run, name="test-server")
@@ -31,7 +31,7 @@ def serving(app: App, **config: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
-        thread.join(PATIENCE_SECONDS)
+        thread.join(DEADLINE_SECONDS)
         server.server_close()
         assert not thread.is_alive(), "the server did not stop"
         assert not server.connections, "connections were left"
@@ -57,7 +57,7 @@ def connection_of(server: Server, client: RawClient) -> Connection:
 
 
 def send_apart(server: Server, client: RawClient, *blocks: bytes) -> None:
-    """Send blocks so that the server has taken each from its socket before the next is sent."""
+    """Send each block only when the server has read the one before from its socket."""
     connection = connection_of(server, client)
     for block in blocks:
         client.send(block)

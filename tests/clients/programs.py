@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +16,8 @@ import yaml
 from werkzeug.serving import make_server
 from werkzeug.wsgi import get_input_stream
 
-from ..waiting import PATIENCE_SECONDS
-
-ROOT = Path(__file__).parents[2]
+from ..support.processes import GatewayProcess
+from ..support.waiting import DEADLINE_SECONDS
 
 
 def program(name: str) -> str:
@@ -42,30 +39,9 @@ def gateway(folder: Path, backends: Mapping[str, str], **server: Any) -> Iterato
     }
     file = folder / "config.yml"
     file.write_text(yaml.safe_dump(config))
-    command = [sys.executable, str(ROOT / "rgate.py"), "--config", str(file), "--log-level", "debug"]
-    log = (folder / "gateway.log").open("w+")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        yield _listening(process, folder / "gateway.log")
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=PATIENCE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        log.close()
-
-
-def _listening(process: subprocess.Popen[str], log: Path) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        match = re.search(r"listening on (http://\S+)", line)
-        if match:
-            # What it says later must not fill the pipe.
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            return match[1]
-    raise AssertionError(f"the gateway does not start: {log.read_text()}")
+    with GatewayProcess(file, "--log-level", "debug") as running:
+        yield running.url
+        running.stop()
 
 
 @contextmanager
@@ -82,7 +58,7 @@ def wsgi_server(app: WSGIApplication) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.port}"
     finally:
         server.shutdown()
-        thread.join(PATIENCE_SECONDS)
+        thread.join(DEADLINE_SECONDS)
         server.server_close()
 
 

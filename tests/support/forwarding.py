@@ -1,4 +1,4 @@
-"""A whole gateway on a real socket, in front of backends on real sockets."""
+"""A gateway in this process, on a real socket, in front of backends on real sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rgate import Gateway
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, running_gateway
 
-from ..serving.live import serving
+from .serving import serving
 
 
 class Forwarding:
@@ -23,12 +23,12 @@ class Forwarding:
 
     @property
     def upstream_connections(self) -> int:
-        """How many connections to backends are at rest."""
+        """The number of idle connections to backends."""
         return sum(len(upstream.pool.resting) for upstream in self.gateway.upstreams._known.values())
 
     @property
     def in_flight(self) -> int:
-        """How many requests the endpoints are working on."""
+        """The number of exchanges at the endpoints, tunnels included."""
         endpoints = self.gateway.table.snapshot.endpoints.values()
         return sum(endpoint.state.in_flight for several in endpoints for endpoint in several)
 
@@ -42,15 +42,18 @@ def forwarding(
     options: Mapping[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[Forwarding]:
-    """A gateway that forwards "/" (or what `route` says) to backends, each a ScriptedBackend or a URL.
+    """A gateway that forwards "/" to backends, each a ScriptedBackend or a URL.
 
-    `plugins` are active by these names, `options` is what the config says of plugins.
+    `route` is merged into the config of the route, `server` is the section of that name, `options` the section `plugins`.
+    `plugins` are plugin objects by name, active beside the built-in ones.
     """
     urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
+    settings = {"port": 0, "threads": 2, "drain_seconds": 5.0, **server}
     config = {
+        "server": settings,
         "backends": [{"name": "backend", "endpoints": urls, "match_labels": ["found=nowhere"], "policy": policy}],
         "routes": [{"path_prefix": "/", "backend": "backend", **(route or {})}],
-        "plugins": options or {},
+        "plugins": dict(options or {}),
     }
-    with running_gateway(config, {}, plugins or {}) as gateway, serving(gateway, **server) as served:
+    with running_gateway(config, {}, plugins or {}) as gateway, serving(gateway, **settings) as served:
         yield Forwarding(gateway, served)
