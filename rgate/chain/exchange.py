@@ -24,7 +24,8 @@ from ..log import about
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from ..discovery.model import Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Endpoint
     from ..errors import GatewayError
     from .suspended import SuspendedResponse
 

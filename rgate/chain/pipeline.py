@@ -17,8 +17,8 @@ from .middleware import Middleware
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from ..config import Route
     from ..discovery import EndpointQueue, EndpointTable
-    from ..discovery.model import Route
 
 __all__ = ["ROUTING", "STANDARD_ORDER", "RouteDispatch", "chain_problem", "compose", "map_body", "order", "validate_app"]
 

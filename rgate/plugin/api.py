@@ -4,9 +4,11 @@ from ..chain.exchange import Exchange, Tunnel, send_interim
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
 from ..chain.pipeline import STANDARD_ORDER, map_body
 from ..chain.suspended import SuspendedResponse
-from ..config import Config, HealthConfig
+from ..config import Backend, Config, Route, Timeouts
+from ..config.fields import Flag, RequestHeaders, Seconds, StrictFloat, StrictInt
+from ..config.messages import did_you_mean
 from ..discovery import EndpointQueue, ExcludedEndpoint, Snapshot
-from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Endpoint, Instance
 from ..errors import (
     AmbiguousPath,
     BadGateway,
@@ -75,11 +77,11 @@ __all__ = [
     "Exchange",
     "ExcludedEndpoint",
     "ExpectationFailed",
+    "Flag",
     "Gateway",
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
-    "HealthConfig",
     "IPAllowlist",
     "Instance",
     "InternalError",
@@ -97,13 +99,17 @@ __all__ = [
     "PluginError",
     "RepeatCache",
     "RequestError",
+    "RequestHeaders",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
     "Route",
+    "Seconds",
     "SelectionPolicy",
     "Snapshot",
     "StreamWriter",
+    "StrictFloat",
+    "StrictInt",
     "SuspendedResponse",
     "TLSFailed",
     "TargetTooLong",
@@ -118,6 +124,7 @@ __all__ = [
     "WeightedPolicy",
     "__version__",
     "build",
+    "did_you_mean",
     "hookimpl",
     "json_line",
     "map_body",

@@ -116,7 +116,7 @@ def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, cap
     assert ok == f"{path}: OK (1 route, 2 backends)"
     assert main(["check", "--json", path]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["ok"], answer["problems"], len(answer["notices"])) == (True, [], 2)
+    assert (answer["ok"], answer["problems"], len(answer["warnings"])) == (True, [], 2)
 
 
 def test_check_chain_that_cannot_be_built_is_a_problem(
@@ -698,7 +698,7 @@ def test_console_shows_routes_as_people_say_them() -> None:
     gateway.table.refresh()
     stream = io.StringIO()
     Console(stream).routes(gateway)
-    assert "GET a.example|b.example/ x-a=1" in stream.getvalue()
+    assert "GET a.example|b.example/ X-A=1" in stream.getvalue()
     assert "orders-7" in stream.getvalue() and "not usable: it has stopped" in stream.getvalue()
 
 

@@ -41,16 +41,22 @@ def shown_endpoint(endpoint: Endpoint) -> dict[str, Any]:
     return {"name": endpoint.name, "id": endpoint.id, "address": str(endpoint.address), "in_flight": in_flight}
 
 
+def _max_in_flight(gateway: Gateway, backend: Backend) -> int | None:
+    bulkhead, config = gateway.options("bulkhead", backend=backend), gateway.config
+    return None if bulkhead is None else bulkhead.max_in_flight or config.backend_share(config.server.max_in_flight)
+
+
 def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
     snapshot = gateway.table.snapshot
+    selection = gateway.options("selection", backend=backend)
     in_use = {endpoint.key for endpoint in snapshot.endpoints[backend.name]}
     misses = snapshot.near_misses.get(backend.name, ())
     asides = {aside.endpoint.key: dict(aside.reasons) for aside in snapshot.excluded.get(backend.name, ())}
     return {
         "name": backend.name,
-        "policy": backend.policy,
+        "policy": selection.policy if selection is not None else None,
         "match_labels": [f"{name}={value}" for name, value in backend.match_labels],
-        "max_in_flight": backend.max_in_flight,
+        "max_in_flight": _max_in_flight(gateway, backend),
         "in_flight": sum(endpoint.state.in_flight for endpoint in snapshot.found[backend.name]),
         "endpoints": [
             {

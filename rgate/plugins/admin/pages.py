@@ -20,7 +20,7 @@ def routes(gateway: Gateway) -> dict[str, Any]:
                 "path_prefix": route.path_prefix or "/",
                 "hosts": route.hosts,
                 "methods": route.methods,
-                "headers": [name for name, _ in route.headers],
+                "headers": list(route.headers),
                 "strip_prefix": route.strip_prefix,
                 "max_body_bytes": route.max_body_bytes,
                 "timeouts": asdict(route.timeouts),
@@ -43,7 +43,7 @@ def plugins(gateway: Gateway) -> dict[str, Any]:
 
 def config(gateway: Gateway) -> dict[str, Any]:
     """The config in force, defaults included, without secrets."""
-    return {"config": gateway.config.shown()}
+    return {"config": gateway.config.redacted()}
 
 
 def memory(gateway: Gateway) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Pure; every rule is a line of a table test.
 
 The address is, first that applies:
 
-1. in the network that the label `rgate.network`, else the config's `docker.network`, names: the container's own address;
+1. in the network that the label `rgate.network`, else the option `plugins.docker.network`, names: the container's own address;
 2. when rgate runs in a container itself: its address in the first network (by name) that both are in;
 3. otherwise the port that the engine's machine publishes.
 
@@ -56,7 +56,7 @@ class NetworkContext:
 
     engine_host  the engine's machine, when it is another one: what published ports are reached at
     networks     the networks of rgate's own container; None when it runs in none, or on its host's network
-    network      the config's `docker.network`
+    network      the option `plugins.docker.network`
     """
 
     engine_host: str = ""
