@@ -11,8 +11,8 @@ from .exchange import ENVIRON_KEY, Exchange
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from ..config import Route
     from ..discovery import EndpointQueue, EndpointTable
-    from ..discovery.model import Route
 
 __all__ = ["RouteDispatch"]
 

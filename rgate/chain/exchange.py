@@ -24,7 +24,8 @@ from ..log import exception_key
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from ..discovery.model import Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Endpoint
     from ..errors import GatewayError
     from .client_connection import ClientConnection
     from .suspended import SuspendedResponse

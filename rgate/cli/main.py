@@ -203,22 +203,22 @@ def check(path: str, as_json: bool) -> int:
     """
     registry = Registry()
     problems: tuple[ConfigProblem, ...] = ()
-    notices: tuple[ConfigProblem, ...] = ()
+    warnings: tuple[ConfigProblem, ...] = ()
     try:
         gateway = build(load(path, registry), registry)
-        notices = (*gateway.config.notices, *_local_notices(gateway.config, path))
+        warnings = (*gateway.config.warnings, *_local_warnings(gateway.config, path))
     except ConfigError as error:
         problems = error.problems
     except PluginError as error:
         problems = (ConfigProblem((), str(error), path),)
     if as_json:
-        found = {"problems": _as_json(problems), "warnings": _as_json(notices)}
+        found = {"problems": _as_json(problems), "warnings": _as_json(warnings)}
         click.echo(json.dumps({"file": path, "ok": not problems, **found}, indent=2))
     elif problems:
         _print_error("\n".join(map(str, problems)))
     else:
-        for notice in notices:
-            click.echo(str(notice))
+        for warning in warnings:
+            click.echo(str(warning))
         click.echo(f"{path}: OK ({counted(gateway)})")
     return 2 if problems else 0
 
@@ -227,13 +227,13 @@ def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
     return [{"location": p.location, "path": list(p.path), "message": p.message} for p in problems]
 
 
-def _local_notices(config: Config, path: str) -> Sequence[ConfigProblem]:
+def _local_warnings(config: Config, path: str) -> Sequence[ConfigProblem]:
     """What may be right for another machine but not for this one, and the commands that would not work."""
-    notices = [ConfigProblem((), sentence, path) for sentence in impossible_commands(config)]
+    warnings = [ConfigProblem((), sentence, path) for sentence in impossible_commands(config)]
     if not can_bind(config.server.host):
         message = f"{config.server.host!r} is not an address of this machine"
-        notices.append(ConfigProblem(("server", "host"), message, path))
-    return notices
+        warnings.append(ConfigProblem(("server", "host"), message, path))
+    return warnings
 
 
 @command.command()

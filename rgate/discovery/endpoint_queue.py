@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from ..chain.exchange import Exchange
+    from ..config import Backend
     from .endpoint_table import EndpointTable
-    from .model import Address, Backend, Endpoint
+    from .model import Address, Endpoint
     from .snapshot import Snapshot
 
 __all__ = ["EndpointQueue"]

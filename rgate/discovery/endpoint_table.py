@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PluginError
 from ..log import exception_key
 from .exclusions import Exclusion, Exclusions
-from .model import Backend, Endpoint, Instance
+from .model import Endpoint, Instance
 from .snapshot import NOTHING, Change, Matcher, Snapshot, SourceState, changes, changes_of_notes
 from .source_watcher import STANDARD, SourceWatcher, Timing, Wait, described, unexpected
 
 if TYPE_CHECKING:
+    from ..config import Backend
     from ..plugin.hookspecs import DiscoverySource
 
 __all__ = ["EndpointTable"]

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointState, Instance
+from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Endpoint, EndpointState, Instance
+
+if TYPE_CHECKING:
+    from ..config import Backend
 
 __all__ = [
     "Change",

@@ -6,9 +6,11 @@ from ..chain.json_app import QueryError, json_app
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
 from ..chain.pipeline import STANDARD_ORDER
 from ..chain.suspended import SuspendedResponse
-from ..config import Config, HealthConfig
+from ..config import Backend, Config, Route, Timeouts
+from ..config.fields import Flag, RequestHeaders, Seconds, StrictFloat, StrictInt
+from ..config.messages import did_you_mean
 from ..discovery import EndpointQueue, EndpointTable, ExcludedEndpoint, Snapshot
-from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointState, Instance, Route, Timeouts
+from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Endpoint, EndpointState, Instance
 from ..errors import (
     AmbiguousPath,
     BadGateway,
@@ -83,11 +85,11 @@ __all__ = [
     "Exchange",
     "ExcludedEndpoint",
     "ExpectationFailed",
+    "Flag",
     "Gateway",
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
-    "HealthConfig",
     "IPAllowlist",
     "Instance",
     "InternalError",
@@ -107,13 +109,17 @@ __all__ = [
     "Readiness",
     "RepeatCache",
     "RequestError",
+    "RequestHeaders",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
     "Route",
+    "Seconds",
     "SelectionPolicy",
     "Snapshot",
     "StreamWriter",
+    "StrictFloat",
+    "StrictInt",
     "SuspendedResponse",
     "TLSFailed",
     "Target",
@@ -131,6 +137,7 @@ __all__ = [
     "__version__",
     "build",
     "close_body",
+    "did_you_mean",
     "hookimpl",
     "json_app",
     "json_line",

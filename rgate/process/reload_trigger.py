@@ -35,12 +35,12 @@ class ReloadTrigger:
     @property
     def next_look(self) -> float:
         """When to look next."""
-        return min(self._source.watch.next_look, self._retry_at) if self._told else self._source.watch.next_look
+        return min(self._source.watch.next_poll_at, self._retry_at) if self._told else self._source.watch.next_poll_at
 
     def is_due(self) -> bool:
         """Whether the files have changed, or what they say has been refused some time ago."""
         now = self._clock()
-        changed = now >= self._source.watch.next_look and self._source.watch.have_changed()
+        changed = now >= self._source.watch.next_poll_at and self._source.watch.changed()
         return changed or bool(self._told and now >= self._retry_at)
 
     def begins(self, asked: bool) -> None:

@@ -41,14 +41,14 @@ class ConfigFile:
 
     def compose(self, before: Gateway | None = None) -> Gateway:
         """The gateway that the file describes now, to take the place of `before`. Raises ConfigError, PluginError."""
-        self.watch.take_note()
+        self.watch.mark_read()
         registry = self._registry()
         config = self._override(load(self.path, registry), registry)
         self.stays = ()
         if before is not None:
             config, self.stays = keep_restart_only(config, before.config)
         gateway = build(config, registry, before)
-        self.watch.look_at([self.path, *config.files])
+        self.watch.set_files([self.path, *config.files])
         return gateway
 
     def note(self, gateway: Gateway) -> None:

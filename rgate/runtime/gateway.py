@@ -15,10 +15,10 @@ from ..chain.pipeline import ROUTING, chain_problem, compose, order
 from ..chain.plugin_guard import PluginGuard, guarded
 from ..chain.scope import ExchangeScope, OnFailed, reject
 from ..chain.timing import timed
-from ..config import Config
-from ..config.file_watch import contents
+from ..config import Backend, Config, Route, UpstreamTLS
+from ..config.file_watch import fingerprint
 from ..discovery import EndpointQueue, EndpointTable, Snapshot
-from ..discovery.model import Backend, Endpoint, Route, Timeouts, UpstreamTLS
+from ..discovery.model import Endpoint
 from ..errors import GatewayError, PluginError, RgateError
 from ..forwarding.body_limit import BodyLimit
 from ..forwarding.forwarder import Forwarder
@@ -79,14 +79,14 @@ class Gateway:
         known = before.backends if before else {}
         # What is equal to one of before is that one, so that the forwarder knows it at a glance.
         self.backends: Mapping[str, Backend] = {
-            name: known[name] if known.get(name) == backend else backend for name, backend in _backends(config).items()
+            backend.name: known[backend.name] if known.get(backend.name) == backend else backend for backend in config.backends
         }
-        self.routes: tuple[Route, ...] = tuple(_routes(config, self.backends))
+        self.routes: tuple[Route, ...] = config.routes
         self.policies: Mapping[str, SelectionPolicy] = _unique(registry.collect("rgate_selection_policies", config=config))
         sources = registry.collect("rgate_discovery_sources", config=config)
         self.table: EndpointTable = EndpointTable(self.backends.values(), sources, before=before.table if before else None)
         tls = config.server.tls
-        self.tls = self.resource("rgate.tls", (tls, contents(tls.files)), lambda: ServerTLS(tls)) if tls is not None else None
+        self.tls = self.resource("rgate.tls", (tls, fingerprint(tls.files)), lambda: ServerTLS(tls)) if tls is not None else None
         limits = (config.server.max_response_head_bytes, config.server.max_response_headers)
         self.upstreams: UpstreamPools = before.upstreams if before else UpstreamPools(*limits)
         for backend in self.backends.values():
@@ -116,11 +116,9 @@ class Gateway:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.app(environ, start_response)
 
-    def options(self, name: str, route: Route | None = None) -> Any:
-        """The validated options of an active plugin, a route's own where it has some: an instance of its section's model,
-        or None without a section."""
-        own = route.options.get(name) if route else None
-        return own or self.config.plugins.get(name)
+    def options(self, name: str, route: Route | None = None, backend: Backend | None = None) -> Any:
+        """The validated options of an active plugin, those of a route or a backend if it has some; see Config.options()."""
+        return self.config.options(name, route, backend)
 
     def resource(self, name: str, key: object, make: Callable[[], _T]) -> _T:
         """An object that outlives a change of the config: what `make()` returns, or the one that is there already.
@@ -248,7 +246,7 @@ def _compose(gateway: Gateway) -> None:
     _check_workable("the chain", chain)
     apps: dict[str, WSGIApplication] = {}
     for route in gateway.routes:
-        own = [m for m in inner if route.options.get(m.name, ...) is not None]
+        own = [m for m in inner if route.options.get(m.name, route.backend.options.get(m.name, ...)) is not None]
         _check_workable(f"route {route.name!r}", (*outer, *own))
         edited = any(m.modifies_request for m in (*outer, *own))
         forwarder = Forwarder(gateway.upstreams, route, edited, gateway.config.server.via)
@@ -273,7 +271,7 @@ def _report(gateway: Gateway, exchange: Exchange, error: BaseException, hook: st
 def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:
     """The middleware as it stands in the chains: timed, and its failures dealt with, if the config asks for it."""
     name = middleware.name
-    treatment = gateway.config.treatment(name)
+    treatment = gateway.config.plugin_common(name)
     if treatment.timed:
         middleware = timed(middleware)
     if treatment.on_error == "fail":
@@ -306,22 +304,6 @@ def _check_outer(gateway: Gateway, outer: Sequence[Middleware]) -> None:
                 raise PluginError(f"route {route.name!r}: {name!r} runs before the route is known, so it cannot differ by route")
 
 
-def _backends(config: Config) -> dict[str, Backend]:
-    """By name. One that says nothing of max_in_flight may have 80 % of what the process may, so that no other is without."""
-    most = config.server.max_in_flight
-    share = most if len(config.backends) == 1 else max(1, most * 4 // 5)
-    return {entry.name: _backend(entry, share) for entry in config.backends}
-
-
-def _backend(config: Any, most: int) -> Backend:
-    labels = (label.partition("=") for label in config.match_labels)
-    pairs = tuple((name, value) for name, _, value in labels)
-    files = config.tls.files
-    tls = UpstreamTLS(**dict(config.tls), contents=contents(files) if files else "")
-    most = config.max_in_flight or most
-    return Backend(config.name, pairs, config.policy, tls, max_in_flight=most, wait_seconds=config.wait_seconds)
-
-
 def _connect_anew(snapshot: Snapshot) -> None:
     """Have endpoints that are stopping met on fresh connections only: those that rest may be closed at any moment."""
     for endpoints in snapshot.found.values():
@@ -333,26 +315,10 @@ def _connect_anew(snapshot: Snapshot) -> None:
                     activity.upstream.pool.rest(not activity.stopping)
 
 
-def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:
-    for entry in config.routes:
-        yield Route(
-            name=entry.name or entry.path_prefix,
-            path_prefix=entry.path_prefix.rstrip("/"),
-            backend=backends[entry.backend],
-            hosts=tuple(host.lower() for host in entry.hosts),
-            methods=tuple(method.upper() for method in entry.methods),
-            headers=tuple((name.lower(), value) for name, value in entry.headers.items()),
-            strip_prefix=entry.strip_prefix,
-            max_body_bytes=entry.max_body_bytes,
-            timeouts=Timeouts(entry.timeouts.connect_seconds, entry.timeouts.response_seconds),
-            options={name: options or None for name, options in entry.plugins.items()},
-        )
-
-
 def _unique(policies: Iterable[SelectionPolicy]) -> dict[str, SelectionPolicy]:
     found: dict[str, SelectionPolicy] = {}
     for policy in policies:
         if policy.name in found:
-            raise PluginError(f"two plugins bring a selection policy named {policy.name!r}")
+            raise PluginError(f"two plugins have a selection policy named {policy.name!r}")
         found[policy.name] = policy
     return found

@@ -201,5 +201,5 @@ def test_check_tells_of_commands_that_are_impossible_commands(tmp_path: Path, ca
     notice = f"{path}: rgate reload and drain cannot ask this gateway: plugins.admin.address is false"
     assert ok.startswith(f"{path}: OK") and any(line.startswith(notice) for line in notices)
     assert cli.main(["check", str(path), "--json"]) == 0
-    told = [notice["message"] for notice in json.loads(capsys.readouterr().out)["warnings"]]
+    told = [warning["message"] for warning in json.loads(capsys.readouterr().out)["warnings"]]
     assert len([message for message in told if message.startswith("rgate reload and drain cannot ask")]) == 1

@@ -646,7 +646,7 @@ def test_console_shows_routes_as_people_say_them() -> None:
     gateway.table.refresh()
     stream = io.StringIO()
     Console(stream).routes(gateway)
-    assert "GET a.example|b.example/ x-a=1" in stream.getvalue()
+    assert "GET a.example|b.example/ X-A=1" in stream.getvalue()
     assert "orders-7" in stream.getvalue() and "not usable: it has stopped" in stream.getvalue()
 
 

@@ -75,8 +75,9 @@ def loaded(namespace: str, folder: Path, host: str | None = None) -> Iterator[Lo
     config.write_text(f"""
 routes: [{{path_prefix: /, backend: orders}}]
 backends: [{{name: orders, match_labels: ["rgate.test={namespace}"]}}]
-docker: {{{f"host: '{host}'" if host else ""}}}
-plugins: {{stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+plugins:
+  docker: {{{f"host: '{host}'" if host else ""}}}
+  stats: {{database: "sqlite:///{folder}/rgate.db"}}
 """)
     command = [sys.executable, "rgate.py", "--port", "0", "--config", str(config)]
     with (

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rgate import Backend, Config, Endpoint
 from rgate.discovery import EndpointTable, SourceState, Timing
-from rgate.plugins.docker import rgate_discovery_sources
+from rgate.plugins.docker import DockerOptions, rgate_discovery_sources
 
 from .engine import wait_until
 
@@ -25,7 +25,8 @@ class Watched:
 
     def __init__(self, namespace: str, host: str | None = None, timing: Timing = STANDARD) -> None:
         label = f"rgate.test={namespace}"
-        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "docker": {"host": host}})
+        plugins = {"docker": DockerOptions(host=host)}
+        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "plugins": plugins})
         source = rgate_discovery_sources(config)
         assert source is not None
         self.lines: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rgate import ConfigError, Exchange, Gateway
-from rgate.plugins.bulkhead import ConcurrencyLimit
+from rgate.plugins.bulkhead import ConcurrencyLimit, _limit
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
@@ -121,9 +121,8 @@ class Stream:
 
 def waiting(gateway: Gateway, name: str) -> int:
     """How many requests wait for a backend."""
-    kept: ConcurrencyLimit = gateway.resource(
-        f"bulkhead.{name}", gateway.backends[name].max_in_flight, lambda: ConcurrencyLimit("", 0)
-    )
+    limit = _limit(gateway, gateway.backends[name])
+    kept: ConcurrencyLimit = gateway.resource(f"bulkhead.{name}", limit, lambda: ConcurrencyLimit("", 0))
     return len(kept.waiting)
 
 
@@ -190,7 +189,7 @@ def test_operator_is_told_which_backend_is_at_its_limit(hung: Hanging, caplog: p
 def test_default_limit_leaves_something_to_other_backends(backends: int, expected: int) -> None:
     entries = [{"name": f"b{number}", "endpoints": ["http://127.0.0.1:9"]} for number in range(backends)]
     gateway = make_gateway({"backends": entries, "routes": [], "server": {"max_in_flight": 100}})
-    assert {backend.max_in_flight for backend in gateway.backends.values()} == {expected}
+    assert {_limit(gateway, backend) for backend in gateway.backends.values()} == {expected}
 
 
 def test_limit_of_a_backend_over_that_of_the_server_is_a_problem() -> None:

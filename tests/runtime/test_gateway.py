@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, build, hookimpl
-from rgate.discovery.model import Backend
 from rgate.testing import ScriptedBackend, answering, assert_error, client, make_gateway, running_gateway
 
 from ..support.waiting import eventually
@@ -38,11 +37,13 @@ backends:
 
 def test_gateway_has_the_nouns_of_its_config() -> None:
     gateway = make_gateway(CONFIG)
-    orders = Backend("orders", (("app_name", "orders"), ("note", "a=b"), ("empty", "")), "round_robin", max_in_flight=204)
-    assert gateway.backends == {"orders": orders, "legacy": Backend("legacy", max_in_flight=204)}
+    orders = gateway.backends["orders"]
+    assert orders.match_labels == (("app_name", "orders"), ("note", "a=b"), ("empty", ""))
+    assert gateway.options("selection", backend=orders).policy == "round_robin"
+    assert gateway.backends.keys() == {"orders", "legacy"}
     route, other = gateway.routes
     assert (route.name, route.path_prefix, route.backend) == ("orders", "/api/orders", orders)
-    assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), (("x-version", "2"),))
+    assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), {"X-Version": "2"})
     assert (route.strip_prefix, route.timeouts) == (True, Timeouts(1, 5))
     assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(4, 30))
     assert gateway.policies.keys() == {"random_of_two", "least_in_flight", "random", "round_robin", "hash"}
@@ -167,7 +168,7 @@ def test_build_policy_of_a_plugin_can_be_chosen() -> None:
 
 
 def test_build_two_plugins_with_one_policy_are_refused() -> None:
-    with pytest.raises(PluginError, match="two plugins bring a selection policy named 'first'"):
+    with pytest.raises(PluginError, match="two plugins have a selection policy named 'first'"):
         make_gateway({}, {}, {name: Plugin(policies=First()) for name in ("one", "two")})
 
 

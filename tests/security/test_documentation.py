@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from rgate.config import models
 from rgate.errors import GatewayError
@@ -39,19 +38,19 @@ def rows(heading: str, columns: int) -> list[list[str]]:
     return [line for line in lines if len(line) == columns and not line[0].startswith("---")][1:]
 
 
-def limits(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+def limits(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """The options of a model that limit something, with their defaults."""
     return {
         f"{prefix}{name}": field.default
-        for name, field in model.model_fields.items()
+        for name, field in model.__pydantic_fields__.items()
         if name.startswith("max_") or name.endswith("_seconds")
     }
 
 
 EXPECTED = {
     **limits(models.ServerConfig),
-    **limits(models.RouteConfig, "routes[]."),
-    **limits(models.TimeoutsConfig, "routes[].timeouts."),
+    **limits(models.Route, "routes[]."),
+    **limits(models.Timeouts, "routes[].timeouts."),
 }
 
 

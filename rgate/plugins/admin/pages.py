@@ -52,7 +52,7 @@ def routes(gateway: Gateway) -> dict[str, Any]:
                 "path_prefix": route.path_prefix or "/",
                 "hosts": route.hosts,
                 "methods": route.methods,
-                "headers": [name for name, _ in route.headers],
+                "headers": list(route.headers),
                 "strip_prefix": route.strip_prefix,
                 "max_body_bytes": route.max_body_bytes,
                 "timeouts": asdict(route.timeouts),
@@ -75,7 +75,7 @@ def plugins(gateway: Gateway) -> dict[str, Any]:
 
 def config(gateway: Gateway) -> dict[str, Any]:
     """The active config with its defaults, without secrets."""
-    return {"config": gateway.config.shown()}
+    return {"config": gateway.config.redacted()}
 
 
 def memory(gateway: Gateway) -> dict[str, Any]:
@@ -110,16 +110,22 @@ def shown_endpoint(endpoint: Endpoint) -> dict[str, Any]:
     return {"name": endpoint.name, "id": endpoint.id, "address": str(endpoint.address), "in_flight": in_flight}
 
 
+def _max_in_flight(gateway: Gateway, backend: Backend) -> int | None:
+    bulkhead, config = gateway.options("bulkhead", backend=backend), gateway.config
+    return None if bulkhead is None else bulkhead.max_in_flight or config.backend_share(config.server.max_in_flight)
+
+
 def _backend(gateway: Gateway, backend: Backend) -> dict[str, Any]:
     snapshot = gateway.table.snapshot
+    selection = gateway.options("selection", backend=backend)
     in_use = {endpoint.key for endpoint in snapshot.endpoints[backend.name]}
     misses = snapshot.near_misses.get(backend.name, ())
     excluded = {each.endpoint.key: dict(each.reasons) for each in snapshot.excluded.get(backend.name, ())}
     return {
         "name": backend.name,
-        "policy": backend.policy,
+        "policy": selection.policy if selection is not None else None,
         "match_labels": [f"{name}={value}" for name, value in backend.match_labels],
-        "max_in_flight": backend.max_in_flight,
+        "max_in_flight": _max_in_flight(gateway, backend),
         "in_flight": sum(endpoint.state.in_flight for endpoint in snapshot.found[backend.name]),
         "endpoints": [
             {

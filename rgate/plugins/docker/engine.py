@@ -59,7 +59,7 @@ class EngineError(RgateError):
 class Engine:
     """A connection to a Docker engine, for several threads. After an error, close it and make another.
 
-    `url` is the config's `docker.host`; without it, DOCKER_HOST is used, else the current Docker context, else the usual socket.
+    `url` is the option `plugins.docker.host`; without it, DOCKER_HOST is used, else the current Docker context, else the usual socket.
     DOCKER_TLS_VERIFY and DOCKER_CERT_PATH apply to all of them. Connecting may take 1.5 seconds, an answer 10. Raises
     EngineError.
     """
@@ -231,9 +231,9 @@ def _plain(error: BaseException) -> str:
     while cause is not None:
         match cause:
             case FileNotFoundError() | ConnectionRefusedError():
-                return "nothing listens there; start Docker, or set DOCKER_HOST or docker.host"
+                return "nothing listens there; start Docker, or set DOCKER_HOST or plugins.docker.host"
             case PermissionError():
-                return "no permission; let this user into the group `docker`, or set DOCKER_HOST or docker.host"
+                return "no permission; let this user into the group `docker`, or set DOCKER_HOST or plugins.docker.host"
             case DockerException() | RequestException() if (response := getattr(cause, "response", None)) is not None:
                 hint = "; a proxy must allow GET of version, containers and events" if response.status_code == 403 else ""
                 return f"it answers {response.status_code} {response.reason} to {urlsplit(response.url).path}{hint}"

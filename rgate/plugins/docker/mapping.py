@@ -2,7 +2,7 @@
 
 The address is the first of these that applies:
 
-1. the container's own address in the network that the label `rgate.network`, else the config's `docker.network`, names;
+1. the container's own address in the network that the label `rgate.network`, else the option `plugins.docker.network`, names;
 2. when rgate runs in a container itself: the address in the first network (by name) that both are in;
 3. the port that the engine's machine publishes.
 
@@ -54,7 +54,7 @@ class NetworkContext:
 
     engine_host  host name of the engine's machine, at which published ports are reached; empty if it is this machine
     networks     the networks of rgate's own container; None if it runs in none, or on its host's network
-    network      the config's `docker.network`
+    network      the option `plugins.docker.network`
     """
 
     engine_host: str = ""

@@ -152,7 +152,7 @@ def rgate_config_sections() -> ConfigSection:
 @hookimpl
 def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
     for index, route in enumerate(config.routes):
-        if route.plugins.get("stats"):
+        if route.options.get("stats"):
             message = "a route cannot have options of its own here; false is what keeps it out of the statistics"
             yield ConfigProblem(("routes", index, "plugins", "stats"), message)
 

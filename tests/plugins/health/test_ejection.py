@@ -24,6 +24,7 @@ from rgate import (
     build,
 )
 from rgate.discovery.model import EndpointState
+from rgate.testing import running_gateway
 
 from .world import composed, world
 
@@ -334,3 +335,12 @@ class TestComingAndGoing:
             after.table.refresh()
             x.fails("a", ConnectionRefused(), times=4)
             assert x.candidates == "abc"
+
+
+def test_backend_with_health_turned_off_counts_no_faults() -> None:
+    entry = {"match_labels": ["a=b"], "endpoints": ["http://127.0.0.1:9"]}
+    backends = [{"name": "on", **entry}, {"name": "off", **entry, "endpoints": ["http://127.0.0.1:8"], "health": False}]
+    with running_gateway({"backends": backends}) as gateway:
+        found = gateway.table.snapshot.found
+        assert found["on"][0].state.on_failure is not None
+        assert found["off"][0].state.on_failure is None

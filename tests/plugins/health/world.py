@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from rgate import Config, Endpoint, Exchange, Gateway, GatewayError, build
+from rgate import Config, ConfigSection, Endpoint, Exchange, Gateway, GatewayError, build, hookimpl
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.plugins.health.monitor import Health
+from rgate.plugins.health.options import HealthOptions
 from rgate.plugins.health.outlier import Record
 
 
@@ -140,8 +141,17 @@ def world(endpoints: str = "abc", **rules: object) -> Iterator[World]:
         yield made
 
 
+class Options:
+    """The options of the plugin without the rest of it: the test has a Health of its own."""
+
+    @hookimpl
+    def rgate_config_sections(self) -> ConfigSection:
+        return ConfigSection("health", HealthOptions, per_backend=True)
+
+
 def composed(urls: Sequence[str], rules: Mapping[str, object]) -> tuple[Config, Registry]:
     registry = Registry()
+    registry.register("health", Options())
     config = {
         "backends": [{"name": "x", "endpoints": urls, "health": rules}],
         "routes": [{"path_prefix": "/", "backend": "x"}],

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rgate import Address, Backend, Endpoint, Exchange, GatewayError, Route
+from rgate.config.models import changed
 from rgate.plugins.stats.aggregator import Key, Kind, SeriesCounts
 from rgate.plugins.stats.histogram import count_into
 from rgate.plugins.stats.query import Query
@@ -47,7 +48,9 @@ def finished(
 
 
 def a_route(name: str = "/api/orders", backend: str = "orders", **options: object) -> Route:
-    return Route(name, name, Backend(backend), options=options)
+    """A route of any name, also of one that a config could not have."""
+    named = changed(Backend("orders"), name=backend)
+    return changed(Route("/", named, plugins=options), name=name)
 
 
 def counted(
