@@ -151,9 +151,8 @@ class _WrappedBody:
 class RouteDispatch:
     """Hands a request to the chain of its route, with the candidates of this moment.
 
-    Without candidates the request waits in `queue`, if it may. One that has waited while the config was changed goes on at
-    `in_force()`, the dispatch of the gateway in force with the router around it, so that the new config decides. Raises
-    NoEndpoint.
+    Without candidates the request waits in `queue`, if it may. One that has waited during a reload goes on at `current()`, the
+    dispatch of the current gateway with the router around it, so that the new config decides. Raises NoEndpoint.
     """
 
     def __init__(
@@ -161,13 +160,13 @@ class RouteDispatch:
         table: EndpointTable,
         chains: Mapping[str, WSGIApplication],
         queue: EndpointQueue,
-        in_force: Callable[[], WSGIApplication | None] = lambda: None,
+        current: Callable[[], WSGIApplication | None] = lambda: None,
     ) -> None:
         self._table = table
         self._chains = chains
         self._queue = queue
         self._waiting = queue.waiting
-        self._in_force = in_force
+        self._current = current
         self.dispatch: WSGIApplication = self  # with the router around it
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -202,7 +201,7 @@ class RouteDispatch:
     def _after_waiting(
         self, environ: WSGIEnvironment, start_response: StartResponse, exchange: Exchange, route: Route, in_time: bool
     ) -> Iterable[bytes]:
-        app = self._in_force()
+        app = self._current()
         if app is not None and app is not self.dispatch:
             exchange.route = None
             return app(environ, start_response)

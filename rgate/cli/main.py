@@ -21,9 +21,9 @@ from .. import log
 from ..config import Config, load
 from ..errors import ConfigError, ConfigProblem, PluginError, RgateError
 from ..plugin.registry import Registry
-from ..process.runner import counted, serve
-from ..runtime.config_file import ConfigFile
+from ..process.runner import serve, summary
 from ..runtime.gateway import Gateway, build
+from ..runtime.reload import ConfigFile
 from ..serving.listeners import is_here
 from ..version import VERSION
 from . import demo, healthcheck
@@ -153,7 +153,7 @@ def command(
     own_log = {name: value for name, value in (("level", log_level), ("format", log_format)) if value is not None}
     source = ConfigFile(path, lambda config, registry: _overridden(config, registry, listen, own_log, access_log))
     try:
-        gateway = source.compose()
+        gateway = source.build_gateway()
         # What the access log writes to stdout may be read by a program, so nothing else goes there then.
         console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
         return serve(gateway, console, source=source)
@@ -211,7 +211,7 @@ def check(path: str, as_json: bool) -> int:
     else:
         for notice in notices:
             click.echo(str(notice))
-        click.echo(f"{path}: OK ({counted(gateway)})")
+        click.echo(f"{path}: OK ({summary(gateway)})")
     return 2 if problems else 0
 
 
@@ -384,4 +384,4 @@ def demo_(host: str, port: int, docker: bool) -> None:
             lambda config, _: config.model_copy(update={"server": config.server.model_copy(update=update)}),
             registry,
         )
-        serve(source.compose(), Console(), hints, at_once, source)
+        serve(source.build_gateway(), Console(), hints, at_once, source)

@@ -307,20 +307,21 @@ def test_disabled_middleware_is_back_after_a_reload() -> None:
     from rgate.config import load_text
     from rgate.plugin.registry import Registry
     from rgate.runtime.gateway import build
+    from rgate.runtime.runtime import Runtime
 
-    def made(earlier: Gateway | None) -> Gateway:
+    def made(runtime: Runtime | None) -> Gateway:
         registry = Registry()
         registry.register("mine", Plugin(wrap))
         config = "plugins: {mine: {on_error: {disable_after: 1}}, disable: [docker, stats]}"
-        return build(load_text(config, registry, {}), registry, earlier)
+        return build(load_text(config, registry, {}), registry, runtime)
 
     wrap = Sometimes()
     first = made(None)
     first.plugin_guards["mine"].failed(KeyError("x"))
     assert first.readiness.notices
-    second = made(first)
+    second = made(first.runtime)
     assert second.readiness.notices, "the first is still the one that serves"
-    second.take_over(first)
+    first.runtime.activate(second)
     assert not second.readiness.notices and not second.plugin_guards["mine"].out
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 30
 
 
-class GatewayRuntime:
+class RunningGateway:
     """A gateway with its workers, as processes of their own."""
 
     def __init__(self, config: Path) -> None:
@@ -78,7 +78,7 @@ def eventually(what: Callable[[], bool], message: str) -> None:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[GatewayRuntime]:
+def running(tmp_path: Path) -> Iterator[RunningGateway]:
     with ScriptedBackend(http_response(b"hello")) as backend:
         config = tmp_path / "config.yml"
         config.write_text(f"""
@@ -87,7 +87,7 @@ backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
 server: {{workers: 2}}
 plugins: {{admin: {{allow: [127.0.0.1]}}, stats: {{database: "sqlite:///{tmp_path}/rgate.db"}}}}
 """)
-        gateway = GatewayRuntime(config)
+        gateway = RunningGateway(config)
         try:
             yield gateway
         finally:
@@ -95,7 +95,7 @@ plugins: {{admin: {{allow: [127.0.0.1]}}, stats: {{database: "sqlite:///{tmp_pat
             gateway.process.communicate(timeout=PATIENCE_SECONDS)
 
 
-def test_stats_are_right_whichever_worker_answers(running: GatewayRuntime) -> None:
+def test_stats_are_right_whichever_worker_answers(running: RunningGateway) -> None:
     assert len(running.workers()) == 2
     for number in range(1, 41):
         assert running.get("/hello") == b"hello"
@@ -103,7 +103,7 @@ def test_stats_are_right_whichever_worker_answers(running: GatewayRuntime) -> No
         assert counted == {"success": number, "error": 0}, f"after request {number}"
 
 
-def test_worker_that_is_killed_is_replaced_and_said_so(running: GatewayRuntime) -> None:
+def test_worker_that_is_killed_is_replaced_and_said_so(running: RunningGateway) -> None:
     before = running.workers()
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
@@ -112,14 +112,14 @@ def test_worker_that_is_killed_is_replaced_and_said_so(running: GatewayRuntime) 
     assert [running.get("/hello") for _ in range(20)] == [b"hello"] * 20
 
 
-def test_worker_that_is_told_to_end_is_replaced_and_that_is_no_error(running: GatewayRuntime) -> None:
+def test_worker_that_is_told_to_end_is_replaced_and_that_is_no_error(running: RunningGateway) -> None:
     ended = min(running.workers())
     os.kill(ended, signal.SIGTERM)
     line = read_until(running.process.stderr, f"pid {ended}")
     assert " INFO rgate.process: " in line and "ended with exit code 0" in line
 
 
-def test_drain_reaches_every_worker_and_those_that_follow(running: GatewayRuntime) -> None:
+def test_drain_reaches_every_worker_and_those_that_follow(running: RunningGateway) -> None:
     def is_drained() -> bool:
         try:
             running.get("/hello")
@@ -144,21 +144,21 @@ def test_drain_reaches_every_worker_and_those_that_follow(running: GatewayRuntim
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_all_workers_and_exits_zero(running: GatewayRuntime, number: signal.Signals) -> None:
+def test_signal_ends_all_workers_and_exits_zero(running: RunningGateway, number: signal.Signals) -> None:
     workers = running.workers()
     running.process.send_signal(number)
     assert running.process.wait(PATIENCE_SECONDS) == 0
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
-def test_supervisor_that_is_killed_takes_its_workers_along(running: GatewayRuntime) -> None:
+def test_supervisor_that_is_killed_takes_its_workers_along(running: RunningGateway) -> None:
     workers = running.workers()
     running.process.kill()
     running.process.wait(PATIENCE_SECONDS)
     eventually(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "workers live on without supervisor")
 
 
-def test_port_taken_by_another_gateway_is_noticed(running: GatewayRuntime, tmp_path: Path) -> None:
+def test_port_taken_by_another_gateway_is_noticed(running: RunningGateway, tmp_path: Path) -> None:
     port = running.url.rpartition(":")[2]
     other = subprocess.run(
         [sys.executable, "rgate.py", "--port", port, "--config", str(tmp_path / "config.yml")],

@@ -58,7 +58,7 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
             "admin.address", key, lambda: AdminServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
         )
     elif options.address is None and (paths := gateway.socket_paths()):
-        tell = partial(_tell, gateway.readiness.notices, gateway.tells)
+        tell = partial(_tell, gateway.readiness.notices, gateway.reports)
         server = gateway.resource(
             "admin.socket",
             (tuple(paths), mode),

@@ -75,9 +75,7 @@ class Health:
         self._gateway.table.weights_changed()
 
     def look_at(self, gateway: Gateway, snapshot: Snapshot) -> None:
-        """Follow the endpoints that there are now. Called with every new snapshot, within the table's lock."""
-        if not gateway.table.in_force:
-            return
+        """Follow the endpoints that there are now. Called with every new snapshot of the current gateway, within discovery's lock."""
         self._gateway = gateway
         self._rules = {backend.name: backend.health for backend in gateway.config.backends}
         seen: set[tuple[str, Address]] = set()

@@ -329,7 +329,7 @@ class TestComingAndGoing:
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
-            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway)
+            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway.runtime)
             after.table.on_snapshot(partial(x.health.look_at, after))
             after.table.refresh()
             x.fails("a", ConnectionRefused(), times=4)
