@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rgate import AdminServer, ConfigError, Gateway, IPAllowlist, LocalRoute, LocalRoutes, PluginError, hookimpl
 from rgate.config import load_text
+from rgate.plugin.lifespan import Lifespan
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
 from rgate.runtime.runtime import Runtime
@@ -157,18 +158,18 @@ def test_address_goes_on_over_a_reload_and_shows_the_current_gateway() -> None:
         asked(second, "/-/live")
 
 
-def test_address_goes_on_when_the_next_gateway_is_given_up() -> None:
+def test_address_goes_on_when_the_next_gateway_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_port()}"
-
-    class Fails:
-        @hookimpl(trylast=True)
-        def rgate_lifespan(self, gateway: Gateway) -> AbstractContextManager[object]:
-            raise OSError("the next gateway cannot begin")
-
     first = made_with(address, "/one")
     with first.running():
         second = made_with(address, "/two", first.runtime)
-        second.registry.register("fails", Fails())
+        lifespans = second.registry.lifespans
+
+        def failing(gateway: Gateway) -> Iterator[Lifespan]:
+            yield from lifespans(gateway)
+            raise PluginError("another lifespan cannot begin")
+
+        monkeypatch.setattr(second.registry, "lifespans", failing)
         with pytest.raises(PluginError, match="cannot begin"):
             first.runtime.activate(second)
         assert prefixes(first) == ["/one"]

@@ -285,7 +285,7 @@ class TestComingAndGoing:
         with world() as x:
             x.fails("a", ConnectionRefused(), times=5)
             gone = x["a"]
-            source = x.gateway.table._loops["static_endpoints"].source
+            source = x.gateway.table.watchers["static_endpoints"].source
             source._instances = source._instances[1:]  # type: ignore[attr-defined]
             x.gateway.table.refresh()
             assert gone.key in x.health._records
