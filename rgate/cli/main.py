@@ -21,9 +21,9 @@ from .. import log
 from ..config import Config, load
 from ..errors import ConfigError, ConfigProblem, PluginError, RgateError
 from ..plugin.registry import Registry
-from ..process.runner import counted, serve
-from ..runtime.config_file import ConfigFile
+from ..process.runner import serve, summary
 from ..runtime.gateway import Gateway, build
+from ..runtime.reload import ConfigFile
 from ..serving.listeners import can_bind
 from ..version import VERSION
 from . import demo as demo_command
@@ -161,8 +161,8 @@ def command(
     log_options = {name: value for name, value in (("level", log_level), ("format", log_format)) if value is not None}
     source = ConfigFile(path, lambda config, registry: _override(config, registry, listen, log_options, access_log))
     try:
-        gateway = source.compose()
-        # The access log on stdout may be read by a program, so nothing else is printed there.
+        gateway = source.build_gateway()
+        # What the access log writes to stdout may be read by a program, so nothing else goes there then.
         console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
         return serve(gateway, console, source=source)
     except RgateError as error:
@@ -219,7 +219,7 @@ def check(path: str, as_json: bool) -> int:
     else:
         for warning in warnings:
             click.echo(str(warning))
-        click.echo(f"{path}: OK ({counted(gateway)})")
+        click.echo(f"{path}: OK ({summary(gateway)})")
     return 2 if problems else 0
 
 
@@ -392,4 +392,4 @@ def demo(host: str, port: int, docker: bool) -> None:
             lambda config, _: config.model_copy(update={"server": config.server.model_copy(update=update)}),
             registry,
         )
-        serve(source.compose(), Console(), hints, kill_backends, source)
+        serve(source.build_gateway(), Console(), hints, kill_backends, source)

@@ -77,10 +77,10 @@ class AdminServer:
         self._stopping = threading.Event()
 
     def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
-        """Have `routes` answered as soon as `gateway` is in force."""
+        """Answer `routes` while `gateway` is the current one."""
         admitted = {path: self._route(route) for path, route in routes.items()}
         app = ExchangeScope(_nothing, reject, admitted, gateway.registry.report_failure)
-        self._offered = [*(offered for offered in self._offered if offered[0].in_force), (gateway, app)]
+        self._offered = [*(offered for offered in self._offered if offered[0].is_current), (gateway, app)]
 
     @property
     def url(self) -> str:
@@ -114,7 +114,7 @@ class AdminServer:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         offered = self._offered
-        app = next((app for gateway, app in reversed(offered) if gateway.in_force), offered[-1][1])
+        app = next((app for gateway, app in reversed(offered) if gateway.is_current), offered[-1][1])
         return app(environ, start_response)
 
     def _route(self, route: WSGIApplication | LocalRoute) -> LocalRoute:

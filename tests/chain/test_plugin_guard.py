@@ -389,20 +389,21 @@ def test_disabled_middleware_is_enabled_by_a_reload() -> None:
     from rgate.config import load_text
     from rgate.plugin.registry import Registry
     from rgate.runtime.gateway import build
+    from rgate.runtime.runtime import Runtime
 
-    def made(earlier: Gateway | None) -> Gateway:
+    def made(runtime: Runtime | None) -> Gateway:
         registry = Registry()
         registry.register("mine", Plugin(wrap))
         config = "plugins: {mine: {on_error: {disable_after: 1}}, disable: [docker, stats]}"
-        return build(load_text(config, registry, {}), registry, earlier)
+        return build(load_text(config, registry, {}), registry, runtime)
 
     wrap = Sometimes()
     first = made(None)
     first.plugin_guards["mine"].record_failure(KeyError("x"))
     assert first.readiness.warnings
-    second = made(first)
-    assert second.readiness.warnings, "the first still serves"
-    second.take_over(first)
+    second = made(first.runtime)
+    assert second.readiness.warnings, "the first is still the one that serves"
+    first.runtime.activate(second)
     assert not second.readiness.warnings and not second.plugin_guards["mine"].disabled
 
 

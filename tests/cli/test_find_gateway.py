@@ -131,8 +131,8 @@ def test_url_and_config_are_too_much(sockets: Path, capsys: pytest.CaptureFixtur
 def test_commands_find_the_socket_that_a_gateway_makes(sockets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = {"plugins": {"stats": {"database": f"sqlite:///{tmp_path}/stats.db"}}}
     gateway = make_gateway(config, {"orders": answering(b"hello")})
-    gateway.on_reload = lambda: ""
-    gateway.listening = ("127.0.0.1", 9000)
+    gateway.runtime.on_reload = lambda: ""
+    gateway.runtime.listening = ("127.0.0.1", 9000)
     with gateway.running():
         assert stat.S_IMODE((sockets / "9000.sock").stat().st_mode) == 0o600
         client(gateway).get("/orders").close()
@@ -147,7 +147,7 @@ def test_commands_find_the_socket_that_a_gateway_makes(sockets: Path, capsys: py
 def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: Path, caplog: pytest.LogCaptureFixture) -> None:
     (sockets / "rgate").touch()
     gateway = make_gateway()
-    gateway.listening = ("127.0.0.1", 9000)
+    gateway.runtime.listening = ("127.0.0.1", 9000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rgate.serving.runtime_dir.directories", lambda environ=None: [f"{sockets}/rgate", "/tmp/" + "x" * 100])
         with gateway.running():

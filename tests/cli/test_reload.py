@@ -49,7 +49,7 @@ def answer(problems: str | RgateError) -> Callable[[], str]:
 def test_reload_prints_its_outcome(
     gateway: Gateway, server: Server, problems: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.on_reload = answer(problems)
+    gateway.runtime.on_reload = answer(problems)
     gateway.readiness.warnings["restart"] = "server.port stays 8080"
     assert cli.main(["reload", "--url", server.url]) == code
     assert capsys.readouterr() == (out, err)
@@ -60,7 +60,7 @@ def test_reload_without_a_known_outcome_is_exit_code_1(
     gateway: Gateway, server: Server, failure: RgateError | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if failure is not None:
-        gateway.on_reload = answer(failure)
+        gateway.runtime.on_reload = answer(failure)
     assert cli.main(["reload", "--url", server.url]) == 1
     assert f"/-/reload answers 503: {failure or 'this gateway cannot read its config again'}" in capsys.readouterr().err
 
@@ -75,7 +75,7 @@ def test_reload_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[s
 def test_reload_of_a_gateway_on_this_machine_with_tls_needs_no_certificate_for_loopback(
     scheme: str, gateway: Gateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.on_reload = answer("")
+    gateway.runtime.on_reload = answer("")
     pair = authority().issue("gateway.example")
     with serving(gateway, tls={"certificate": str(pair.both)}) as server:
         assert cli.main(["reload", "--url", server.url.replace("https", scheme)]) == 0
@@ -98,6 +98,6 @@ def test_reload_where_the_admin_pages_are_not_answered_says_what_to_do(capsys: p
 
 def test_page_shows_what_is_to_be_known_of_the_config_and_no_web_page_may_reload() -> None:
     gateway = make_gateway(HERE, {})
-    gateway.readiness.warnings |= {"config": "refused, the one before is in force: no", "health": "something else"}
-    assert client(gateway).get("/-/reload").json == {"warnings": {"config": "refused, the one before is in force: no"}}
+    gateway.readiness.warnings |= {"config": "refused, the config before stays active: no", "health": "something else"}
+    assert client(gateway).get("/-/reload").json == {"warnings": {"config": "refused, the config before stays active: no"}}
     assert client(gateway).post("/-/reload", headers={"Origin": "http://evil.example"}).status_code == 404

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rgate import Backend, Config, Endpoint
-from rgate.discovery import EndpointTable, SourceState, Timing
+from rgate.discovery import Discovery, EndpointTable, SourceState, Timing
 from rgate.plugins.docker import DockerOptions, rgate_discovery_sources
 
 from .engine import wait_until
@@ -30,13 +30,19 @@ class Watched:
         source = rgate_discovery_sources(config)
         assert source is not None
         self.lines: list[str] = []
-        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source], timing=timing)
+        self.discovery = Discovery(timing=timing)
+        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source], self.discovery)
+        self.discovery.activate(self.table)
         self.table.on_change(lambda changes: self.lines.extend(map(str, changes)))
+
+    def start(self) -> None:
+        """Start discovery; returns when the engine has been asked once."""
+        self.discovery.start(self.table)
 
     def close(self) -> None:
         """End discovery and its threads; stop() alone leaves one behind, with its socket, that still waits for the engine."""
         own = [thread for thread in threading.enumerate() if thread.name.startswith(("rgate-discovery", "rgate-docker"))]
-        self.table.stop()
+        self.discovery.stop()
         for thread in own:
             thread.join(ENGINE_SECONDS)
 

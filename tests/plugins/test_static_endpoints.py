@@ -114,8 +114,7 @@ def test_addresses_become_endpoints_of_their_backend() -> None:
     source = rgate_discovery_sources(config("http://b:1", "https://a/v2"))
     assert source is not None
     table = EndpointTable([Backend("other"), Backend("legacy")], [source])
-    table.start()
-    table.stop()
+    table.refresh()
     endpoints = table.snapshot.endpoints
     assert [(e.id, e.name, str(e.address)) for e in endpoints["legacy"]] == [
         ("http://b:1",) * 3,

@@ -85,7 +85,7 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
             "admin.address", key, lambda: AdminServer("plugins.admin.address", host, port, mode, hosts=options.hosts)
         )
     elif options.address is None and (paths := gateway.socket_paths()):
-        update = partial(_update_notice, gateway.readiness.warnings, gateway.tells)
+        update = partial(_update_notice, gateway.readiness.warnings, gateway.reports)
         server = gateway.resource(
             "admin.socket",
             (tuple(paths), mode),

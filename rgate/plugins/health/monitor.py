@@ -76,9 +76,7 @@ class Health:
         self._gateway.table.weights_changed()
 
     def look_at(self, gateway: Gateway, snapshot: Snapshot) -> None:
-        """Follow the endpoints that there are now. Called with every new snapshot, within the table's lock."""
-        if not gateway.table.in_force:
-            return
+        """Follow the endpoints that there are now. Called with every new snapshot of the current gateway, within discovery's lock."""
         self._gateway = gateway
         self._rules = {b.name: gateway.options("health", backend=b) or OFF for b in gateway.backends.values()}
         seen: set[tuple[str, Address]] = set()

@@ -121,7 +121,7 @@ class Worker:
         self.actions: dict[str, Any] = {}
         self.others = others
         self.asked = threading.Event()
-        gateway.workers = self  # type: ignore[assignment]
+        object.__setattr__(gateway, "workers", self)  # a gateway is frozen
         self.drain = Drain(gateway)
 
     def on_command(self, topic: str, action: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from rgate.cli import main as cli
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
-from rgate.runtime.running import GatewayRuntime
+from rgate.runtime.runtime import Runtime
 from rgate.serving.unix_socket import UnixSocketPath
 from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
@@ -162,27 +163,24 @@ def test_socket_that_somebody_removes_is_made_again_as_soon_as_it_can(path: Path
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
 
 
-def running_with(path: Path, prefix: str, mode: str, before: Gateway | None = None) -> Gateway:
+def made_with(path: Path, prefix: str, mode: str, runtime: Runtime | None = None) -> Gateway:
     registry = Registry()
     text = f"""
 routes: [{{path_prefix: {prefix}, backend: a}}]
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
 plugins: {{disable: [stats, docker], admin: {{address: "unix:{path}", mode: "{mode}"}}}}
 """
-    return build(load_text(text, registry), registry, before)
+    return build(load_text(text, registry), registry, runtime)
 
 
 @pytest.mark.parametrize("mode", ["600", "660"])
 def test_socket_is_there_over_a_reload_also_with_another_mode(mode: str, path: Path) -> None:
-    first = running_with(path, "/one", "600")
-    running = GatewayRuntime(first)
-    second = running_with(path, "/two", mode, first)
-    after = GatewayRuntime(second, running)
-    after.take_over()
-    running.end()
-    assert [route["path_prefix"] for route in asked(path, "/-/routes")[1]["routes"]] == ["/two"]
-    assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
-    after.end()
+    first = made_with(path, "/one", "600")
+    with first.running():
+        first.runtime.activate(made_with(path, "/two", mode, first.runtime))
+        eventually(lambda: "rgate-drain" not in [thread.name for thread in threading.enumerate()], "the first one has ended")
+        assert [route["path_prefix"] for route in asked(path, "/-/routes")[1]["routes"]] == ["/two"]
+        assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
     assert not path.exists()
 
 
@@ -196,7 +194,7 @@ def test_side_server_says_where_it_listens(path: Path) -> None:
 def test_commands_reach_a_gateway_at_its_unix_socket(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"unix:{path}"
     with running_gateway(config(path), {"orders": answering(b"hello")}) as gateway:
-        gateway.on_reload = lambda: ""
+        gateway.runtime.on_reload = lambda: ""
         for command in (["healthcheck"], ["reload"], ["drain", "orders-1"], ["drain"]):
             assert cli.main([*command, "--url", url]) == 0, capsys.readouterr().err
         assert cli.main(["drain", "orders-9", "--url", url]) == 2

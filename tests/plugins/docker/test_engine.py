@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rgate import RgateError
-from rgate.discovery.source_watcher import STANDARD
+from rgate.discovery.source_watcher import DEFAULT_TIMING
 from rgate.plugins.docker import engine as talk
 from rgate.plugins.docker.engine import Engine, EngineError
 
@@ -114,7 +114,7 @@ class TestRequests:
 
     def test_connect_and_the_pause_after_it_end_within_what_is_promised(self) -> None:
         for failures in range(1, 20):
-            pause = STANDARD.retry_after(failures, 0.0, talk._CONNECT_SECONDS)
+            pause = DEFAULT_TIMING.retry_after(failures, 0.0, talk._CONNECT_SECONDS)
             assert talk._CONNECT_SECONDS + pause <= 3.0
 
     def test_answer_that_breaks_off_is_an_error(self, engine: Engine, fake: FakeEngine) -> None:

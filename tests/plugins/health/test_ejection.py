@@ -286,7 +286,7 @@ class TestComingAndGoing:
         with world() as x:
             x.fails("a", ConnectionRefused(), times=5)
             gone = x["a"]
-            source = x.gateway.table._loops["static_endpoints"].source
+            source = x.gateway.table.watchers["static_endpoints"].source
             source._instances = source._instances[1:]  # type: ignore[attr-defined]
             x.gateway.table.refresh()
             assert gone.key in x.health._records
@@ -330,7 +330,7 @@ class TestComingAndGoing:
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
-            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway)
+            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway.runtime)
             after.table.on_snapshot(partial(x.health.look_at, after))
             after.table.refresh()
             x.fails("a", ConnectionRefused(), times=4)

@@ -54,7 +54,7 @@ class World:
         self.found: dict[str, int | GatewayError] = {}
         self.probes: list[tuple[str, str]] = []
         self.told: list[str] = []
-        gateway.probe = self.probe  # type: ignore[method-assign]
+        object.__setattr__(gateway, "probe", self.probe)  # a gateway is frozen
         gateway.table.on_change(lambda changes: self.told.extend(map(str, changes)))
 
     def probe(self, endpoint: Endpoint, target: str = "", headers: Any = None, seconds: float = 2.0) -> int:
@@ -115,11 +115,11 @@ class World:
     def reloads(self, endpoints: str, **rules: object) -> None:
         """Another config takes the place of the one in force."""
         urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
-        after = build(*composed(urls, rules), self.gateway)
-        after.probe = self.probe  # type: ignore[method-assign]
+        after = build(*composed(urls, rules), self.gateway.runtime)
+        object.__setattr__(after, "probe", self.probe)  # a gateway is frozen
         after.table.on_snapshot(partial(self.health.look_at, after))
         after.table.refresh()
-        after.table.take_over(self.gateway.table)
+        after.runtime.activate(after)
         self.gateway = after
 
     def share(self, letter: str) -> float:
