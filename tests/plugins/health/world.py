@@ -11,8 +11,8 @@ from typing import Any
 from rgate import Config, Endpoint, Exchange, Gateway, GatewayError, build
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
-from rgate.plugins.health.monitor import Health
-from rgate.plugins.health.outlier import Record
+from rgate.plugins.health.monitor import HealthMonitor
+from rgate.plugins.health.outlier import EndpointHealth
 
 
 class FakeJobs:
@@ -29,7 +29,7 @@ class FakeJobs:
     def start(self) -> None:
         self.running = True
 
-    def after(self, seconds: float, job: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, job: Callable[[], object]) -> None:
         self.due.append((self.now + seconds, job))
 
     def stop(self) -> None:
@@ -48,7 +48,7 @@ class FakeJobs:
 class World:
     """Three endpoints of backend "x" at addresses where the test says what a probe finds: a status, or a fault it raises."""
 
-    def __init__(self, gateway: Gateway, health: Health, jobs: FakeJobs) -> None:
+    def __init__(self, gateway: Gateway, health: HealthMonitor, jobs: FakeJobs) -> None:
         self.gateway, self.health, self.jobs = gateway, health, jobs
         self.found: dict[str, int | GatewayError] = {}
         self.probes: list[tuple[str, str]] = []
@@ -71,7 +71,7 @@ class World:
 
     @property
     def candidates(self) -> str:
-        """What new requests choose from; in capitals what is on trial."""
+        """The endpoints that new requests can be sent to; half-open ones in capitals."""
         return "".join(
             self.letter(e).upper() if e.state.try_acquire_trial is not None else self.letter(e)
             for e in self.gateway.table.snapshot.endpoints["x"]
@@ -108,15 +108,15 @@ class World:
         assert claim is not None, f"{letter} is not on trial"
         return exchange if claim({"rgate.exchange": exchange, "REQUEST_METHOD": method}) else None
 
-    def record(self, letter: str) -> Record:
-        return self.health._records[self[letter].key]
+    def record(self, letter: str) -> EndpointHealth:
+        return self.health._endpoints[self[letter].key]
 
     def reloads(self, endpoints: str, **rules: object) -> None:
-        """Another config takes the place of the one in force."""
+        """Replace the active config by another one."""
         urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
         after = build(*composed(urls, rules), self.gateway)
         after.probe = self.probe  # type: ignore[method-assign]
-        after.table.on_snapshot(partial(self.health.look_at, after))
+        after.table.on_snapshot(partial(self.health.on_snapshot, after))
         after.table.refresh()
         after.table.take_over(self.gateway.table)
         self.gateway = after
@@ -131,8 +131,8 @@ def world(endpoints: str = "abc", **rules: object) -> Iterator[World]:
     jobs = FakeJobs()
     urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
     gateway = build(*composed(urls, rules))
-    health = Health(clock=jobs.clock, chance=lambda: 0.0, jobs=lambda: jobs)
-    gateway.table.on_snapshot(partial(health.look_at, gateway))
+    health = HealthMonitor(clock=jobs.clock, random=lambda: 0.0, jobs=lambda: jobs)
+    gateway.table.on_snapshot(partial(health.on_snapshot, gateway))
     with health:
         made = World(gateway, health, jobs)
         gateway.table.refresh()
