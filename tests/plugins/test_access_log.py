@@ -29,7 +29,7 @@ def record(target: str = "/api/orders?x=1", sent: dict[str, str] | None = None, 
 
 
 def bare() -> Record:
-    """What is known of a request whose head could not be read."""
+    """A request whose head could not be parsed."""
     nothing = dict.fromkeys(Sent._fields, "")
     it = record(sent=nothing, route=None, endpoint=None, attempts=0, error=ConnectionRefused("10.1.2.3"), status=400)
     return it._replace(begun=0.0)

@@ -61,7 +61,7 @@ class Hanging:
 
 
 def config(**most: int) -> dict[str, Any]:
-    """Backends with these limits; whoever has none gets 80 % of 3, which is 2."""
+    """Backends with these limits; one without a limit gets 80 % of 3, which is 2."""
     names = ("hung", "well", "other")
     limits = {name: {"max_in_flight": most[name]} if name in most else {} for name in names}
     return {
@@ -247,7 +247,7 @@ def test_hung_backend_takes_down_its_own_routes_only() -> None:
 
 
 def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
-    """Their threads are bounded by max_slow_clients; else a few clients could close a route to everybody. Without room to spool
+    """Their threads are bounded by max_slow_clients; else a few clients could close a route to all clients. Without room to spool
     them large ones take threads."""
     server = {"max_in_flight": 2, "threads": 1, "max_spooled_body_bytes": 0}
     with ExitStack() as stack:
@@ -279,7 +279,7 @@ def test_nobody_is_refused_for_what_was_seen_before_a_look_that_another_has_begu
             passed(second_has_passed, "the other has asked")
         return 1
 
-    monkeypatch.setattr("rgate.plugins.bulkhead._held_by_clients", all_held)
+    monkeypatch.setattr("rgate.plugins.bulkhead._count_blocked_on_clients", all_held)
     first = threading.Thread(target=compartment.check)
     first.start()
     assert looks.acquire(timeout=10)

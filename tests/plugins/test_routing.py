@@ -104,7 +104,7 @@ def test_route_headers_restrict() -> None:
     assert find(routes, "/", HTTP_X_BETA="2", CONTENT_TYPE="text/plain") == "any"
 
 
-def test_route_of_one_prefix_that_asks_for_more_is_looked_at_first() -> None:
+def test_route_of_one_prefix_with_more_conditions_is_tried_first() -> None:
     routes = [
         route("plain", "/api"),
         route("method", "/api", methods=("GET",)),

@@ -136,7 +136,7 @@ class TestSticky:
     def test_unknown_value_is_replaced(self) -> None:
         jar = StickyCookie("x", "home")
         environ = make_environ(headers={"Cookie": "home=whatever"})
-        assert jar.kept(environ, [make_endpoint()]) is None
+        assert jar.lookup(environ, [make_endpoint()]) is None
 
 
 @pytest.mark.parametrize(
