@@ -157,7 +157,7 @@ def test_a_format_alone_means_all_requests(options: dict[str, Any], which: str) 
 
 
 class Failing:
-    """Answers as the path says: a fault, or a status of its own."""
+    """Answers by the path: with a fault, or with a status."""
 
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:

@@ -1,4 +1,4 @@
-"""bulkhead: what waits for one backend holds up no other, and nothing that the gateway answers itself."""
+"""bulkhead: requests that wait for one backend delay no other backend, and no response of the gateway itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMITS = {"server": {"max_in_flight": 3, "threads": 1}}
 
 
 class Hanging:
-    """A backend that answers when it is let go."""
+    """A backend that answers when the test releases it."""
 
     def __init__(self) -> None:
         self.began = threading.Semaphore(0)
@@ -209,7 +209,7 @@ def test_route_without_bulkhead_is_not_limited(hung: Hanging) -> None:
 
 
 def silent(connection: ScriptedConnection) -> None:
-    """Takes requests and never answers."""
+    """Accepts requests and never answers."""
     while connection.read_request() is not None:
         pass
 

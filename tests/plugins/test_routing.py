@@ -161,7 +161,7 @@ def guarded(*, strip_prefix: bool = False) -> tuple[RouteTable, WSGIApplication]
 
 
 def routed(app: WSGIApplication, path: str) -> tuple[Route, Target] | None:
-    """The route that a request is sent on and its target, None when it is refused."""
+    """The route and the target of a request; None if it is refused."""
     exchange = Exchange()
     environ = make_environ("/", exchange)
     try:

@@ -1,4 +1,4 @@
-"""selection: weights, the hash policy, and endpoints that are fresh or on trial."""
+"""selection: weights, the hash policy, and endpoints in slow start or half-open."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def weighted(policy: str, *weights: int) -> dict[str, object]:
 
 
 class Named:
-    """In place of the forwarder: answers with the name of the endpoint."""
+    """Replaces the forwarder: answers with the name of the endpoint."""
 
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:

@@ -1,4 +1,4 @@
-"""Fixed endpoints: which URLs are addresses, what is said of the others, and that they end up in the table."""
+"""static_endpoints: valid URLs, the messages for others, and the endpoints in the table."""
 
 from __future__ import annotations
 

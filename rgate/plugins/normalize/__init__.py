@@ -13,8 +13,8 @@ value is sent once (the last one, which is the one that browsers use). Nothing i
 `envelope` gives JSON and text responses the form of the gateway's own responses, `{"status_code": 200, "body": …}`. A JSON body
 becomes the value itself, byte for byte, so that no number and no order of keys changes. A string is made of text; of JSON that
 is not valid (RFC 8259: NaN, an encoding other than UTF-8); and of JSON that is too expensive to check (nested some 1,000 levels
-deep, over 50,000 brackets or 500,000 commas). The client always gets valid JSON in UTF-8. Text is decoded by its charset if that is one
-of those in charset.py, else as UTF-8, else as Latin-1. These responses are not changed:
+deep, over 50,000 brackets or 500,000 commas). The client always gets valid JSON in UTF-8. Text is decoded by its charset if that
+is one of those in charset.py, else as UTF-8, else as Latin-1. These responses are not changed:
 
 - the gateway's own, `default_response` included;
 - other media types, event streams and JSON in lines (NDJSON);

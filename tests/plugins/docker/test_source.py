@@ -191,7 +191,7 @@ class ServingOn:
 
 
 class Watch:
-    """A watch that runs, one event at a time; its clock stands until the test moves it."""
+    """A running watch that handles one event at a time; the test moves its clock."""
 
     def __init__(self, script: Script, *labels: str) -> None:
         self.now = 1_000.0
@@ -238,28 +238,28 @@ class Watch:
         self.expect(1)
 
     def expect(self, notices: int) -> None:
-        """So many notices in all, and the watch is through with every event before."""
+        """Wait for so many notices in all, and until every event so far has been handled."""
         with self._noticed:
             reached = self._noticed.wait_for(lambda: self.notices >= notices, DEADLINE_SECONDS)
         assert reached, f"{self.notices} notices instead of {notices}"
         assert self.notices == notices
 
     def after(self, seconds: float, notices: int) -> None:
-        """Let time pass; so many notices come of it."""
+        """Let time pass, and expect so many notices."""
         before = self.notices
         self.now += seconds
         self.settle()
         self.expect(before + notices)
 
     def tell(self, told: dict[str, Any], notices: int = 1) -> None:
-        """One event, which is worth so many notices."""
+        """Send one event, and expect so many notices."""
         before = self.notices
         self.script.events_queue.put(told)
         self.settle()
         self.expect(before + notices)
 
     def settle(self) -> None:
-        """The watch is through with everything: it has asked twice about an event that changes nothing."""
+        """Wait until everything is handled: the watch has asked twice about an event that changes nothing."""
         pause = threading.Event()
         for _ in range(2):
             asked = len(self.script.asked)

@@ -121,7 +121,7 @@ class TestSlowStart:
             rules = x.record("c").rules
 
             class Rules:
-                """Looked at for the last endpoint that grows: at this moment another thread finds "a" back."""
+                """Read for the last endpoint in slow start: at this moment another thread readmits "a"."""
 
                 @property
                 def slow_start_seconds(self) -> float:

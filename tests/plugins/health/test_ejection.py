@@ -1,4 +1,4 @@
-"""health: what ejects an endpoint, how long, and how it comes back by a trial."""
+"""health: what ejects an endpoint, for how long, and how a trial brings it back."""
 
 from __future__ import annotations
 

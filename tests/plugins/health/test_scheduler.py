@@ -1,4 +1,4 @@
-"""health: jobs at their time, by a few threads."""
+"""Scheduler: jobs at given times, in a few threads."""
 
 from __future__ import annotations
 

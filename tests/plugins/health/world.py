@@ -1,4 +1,4 @@
-"""A gateway whose health plugin lives by a clock and jobs that the test moves."""
+"""A gateway whose health plugin uses a clock and jobs that the test moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rgate.plugins.health.outlier import EndpointHealth
 
 
 class FakeJobs:
-    """Jobs that are done when the test lets time pass."""
+    """Jobs that run when the test lets time pass."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -36,7 +36,7 @@ class FakeJobs:
         self.running = False
 
     def passes(self, seconds: float) -> None:
-        """Let so much time pass, and do each job in it when it is due."""
+        """Let so much time pass, and run each job when it is due."""
         end = self.now + seconds
         while ready := sorted((due for due in self.due if due[0] <= end), key=lambda due: due[0]):
             self.due.remove(ready[0])
@@ -46,7 +46,7 @@ class FakeJobs:
 
 
 class World:
-    """Three endpoints of backend "x" at addresses where the test says what a probe finds: a status, or a fault it raises."""
+    """Three endpoints of backend "x"; the test sets the result of a probe: a status, or a fault that it raises."""
 
     def __init__(self, gateway: Gateway, health: HealthMonitor, jobs: FakeJobs) -> None:
         self.gateway, self.health, self.jobs = gateway, health, jobs
@@ -82,7 +82,7 @@ class World:
         return {self.letter(aside.endpoint): str(aside) for aside in self.gateway.table.snapshot.excluded.get("x", ())}
 
     def exchange(self) -> Exchange:
-        """A request that comes now."""
+        """A request that starts now."""
         exchange = Exchange()
         exchange.started = self.jobs.now
         exchange.candidates = self.gateway.table.snapshot.endpoints["x"]
