@@ -13,7 +13,6 @@ X-Client and never the key. Every worker process counts separately; a reload kee
 from __future__ import annotations
 
 import hmac
-import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
@@ -32,6 +31,7 @@ from rgate import (
     Middleware,
     RequestError,
     hookimpl,
+    json_app,
 )
 
 if TYPE_CHECKING:
@@ -161,10 +161,4 @@ def rgate_middlewares(gateway: Gateway) -> Middleware[ApiKeysOptions]:
 @hookimpl
 def rgate_local_routes(gateway: Gateway) -> LocalRoutes:
     clients = clients_of(gateway)
-
-    def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        body = json.dumps(clients.requests).encode()
-        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-        return [body]
-
-    return {"/-/api-keys": LocalRoute(page)}
+    return {"/-/api-keys": LocalRoute(json_app(lambda environ: (200, clients.requests)))}

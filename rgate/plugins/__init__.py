@@ -1,4 +1,4 @@
-"""The built-in plugins: modules of this package, loaded like any other plugin. Order is the order of registration."""
+"""The built-in plugins: modules of this package, loaded like any other plugin, in this order."""
 
 BUILTIN = (
     "docker",

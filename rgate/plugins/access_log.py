@@ -1,30 +1,31 @@
-"""access_log: a line for every request that fails, or for every request.
+"""access_log: writes a line for every failed request, or for every request.
 
     plugins:
       access_log:
-        requests: failed           # or all, or none; `all` where a format is given, as by --access-log
-        format: text               # or json: of the lines that `all` writes to stdout
+        requests: failed           # default; or all, or none. With a format, or --access-log, the default is all
+        format: text               # or json: the form of the lines that `all` writes to stdout
         fields: [host, route, endpoint, reason, user_agent]
         redact: [token, signature]
 
-By default each failed request is a line of the gateway's log on stderr: a warning from status 500 on, and info below or where
-the client's request was at fault:
+By default each failed request is a line of the gateway's log on stderr: at level warning for status 500 and above, at level info
+below that and for faults of the client:
 
     2026-11-24T08:41:15.123Z WARNING rgate.access: 6f0c11d2-1a 127.0.0.1 "GET /api/orders/17?x=1" 503 101 2.1ms host=shop.example
         route=/api/orders backend=orders endpoint=orders-1 attempts=1 reason=refused detail="…"      (all in one line)
 
-A request has failed when the gateway has answered it with a status of 400 or more, when its backend has answered with 500 or
-more, or when its response broke off. Nothing is counted together here, so a `request_id` that a client has been given is found.
+A request has failed if the gateway answered it with a status of 400 or more, if its backend answered with 500 or more, or if its
+response broke off. Equal lines are not merged, so the `request_id` that a client received can always be found.
 
-With `requests: all` every request, failed or not, has a line on stdout, and none in the log. In JSON the keys are those of
-FIELDS; what is not known is null. In text, "-" stands for what is not known. `bytes` are those of the response's body,
-`request_bytes` what the request's Content-Length said; `first_byte_ms` is the time until the response began. The time is that
-of the end of the response, in UTC. Whatever a client can choose is escaped and bounded: a request makes one line, never two.
+With `requests: all` every request, failed or not, has a line on stdout, and none in the log. In JSON the keys are the names in
+FIELDS, and unknown values are null. In text an unknown value is "-". `bytes` is the length of the response's body,
+`request_bytes` the Content-Length of the request, `first_byte_ms` the time until the response began. `time` is that of the end of
+the response, in UTC. All text that a client can choose is escaped and limited in length, so a request never makes two lines.
 
-Values of the query parameters in `redact` are written as ***, in the Referer too. The default are usual names of secrets.
+The values of the query parameters in `redact` are written as ***, also within the Referer. The default is a list of usual names
+of secrets.
 
-With `all` a request only leaves a record in memory (2 µs); the writer's thread makes the line (8 µs). With `failed` a request
-that does not fail costs nothing.
+With `all`, a request thread only leaves a record in memory (2 µs), and the writer thread makes the line (8 µs). With `failed`, a
+request that does not fail costs nothing.
 """
 
 from __future__ import annotations
@@ -103,19 +104,19 @@ REDACTED: Final = (
     "x-goog-signature",
 )
 
-MAX_TARGET: Final = 2_048  # characters in a line; so many of the others
-MAX_VALUE: Final = 512
+MAX_TARGET: Final = 2_048  # characters of the target in a line
+MAX_VALUE: Final = 512  # characters of any other value
 END_SECONDS: Final = 2.0
 _log = logging.getLogger("rgate.access")
 _PLAIN = re.compile(r"[!#-\[\]-~]+").fullmatch
 
 
 class AccessLogOptions(BaseModel):
-    """`requests` says which have a line: those that fail (as lines of the log), all (on stdout), or none. Absent, it is `all`
-    where a `format` is given, else `failed`.
+    """`requests` says which requests have a line: failed ones (in the gateway's log), all (on stdout), or none. The default is
+    `all` if a `format` is given, else `failed`.
 
-    `fields` are what a line has: in JSON these, in text these after what every line begins with. `redact` are names of query
-    parameters, in any case, whose values are not written; None means REDACTED.
+    `fields` are the values in a line; in text they follow those that every line begins with. `redact` has the names of query
+    parameters, matched in any case, whose values are not written; None means REDACTED.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,12 +128,12 @@ class AccessLogOptions(BaseModel):
 
     @property
     def which(self) -> str:
-        """The requests that have a line."""
+        """`requests` with its default."""
         return self.requests or ("all" if self.format is not None else "failed")
 
 
 class Sent(NamedTuple):
-    """What a client has sent, as far as it is logged; "" for what is not known."""
+    """The logged parts of a request, as the client sent them; unknown ones are ""."""
 
     client: str
     host: str
@@ -146,7 +147,7 @@ class Sent(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One finished request. `ended` is in seconds since the epoch, `begun` in monotonic ones: when the response began, 0.0 when
+    """One finished request. `ended` is in seconds since the epoch; `begun`, when the response began, in monotonic seconds, 0.0 if
     that is not known."""
 
     ended: float
@@ -156,12 +157,12 @@ class Record(NamedTuple):
 
 
 def sent(environ: WSGIEnvironment) -> Sent:
-    """What the environ says of the request."""
+    """The logged parts of the request in an environ."""
     get = environ.get
     method, host = get("REQUEST_METHOD", ""), get("HTTP_HOST", "")
     target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
     protocol = get("SERVER_PROTOCOL", "")
-    if (unread := get("rgate.sent")) is not None:  # the server could not read it; the rest only stands in for it
+    if (unread := get("rgate.sent")) is not None:  # the server could not parse the request; the other keys are placeholders
         method, target, host = unread
         protocol = ""
     return Sent(
@@ -206,7 +207,7 @@ _GET: Final[dict[FieldName, Callable[[Record], Any]]] = {
 
 
 class AccessLog:
-    """Makes the lines of one form. `writer` is where those of all requests go."""
+    """Makes lines in one form ("text" or "json"). `writer` receives those of `requests: all`."""
 
     def __init__(self, options: AccessLogOptions, form: str, writer: StreamWriter | None = None) -> None:
         self.as_json = form == "json"
@@ -223,17 +224,17 @@ class AccessLog:
         self._secret = re.compile(rf"(?<=[?&;])((?:{secrets})=)[^&;#]*", re.IGNORECASE) if secrets else None
 
     def add(self, record: Record) -> None:
-        """Have the line of a request written soon."""
+        """Queue the line of a finished request."""
         assert self.writer is not None
-        if record.exchange.error is not None:  # its traceback would keep whatever the failed code had in hand
+        if record.exchange.error is not None:  # formatted now: its traceback keeps the failed code's objects alive
             self.writer.write(f"{self.line(record)}\n".encode())
         else:
             it = record.sent
             size = 1_000 + len(it.target) + len(it.user_agent) + len(it.referer)
             self.writer.defer(size, partial(self.line, record))
 
-    def tell(self, exchange: Exchange, environ: WSGIEnvironment) -> None:
-        """Log a request that has failed."""
+    def log_failed(self, exchange: Exchange, environ: WSGIEnvironment) -> None:
+        """Log a failed request."""
         error = exchange.error
         status = exchange.status if error is None else error.status
         level = logging.WARNING if status >= 500 and not isinstance(error, RequestError) else logging.INFO
@@ -245,16 +246,16 @@ class AccessLog:
             message = f"{exchange.status} {error.reason}" if error is not None else str(exchange.status)
         else:
             fields, message = {}, self.text(record)
-        told = logging.LogRecord(_log.name, level, __file__, 0, message, None, None)  # not by log(), which looks for its caller
-        told.fields = fields
-        _log.handle(told)
+        log_record = logging.LogRecord(_log.name, level, __file__, 0, message, None, None)  # log() would search for its caller
+        log_record.fields = fields
+        _log.handle(log_record)
 
     def line(self, record: Record) -> str:
-        """The line of one request, of printable ASCII."""
+        """The line of one request, in printable ASCII."""
         return json_line(self.fields(record)) if self.as_json else f"{timestamp(record.ended)} {self.text(record)}"
 
     def text(self, record: Record) -> str:
-        """The record in one line, without its time."""
+        """The record as one line of text, without its time."""
         exchange, it = record.exchange, record.sent
         method, target = _escaped(it.method[:MAX_VALUE]), _escaped(self._redacted(it.target, MAX_TARGET))
         took = exchange.elapsed_seconds * 1000
@@ -266,17 +267,17 @@ class AccessLog:
         return " ".join(parts)
 
     def fields(self, record: Record) -> dict[str, Any]:
-        """The record as plain values, by name."""
+        """The record as plain values by field name."""
         return {name: get(record) for name, get in self._columns}
 
-    def _redacted(self, url: str, most: int) -> str | None:
+    def _redacted(self, url: str, limit: int) -> str | None:
         if self._secret is not None and "=" in url:
             url = self._secret.sub(r"\1***", url)
-        return f"{url[:most]}…" if len(url) > most else url or None
+        return f"{url[:limit]}…" if len(url) > limit else url or None
 
 
 def _escaped(value: object) -> str:
-    """One word of printable ASCII without a quote, whatever the client has sent."""
+    """`value` as one word of printable ASCII without quotes; "-" for None."""
     if value is None:
         return "-"
     text = str(value)
@@ -286,7 +287,7 @@ def _escaped(value: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    """The same in quotes, with its spaces."""
+    """`value` as printable ASCII in quotes, spaces included; "-" for None."""
     return "-" if value is None else '"' + str(value).encode("unicode_escape").decode("ascii").replace('"', "\\x22") + '"'
 
 
@@ -294,8 +295,8 @@ def _options(gateway: Gateway) -> AccessLogOptions:
     return gateway.options("access_log") or AccessLogOptions()
 
 
-def _log_of_all(gateway: Gateway) -> AccessLog | None:
-    """The log of `gateway` and of those before and after it as long as the lines have the same form; None without one."""
+def _log_of_all_requests(gateway: Gateway) -> AccessLog | None:
+    """The log of all requests; shared by successive gateways while the form of lines is the same. None without one."""
     options = _options(gateway)
     if options.which != "all":
         return None
@@ -313,8 +314,8 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
     options = _options(gateway)
     gateway.logs_failed_requests = options.which != "none"
     if options.which == "failed":
-        gateway.on_failed_request(AccessLog(options, gateway.config.log.format).tell)
-    log = _log_of_all(gateway)
+        gateway.on_failed_request(AccessLog(options, gateway.config.log.format).log_failed)
+    log = _log_of_all_requests(gateway)
     if log is None:
         return None
     add = log.add
@@ -322,7 +323,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def logged(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            # Now, because a middleware may change them: what is logged is what the client sent.
+            # Read now: the log has what the client sent, and a middleware may change the environ.
             seen, begun = sent(environ), 0.0
 
             def begin(
@@ -342,14 +343,14 @@ def rgate_middlewares(gateway: Gateway) -> Middleware | None:
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[None] | None:
-    log = _log_of_all(gateway)
-    return gateway.resource("access_log.writing", log, lambda: _written_at_the_end(log)) if log is not None else None
+    log = _log_of_all_requests(gateway)
+    return gateway.resource("access_log.writing", log, lambda: _flushing(log)) if log is not None else None
 
 
 @contextmanager
-def _written_at_the_end(log: AccessLog) -> Iterator[None]:
+def _flushing(log: AccessLog) -> Iterator[None]:
     try:
         yield
     finally:
         if log.writer is not None and not log.writer.flush(END_SECONDS):
-            logging.getLogger("rgate.log").warning("what is left of the access log could not be written")
+            logging.getLogger("rgate.log").warning("the rest of the access log could not be written")

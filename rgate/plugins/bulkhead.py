@@ -1,19 +1,19 @@
-"""bulkhead: a backend that hangs takes down its own routes and nothing else.
+"""bulkhead: limits the requests in flight per backend, so that a backend that hangs takes down its own routes and nothing else.
 
     server: {max_in_flight: 256}     # default: requests that wait for backends at one time, in each worker process
     backends:
       - name: reports
         match_labels: [app_name=reports]
-        max_in_flight: 20            # default: 80 % of the server's, all of it for the only backend
+        max_in_flight: 20            # default: 80 % of the server's; all of it for the only backend
 
-A request over either limit is answered at once, 503 `overloaded` with Retry-After. Each request that waits holds a thread,
-so there is always one left to say so, to answer `/stats` and `/-/ready`, and to serve the other backends.
+A request over either limit is answered at once with 503 `overloaded` and Retry-After. Each request that waits occupies a thread;
+the limits keep threads free to refuse requests, to answer `/stats` and `/-/ready`, and to serve the other backends.
 
-In flight is a request while it waits for its backend: until the head of the response has come, and then, if something in the
-chain wraps the response, for each further block. A response that nothing wraps is relayed by an event loop: however long it
-streams, it holds no thread and does not count. While a request waits for its own client, who sends or reads slowly, it does
-not count either; those have a limit of their own (`server.max_slow_clients`). Whether a body is slow in coming is only looked
-at when the limit is reached.
+A request is in flight while it waits for its backend: until the head of the response has arrived, and then, if a middleware
+wraps the response, during the wait for each further block. A response that no middleware wraps is relayed by an event loop: it
+occupies no thread however long it streams, and is not counted. A request that waits for its own client, which sends or reads
+slowly, is not counted either; such requests have a limit of their own (`server.max_slow_clients`). Whether clients send their
+bodies slowly is checked only when a limit is reached.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConcurrencyLimit"]
 
-LOOK_SECONDS: Final = 0.05
+RECHECK_SECONDS: Final = 0.05
 _log = logging.getLogger("rgate.plugins.bulkhead")
 
 
@@ -63,43 +63,43 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
-    most = config.server.max_in_flight
+    limit = config.server.max_in_flight
     places: list[tuple[tuple[str | int, ...], BulkheadOptions]] = [
         (("backends", index), backend.options["bulkhead"])
         for index, backend in enumerate(config.backends)
         if "bulkhead" in backend.options
     ]
     for path, options in [*places, (("plugins", "bulkhead"), config.options("bulkhead") or BulkheadOptions())]:
-        if options.max_in_flight is not None and options.max_in_flight > most:
-            message = f"is more than server.max_in_flight, which is {most} for all backends together; raise that too"
+        if options.max_in_flight is not None and options.max_in_flight > limit:
+            message = f"is more than server.max_in_flight, which is {limit} for all backends together; raise that too"
             yield ConfigProblem((*path, "max_in_flight"), message)
 
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
-    most = gateway.config.server.max_in_flight
-    whole = gateway.resource("bulkhead", most, lambda: ConcurrencyLimit(f"all {len(gateway.backends)} backends", most))
+    limit = gateway.config.server.max_in_flight
+    of_all = gateway.resource("bulkhead", limit, lambda: ConcurrencyLimit(f"all {len(gateway.backends)} backends", limit))
     limits = {backend.name: _limit(gateway, backend) for backend in gateway.backends.values()}
     own = {name: _of(gateway, name, limit) for name, limit in limits.items()}
-    # While the server is calm no more requests wait than it has base threads, so only lower limits can be reached.
-    lowest = min(limits.values(), default=most)
+    # While the server has only its base threads, no more requests than these can wait, so only lower limits can be reached.
+    lowest = min(limits.values(), default=limit)
     always = lowest < gateway.config.server.threads
 
     load = gateway.readiness.server
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
-        def look(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def limit_in_flight(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if not (load.saturated or always):
                 return app(environ, start_response)
             exchange = Exchange.of(environ)
             assert exchange.route is not None
-            compartment = own[exchange.route.backend.name]
-            waiting, all_waiting = compartment.waiting, whole.waiting
-            if len(waiting) >= compartment.most:
-                compartment.check()
-            most = whole.most if load.max_in_flight is None else min(whole.most, load.max_in_flight)
-            if len(all_waiting) >= most:
-                whole.check(most)
+            of_backend = own[exchange.route.backend.name]
+            waiting, all_waiting = of_backend.waiting, of_all.waiting
+            if len(waiting) >= of_backend.limit:
+                of_backend.check()
+            limit = of_all.limit if load.max_in_flight is None else min(of_all.limit, load.max_in_flight)
+            if len(all_waiting) >= limit:
+                of_all.check(limit)
             waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
             try:
                 body = app(environ, start_response)
@@ -109,11 +109,11 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
                 return body
             upstream_body = exchange.upstream_body
             if body is upstream_body and upstream_body is not None:
-                upstream_body.count_waits(_Waits(exchange, (waiting, all_waiting)))  # unwrapped, so that it can be relayed
+                upstream_body.count_waits(_Waits(exchange, (waiting, all_waiting)))  # not wrapped, so that it can be relayed
                 return body
             return _Body(body, exchange, (waiting, all_waiting))
 
-        return look
+        return limit_in_flight
 
     return Middleware("bulkhead", wrap, modifies_request=False)
 
@@ -129,38 +129,38 @@ def _of(gateway: Gateway, backend: str, limit: int) -> ConcurrencyLimit:
 
 
 class ConcurrencyLimit:
-    """What waits for one backend, or for all of them: at most `most` exchanges at one time.
+    """The exchanges that wait for one backend, or for all of them: at most `limit` at one time.
 
-    `waiting` has the exchanges, each with its wsgi.input. Setting and popping a key are atomic, so there is no lock and
-    nothing drifts; threads that come at the same moment may bring it over the limit by their number.
+    `waiting` maps each exchange to its wsgi.input. There is no lock: setting and deleting a key are atomic under the
+    interpreter's lock. Threads that arrive at the same moment may exceed the limit by their number.
     """
 
-    __slots__ = ("_held", "_looked", "_name", "_seen", "most", "waiting")
+    __slots__ = ("_blocked_on_clients", "_checked", "_checked_count", "_name", "limit", "waiting")
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
         self._name = name
-        self.most = most
+        self.limit = limit
         self.waiting: dict[Exchange, Any] = {}
-        self._held = self._seen = 0
-        self._looked = float("-inf")
+        self._blocked_on_clients = self._checked_count = 0
+        self._checked = float("-inf")
 
-    def check(self, most: int | None = None) -> None:
-        """Raise Overloaded, unless enough of those in here wait for their own clients. For when the limit is reached: its own,
-        or `most`."""
-        most = self.most if most is None else most
+    def check(self, limit: int | None = None) -> None:
+        """Raise Overloaded, unless enough of the exchanges wait for their own clients. Call it when the limit (its own, or
+        `limit`) is reached."""
+        limit = self.limit if limit is None else limit
         now, count = monotonic(), len(self.waiting)
-        if now - self._looked >= LOOK_SECONDS or count > self._seen:
-            self._held = _held_by_clients(list(self.waiting.values()))
-            self._looked, self._seen = now, count  # after it: until then others look for themselves
-        if count - self._held < most:
+        if now - self._checked >= RECHECK_SECONDS or count > self._checked_count:
+            self._blocked_on_clients = _count_blocked_on_clients(list(self.waiting.values()))
+            self._checked, self._checked_count = now, count  # set last: until then, other threads check for themselves
+        if count - self._blocked_on_clients < limit:
             return
         words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
-        _log.warning(words, self._name, most, extra={"dedup_key": self._name})
-        raise Overloaded(f"{self._name}: {most} requests in flight")
+        _log.warning(words, self._name, limit, extra={"dedup_key": self._name})
+        raise Overloaded(f"{self._name}: {limit} requests in flight")
 
 
 class _Waits:
-    """Counts an exchange as waiting for the backend while one more block of its response is waited for."""
+    """Counts an exchange as waiting for its backend while it waits for one more block of the response."""
 
     __slots__ = ("_exchange", "_where")
 
@@ -178,7 +178,7 @@ class _Waits:
 
 
 class _Body:
-    """A response body that counts as waiting for the backend while its next block is asked for."""
+    """A wrapped response body; its exchange counts as waiting for the backend during each `next()`."""
 
     __slots__ = ("_blocks", "_waits", "close")
 
@@ -199,8 +199,8 @@ def _nothing() -> None:
     pass
 
 
-def _held_by_clients(streams: Iterable[Any]) -> int:
-    """How many of these request bodies wait for more of their clients. Those of rgate's own server can say."""
+def _count_blocked_on_clients(streams: Iterable[Any]) -> int:
+    """How many of these request bodies wait for data from their clients. Only bodies of rgate's own server can be asked."""
     poll = select.poll()
     count = 0
     for stream in streams:
@@ -208,6 +208,6 @@ def _held_by_clients(streams: Iterable[Any]) -> int:
             try:
                 poll.register(stream.fileno(), select.POLLIN)
                 count += 1
-            except (OSError, ValueError):  # closed at this moment
+            except (OSError, ValueError):  # closed in the meantime
                 continue
     return count - len(poll.poll(0))

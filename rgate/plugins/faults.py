@@ -1,16 +1,16 @@
-"""faults: turns whatever is raised inside of it into the answer that the client gets.
+"""faults: turns every exception raised inside of it into the response that the client gets.
 
-A GatewayError becomes its own status and, in the one shape of all answers that the gateway makes itself,
+A GatewayError becomes a response with its own status, in the form that all responses made by the gateway have:
 
     {"status_code": 503, "body": "The service is not available.", "reason": "refused", "request_id": "6f0c…-1a"}
 
-with Retry-After, Location and other headers when the fault has some, and `Cache-Control: no-store` unless it is the config's
-default_response. Every other exception is a bug, in a plugin or in rgate: the client gets a 500 that says nothing about the
-inside, the log gets the traceback. Plugins give another answer with the hook `rgate_fault_response`; this one is given when
-none does, or when the one that does fails itself.
+It has Retry-After, Location and other headers if the fault has them, and `Cache-Control: no-store` unless it is the config's
+default_response. Any other exception is a bug in a plugin or in rgate: the client gets a 500 without details, the log gets the
+traceback. Plugins can replace the response with the hook `rgate_fault_response`; the standard one is sent if no plugin does, or
+if the plugin that does fails itself.
 
-An exception after the response has begun is handed to the server with the answer (PEP 3333, `exc_info`); once the head
-has left, the server raises it again and cuts the connection.
+If the response has begun already, the exception is passed to the server with the new response (PEP 3333, `exc_info`); once the
+head has been sent, the server raises it again and cuts the connection.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["answer"]
+__all__ = ["error_app"]
 
 _log = logging.getLogger("rgate.plugins.faults")
 _REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {ClientClosed.status: "Client Closed Request"}
 _QUIET = (RequestError, NoRoute, Unavailable)
-"""Logged as debug, not as warning: the client's own doing, and outages, which would log a line for every request. So is all
-that has a status below 500, and everything where a plugin logs each failed request anyway, as `access_log` does by default."""
+"""Logged at level debug instead of warning: faults of the client, and outages, which would log a line for every request. The same
+holds for every status below 500, and for all faults if a plugin logs each failed request, as `access_log` does by default."""
 
 
-def answer(exchange: Exchange, error: GatewayError) -> WSGIApplication:
-    """The WSGI app that answers `error`. Without a body where HTTP allows none (RFC 9110 §6.4.1)."""
+def error_app(exchange: Exchange, error: GatewayError) -> WSGIApplication:
+    """A WSGI app that sends the standard response to `error`, without a body for 204, 205 and 304 (RFC 9110 §6.4.1)."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         status = error.status
@@ -83,7 +83,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             except Exception as error:
                 return respond(error, environ, start_response)
             if type(body) is not list and Exchange.of(environ).suspended is not None:
-                return _Late(body, lambda error: respond(error, environ, start_response), Exchange.of(environ))
+                return _SuspendedBody(body, lambda error: respond(error, environ, start_response), Exchange.of(environ))
             return body
 
         return guard
@@ -92,24 +92,24 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         exchange = Exchange.of(environ)
         exchange.error = fault = error if isinstance(error, GatewayError) else InternalError(repr(error))
         if fault is error:
-            _tell(exchange, fault, gateway.logs_failed_requests)
+            _log_error(exchange, fault, gateway.logs_failed_requests)
         else:
             registry.report_failure(exchange, error)
         try:
-            response = registry.hook.rgate_fault_response(exchange=exchange, error=fault) or answer(exchange, fault)
-            body: Iterable[bytes] = response(environ, _starting(exchange, start_response))
+            response = registry.hook.rgate_fault_response(exchange=exchange, error=fault) or error_app(exchange, fault)
+            body: Iterable[bytes] = response(environ, _with_exc_info(exchange, start_response))
         except Exception as failure:
             if failure is error:
-                raise  # by the server: the head has left
+                raise  # raised by the server: the head has been sent
             registry.report_failure(exchange, failure)
-            body = answer(exchange, fault)(environ, _starting(exchange, start_response))
+            body = error_app(exchange, fault)(environ, _with_exc_info(exchange, start_response))
         return body
 
     return Middleware("faults", wrap, modifies_request=False, essential=True)
 
 
-class _Late:
-    """A response that begins later: what is raised until it has begun is answered, too."""
+class _SuspendedBody:
+    """The body of a suspended response. Exceptions that are raised before the response begins are answered, too."""
 
     def __init__(self, body: Iterable[bytes], respond: Callable[[Exception], Iterable[bytes]], exchange: Exchange) -> None:
         self._bodies = [body]
@@ -128,9 +128,9 @@ class _Late:
         except Exception as error:
             if self._exchange.status:
                 raise
-            answer = self._respond(error)
-        self._bodies.append(answer)
-        self._blocks = iter(answer)
+            body = self._respond(error)
+        self._bodies.append(body)
+        self._blocks = iter(body)
         return next(self._blocks, b"")
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class _Late:
                 close()
 
 
-def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:
+def _log_error(exchange: Exchange, fault: GatewayError, logged: bool) -> None:
     if logged or fault.status < 500 or isinstance(fault, _QUIET):
         _log.debug("%s: %s", exchange.id, fault)
         return
@@ -148,8 +148,8 @@ def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:
     _log.warning("%s: %s%s", exchange.id, fault, where, extra={"dedup_key": (where, type(fault).__name__, fault.reason)})
 
 
-def _starting(exchange: Exchange, start_response: StartResponse) -> StartResponse:
-    """`start_response`, with the exception at hand if it has been called before, as PEP 3333 wants it."""
+def _with_exc_info(exchange: Exchange, start_response: StartResponse) -> StartResponse:
+    """`start_response`; if the response has begun, with the current exception as `exc_info`, as PEP 3333 requires."""
     if not exchange.status:
         return start_response
     exc_info = sys.exc_info()

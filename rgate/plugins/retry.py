@@ -1,4 +1,4 @@
-"""retry: one more try on another endpoint, when the first has given nothing and the request can be sent again.
+"""retry: sends a request to another endpoint when the first one gave no response and the request can be repeated.
 
     plugins:
       retry: {attempts: 2, budget_percent: 20, on_timeout: true}     # default
@@ -6,22 +6,22 @@
       - path_prefix: /api/orders
         backend: orders
         plugins: {retry: false}
-      - path_prefix: /api/reports        # what is asked for takes long, and should not be made twice
+      - path_prefix: /api/reports        # a report takes long and should not be made twice
         backend: reports
         plugins: {retry: {on_timeout: false}}
 
-What failed before a connection stood (refused, unreachable, no connection in time) has reached no backend and is tried
-elsewhere whatever the method. What was closed before a response, or of which nothing had come after `response_seconds`, may
-have been carried out, so it is tried elsewhere only for idempotent methods (RFC 9110 §9.2.2): a POST is never sent twice.
-A body must be small enough to be at hand as a whole; one that streams is not sent again. The endpoint that failed is taken
-from the candidates. The next one has `response_seconds` of its own.
+A request whose connection could not be established (refused, unreachable, timed out) has reached no backend, and is repeated
+whatever its method. If the connection was closed before a response, or no byte of one arrived within `response_seconds`, the
+request may have been carried out, so only idempotent methods are repeated (RFC 9110 §9.2.2): a POST is never sent twice. The body
+must have been collected in memory; a request whose body is streamed is not repeated. The endpoint that failed is removed from
+the candidates. The next one has `response_seconds` of its own.
 
-When nothing was sent and there is no other endpoint to ask, the request waits for one, without a thread, up to the backend's
-`wait_seconds`: the only container is being restarted. The same goes for what may be sent again when its endpoint has just
-gone. That is not a retry, and takes nothing from the budget.
+If nothing was sent and there is no other endpoint, the request waits for one, without occupying a thread, for up to the backend's
+`wait_seconds`, for example while the only container restarts. So does a request that can be repeated when its endpoint has just
+disappeared. Waiting is not a retry and does not use the budget.
 
-So that retries cannot double the load on backends that are in trouble, they have a budget: a share of the requests of the
-route, of which up to ten retries may be saved up.
+Retries have a budget, so that they cannot double the load on backends that are in trouble: a percentage of the requests of the
+route, of which up to ten retries can be saved up.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-SAVED_RETRIES: Final = 10.0
+BUDGET_BURST: Final = 10.0
 _log = logging.getLogger("rgate.plugins.retry")
 
 
 class RetryOptions(BaseModel):
-    """`attempts` is how many endpoints a request is sent to at most (1 to 10); `budget_percent` (0 to 100) how many
-    requests of a hundred may be sent again; `on_timeout` whether that is done when nothing of a response came in time."""
+    """`attempts` is the largest number of endpoints that a request is sent to (1 to 10); `budget_percent` (0 to 100) is how many
+    requests of a hundred may be repeated; `on_timeout` says whether a request is repeated when no response arrived in time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,11 +88,11 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 class Retry:
     """The middleware of one route, with the budget of that route.
 
-    The budget is counted without a lock: two threads that count at the same moment may lose a fraction of a retry. What is
-    left of it, where something is missing, stands in `budgets` by route, for the one that takes this one's place.
+    The budget is counted without a lock: two threads that count at the same time may lose a fraction of a retry. A budget that is
+    not full is kept in `budgets` by route, for the middleware that replaces this one on a reload.
     """
 
-    __slots__ = ("_app", "_attempts", "_budget", "_budgets", "_is_own", "_on_timeout", "_queue", "_share", "_unproven")
+    __slots__ = ("_app", "_attempts", "_budget", "_budget_loaded", "_budgets", "_on_timeout", "_queue", "_share", "_unproven")
 
     def __init__(
         self,
@@ -107,17 +107,17 @@ class Retry:
         self._share = options.budget_percent / 100
         self._attempts = options.attempts if self._share else 1
         self._on_timeout = options.on_timeout
-        self._budget = SAVED_RETRIES
+        self._budget = BUDGET_BURST
         self._budgets = {} if budgets is None else budgets
-        self._is_own = False  # whether it is known what was left before
+        self._budget_loaded = False  # whether the budget that the previous gateway left was read
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._budget < SAVED_RETRIES:
-            self._set(Exchange.of(environ), self._budget + self._share)
+        if self._budget < BUDGET_BURST:
+            self._set_budget(Exchange.of(environ), self._budget + self._share)
         try:
             body = self._app(environ, start_response)
         except GatewayError as error:
-            return self._again(environ, start_response, error)
+            return self._retry(environ, start_response, error)
         if self._unproven:
             self._prove(Exchange.of(environ))
         return body
@@ -126,18 +126,18 @@ class Retry:
         if self._queue is not None and exchange.route is not None and exchange.suspended is None:
             self._queue.proven(exchange.route.backend.name)
 
-    def _again(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
+    def _retry(self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError) -> Iterable[bytes]:
         exchange = Exchange.of(environ)
-        if not self._is_own:
-            self._is_own = True
-            self._budget = min(self._budget, self._budgets.get(_route(exchange), SAVED_RETRIES))
-        while exchange.attempts < self._attempts and self._budget >= 1 and self._can_be_sent_again(environ, error):
+        if not self._budget_loaded:
+            self._budget_loaded = True
+            self._budget = min(self._budget, self._budgets.get(_route_name(exchange), BUDGET_BURST))
+        while exchange.attempts < self._attempts and self._budget >= 1 and self._can_be_repeated(environ, error):
             failed = exchange.endpoint
             others = tuple(endpoint for endpoint in exchange.candidates if endpoint is not failed)
             if not others:
                 break
-            self._set(exchange, self._budget - 1)
-            _log.debug("%s: %s; once more on another endpoint", exchange.id, error)
+            self._set_budget(exchange, self._budget - 1)
+            _log.debug("%s: %s; retrying on another endpoint", exchange.id, error)
             exchange.candidates = others
             if isinstance(environ["wsgi.input"], BytesIO):
                 environ["wsgi.input"].seek(0)
@@ -148,13 +148,13 @@ class Retry:
                 continue
             self._prove(exchange)
             return body
-        if self._queue is None or exchange.route is None or not self._waits(environ, exchange, error):
+        if self._queue is None or exchange.route is None or not self._may_wait(environ, exchange, error):
             raise error
         return self._wait(environ, start_response, error, self._queue, exchange.route.backend)
 
-    def _waits(self, environ: WSGIEnvironment, exchange: Exchange, error: GatewayError) -> bool:
-        """Whether it may wait for another endpoint: nothing was sent, or it can be sent again and its endpoint has gone."""
-        if not self._can_be_sent_again(environ, error):
+    def _may_wait(self, environ: WSGIEnvironment, exchange: Exchange, error: GatewayError) -> bool:
+        """Whether the request may wait for another endpoint: nothing was sent, or it can be repeated and its endpoint is gone."""
+        if not self._can_be_repeated(environ, error):
             return False
         if isinstance(error, Unavailable):
             return True
@@ -167,24 +167,24 @@ class Retry:
     def _wait(
         self, environ: WSGIEnvironment, start_response: StartResponse, error: GatewayError, queue: EndpointQueue, backend: Backend
     ) -> Iterable[bytes]:
-        def go_on(in_time: bool) -> Iterable[bytes]:
+        def resume(in_time: bool) -> Iterable[bytes]:
             endpoints = queue.endpoints(backend.name)
             if not in_time:
                 raise error
             if not endpoints:
-                return queue.park(environ, backend, go_on, error)
+                return queue.park(environ, backend, resume, error)
             Exchange.of(environ).candidates = endpoints
             if isinstance(environ["wsgi.input"], BytesIO):
                 environ["wsgi.input"].seek(0)
             return self(environ, start_response)
 
-        suspended = queue.park(environ, backend, go_on, error)
+        suspended = queue.park(environ, backend, resume, error)
         _log.debug("%s: %s; waiting for an endpoint", Exchange.of(environ).id, error)
         return suspended
 
-    def _can_be_sent_again(self, environ: WSGIEnvironment, error: GatewayError) -> bool:
+    def _can_be_repeated(self, environ: WSGIEnvironment, error: GatewayError) -> bool:
         if isinstance(error, Unavailable):
-            return not isinstance(error, NoEndpoint | Overloaded)  # nothing was sent, nothing of the body was read
+            return not isinstance(error, NoEndpoint | Overloaded)  # nothing was sent, and nothing of the body was read
         if isinstance(error, ResponseTimeout):
             is_unanswered = self._on_timeout and not error.begun
         else:
@@ -194,9 +194,9 @@ class Retry:
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         return not has_body or isinstance(environ["wsgi.input"], BytesIO)
 
-    def _set(self, exchange: Exchange, budget: float) -> None:
-        self._budget = self._budgets[_route(exchange)] = budget
+    def _set_budget(self, exchange: Exchange, budget: float) -> None:
+        self._budget = self._budgets[_route_name(exchange)] = budget
 
 
-def _route(exchange: Exchange) -> str:
+def _route_name(exchange: Exchange) -> str:
     return exchange.route.name if exchange.route is not None else ""

@@ -1,13 +1,14 @@
 """routing: finds the route of a request.
 
-The longest matching `path_prefix` wins, on segment boundaries: `/api` matches `/api` and `/api/x`, not `/apix`. Among
-routes of one prefix, one that asks for more (host, methods, headers) is looked at before one that asks for less, in
-config order. A request that no route wants gets the config's `default_response`.
+The longest matching `path_prefix` wins, on segment boundaries: `/api` matches `/api` and `/api/x`, not `/apix`. Among routes with
+the same prefix, those with more conditions (host, methods, headers) are tried before those with fewer, then in config order. A
+request that matches no route gets the config's `default_response`.
 
-A backend may read a path in another way than it is routed: `%2F` as a slash, `;v=1` as nothing, `//name` as a host. Where
-another route would have matched one of these readings, the plugins and limits of that route would be passed by, so the request
-is refused (400, `ambiguous_path`); where only runs of `/` are to blame it goes on with these merged, as nginx sends it. Where
-every reading leads to the same route, as nearly always, it passes byte for byte. Target.readings() lists the readings.
+A backend may read a path differently than it is routed: `%2F` as a slash, `;v=1` as nothing, `//name` as a host. If another route
+would have matched one of these readings, the plugins and limits of that route would be bypassed, so the request is refused (400,
+`ambiguous_path`). If only runs of `/` make the path ambiguous, the request goes on with these merged, as nginx sends it. If every
+reading leads to the same route, as it almost always does, the path is forwarded byte for byte. Target.readings() lists the
+readings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-_AMBIGUOUS = re.compile("[%;]")  # in a prefix in canonical form: what the operator has written so is meant so
+_AMBIGUOUS = re.compile("[%;]")  # in a prefix in canonical form, where the operator wrote them on purpose
 
 
 @hookimpl
@@ -34,7 +35,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             exchange: Exchange = environ["rgate.exchange"]
-            if exchange.route is None:  # else an earlier router has decided
+            if exchange.route is None:  # else a middleware outside of this one has set it
                 target = environ["rgate.target"]
                 route = table.find(target.route, environ)
                 if route is None:
@@ -50,7 +51,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
 
 
 def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEnvironment) -> None:
-    """Have the request go on with runs of "/" in its path taken as one. Raises AmbiguousPath if that does not help."""
+    """Merge runs of "/" in the request's path. Raises AmbiguousPath if it is still ambiguous after that."""
     merged = target.merged()
     if merged.raw == target.raw or (merged.ambiguous and not table.is_only_route(route, merged, environ)):
         raise AmbiguousPath(target.raw)
@@ -61,20 +62,20 @@ def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEn
 
 
 class RouteTable:
-    """Routes by prefix. Looking one up takes one dict access a path segment, however many routes there are."""
+    """Routes by prefix. A lookup takes one dict access per path segment, however many routes there are."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         by_prefix: dict[str, list[Route]] = {}
         for route in routes:
             by_prefix.setdefault(route.path_prefix, []).append(route)
-        self._by_prefix = {prefix: tuple(sorted(found, key=_asks_for, reverse=True)) for prefix, found in by_prefix.items()}
+        self._by_prefix = {prefix: tuple(sorted(found, key=_specificity, reverse=True)) for prefix, found in by_prefix.items()}
         self._longest = max(map(len, by_prefix), default=0)
         self._ambiguous = frozenset(prefix for prefix in by_prefix if _AMBIGUOUS.search(prefix))
 
     def find(self, path: str, environ: WSGIEnvironment) -> Route | None:
-        """The route for a path in its canonical view, or None."""
+        """The route for a path in canonical form; None without a match."""
         if len(path) > self._longest:
-            # Nothing longer can match, so a path of thousands of segments costs no more than the longest prefix.
+            # Longer prefixes do not exist, so a path of thousands of segments costs no more than the longest prefix.
             path = path[: self._longest + 1]
             path = path[: path.rfind("/")]
         while True:
@@ -86,14 +87,14 @@ class RouteTable:
             path = path[: max(path.rfind("/"), 0)]
 
     def is_only_route(self, route: Route, target: Any, environ: WSGIEnvironment) -> bool:
-        """Whether every reading of an ambiguous path leads to `route`, which its own reading has led to."""
+        """Whether every reading of an ambiguous path leads to `route`, which was found for its canonical form."""
         if len(self._by_prefix) == 1 and not self._longest:
-            return True  # a path makes no difference
+            return True  # no route depends on the path
         readings = target.readings(self._longest, route.path_prefix if route.path_prefix in self._ambiguous else "")
         return readings is not None and all(self.find(reading, environ) is route for reading in readings)
 
 
-def _asks_for(route: Route) -> tuple[bool, int, bool]:
+def _specificity(route: Route) -> tuple[bool, int, bool]:
     return bool(route.hosts), len(route.headers), bool(route.methods)
 
 
@@ -111,7 +112,7 @@ def _environ_key(name: str) -> str:
 
 
 def _host(environ: WSGIEnvironment) -> str:
-    """The host asked for: lower-case, without port and without the root's dot."""
+    """The host in lower case, without port and without the dot of the root domain."""
     host: str = environ.get("HTTP_HOST", "").lower()
     bare = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") and ":" in host else host
     return bare.removesuffix(".")

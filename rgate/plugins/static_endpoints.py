@@ -1,11 +1,11 @@
-"""Fixed endpoints: the addresses under `endpoints:` of a backend, which need no discovery.
+"""static_endpoints: the addresses under `endpoints:` of a backend become its endpoints, without discovery.
 
     backends:
       - name: legacy
         endpoints: ["http://127.0.0.1:9000", "https://[2001:db8::7]/v2", {url: "http://127.0.0.1:9001", weight: 3}]
 
-An address is http or https, a host name or IP address (IPv6 in brackets), a port (default 80 or 443), and maybe a path,
-which goes in front of every forwarded one. Whether somebody listens there is found out by the requests.
+An address is http or https, a host name or IP address (IPv6 in brackets), a port (default 80 or 443), and optionally a path,
+which is put in front of every forwarded path. Whether a server listens there is not checked; requests find out.
 """
 
 from __future__ import annotations
@@ -85,18 +85,18 @@ def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
                 yield ConfigProblem(path, str(error))
                 continue
             if first.setdefault(address, place) != place:
-                yield ConfigProblem(path, f"{url} is endpoints[{first[address]}] already; leave one out")
+                yield ConfigProblem(path, f"{url} is endpoints[{first[address]}] already; remove one of them")
 
 
 @hookimpl
 def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
-    """The addresses that the config names, or nothing when it names none."""
+    """The addresses in the config; None if it has no addresses."""
     instances = tuple(_instances(config))
     return StaticEndpoints(instances) if instances else None
 
 
 class StaticEndpoints:
-    """Lists what it was given. Nothing changes, so there is nothing to watch."""
+    """A discovery source that lists fixed instances. They never change, so it has no `watch`."""
 
     name = "static_endpoints"
 
@@ -108,20 +108,20 @@ class StaticEndpoints:
 
 
 def parse_address(url: str) -> Address:
-    """The address that `url` stands for. Raises ValueError with what is wrong and the way out."""
-    if not url.isprintable() or " " in url:  # urlsplit would drop some of them in silence
+    """The address in `url`. Raises ValueError, whose message says what is wrong and what to write."""
+    if not url.isprintable() or " " in url:  # urlsplit would silently drop some of them
         raise ValueError(f"{url!r} contains spaces or control characters; write one like http://127.0.0.1:9000")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError(f"{url!r} is no URL; write one like http://127.0.0.1:9000") from None
+        raise ValueError(f"{url!r} is not a URL; write one like http://127.0.0.1:9000") from None
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"{url!r} does not begin with http:// or https:// and a host; write one like http://127.0.0.1:9000")
     if "@" in parts.netloc:
-        raise ValueError(f"{url!r} carries a user name; leave out what is before the @")
+        raise ValueError(f"{url!r} contains a user name; remove the part before the @")
     if "?" in url or "#" in url:
-        raise ValueError(f"{url!r} carries a query or fragment; end it with the path")
+        raise ValueError(f"{url!r} contains a query or fragment; end it with the path")
     if port == 0:
         raise ValueError(f"{url!r} has port 0; write one from 1 to 65535")
     bracketed = "[" in parts.netloc
@@ -152,7 +152,7 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
     labels = host.removesuffix(".").split(".")
     try:
         if bracketed:
-            return "%" not in str(IPv6Address(host))  # a zone belongs to one machine and has no agreed form in a URL
+            return "%" not in str(IPv6Address(host))  # a zone is specific to one machine and has no agreed form in a URL
         if labels[-1].isdigit():
             return bool(IPv4Address(host))
     except ValueError:

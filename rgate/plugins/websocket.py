@@ -1,19 +1,19 @@
-"""websocket: lets WebSocket connections through (RFC 6455). Every other upgrade, h2c first of all, stays out.
+"""websocket: lets WebSocket connections through (RFC 6455). All other upgrades, such as h2c, are not passed on.
 
     plugins:
       websocket:
-        max_tunnels: 10000         # at one time, in each worker process; one more gets 503
-        idle_seconds: 3600         # without a byte in either direction; then both sides are closed
-        max_duration_seconds: 86400         # in all; default: no limit
+        max_tunnels: 10000             # default: at one time, in each worker process; one more gets 503
+        idle_seconds: 3600             # default: without a byte in either direction; then both sides are closed
+        max_duration_seconds: 86400    # in all; default: no limit
 
-A route may say otherwise (`plugins: {websocket: {idle_seconds: 60}}`, or `websocket: false` for none). The `max_tunnels` of
-a route bounds its own tunnels; all together stay within that of the section above.
+A route can have options of its own (`plugins: {websocket: {idle_seconds: 60}}`), or `websocket: false` for no WebSockets. The
+`max_tunnels` of a route limits its own tunnels; the tunnels of all routes together stay within the limit of the section above.
 
-What counts as a WebSocket handshake is GET in HTTP/1.1 without a body, with `Connection: Upgrade`, `Upgrade: websocket`,
-one Sec-WebSocket-Key and one Sec-WebSocket-Version (§4.1). Any other request goes to the backend without the upgrade, as an
-ordinary one. So does the answer of a backend that does not switch protocols: the client's connection stays HTTP.
+A WebSocket handshake is a GET in HTTP/1.1 without a body, with `Connection: Upgrade`, `Upgrade: websocket`, one Sec-WebSocket-Key
+and one Sec-WebSocket-Version (§4.1). Any other request goes to the backend without the upgrade, as an ordinary one. If the
+backend does not switch protocols, its response is passed on, and the client's connection stays HTTP.
 
-The exchange is over with the 101, and counted and logged so; how a tunnel went is in the log of the gateway (level debug).
+The exchange is over with the 101, and is counted and logged as such. How a tunnel ended is in the gateway's log (level debug).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketOptions"]
 
 PROTOCOL: Final = "websocket"
-ASKED: Final = "rgate.upgrade"
+UPGRADE_KEY: Final = "rgate.upgrade"
 _log = logging.getLogger("rgate.plugins.websocket")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class WebSocketOptions(BaseModel):
-    """`max_tunnels` (0 to 1,000,000) counts per process. `idle_seconds` and `max_duration_seconds` are above 0 and at most a day."""
+    """`max_tunnels` (0 to 1,000,000) applies per process. The two times are above 0 and at most a day."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,35 +49,12 @@ class WebSocketOptions(BaseModel):
     max_duration_seconds: Seconds | None = None
 
 
-class _Places:
-    """Places for tunnels: `take` one, or be told that there is none, and `give` it back."""
-
-    def __init__(self, most: int, also: _Places | None = None) -> None:
-        self._most = most
-        self._taken = 0
-        self._also = also
-        self._lock = threading.Lock()
-
-    def take(self) -> bool:
-        with self._lock:
-            if self._taken >= self._most or not (self._also is None or self._also.take()):
-                return False
-            self._taken += 1
-            return True
-
-    def give(self) -> None:
-        with self._lock:
-            self._taken -= 1
-        if self._also is not None:
-            self._also.give()
-
-
 def is_handshake(environ: WSGIEnvironment) -> bool:
-    """Whether a request that asks for an upgrade is a WebSocket handshake."""
+    """Whether a request with `Upgrade` is a WebSocket handshake."""
     once = [environ.get(name, "") for name in ("HTTP_SEC_WEBSOCKET_KEY", "HTTP_SEC_WEBSOCKET_VERSION")]
     return (
         environ["REQUEST_METHOD"] == "GET"
-        and PROTOCOL in map(str.strip, environ[ASKED].split(","))
+        and PROTOCOL in map(str.strip, environ[UPGRADE_KEY].split(","))
         and all(value and "," not in value for value in once)
         and environ.get("CONTENT_LENGTH", "0") == "0"
         and "HTTP_TRANSFER_ENCODING" not in environ
@@ -91,38 +68,50 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
-    places_of_all = _Places((gateway.options("websocket") or WebSocketOptions()).max_tunnels)
+    tunnels_of_all = threading.BoundedSemaphore((gateway.options("websocket") or WebSocketOptions()).max_tunnels)
 
     def wrap(app: WSGIApplication, options: WebSocketOptions | None) -> WSGIApplication:
         own = options or WebSocketOptions()
-        places = _Places(own.max_tunnels, places_of_all)
+        tunnels = threading.BoundedSemaphore(own.max_tunnels)
+
+        def acquire() -> bool:
+            if not tunnels.acquire(blocking=False):
+                return False
+            if tunnels_of_all.acquire(blocking=False):
+                return True
+            tunnels.release()
+            return False
+
+        def release() -> None:
+            tunnels.release()
+            tunnels_of_all.release()
 
         def websocket(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if ASKED not in environ or not is_handshake(environ):
+            if UPGRADE_KEY not in environ or not is_handshake(environ):
                 return app(environ, start_response)
-            if not places.take():
+            if not acquire():
                 raise Overloaded("max_tunnels")
             exchange = Exchange.of(environ)
-            tunnel = exchange.tunnel = Tunnel(PROTOCOL, own.idle_seconds, own.max_duration_seconds, _ended(exchange, places))
+            tunnel = exchange.tunnel = Tunnel(PROTOCOL, own.idle_seconds, own.max_duration_seconds, _on_close(exchange, release))
             try:
                 return app(environ, start_response)
             finally:
                 if not tunnel.established:
                     exchange.tunnel = None
-                    places.give()
+                    release()
 
         return websocket
 
-    # Innermost, so that whatever may refuse a request has had its chance before a place is taken.
+    # Innermost, so that every middleware that may refuse the request runs before a tunnel is counted.
     return Middleware("websocket", wrap, after="selection", modifies_request=False)
 
 
-def _ended(exchange: Exchange, places: _Places) -> Callable[[Tunnel], None]:
-    def ended(tunnel: Tunnel) -> None:
-        places.give()
+def _on_close(exchange: Exchange, release: Callable[[], None]) -> Callable[[Tunnel], None]:
+    def on_close(tunnel: Tunnel) -> None:
+        release()
         _log.debug(
             "%s: ended by %s after %.3f s, %d bytes received and %d sent",
             exchange.id, tunnel.closed_by, tunnel.seconds, tunnel.bytes_received, tunnel.bytes_sent,
         )  # fmt: skip
 
-    return ended
+    return on_close

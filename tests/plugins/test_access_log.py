@@ -29,7 +29,7 @@ def record(target: str = "/api/orders?x=1", sent: dict[str, str] | None = None, 
 
 
 def bare() -> Record:
-    """What is known of a request whose head could not be read."""
+    """A request whose head could not be parsed."""
     nothing = dict.fromkeys(Sent._fields, "")
     it = record(sent=nothing, route=None, endpoint=None, attempts=0, error=ConnectionRefused("10.1.2.3"), status=400)
     return it._replace(begun=0.0)
@@ -157,7 +157,7 @@ def test_a_format_alone_means_all_requests(options: dict[str, Any], which: str) 
 
 
 class Failing:
-    """Answers as the path says: a fault, or a status of its own."""
+    """Answers by the path: with a fault, or with a status."""
 
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:

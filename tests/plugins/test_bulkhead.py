@@ -1,4 +1,4 @@
-"""bulkhead: what waits for one backend holds up no other, and nothing that the gateway answers itself."""
+"""bulkhead: requests that wait for one backend delay no other backend, and no response of the gateway itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMITS = {"server": {"max_in_flight": 3, "threads": 1}}
 
 
 class Hanging:
-    """A backend that answers when it is let go."""
+    """A backend that answers when the test releases it."""
 
     def __init__(self) -> None:
         self.began = threading.Semaphore(0)
@@ -61,7 +61,7 @@ class Hanging:
 
 
 def config(**most: int) -> dict[str, Any]:
-    """Backends with these limits; whoever has none gets 80 % of 3, which is 2."""
+    """Backends with these limits; one without a limit gets 80 % of 3, which is 2."""
     names = ("hung", "well", "other")
     limits = {name: {"max_in_flight": most[name]} if name in most else {} for name in names}
     return {
@@ -208,7 +208,7 @@ def test_route_without_bulkhead_is_not_limited(hung: Hanging) -> None:
 
 
 def silent(connection: ScriptedConnection) -> None:
-    """Takes requests and never answers."""
+    """Accepts requests and never answers."""
     while connection.read_request() is not None:
         pass
 
@@ -246,7 +246,7 @@ def test_hung_backend_takes_down_its_own_routes_only() -> None:
 
 
 def test_slow_uploads_do_not_count_as_waiting_for_the_backend() -> None:
-    """Their threads are bounded by max_slow_clients; else a few clients could close a route to everybody. Without room to spool
+    """Their threads are bounded by max_slow_clients; else a few clients could close a route to all clients. Without room to spool
     them large ones take threads."""
     server = {"max_in_flight": 2, "threads": 1, "max_spooled_body_bytes": 0}
     with ExitStack() as stack:
@@ -278,7 +278,7 @@ def test_nobody_is_refused_for_what_was_seen_before_a_look_that_another_has_begu
             passed(second_has_passed, "the other has asked")
         return 1
 
-    monkeypatch.setattr("rgate.plugins.bulkhead._held_by_clients", all_held)
+    monkeypatch.setattr("rgate.plugins.bulkhead._count_blocked_on_clients", all_held)
     first = threading.Thread(target=compartment.check)
     first.start()
     assert looks.acquire(timeout=10)

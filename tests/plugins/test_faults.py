@@ -1,4 +1,4 @@
-"""faults: what the client gets when something inside raises."""
+"""faults: the response to an exception that is raised inside."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_answer_and_good_responses_are_valid_wsgi() -> None:
 
 
 class Page:
-    """Answers Refused by a page, leaves the rest to others, and fails when told to."""
+    """Answers ConnectionRefused with a page, leaves other faults alone, and fails when the test says so."""
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing

@@ -1,4 +1,4 @@
-"""What the envelope reads of a body is bounded, whatever a backend sends: JSON by its work, charsets by their names."""
+"""normalize: limits on untrusted bodies. JSON is limited by its cost, charsets by their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON = _Text(True, "utf-8")
 
 
 def put_in(body: bytes) -> object:
-    """The body in the envelope: the value that it is, or a string."""
+    """The body in the envelope: the JSON value itself, or a string."""
     return json.loads(enveloped("200", body, JSON))["body"]
 
 
@@ -74,7 +74,7 @@ def test_charset_is_one_of_a_few_or_utf_8(charset: str, name: str) -> None:
 
 
 def test_charsets_that_are_unknown_leave_nothing_behind() -> None:
-    """Python remembers the name of every codec that it is asked for, and a backend could ask without end."""
+    """Python caches the name of every codec that is looked up, and a backend could send any number of names."""
     with running_gateway(
         {"plugins": {"normalize": {"format": "envelope"}}},
         {"orders": [answering(b"abc", headers=[("Content-Type", f"text/plain; charset=none-{n}")]) for n in range(5)]},

@@ -1,4 +1,4 @@
-"""retry: what is sent again, to whom, how often, and what never is."""
+"""retry: which requests are repeated, at which endpoint, how often, and which never are."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_route_headers_restrict() -> None:
     assert find(routes, "/", HTTP_X_BETA="2", CONTENT_TYPE="text/plain") == "any"
 
 
-def test_route_of_one_prefix_that_asks_for_more_is_looked_at_first() -> None:
+def test_route_of_one_prefix_with_more_conditions_is_tried_first() -> None:
     routes = [
         route("plain", "/api"),
         route("method", "/api", methods=("GET",)),
@@ -161,7 +161,7 @@ def guarded(*, strip_prefix: bool = False) -> tuple[RouteTable, WSGIApplication]
 
 
 def routed(app: WSGIApplication, path: str) -> tuple[Route, Target] | None:
-    """The route that a request is sent on and its target, None when it is refused."""
+    """The route and the target of a request; None if it is refused."""
     exchange = Exchange()
     environ = make_environ("/", exchange)
     try:

@@ -1,4 +1,4 @@
-"""selection: the policies, and the middleware that asks them."""
+"""selection: the policies, and the middleware that uses them."""
 
 from __future__ import annotations
 

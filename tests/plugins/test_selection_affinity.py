@@ -1,4 +1,4 @@
-"""selection: what holds a client to an endpoint, by hash or by a cookie."""
+"""selection: affinity of a client to an endpoint, by hash or by a cookie."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ class TestSticky:
                 assert {kept.get("/").text for _ in range(20)} == {"a"}
 
     def test_endpoint_that_fails_loses_the_client_by_a_retry(self) -> None:
-        with ScriptedBackend(http_response(b"ok")) as backend, closed_port_url() as nobody:
+        with ScriptedBackend(http_response(b"ok")) as backend, closed_port_url() as unknown:
             secret = {"cookie": "home", "secret": "0123456789abcdef"}
-            dead = StickyCookie("x", "home", secret["secret"])._value(f"{nobody}")
-            with running_gateway(config(endpoints=[nobody, backend.url], sticky=secret)) as gateway:
+            dead = StickyCookie("x", "home", secret["secret"])._value(f"{unknown}")
+            with running_gateway(config(endpoints=[unknown, backend.url], sticky=secret)) as gateway:
                 asked = sticky(gateway)
                 asked.set_cookie("home", dead)
                 response = asked.get("/")
@@ -136,7 +136,7 @@ class TestSticky:
     def test_unknown_value_is_replaced(self) -> None:
         jar = StickyCookie("x", "home")
         environ = make_environ(headers={"Cookie": "home=whatever"})
-        assert jar.kept(environ, [make_endpoint()]) is None
+        assert jar.lookup(environ, [make_endpoint()]) is None
 
 
 @pytest.mark.parametrize(

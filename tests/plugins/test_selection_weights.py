@@ -1,4 +1,4 @@
-"""selection: weights, the hash policy, and endpoints that are fresh or on trial."""
+"""selection: weights, the hash policy, and endpoints in slow start or half-open."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestHash:
 
     def test_choice_is_the_same_in_every_process_and_order(self) -> None:
         assert self.owners("abc") == self.owners("cab")
-        assert "".join([*self.owners("abc").values()][:12]) == EXPECTED, "another choice would move everybody at an upgrade"
+        assert "".join([*self.owners("abc").values()][:12]) == EXPECTED, "another choice would move all clients at an upgrade"
 
     def test_equal_weights_choose_as_none_do(self) -> None:
         assert self.owners("abc", [2, 2, 2]) == self.owners("abc")
@@ -104,7 +104,7 @@ def weighted(policy: str, *weights: int) -> dict[str, object]:
 
 
 class Named:
-    """In place of the forwarder: answers with the name of the endpoint."""
+    """Replaces the forwarder: answers with the name of the endpoint."""
 
     @hookimpl
     def rgate_middlewares(self, gateway: Gateway) -> Middleware:

@@ -1,4 +1,4 @@
-"""Fixed endpoints: which URLs are addresses, what is said of the others, and that they end up in the table."""
+"""static_endpoints: valid URLs, the messages for others, and the endpoints in the table."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_url_that_is_an_address_is_read(url: str, address: Address) -> None:
         ("http:///path", "does not begin with http:// or https:// and a host"),
         ("http://:80", "has no valid host"),
         ("http://host:0", "has port 0; write one from 1 to 65535"),
-        ("http://host:65536", "is no URL; write one like"),
-        ("http://host:http", "is no URL"),
-        ("http://host:+80", "is no URL"),
-        ("http://host:8_0", "is no URL"),
-        ("http://host:٨٠", "is no URL"),
-        ("http://[::1", "is no URL"),
+        ("http://host:65536", "is not a URL; write one like"),
+        ("http://host:http", "is not a URL"),
+        ("http://host:+80", "is not a URL"),
+        ("http://host:8_0", "is not a URL"),
+        ("http://host:٨٠", "is not a URL"),
+        ("http://[::1", "is not a URL"),
         ("http://[::1]x", ""),
-        ("http://::1", "is no URL"),
-        ("http://[127.0.0.1]", "is no URL"),
+        ("http://::1", "is not a URL"),
+        ("http://[127.0.0.1]", "is not a URL"),
         ("http://[fe80::1%25eth0]", "has no valid host"),
         ("http://[v1.x]", "has no valid host"),
         ("http://256.1.1.1", "has no valid host"),
@@ -72,11 +72,11 @@ def test_url_that_is_an_address_is_read(url: str, address: Address) -> None:
         ("http://hö.example", "has no valid host; write an ASCII name"),
         (f"http://{'a' * 64}", "has no valid host"),
         (f"http://{'.'.join(['abcdefghi'] * 26)}", "has no valid host"),
-        ("http://user@host", "carries a user name; leave out what is before the @"),
-        ("http://user:pw@host", "carries a user name"),
-        ("http://host?", "carries a query or fragment"),
-        ("http://host/a?b=c", "carries a query or fragment; end it with the path"),
-        ("http://host#", "carries a query or fragment"),
+        ("http://user@host", "contains a user name; remove the part before the @"),
+        ("http://user:pw@host", "contains a user name"),
+        ("http://host?", "contains a query or fragment"),
+        ("http://host/a?b=c", "contains a query or fragment; end it with the path"),
+        ("http://host#", "contains a query or fragment"),
         ("http://host/ü", "has a path with characters or dot segments that cannot be sent"),
         ("http://host/%2", "has a path with characters or dot segments"),
         ("http://host/a|b", "has a path with characters or dot segments"),
@@ -107,7 +107,7 @@ def test_every_problem_is_found_at_once() -> None:
 def test_address_that_stands_twice_is_a_problem() -> None:
     (problem,) = rgate_check_config(config("http://host", "http://other", "HTTP://Host:80/"))
     assert problem.path == ("backends", 1, "endpoints", 2)
-    assert problem.message == "HTTP://Host:80/ is endpoints[0] already; leave one out"
+    assert problem.message == "HTTP://Host:80/ is endpoints[0] already; remove one of them"
 
 
 def test_addresses_become_endpoints_of_their_backend() -> None:

@@ -1,22 +1,23 @@
-"""health: an endpoint that keeps failing gets no requests until it is well again.
+"""health: an endpoint that keeps failing gets no requests until it has recovered.
 
     backends:
       - name: orders
         match_labels: [app_name=orders]
         health:
-          consecutive_faults: 5        # default; and half of 20 or more requests within ten seconds
+          consecutive_faults: 5        # default; also when half of 20 or more requests within ten seconds fail
           path: /health                # default: no checks
-          slow_start_seconds: 20       # default: a fresh endpoint gets its whole share at once
+          slow_start_seconds: 20       # default: a new endpoint gets its whole share at once
 
-Passive: faults are counted where they happen, so a good request is not even looked at while nothing has failed of late. An
-endpoint with too many is ejected for a moment (circuit breaking is that, and nothing else). Then it is connected to, or asked
-for `path` where there is one, and only if that works a request is risked: one at a time, such as can be sent again elsewhere
-before others, until one is answered. Each ejection in a row lasts longer.
+Passive: faults are counted where they happen; responses are not counted while nothing has failed recently. An endpoint with too
+many faults is ejected for some seconds, longer for each ejection in a row; this is what others call circuit breaking. When the
+ejection is over, rgate probes the endpoint: it connects to it, or sends GET `path` if there is one. If that succeeds, the
+endpoint is half-open: requests are let through one at a time, at first only those that can be repeated elsewhere, until one is
+answered.
 
-Active: with a `path` every endpoint is asked for it again and again, by a few threads, on connections of their own.
+Active: an endpoint with a `path` is checked by GET at an interval, by a few threads on connections of their own.
 
-When all endpoints are bad they are tried all the same (`all_bad: try_anyway`), or the answer is 503 (`fail`).
-Every worker process looks for itself.
+If all endpoints are bad, they are tried anyway (`all_bad: try_anyway`), or the answer is 503 (`fail`). Every worker process
+watches endpoints by itself.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from functools import partial
 
 from rgate import Config, ConfigProblem, ConfigSection, Gateway, hookimpl
 
-from .monitor import Health
+from .monitor import HealthMonitor
 from .options import HealthOptions
 
-__all__ = ["Health"]
+__all__ = ["HealthMonitor"]
 
 
 @hookimpl
@@ -40,7 +41,7 @@ def rgate_config_sections() -> ConfigSection:
 
 @hookimpl
 def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
-    """Times that do not go together, and options of checks where there are none."""
+    """Contradictory times, and options of checks without a `path`."""
     for path, health in _sections(config):
         if health.max_eject_seconds < health.eject_seconds:
             message = f"less than eject_seconds, which is {health.eject_seconds:g}"
@@ -62,6 +63,6 @@ def _sections(config: Config) -> Iterator[tuple[tuple[str | int, ...], HealthOpt
 
 @hookimpl
 def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
-    health = gateway.resource("health", None, Health)
-    gateway.table.on_snapshot(partial(health.look_at, gateway))
+    health = gateway.resource("health", None, HealthMonitor)
+    gateway.table.on_snapshot(partial(health.on_snapshot, gateway))
     return health

@@ -1,4 +1,4 @@
-"""Jobs at their time, done by a few threads."""
+"""Scheduler: runs jobs at given times, in a few threads."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Final
 
 __all__ = ["Scheduler"]
 
-MOST_THREADS: Final = 8
-PATIENCE_SECONDS: Final = 1.0
+MAX_THREADS: Final = 8
+STOP_SECONDS: Final = 1.0
 
 _log = logging.getLogger("rgate.plugins.health")
 
 
 class Scheduler:
-    """Does jobs when they are due. A thread comes when the first job does, and more, up to eight, while jobs wait for one.
+    """Runs jobs when they are due. The first job starts a thread; more are started, eight at most, while jobs wait for one.
 
-    Jobs may block, each for seconds; what one raises is logged. From any thread.
+    Jobs may block for seconds; exceptions that they raise are logged. Every method may be called from any thread. The condition
+    `_changed` protects all other fields.
     """
 
     def __init__(self) -> None:
@@ -33,31 +34,31 @@ class Scheduler:
         self._running = False
 
     def start(self) -> None:
-        """Begin with what is due; without this jobs are only taken down."""
+        """Start running jobs; before this, they are only queued."""
         with self._changed:
             self._running = True
-            self._staff()
+            self._ensure_thread()
 
-    def after(self, seconds: float, job: Callable[[], object]) -> None:
-        """Have `job()` called in so many seconds."""
+    def call_later(self, seconds: float, job: Callable[[], object]) -> None:
+        """Call `job()` in so many seconds."""
         with self._changed:
             heapq.heappush(self._jobs, (monotonic() + seconds, next(self._numbers), job))
-            self._staff()
+            self._ensure_thread()
             self._changed.notify()
 
     def stop(self) -> None:
-        """Do no more. A job that is under way is waited for one second."""
+        """Drop all jobs, and wait up to one second for those that are running."""
         with self._changed:
             self._running = False
             self._jobs.clear()
             threads, self._threads = self._threads, []
             self._changed.notify_all()
-        deadline = monotonic() + PATIENCE_SECONDS
+        deadline = monotonic() + STOP_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))
 
-    def _staff(self) -> None:
-        if self._running and self._jobs and not self._idle and len(self._threads) < MOST_THREADS:
+    def _ensure_thread(self) -> None:
+        if self._running and self._jobs and not self._idle and len(self._threads) < MAX_THREADS:
             name = f"rgate-health-{len(self._threads) + 1}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             self._threads.append(thread)
@@ -74,7 +75,7 @@ class Scheduler:
                     return
                 _, _, job = heapq.heappop(self._jobs)
                 self._idle -= 1
-                self._staff()
+                self._ensure_thread()
             try:
                 job()
             except Exception as error:

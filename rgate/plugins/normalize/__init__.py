@@ -1,30 +1,30 @@
-"""normalize: has the last word on every response.
+"""normalize: cleans the headers of every response, and optionally puts text and JSON bodies into an envelope.
 
     plugins:
       normalize:
         format: envelope           # default: passthrough
-        max_body_bytes: 1048576    # larger bodies pass through as they are; default 1 MiB
+        max_body_bytes: 1048576    # default, 1 MiB; larger bodies pass through unchanged
 
-A route may say otherwise (`plugins: {normalize: {format: passthrough}}`, or `normalize: false` for not at all).
+A route can have options of its own (`plugins: {normalize: {format: passthrough}}`), or `normalize: false` for no normalization.
 
-Headers, in both formats: the hop-by-hop ones (RFC 9110 §7.6.1) are taken out, should a plugin have put one in, and a
-field that can only have one value is sent once (the last one counts, which is what browsers do). Nothing is added.
+Headers, in both formats: hop-by-hop headers (RFC 9110 §7.6.1) that a plugin added are removed, and a field that can have only one
+value is sent once (the last one, which is the one that browsers use). Nothing is added.
 
-`envelope` gives JSON and text answers the shape that the gateway's own answers have, `{"status_code": 200, "body": …}`:
-a JSON body as the value that it is, byte for byte, so that no number and no order of keys changes; text, and JSON that
-is none (RFC 8259: NaN, another encoding than UTF-8) or is too dear to check (nested some 1,000 levels deep, over 50,000 brackets
-or 500,000 commas), as a string. What the client gets is always valid JSON in UTF-8. Text is read by its charset if that
-is one of those in charset.py, else as UTF-8, else as Latin-1. As they are stay
+`envelope` gives JSON and text responses the form of the gateway's own responses, `{"status_code": 200, "body": …}`. A JSON body
+becomes the value itself, byte for byte, so that no number and no order of keys changes. A string is made of text; of JSON that
+is not valid (RFC 8259: NaN, an encoding other than UTF-8); and of JSON that is too expensive to check (nested some 1,000 levels
+deep, over 50,000 brackets or 500,000 commas). The client always gets valid JSON in UTF-8. Text is decoded by its charset if that
+is one of those in charset.py, else as UTF-8, else as Latin-1. These responses are not changed:
 
-- the gateway's own answers, `default_response` too;
-- other media types, event streams and JSON that comes in lines (NDJSON);
-- 1xx, 204, 205, 206 and 304; whatever has a Content-Encoding; attachments; `Cache-Control: no-transform` (RFC 9110
-  §7.7); `X-Accel-Buffering: no`, by which backends mark a stream;
-- bodies over `max_body_bytes`. One of unknown length is collected up to there; then all of it goes on as it comes.
+- the gateway's own, `default_response` included;
+- other media types, event streams and JSON in lines (NDJSON);
+- 1xx, 204, 205, 206 and 304; responses with a Content-Encoding; attachments; `Cache-Control: no-transform` (RFC 9110 §7.7);
+  `X-Accel-Buffering: no`, by which backends mark a stream;
+- bodies over `max_body_bytes`. A body of unknown length is collected up to that size; if it is longer, it is passed on as it is.
 
-With the body go the headers that describe it: Content-Type and Content-Length are written anew, a strong ETag becomes
-weak (RFC 9110 §8.8.1), Accept-Ranges and digests are dropped. An answer to HEAD has the headers that GET would get, but
-no Content-Length, which nobody can know without the body (§8.6).
+The headers that describe the body change with it: Content-Type and Content-Length are written again, a strong ETag becomes weak
+(RFC 9110 §8.8.1), Accept-Ranges and digests are removed. A response to HEAD has the headers that GET would get, except for
+Content-Length, which cannot be known without the body (§8.6).
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ __all__ = ["NormalizeOptions", "enveloped"]
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"})
 _SINGLE = frozenset({"age", "content-length", "content-location", "content-range", "content-type", "date", "etag", "expires",
                      "last-modified", "location", "retry-after", "server"})  # fmt: skip
-_OF_THE_OLD_BODY = frozenset({"accept-ranges", "content-digest", "content-length", "content-md5", "content-type", "digest",
+_BODY_HEADERS = frozenset({"accept-ranges", "content-digest", "content-length", "content-md5", "content-type", "digest",
                               "repr-digest"})  # fmt: skip
-_BODILESS = frozenset({"204", "205", "206", "304"})  # 206 has one, but a part of something else
+_BODILESS = frozenset({"204", "205", "206", "304"})  # 206 has a body, but only a part of one
 _STREAMS = frozenset({"text/event-stream", "application/stream+json"})
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _JSON_SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
-# The parser runs in one call of C, beside which no other thread does. Making the values takes the time: a MiB of "[]," 160 ms,
-# one of "1," 43 ms, one of ordinary objects 30 ms. Within these bounds it is some 60 ms at most.
+# The parser is one call of C code, during which no other thread runs. Most time is spent on creating values: a MiB of "[]," takes
+# 160 ms, one of "1," 43 ms, one of ordinary objects 30 ms. Within these limits it takes some 60 ms at most.
 MAX_CONTAINERS: Final = 50_000
 MAX_COMMAS: Final = 500_000
 
 
 class NormalizeOptions(BaseModel):
-    """`format` is what happens to bodies; `max_body_bytes` (0 to 4 MiB) bounds what `envelope` holds for one response."""
+    """`format` says what happens to bodies; `max_body_bytes` (0 to 4 MiB) limits the body that `envelope` collects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,14 +84,14 @@ def rgate_config_sections() -> ConfigSection:
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     def wrap(app: WSGIApplication, options: NormalizeOptions | None) -> WSGIApplication:
         otherwise = _limit(options or NormalizeOptions())
-        # It stands outside of `routing`, so a route's own options are looked up once the route is known.
+        # This middleware is outside of `routing`, so it looks up the options of a route when the route is known.
         limits = {r.name: _limit(r.options["normalize"]) for r in gateway.routes if "normalize" in r.options}
         if not limits and otherwise == _HEADERS_ONLY:
             return _passthrough(app)
 
         def normalize(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            answer = _Answer(environ, start_response, limits, otherwise)
-            return answer.body(app(environ, answer.start))
+            response = _Response(environ, start_response, limits, otherwise)
+            return response.body(app(environ, response.start))
 
         return normalize
 
@@ -102,14 +102,14 @@ _OFF, _HEADERS_ONLY = -2, -1
 
 
 def _limit(options: Any) -> int:
-    """The largest body to be enveloped; _HEADERS_ONLY for `passthrough`, _OFF for a route without this plugin."""
+    """The size limit for `envelope`; _HEADERS_ONLY for `passthrough`, _OFF for a route without this plugin."""
     if options is None:
         return _OFF
     return int(options.max_body_bytes) if options.format == "envelope" else _HEADERS_ONLY
 
 
 def _passthrough(app: WSGIApplication) -> WSGIApplication:
-    """The whole of the middleware when no route has envelopes: about half a microsecond per request."""
+    """The middleware if no route has envelopes: about half a microsecond per request."""
 
     def normalize(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: Headers, exc_info: OptExcInfo | None = None) -> Callable[[bytes], object]:
@@ -122,8 +122,8 @@ def _passthrough(app: WSGIApplication) -> WSGIApplication:
     return normalize
 
 
-class _Answer:
-    """One response on its way through: passed on at once, or held until its body is complete or too large."""
+class _Response:
+    """One response: passed on at once, or held until its body is complete or too large."""
 
     __slots__ = ("_blocks", "_environ", "_held", "_limit", "_limits", "_passed", "_start_response")
 
@@ -163,20 +163,20 @@ class _Answer:
         return self._start_response(status, headers, exc_info)
 
     def body(self, body: Iterable[bytes]) -> Iterable[bytes]:
-        """What goes to the client in place of `body`, which is read here, to its end or over the limit."""
+        """The body to send instead of `body`, which is read here, either to its end or until it exceeds the limit."""
         if self._passed:
             return body
         exchange = Exchange.of(self._environ)
         if exchange.suspended is not None:
-            return _Late(self, body, exchange)
+            return _SuspendedBody(self, body, exchange)
         close: Callable[[], object] = getattr(body, "close", _nothing)
-        blocks, size = self._blocks, sum(map(len, self._blocks))  # what the app has given to write()
+        blocks, size = self._blocks, sum(map(len, self._blocks))  # what the app passed to write()
         try:
             more = iter(body)
             for block in more:
                 blocks.append(block)
                 size += len(block)
-                if self._held is None or size > self._limit:  # None: it began only now, and is none of ours
+                if self._held is None or size > self._limit:  # None: the response has begun just now, and is passed on
                     break
             if self._held is None or size > self._limit:
                 if self._held is not None:
@@ -192,11 +192,11 @@ class _Answer:
         return [content]
 
 
-class _Late:
-    """A response that begins later. Until then its blocks are empty."""
+class _SuspendedBody:
+    """The body of a suspended response. Its blocks are empty until the response begins."""
 
-    def __init__(self, answer: _Answer, body: Iterable[bytes], exchange: Exchange) -> None:
-        self._answer = answer
+    def __init__(self, response: _Response, body: Iterable[bytes], exchange: Exchange) -> None:
+        self._response = response
         self._exchange = exchange
         self._first = iter(body)
         self._blocks: Iterator[bytes] | None = None
@@ -210,16 +210,16 @@ class _Late:
             block = next(self._first, b"")
             if self._exchange.suspended is not None:
                 return b""
-            self._blocks = iter(self._answer.body(_Rest(block, self._first, _nothing)))
+            self._blocks = iter(self._response.body(_Rest(block, self._first, _nothing)))
         return next(self._blocks)
 
 
 def _nothing() -> None:
-    """The close() of a body that has none."""
+    """Stands in for the close() of a body without one."""
 
 
 class _Rest:
-    """A body of which some has been read already."""
+    """A body that has been read in part."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes], close: Callable[[], object]) -> None:
         self._first = first
@@ -237,24 +237,24 @@ class _Rest:
 
 
 def clean(status: str, headers: Headers) -> Headers:
-    """The headers without hop-by-hop ones and with the last of each single-valued one; the same list if that is so already."""
+    """The headers without hop-by-hop ones, and with only the last of each single-valued one; the same list if nothing changes."""
     names = tuple(map(_name_of, headers))
     kept = _known_names.get(names, _UNKNOWN)
     if kept is _UNKNOWN:
         kept = _kept(names)
-    if kept is None or status < "2":  # 101 says what it upgrades to
+    if kept is None or status < "2":  # 101 has an Upgrade header
         return headers
     return [headers[at] for at in kept]
 
 
 _name_of = itemgetter(0)
 _UNKNOWN = (-1,)
-# Almost every response has the same few names, so this takes 0.3 µs and not 1.
+# Almost every response has the same few names; with this cache, clean() takes 0.3 µs instead of 1.
 _known_names: RepeatCache[tuple[str, ...], tuple[int, ...] | None] = RepeatCache("names of response headers", 524_288)
 
 
 def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Where the headers stand that stay; None for all of them."""
+    """The indexes of the headers to keep; None for all of them."""
     lower = [name.lower() for name in names]
     last = {name: at for at, name in enumerate(lower)}
     kept = tuple(at for at, name in enumerate(lower) if name not in _HOP_BY_HOP and (name not in _SINGLE or last[name] == at))
@@ -265,14 +265,14 @@ def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 
 class _Text(NamedTuple):
-    """What is known of a body that is to be enveloped, before it is there. `charset` is the name of a codec."""
+    """The type of a body to put into an envelope. `charset` is the name of a codec."""
 
     is_json: bool
     charset: str
 
 
 def _text(headers: Headers, limit: int) -> _Text | None:
-    """None for a response that passes through."""
+    """The type of the body; None for a response that passes through."""
     content_type = ""
     for name, value in headers:
         match name.lower():
@@ -297,7 +297,7 @@ def _text(headers: Headers, limit: int) -> _Text | None:
     return text
 
 
-# There are few of them, and many responses.
+# There are few content types, and many responses.
 _UNKNOWN_TYPE = _Text(False, "")
 _known_types: RepeatCache[str, _Text | None] = RepeatCache("content types", 131_072)
 
@@ -310,7 +310,7 @@ def _text_of(content_type: str) -> _Text | None:
 
 
 def enveloped(status_code: str, body: bytes, text: _Text) -> bytes:
-    """`body` in the envelope: the JSON value that it is, spliced in as it is, or else a string."""
+    """The envelope around `body`: valid JSON is inserted byte for byte, anything else as a string."""
     value = (_json(body) if text.is_json else None) or json.dumps(_decoded(body, text.charset), ensure_ascii=False).encode(
         "utf-8", "replace"
     )
@@ -318,7 +318,7 @@ def enveloped(status_code: str, body: bytes, text: _Text) -> bytes:
 
 
 def _json(body: bytes) -> bytes | None:
-    """The JSON value in `body`; None when there is none (RFC 8259), or when reading it is too much work."""
+    """The JSON value in `body`; None if it is not valid (RFC 8259), or too expensive to check."""
     value = body.removeprefix(_BOM).strip(_JSON_SPACE)
     if len(value) > MAX_CONTAINERS and (value.count(b"[") + value.count(b"{") > MAX_CONTAINERS or value.count(b",") > MAX_COMMAS):
         return None
@@ -333,12 +333,12 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Numbers are only measured: converting them is slow, and int() refuses valid ones of more than 4,300 digits.
+# Numbers are not converted: that is slow, and int() refuses valid ones of more than 4,300 digits.
 _decoder = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse)
 
 
 def _decoded(body: bytes, charset: str) -> str:
-    """The text of `body`, by its charset if that is a known one, else UTF-8, else Latin-1, which takes every byte."""
+    """The text of `body`: by its charset if that is known, else as UTF-8, else as Latin-1, which accepts every byte."""
     body = body.removeprefix(_BOM)
     for encoding in (charset, "utf-8"):
         try:
@@ -349,13 +349,13 @@ def _decoded(body: bytes, charset: str) -> str:
 
 
 def _described(headers: Headers, length_bytes: int | None) -> Headers:
-    """The headers of the enveloped response; without Content-Length when its length is not known."""
+    """The headers of the response with the envelope; without Content-Length if `length_bytes` is None."""
     described = []
     for pair in headers:
         name = pair[0].lower()
         if name == "etag" and not pair[1].startswith("W/"):
             described.append((pair[0], f"W/{pair[1]}"))
-        elif name not in _OF_THE_OLD_BODY:
+        elif name not in _BODY_HEADERS:
             described.append(pair)
     described.append(("Content-Type", "application/json"))
     if length_bytes is not None:

@@ -1,8 +1,9 @@
-"""Which charsets of text are decoded.
+"""The charsets of text that `normalize` decodes.
 
-Python has more codecs than charsets: punycode takes time that is the square of the length, others compress, or read
-escapes. A backend names the charset, or whoever has put a file there. So only those below are decoded, each of which takes
-linear time (a MiB of the worst input at most some 20 ms), and Python is asked about no other name: it would remember each.
+Python has more codecs than there are charsets: punycode takes time quadratic in the length, others decompress, or interpret
+escapes. The charset is chosen by the backend, or by the author of a file that it serves. So only the codecs below are used. Each
+takes linear time (some 20 ms for a MiB of the worst input), and Python is never asked for any other name, because it caches every
+name.
 """
 
 from __future__ import annotations
@@ -35,6 +36,6 @@ _BY_NAME: Final = dict(_names())
 
 
 def codec(charset: str) -> str:
-    """Python's name of a charset; "utf-8" for one that is unknown."""
+    """Python's codec name for a charset; "utf-8" for an unknown one."""
     name = normalize_encoding(charset[:40]).lower()
     return _BY_NAME.get(name) or _BY_NAME.get(name.removeprefix("x_")) or "utf-8"

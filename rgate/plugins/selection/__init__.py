@@ -1,4 +1,4 @@
-"""selection: chooses one endpoint for a request, by the policy of its backend.
+"""selection: chooses the endpoint of a request, by the policy of its backend.
 
     backends:
       - name: orders
@@ -12,19 +12,19 @@
         match_labels: [app_name=shop]
         sticky: {cookie: shop_endpoint}
 
-    random_of_two    two random candidates, of these the one with fewer requests in flight. Within a small constant of
-                     "always the least busy", without looking at all of them and without every gateway running to the
-                     same one (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
-    least_in_flight  the one with the fewest requests in flight
+    random_of_two    of two random candidates, the one with fewer requests in flight. Its maximum load is within a small constant
+                     of that of least_in_flight, without comparing all candidates, and several gateways do not all choose the
+                     same endpoint (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
+    least_in_flight  the candidate with the fewest requests in flight
     random           any candidate, busy or not
     round_robin      one after the other, in the order of their ids
-    hash             always the same for the same client, header or cookie
+    hash             always the same candidate for the same client, header or cookie
 
-Endpoints may have weights. Whether those of a backend differ is found out when discovery or health has news, not per request;
-while they do not, there is nothing to weigh. An endpoint of weight 0 gets what sticks to it and nothing else. One that is
-fresh or on trial has less than its weight for a while (see the plugin `health`).
+Endpoints may have weights. Whether the weights of a backend's endpoints differ is determined when discovery or health changes,
+not per request; as long as they do not, weights cost nothing. An endpoint of weight 0 gets only requests with its sticky cookie.
+An endpoint in slow start, or half-open, has less than its weight for a while (see the plugin `health`).
 
-The middleware stands innermost, so that a retry outside of it chooses anew among the candidates that are left.
+The middleware is inside of `retry`, so that each attempt chooses again among the remaining candidates.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def _sections(config: Config) -> Iterator[tuple[tuple[str | int, ...], Selection
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     selection = Selection(gateway)
-    gateway.table.on_snapshot(selection.look_at)
+    gateway.table.on_snapshot(selection.on_snapshot)
     return Middleware("selection", selection.wrap, modifies_request=False, essential=True)
 
 
 class Selection:
-    """How endpoints are chosen, for all routes of a gateway."""
+    """Chooses endpoints for all routes of a gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         options: dict[str, SelectionOptions] = {
@@ -112,8 +112,8 @@ class Selection:
         }
         policies = {backend: gateway.policies[own.policy] for backend, own in options.items()}
         self._picks = {name: policy.pick for name, policy in policies.items()}
-        self._weighing = {name: getattr(policy, "pick_weighted", None) for name, policy in policies.items()}
-        self._uneven: set[str] = set()
+        self._weighted_picks = {name: getattr(policy, "pick_weighted", None) for name, policy in policies.items()}
+        self._weighted_backends: set[str] = set()
         self._keys: dict[str, Callable[[WSGIEnvironment], str]] = {}
         self._cookies: dict[str, StickyCookie] = {}
         for backend, own in options.items():
@@ -123,20 +123,20 @@ class Selection:
                 make = partial(StickyCookie, backend, sticky.cookie, sticky.secret, sticky.max_age_seconds)
                 self._cookies[backend] = gateway.resource(f"selection {backend}", sticky, make)
 
-    def look_at(self, snapshot: Snapshot) -> None:
-        """Find the backends whose endpoints are not alike, so that requests need not."""
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """Find the backends whose endpoints differ in weight or have one on trial. Called under the table's lock."""
         for backend, endpoints in snapshot.endpoints.items():
             weight = endpoints[0].weight if endpoints else 1
             if weight and all(
                 e.weight == weight and e.state.weight_factor == 1 and e.state.try_acquire_trial is None for e in endpoints
             ):
-                self._uneven.discard(backend)
+                self._weighted_backends.discard(backend)
             else:
-                self._uneven.add(backend)
+                self._weighted_backends.add(backend)
 
     def wrap(self, app: WSGIApplication, options: Any) -> WSGIApplication:
-        """`app` with exchange.endpoint set."""
-        picks, uneven, exchange_of = self._picks, self._uneven, Exchange.of
+        """A WSGI app that sets exchange.endpoint and calls `app`."""
+        picks, weighted, exchange_of = self._picks, self._weighted_backends, Exchange.of
 
         def select(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             exchange = exchange_of(environ)
@@ -144,8 +144,8 @@ class Selection:
             if not candidates:
                 raise NoEndpoint("no candidate is left")
             first = candidates[0]
-            if uneven and first.backend in uneven:
-                exchange.endpoint = self._weighed(candidates, exchange, environ)
+            if weighted and first.backend in weighted:
+                exchange.endpoint = self._pick_weighted(candidates, exchange, environ)
             else:
                 exchange.endpoint = first if len(candidates) == 1 else picks[first.backend](candidates, exchange)
             return app(environ, start_response)
@@ -163,23 +163,23 @@ class Selection:
             sticky = cookies.get(backend)
             if sticky is None:
                 return select(environ, start_response)
-            endpoint = sticky.kept(environ, candidates)
+            endpoint = sticky.lookup(environ, candidates)
             if endpoint is not None and (endpoint.state.try_acquire_trial is None or endpoint.state.try_acquire_trial(environ)):
                 exchange.endpoint = endpoint
                 return app(environ, start_response)
-            endpoint = exchange.endpoint = self._chosen(candidates, exchange, environ)
-            return app(environ, sticky.setting(endpoint, environ, start_response))
+            endpoint = exchange.endpoint = self._pick(candidates, exchange, environ)
+            return app(environ, sticky.with_cookie(endpoint, environ, start_response))
 
         return select_for_client
 
-    def _chosen(self, candidates: Sequence[Endpoint], exchange: Exchange, environ: WSGIEnvironment) -> Endpoint:
+    def _pick(self, candidates: Sequence[Endpoint], exchange: Exchange, environ: WSGIEnvironment) -> Endpoint:
         backend = candidates[0].backend
-        if backend in self._uneven:
-            return self._weighed(candidates, exchange, environ)
+        if backend in self._weighted_backends:
+            return self._pick_weighted(candidates, exchange, environ)
         return candidates[0] if len(candidates) == 1 else self._picks[backend](candidates, exchange)
 
-    def _weighed(self, candidates: Sequence[Endpoint], exchange: Exchange, environ: WSGIEnvironment) -> Endpoint:
-        """One of endpoints that are not alike: the one whose trial this request is, or one by weight."""
+    def _pick_weighted(self, candidates: Sequence[Endpoint], exchange: Exchange, environ: WSGIEnvironment) -> Endpoint:
+        """Pick one of candidates that differ: the half-open one whose trial this request may be, or one by weight."""
         some: list[Endpoint] = []
         weights: list[float] = []
         for endpoint in candidates:
@@ -193,7 +193,7 @@ class Selection:
         if not some:
             raise NoEndpoint("every endpoint has weight 0 or is on trial")
         backend = some[0].backend
-        pick = self._weighing[backend]
+        pick = self._weighted_picks[backend]
         if len(some) == 1:
             return some[0]
         return self._picks[backend](some, exchange) if pick is None else pick(some, weights, exchange)

@@ -1,4 +1,4 @@
-"""What holds a client to an endpoint: the key that `hash` goes by, and the cookie of a sticky backend."""
+"""Affinity of a client to an endpoint: the key of the policy `hash`, and the cookie of a sticky backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["StickyCookie", "cookie", "key_of"]
 
 
 def key_of(hash_by: str) -> Callable[[WSGIEnvironment], str]:
-    """What a request is hashed by: a function of its environ. Without the header or cookie it is the client's address."""
+    """A function that returns the hash key of an environ. Without the header or cookie, that is the client's address."""
     kind, _, name = hash_by.partition(":")
     if kind == "cookie":
         return lambda environ: cookie(environ, name) or environ.get("REMOTE_ADDR", "")
@@ -30,7 +30,7 @@ def key_of(hash_by: str) -> Callable[[WSGIEnvironment], str]:
 
 
 def cookie(environ: WSGIEnvironment, name: str) -> str:
-    """The value of the first cookie of this name; empty when there is none."""
+    """The value of the first cookie with this name; empty if there is no such cookie."""
     for pair in environ.get("HTTP_COOKIE", "").split(";"):
         found, equals, value = pair.strip().partition("=")
         if equals and found == name:
@@ -39,7 +39,7 @@ def cookie(environ: WSGIEnvironment, name: str) -> str:
 
 
 class StickyCookie:
-    """The cookie of one backend. Its value stands for an endpoint's id and, for want of the secret, says nothing about it."""
+    """The cookie of one backend. Its value is a keyed hash of an endpoint's id, so it reveals nothing about the endpoint."""
 
     MAX_REMEMBERED = 10_000
 
@@ -50,13 +50,13 @@ class StickyCookie:
         self._attributes = "; Path=/; HttpOnly; SameSite=Lax" + (f"; Max-Age={max_age_seconds}" if max_age_seconds else "")
         self._values: dict[str, str] = {}
 
-    def kept(self, environ: WSGIEnvironment, candidates: Sequence[Endpoint]) -> Endpoint | None:
-        """The candidate that the request's cookie stands for, if it has one and there is one."""
+    def lookup(self, environ: WSGIEnvironment, candidates: Sequence[Endpoint]) -> Endpoint | None:
+        """The candidate that the request's cookie names; None without such a cookie or candidate."""
         value = cookie(environ, self._name)
         return next((endpoint for endpoint in candidates if self._value(endpoint.id) == value), None) if value else None
 
-    def setting(self, endpoint: Endpoint, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
-        """A start_response that has the client keep to `endpoint`."""
+    def with_cookie(self, endpoint: Endpoint, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """A start_response that adds the cookie for `endpoint`."""
         secure = "; Secure" if environ["wsgi.url_scheme"] == "https" else ""
         header = ("Set-Cookie", f"{self._name}={self._value(endpoint.id)}{self._attributes}{secure}")
         return partial(_start_with, header, start_response)

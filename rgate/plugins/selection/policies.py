@@ -1,4 +1,4 @@
-"""The policies: each picks one of several candidates that are alike, or, by their weights, of several that are not."""
+"""The balancing policies. `pick` chooses one of several candidates of equal weight, `pick_weighted` one of unequal ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rgate import Endpoint, Exchange
 
 __all__ = ["ConsistentHash", "LeastRequests", "PowerOfTwoChoices", "Random", "RoundRobin"]
 
-GOLDEN: Final = 0.6180339887498949  # the steps of this length fill a circle as evenly as any can
+GOLDEN: Final = 0.6180339887498949  # steps of this length fill a circle as evenly as possible
 MASK: Final = (1 << 64) - 1
 
 
 class PowerOfTwoChoices:
-    """Of two different random candidates the one with fewer requests in flight in this process.
+    """Of two different random candidates, the one with fewer requests in flight in this process.
 
-    By weight: each is as likely among the two as its weight says, and requests in flight count by weight too.
+    Weighted: candidates are drawn in proportion to their weights, and requests in flight are divided by the weight.
     """
 
     name = "random_of_two"
@@ -31,7 +31,7 @@ class PowerOfTwoChoices:
             return candidates[0]
         first = int(random() * count)
         second = int(random() * (count - 1))
-        if second >= first:  # so that every other one is equally likely
+        if second >= first:  # so that all other candidates are equally likely
             second += 1
         one, other = candidates[first], candidates[second]
         return one if len(one.state.active_exchanges) <= len(other.state.active_exchanges) else other
@@ -48,7 +48,7 @@ class PowerOfTwoChoices:
 
 
 class Random:
-    """Any candidate, each as likely as its weight says."""
+    """A random candidate, drawn in proportion to its weight."""
 
     name = "random"
 
@@ -60,10 +60,10 @@ class Random:
 
 
 class RoundRobin:
-    """One candidate after the other; each backend has its own turn, shared by all threads of the process.
+    """One candidate after the other; each backend has a counter, shared by all threads of the process.
 
-    By weight: the turns go around a circle in steps of the golden section, on which every candidate has as much room as its
-    weight. So its turns come about evenly, and nothing has to be remembered but how many there have been.
+    Weighted: each turn advances on a circle by the golden ratio; every candidate has a section of the circle in proportion to its
+    weight. So its turns are spread evenly, and nothing but the number of turns has to be stored.
     """
 
     name = "round_robin"
@@ -80,14 +80,16 @@ class RoundRobin:
     def _turn(self, backend: str) -> int:
         turns = self._turns.get(backend)
         if turns is None:
-            turns = self._turns.setdefault(backend, itertools.count())  # atomic: two threads get the same one
+            turns = self._turns.setdefault(
+                backend, itertools.count()
+            )  # setdefault is atomic under the interpreter's lock: two threads get the same counter
         return next(turns)
 
 
 class LeastRequests:
-    """The candidate with the fewest requests in flight in this process; of several such ones any.
+    """The candidate with the fewest requests in flight in this process; if there are several, a random one of them.
 
-    By weight: requests in flight count by weight, and of several such ones each is as likely as its weight says.
+    Weighted: requests in flight are divided by the weight, and of several candidates one is drawn in proportion to its weight.
     """
 
     name = "least_in_flight"
@@ -105,8 +107,10 @@ class LeastRequests:
 
 
 class ConsistentHash:
-    """For one `exchange.affinity_key` always the same candidate (rendezvous hashing): when one comes or goes, only what it gets
-    or had moves, in this process and in every other. By weight: each has as large a part of all as its weight says.
+    """Always the same candidate for the same `exchange.affinity_key` (rendezvous hashing), in this process and in every other.
+
+    When a candidate is added or removed, only the keys that it gets or had move. Weighted: each candidate has a share of all keys
+    in proportion to its weight.
     """
 
     name = "hash"
@@ -122,7 +126,7 @@ class ConsistentHash:
 
     def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
         key = _hashed(exchange.affinity_key)
-        # As if each stood in the contest as often as its weight says; with equal weights the outcome is that of pick().
+        # As if each candidate took part as often as its weight says; with equal weights the result is that of pick().
         scores = [
             -log((_mixed(key ^ self._seed(endpoint.id)) + 1) / (MASK + 2)) / weight
             for endpoint, weight in zip(candidates, weights, strict=True)
@@ -139,7 +143,7 @@ class ConsistentHash:
 
 
 def _at(weights: Sequence[float], place: float) -> int:
-    """Which of the weights, laid one after the other, has this place in it: 0 is where they begin, 1 where they end."""
+    """The index of the weight that contains `place`, if all weights are laid out in sequence from 0 to 1."""
     left = sum(weights) * place
     last = 0
     for index, weight in enumerate(weights):
@@ -156,7 +160,7 @@ def _hashed(text: str) -> int:
 
 
 def _mixed(number: int) -> int:
-    """64 bits of which each depends on every bit of `number` (the end of SplitMix64)."""
+    """64 bits, each of which depends on every bit of `number` (the finalizer of SplitMix64)."""
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & MASK
     number = (number ^ number >> 27) * 0x94D049BB133111EB & MASK
     return number ^ number >> 31

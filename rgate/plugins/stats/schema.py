@@ -48,6 +48,8 @@ def _add_kind(connection: sa.Connection) -> None:
     old table before the next is copied, so that a file near its size limit does not need twice the space. The number of
     attempts beyond the first stood in `sum_us` under status -3.
     """
+    if connection.dialect.name == "postgresql":  # else a second process could migrate the new table; SQLite has BEGIN IMMEDIATE
+        connection.exec_driver_sql(f"LOCK TABLE {TRAFFIC.name} IN ACCESS EXCLUSIVE MODE")
     if "kind" in {column["name"] for column in sa.inspect(connection).get_columns(TRAFFIC.name)}:
         return
     connection.exec_driver_sql(f"ALTER TABLE {TRAFFIC.name} RENAME TO {_OLD}")

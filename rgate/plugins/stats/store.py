@@ -368,7 +368,7 @@ def _rolled_up_to(connection: sa.Connection) -> int:
 
 
 def _drop_oldest(connection: sa.Connection, resolution: Resolution, *, before: int) -> _Span | None:
-    """Drop the oldest span of a resolution that starts before `before`, and return it; None if there is none."""
+    """Drop the oldest span of a resolution that starts before `before`, and return it; None without one."""
     of_resolution = _t.span_minutes == resolution.span_minutes
     start = connection.execute(sa.select(sa.func.min(_t.start_minute)).where(of_resolution)).scalar()
     if start is None or start >= before:

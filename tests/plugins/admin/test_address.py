@@ -56,7 +56,7 @@ class Local:
 
 
 def test_other_local_routes_are_answered_at_the_address_too() -> None:
-    """Also those that are closed on the port of the gateway: this is where they belong."""
+    """Also those that are not served on the port of the gateway."""
     with running_gateway(config(), {}, {"local": Local()}) as gateway:
         assert (asked(gateway, "/numbers").body, asked(gateway, "/closed").body) == (b"42", b"43")
         assert client(gateway).get("/numbers").data == b"42"
@@ -74,7 +74,7 @@ def test_address_answers_whoever_reaches_it_himself_unless_allow_says_otherwise(
     ("host", "status"), [("127.0.0.1:9901", 200), ("localhost", 200), ("attacker.example", 404), ("192.0.2.1", 404)]
 )
 def test_address_answers_nobody_who_asks_for_another_host(host: str, status: int) -> None:
-    """A web page may have its own name lead here (DNS rebinding)."""
+    """The name of a web page may resolve to this address (DNS rebinding)."""
     with running_gateway(config(), {}, {"local": Local()}) as gateway:
         for path in ("/-/config", "/-/live", "/numbers"):
             with RawClient(f"http://{gateway.options('admin').address}", host=host) as raw:
@@ -89,7 +89,7 @@ def test_address_answers_no_web_page(header: str) -> None:
 
 
 def test_probes_stay_on_the_port_of_the_gateway_for_every_client() -> None:
-    """Load balancers and container engines ask there."""
+    """Load balancers and container engines use them there."""
     with running_gateway(config()) as gateway:
         for path in ("/-/live", "/-/ready"):
             for address in ("127.0.0.1", "192.0.2.7"):

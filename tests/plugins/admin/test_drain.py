@@ -114,7 +114,7 @@ def test_drain_from_elsewhere_is_nothing(gateway: Gateway) -> None:
 
 
 class Worker:
-    """A worker process, as its siblings see it."""
+    """A worker process, as the other worker processes see it."""
 
     def __init__(self, gateway: Gateway, others: list[Worker]) -> None:
         self.gateway = gateway

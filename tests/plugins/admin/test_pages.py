@@ -1,4 +1,4 @@
-"""admin: what is shown under /-/, and to whom."""
+"""admin: the pages under /-/, and the clients that get them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_page_asked_for_by_another_method_says_which_are_allowed(local: Client, 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -> None:
-    """Not told from a path that was never there."""
+    """Exactly as for a path that does not exist."""
     there, nowhere = asked(gateway, path, "192.0.2.7"), asked(gateway, "/nowhere", "192.0.2.7")
     assert_error(there, 404, "no_route")
     assert set(there.headers.keys()) == set(nowhere.headers.keys())
@@ -137,7 +137,7 @@ def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, l
 
 
 def replaced(gateway: Gateway, **state: Any) -> None:
-    """Have the one source of a gateway be in another state."""
+    """Put the only source of a gateway into another state."""
     snapshot = gateway.table.snapshot
     sources = {name: replace(source, **state) for name, source in snapshot.sources.items()}
     gateway.table.snapshot = replace(snapshot, sources=sources)

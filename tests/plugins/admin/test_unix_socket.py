@@ -1,4 +1,4 @@
-"""admin: pages at a unix socket, for those whom its mode lets."""
+"""admin: pages at a unix socket, for the users that its mode admits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ...support.waiting import eventually
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """In a folder with a short name: that of a socket has at most 107 bytes."""
+    """A path in a folder with a short name: the path of a socket has at most 107 bytes."""
     with TemporaryDirectory(prefix="rgate-") as folder:
         yield Path(folder) / "admin.sock"
 

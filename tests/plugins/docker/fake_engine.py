@@ -1,4 +1,4 @@
-"""A Docker engine that answers what the test wrote: good, bad, cut or never; and one that speaks TLS."""
+"""A Docker engine with scripted answers: good, bad, cut or none; and one that speaks TLS."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def hang(self) -> None:
-        """Say nothing more until the test is over."""
+        """Send nothing more until the test is over."""
         self.server.over.wait(DEADLINE_SECONDS)
 
 
@@ -100,7 +100,7 @@ def certificates(directory: Path) -> None:
 
 @contextmanager
 def tls_engine(directory: Path) -> Iterator[tuple[int, list[str]]]:
-    """An engine without containers that wants a certificate of its clients; the names that it saw in them."""
+    """An engine without containers that requires client certificates; yields the names that it found in them."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(directory / "ca.pem"))
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(directory / "server.pem")

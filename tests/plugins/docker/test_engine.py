@@ -1,4 +1,4 @@
-"""The talk with an engine over a real socket: requests and events."""
+"""Engine: requests and events over a real socket."""
 
 from __future__ import annotations
 

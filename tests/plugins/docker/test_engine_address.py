@@ -1,4 +1,4 @@
-"""Where the engine is: the config, DOCKER_HOST, the context, TLS; and what is said when it is not there."""
+"""The address of the engine: config, DOCKER_HOST, context, TLS; and the messages if there is no engine."""
 
 from __future__ import annotations
 

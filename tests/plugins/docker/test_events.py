@@ -1,4 +1,4 @@
-"""Event, signals, and rgate's own container. No I/O, but for files in a directory of the test's."""
+"""Event, signals, and rgate's own container. No I/O except files in a temporary directory."""
 
 from __future__ import annotations
 

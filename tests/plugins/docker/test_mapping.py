@@ -1,4 +1,4 @@
-"""Containers to instances, from plain records: every rule of the address is a row here. No engine, no I/O."""
+"""to_instance: each rule for the address of a container is a row of a table here. No engine, no I/O."""
 
 from __future__ import annotations
 

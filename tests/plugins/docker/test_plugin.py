@@ -1,4 +1,4 @@
-"""The plugin's hooks: what the config makes of them, without an engine."""
+"""The hooks of the plugin docker with different configs, without an engine."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rgate import Instance, RgateError
 from rgate.plugins.docker.probes import NOT_OPEN, Outcome, StartupProbes, StopProbes
 from rgate.plugins.docker.source import DockerSource
 
-from ...support.waiting import DEADLINE_SECONDS, eventually
+DEADLINE_SECONDS = 10.0
 
 
 def record(id: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class ServingOn:
 
 
 class Watch:
-    """A watch that runs, one event at a time; its clock stands until the test moves it."""
+    """A running watch that handles one event at a time; the test moves its clock."""
 
     def __init__(self, script: Script, *labels: str) -> None:
         self.now = 1_000.0
@@ -211,7 +211,7 @@ class Watch:
             stop_probes=StopProbes(1.0, clock, lambda _: ServingOn(self)),
         )
         self.stop = threading.Event()
-        self.warnings = 0
+        self.notices = 0
         self.error: Exception | None = None
         self._noticed = threading.Condition()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -226,7 +226,7 @@ class Watch:
 
     def _changed(self) -> None:
         with self._noticed:
-            self.warnings += 1
+            self.notices += 1
             self._noticed.notify_all()
 
     def outcome(self) -> Outcome:
@@ -237,33 +237,35 @@ class Watch:
         self._thread.start()
         self.expect(1)
 
-    def expect(self, warnings: int) -> None:
-        """So many warnings in all, and the watch is through with every event before."""
+    def expect(self, notices: int) -> None:
+        """Wait for so many notices in all, and until every event so far has been handled."""
         with self._noticed:
-            reached = self._noticed.wait_for(lambda: self.warnings >= warnings, DEADLINE_SECONDS)
-        assert reached, f"{self.warnings} warnings instead of {warnings}"
-        assert self.warnings == warnings
+            reached = self._noticed.wait_for(lambda: self.notices >= notices, DEADLINE_SECONDS)
+        assert reached, f"{self.notices} notices instead of {notices}"
+        assert self.notices == notices
 
-    def after(self, seconds: float, warnings: int) -> None:
-        """Let time pass; so many warnings come of it."""
-        before = self.warnings
+    def after(self, seconds: float, notices: int) -> None:
+        """Let time pass, and expect so many notices."""
+        before = self.notices
         self.now += seconds
         self.settle()
-        self.expect(before + warnings)
+        self.expect(before + notices)
 
-    def tell(self, told: dict[str, Any], warnings: int = 1) -> None:
-        """One event, which is worth so many warnings."""
-        before = self.warnings
+    def tell(self, told: dict[str, Any], notices: int = 1) -> None:
+        """Send one event, and expect so many notices."""
+        before = self.notices
         self.script.events_queue.put(told)
         self.settle()
-        self.expect(before + warnings)
+        self.expect(before + notices)
 
     def settle(self) -> None:
-        """The watch is through with everything: it has asked twice about an event that changes nothing."""
+        """Wait until everything is handled: the watch has asked twice about an event that changes nothing."""
+        pause = threading.Event()
         for _ in range(2):
             asked = len(self.script.asked)
             self.script.events_queue.put(event("kill", "b", signal="1"))
-            eventually(lambda: len(self.script.asked) > asked, "the watch goes on")  # noqa: B023
+            ticks = int(DEADLINE_SECONDS / 0.001)
+            assert any(len(self.script.asked) > asked or pause.wait(0.001) for _ in range(ticks)), "the watch does not go on"
 
     @property
     def instance(self) -> Instance:
@@ -300,14 +302,14 @@ class TestWatch:
         watch.tell(event(action))
 
     def test_event_of_a_container_we_have_nothing_to_do_with_is_none(self, watch: Watch) -> None:
-        watch.tell({"Type": "container", "Action": "start", "Actor": {"ID": "z", "Attributes": {"other": "label"}}}, warnings=0)
+        watch.tell({"Type": "container", "Action": "start", "Actor": {"ID": "z", "Attributes": {"other": "label"}}}, notices=0)
 
     def test_event_of_a_new_container_with_our_label_is_a_notice(self, watch: Watch) -> None:
         watch.tell(event("start", "new"))
 
     def test_event_of_a_network_counts_for_containers_that_are_listed(self, watch: Watch) -> None:
         watch.tell(network_event("connect", "a"))
-        watch.tell(network_event("disconnect", "z"), warnings=0)
+        watch.tell(network_event("disconnect", "z"), notices=0)
 
     def test_event_is_followed_by_four_more_looks(self, watch: Watch) -> None:
         watch.tell(event("start"))
@@ -357,7 +359,7 @@ class TestStopping:
 
     @pytest.mark.parametrize("signal", ["1", "10", "28", "SIGHUP"])
     def test_container_told_something_else_stays(self, watch: Watch, signal: str) -> None:
-        watch.tell(event("kill", signal=signal), warnings=0)
+        watch.tell(event("kill", signal=signal), notices=0)
         assert watch.reason is None
 
     def test_container_told_to_stop_by_its_own_signal_is_out(self, watch: Watch) -> None:
@@ -403,7 +405,7 @@ class TestStopping:
     def test_engine_that_fails_meanwhile_does_not_break_the_watch(self, watch: Watch) -> None:
         watch.script.error = RgateError("away")
         watch.tell(event("kill", signal="15"))
-        watch.tell(event("kill", signal="28"), warnings=0)
+        watch.tell(event("kill", signal="28"), notices=0)
         watch.script.error = None
         assert watch.reason == "stopped or stopping"
 

@@ -55,7 +55,7 @@ class TestChecks:
             x.jobs.passes(0.9)
             x.found["a"] = ConnectionRefused()
             x.jobs.passes(1.8)
-            assert x.candidates == "abc", "a success between begins anew"
+            assert x.candidates == "abc", "a success between starts the count again"
             x.jobs.passes(0.9)
             assert x.reasons == {"a": "check failed: refused"}
             x.found["a"] = 204
@@ -112,22 +112,22 @@ class TestSlowStart:
             assert x.share("c") == pytest.approx(0.5, abs=0.05)
             x.jobs.passes(6)
             assert x.share("c") == 1
-            assert x.jobs.due == [], "nothing more is to be done"
+            assert x.jobs.due == [], "no more jobs must be due"
 
     def test_endpoint_that_is_back_while_the_last_one_ends_its_slow_start_grows_too(self) -> None:
         with world("ab", slow_start_seconds=10) as x:
             x.reloads("abc", slow_start_seconds=10)
             x.jobs.passes(9.9)
-            back = threading.Thread(target=x.health._slow_down, args=(x.record("a"),))
+            back = threading.Thread(target=x.health._start_slowly, args=(x.record("a"),))
             rules = x.record("c").rules
 
             class Rules:
-                """Looked at for the last endpoint that grows: at this moment another thread finds "a" back."""
+                """Read for the last endpoint in slow start: at this moment another thread readmits "a"."""
 
                 @property
                 def slow_start_seconds(self) -> float:
                     back.start()
-                    back.join(0.05)  # it need not be through: the schedule may be locked
+                    back.join(0.05)  # it does not have to be done: the scheduler may be locked
                     x.record("c").rules = rules
                     return 10.0
 

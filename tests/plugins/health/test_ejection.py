@@ -1,4 +1,4 @@
-"""health: what ejects an endpoint, how long, and how it comes back by a trial."""
+"""health: what ejects an endpoint, for how long, and how a trial brings it back."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rgate import (
     build,
 )
 from rgate.discovery.model import EndpointState
+from rgate.plugins.health.outlier import HealthState
 from rgate.testing import running_gateway
 
 from .world import composed, world
@@ -68,7 +69,7 @@ class TestCounting:
                 x.answers("a")
             assert x.candidates == "abc"
 
-    def test_while_nothing_fails_responses_are_not_looked_at(self) -> None:
+    def test_while_nothing_fails_responses_are_not_counted(self) -> None:
         with world() as x:
             assert x["a"].state.on_response is None
             x.fails("a", ConnectionRefused())
@@ -76,7 +77,7 @@ class TestCounting:
             x.answers("a", times=3)
             x.jobs.passes(10)
             x.answers("a")
-            assert x["a"].state.on_response is None, "the window is over and the endpoint is well"
+            assert x["a"].state.on_response is None, "the window is over and the endpoint is healthy"
 
     def test_half_of_twenty_requests_eject(self) -> None:
         with world(consecutive_faults=0) as x:
@@ -185,7 +186,7 @@ class TestComingBack:
                 x.fails("a", UpstreamClosed(), exchange=x.claims("a"))
             assert waited == [1, 2, 4, 8, 10, 10]
             assert x.reasons == {"a": "ejected: its trial: closed"}
-            assert len(x.told) == 1, "a failed trial is no news"
+            assert len(x.told) == 1, "a failed trial is not news"
 
     def test_ejections_in_a_row_are_forgotten_after_a_good_time(self) -> None:
         with world() as x:
@@ -208,7 +209,7 @@ class TestComingBack:
             ended = x.claims("a")
             assert ended is not None
             ended.finish()
-            assert x.claims("a") is not None, "a request that has reached no endpoint is no trial"
+            assert x.claims("a") is not None, "a request that has reached no endpoint is not a trial"
 
     def test_trial_waits_for_requests_that_can_be_sent_again(self) -> None:
         with world() as x:
@@ -289,9 +290,9 @@ class TestComingAndGoing:
             source = x.gateway.table.watchers["static_endpoints"].source
             source._instances = source._instances[1:]  # type: ignore[attr-defined]
             x.gateway.table.refresh()
-            assert gone.key in x.health._records
+            assert gone.key in x.health._endpoints
             x.jobs.passes(1)
-            assert gone.key not in x.health._records
+            assert gone.key not in x.health._endpoints
             assert x.reasons == {}
 
     def test_reload_keeps_what_is_known_and_follows_the_new_rules(self) -> None:
@@ -316,22 +317,22 @@ class TestComingAndGoing:
             record, endpoint = x.record("a"), x["a"]
 
             class Load(EndpointState):
-                """The time of the ejection is over when `try_acquire_trial` is written for the first time."""
+                """When `try_acquire_trial` is written for the first time, the ejection ends at this very moment."""
 
                 def __setattr__(self, name: str, value: object) -> None:
-                    if name == "try_acquire_trial" and record.endpoint.state is self and record.state == "ejected":
-                        record.looked_at(None)
+                    if name == "try_acquire_trial" and record.endpoint.state is self and record.state is HealthState.EJECTED:
+                        record.on_probe(None)
                     super().__setattr__(name, value)
 
             load = Load()
-            record.follow(replace(endpoint, state=load), record.rules)
-            assert record.state == "on trial"
+            record.bind(replace(endpoint, state=load), record.rules)
+            assert record.state is HealthState.HALF_OPEN
             assert load.try_acquire_trial is not None, "no request would ever be its trial"
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
             after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway.runtime)
-            after.table.on_snapshot(partial(x.health.look_at, after))
+            after.table.on_snapshot(partial(x.health.on_snapshot, after))
             after.table.refresh()
             x.fails("a", ConnectionRefused(), times=4)
             assert x.candidates == "abc"

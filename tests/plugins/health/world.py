@@ -1,4 +1,4 @@
-"""A gateway whose health plugin lives by a clock and jobs that the test moves."""
+"""A gateway whose health plugin uses a clock and jobs that the test moves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from rgate import Config, ConfigSection, Endpoint, Exchange, Gateway, GatewayError, build, hookimpl
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
-from rgate.plugins.health.monitor import Health
+from rgate.plugins.health.monitor import HealthMonitor
 from rgate.plugins.health.options import HealthOptions
-from rgate.plugins.health.outlier import Record
+from rgate.plugins.health.outlier import EndpointHealth
 
 
 class FakeJobs:
-    """Jobs that are done when the test lets time pass."""
+    """Jobs that run when the test lets time pass."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -30,14 +30,14 @@ class FakeJobs:
     def start(self) -> None:
         self.running = True
 
-    def after(self, seconds: float, job: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, job: Callable[[], object]) -> None:
         self.due.append((self.now + seconds, job))
 
     def stop(self) -> None:
         self.running = False
 
     def passes(self, seconds: float) -> None:
-        """Let so much time pass, and do each job in it when it is due."""
+        """Let so much time pass, and run each job when it is due."""
         end = self.now + seconds
         while ready := sorted((due for due in self.due if due[0] <= end), key=lambda due: due[0]):
             self.due.remove(ready[0])
@@ -47,9 +47,9 @@ class FakeJobs:
 
 
 class World:
-    """Three endpoints of backend "x" at addresses where the test says what a probe finds: a status, or a fault it raises."""
+    """Three endpoints of backend "x"; the test sets the result of a probe: a status, or a fault that it raises."""
 
-    def __init__(self, gateway: Gateway, health: Health, jobs: FakeJobs) -> None:
+    def __init__(self, gateway: Gateway, health: HealthMonitor, jobs: FakeJobs) -> None:
         self.gateway, self.health, self.jobs = gateway, health, jobs
         self.found: dict[str, int | GatewayError] = {}
         self.probes: list[tuple[str, str]] = []
@@ -72,7 +72,7 @@ class World:
 
     @property
     def candidates(self) -> str:
-        """What new requests choose from; in capitals what is on trial."""
+        """The endpoints that new requests can be sent to; half-open ones in capitals."""
         return "".join(
             self.letter(e).upper() if e.state.try_acquire_trial is not None else self.letter(e)
             for e in self.gateway.table.snapshot.endpoints["x"]
@@ -83,7 +83,7 @@ class World:
         return {self.letter(aside.endpoint): str(aside) for aside in self.gateway.table.snapshot.excluded.get("x", ())}
 
     def exchange(self) -> Exchange:
-        """A request that comes now."""
+        """A request that starts now."""
         exchange = Exchange()
         exchange.started = self.jobs.now
         exchange.candidates = self.gateway.table.snapshot.endpoints["x"]
@@ -109,15 +109,15 @@ class World:
         assert claim is not None, f"{letter} is not on trial"
         return exchange if claim({"rgate.exchange": exchange, "REQUEST_METHOD": method}) else None
 
-    def record(self, letter: str) -> Record:
-        return self.health._records[self[letter].key]
+    def record(self, letter: str) -> EndpointHealth:
+        return self.health._endpoints[self[letter].key]
 
     def reloads(self, endpoints: str, **rules: object) -> None:
-        """Another config takes the place of the one in force."""
+        """Replace the active config by another one."""
         urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
         after = build(*composed(urls, rules), self.gateway.runtime)
         object.__setattr__(after, "probe", self.probe)  # a gateway is frozen
-        after.table.on_snapshot(partial(self.health.look_at, after))
+        after.table.on_snapshot(partial(self.health.on_snapshot, after))
         after.table.refresh()
         after.runtime.activate(after)
         self.gateway = after
@@ -132,8 +132,8 @@ def world(endpoints: str = "abc", **rules: object) -> Iterator[World]:
     jobs = FakeJobs()
     urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
     gateway = build(*composed(urls, rules))
-    health = Health(clock=jobs.clock, chance=lambda: 0.0, jobs=lambda: jobs)
-    gateway.table.on_snapshot(partial(health.look_at, gateway))
+    health = HealthMonitor(clock=jobs.clock, random=lambda: 0.0, jobs=lambda: jobs)
+    gateway.table.on_snapshot(partial(health.on_snapshot, gateway))
     with health:
         made = World(gateway, health, jobs)
         gateway.table.refresh()

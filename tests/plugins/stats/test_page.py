@@ -1,4 +1,4 @@
-"""answer: the WSGI app at `/stats`."""
+"""stats_app: the WSGI app at `/stats`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWER = {"requests_count": {"success": 1, "error": 0}, "latency_ms": {"average"
 
 
 class Asked:
-    """Reports what it is asked for."""
+    """A report that notes its queries."""
 
     def __init__(self) -> None:
         self.queries: list[Query] = []

@@ -226,7 +226,7 @@ def test_stats_that_are_closed_are_answered_to_those_who_are_allowed(
 
 def test_allow_that_is_no_network_is_a_problem() -> None:
     with pytest.raises(ConfigError, match=r"plugins\.stats\.allow.*write a network like 10\.0\.0\.0/8"):
-        make_gateway({"plugins": {"stats": {"allow": ["everybody"]}}})
+        make_gateway({"plugins": {"stats": {"allow": ["everywhere"]}}})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""query: ?by= and ?since= in the words of a person."""
+"""Query: the parameters ?by= and ?since=."""
 
 from __future__ import annotations
 

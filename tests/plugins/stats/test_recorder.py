@@ -1,4 +1,4 @@
-"""recorder: what has ended is in the report, saved in time and at the end, and trouble stays off the request path."""
+"""Recorder: finished exchanges are in the report and saved in time and at the end; errors stay off the request path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .traffic import NOON_MINUTE, Clock, finished, success_of
 
 
 class ScriptedStore(Store):
-    """A database in memory that fails when told to, and says when it has been written to."""
+    """A database in memory that fails when the test says so, and signals writes."""
 
     def __init__(self) -> None:
         self.added: list[SeriesCounts] = []
@@ -37,7 +37,7 @@ class ScriptedStore(Store):
     def add(self, batch: Sequence[SeriesCounts]) -> None:
         self.attempts += 1
         self.entered.set()
-        assert self.gate.wait(DEADLINE_SECONDS), "nobody opened the gate"
+        assert self.gate.wait(DEADLINE_SECONDS), "the gate was not opened"
         if self.trouble:
             raise self.trouble
         self.added += batch

@@ -1,4 +1,4 @@
-"""report: from sums to the answer of `/stats`."""
+"""Report: sums by bucket become the answer of `/stats`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store: what is added is read again, by minute, hour and day, from however many processes."""
+"""Store: counts that are added are read again, by minute, hour and day, from any number of processes."""
 
 from __future__ import annotations
 
@@ -464,7 +464,7 @@ def test_postgresql_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
     said: list[str] = []
 
     class Refusing:
-        """A driver whose server does not answer; a connection that notes what it is told."""
+        """A driver whose server does not answer; a connection that notes its statements."""
 
         paramstyle, __version__, Error = "pyformat", "2.9.9 (dt dec pq3 ext lo64)", ConnectionError
         extensions = extras = None

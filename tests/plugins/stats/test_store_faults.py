@@ -1,4 +1,4 @@
-"""A database that is locked, read-only, full, broken or gone: nothing is slow, nothing raises, and it is said."""
+"""A database that is locked, read-only, full, broken or gone: nothing is slow, nothing raises, and the report says so."""
 
 from __future__ import annotations
 

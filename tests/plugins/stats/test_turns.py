@@ -1,4 +1,4 @@
-"""turns: one report at a time, never one from before it was asked for, and few who wait."""
+"""QueryTurns: one report at a time, never one from before the request, and few clients that wait."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def turns(reports: Reports, clock: Clock, pauses: list[float]) -> QueryTurns:
 
 
 class Asking(threading.Thread):
-    """Somebody who asks, in a thread of his own."""
+    """A client that requests a report, in a thread of its own."""
 
-    def __init__(self, line: Callable[[Query], dict[str, Any]], query: Query) -> None:
+    def __init__(self, queue: Callable[[Query], dict[str, Any]], query: Query) -> None:
         super().__init__(daemon=True)
-        self._line, self._query = line, query
+        self._line, self._query = queue, query
         self.answer: object = None
         self.start()
 
@@ -87,17 +87,17 @@ class Asking(threading.Thread):
 
 
 def test_one_after_the_other_each_gets_a_report_of_its_own(turns: QueryTurns) -> None:
-    line = turns.queue()
-    assert [line(Query())["number"] for _ in range(3)] == [1, 2, 3]
+    queue = turns.queue()
+    assert [queue(Query())["number"] for _ in range(3)] == [1, 2, 3]
 
 
 def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns: QueryTurns, reports: Reports) -> None:
-    line = turns.queue()
+    queue = turns.queue()
     reports.go.clear()
-    first = Asking(line, Query())
+    first = Asking(queue, Query())
     passed(reports.began)
-    others = [Asking(line, Query()) for _ in range(WAITING - 1)]
-    eventually(lambda: _waiting(line) == 0, "all places are taken")
+    others = [Asking(queue, Query()) for _ in range(WAITING - 1)]
+    eventually(lambda: _waiting(queue) == 0, "all places are taken")
     reports.go.set()
     assert first.result() == {"number": 1}
     assert [other.result() for other in others] == [{"number": 2}] * (WAITING - 1), "the first one was begun before they asked"
@@ -105,9 +105,9 @@ def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns
 
 
 def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns: QueryTurns, reports: Reports) -> None:
-    line = turns.queue()
+    queue = turns.queue()
     queries = [Query(("route",)), Query(("status",)), Query(("backend",)), Query()]
-    asking = [Asking(line, query) for query in queries]
+    asking = [Asking(queue, query) for query in queries]
     assert {tuple(each.result().items()) for each in asking} == {(("number", n),) for n in (1, 2, 3, 4)}  # type: ignore[attr-defined]
     assert reports.most_under_way == 1
 
@@ -115,20 +115,20 @@ def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns:
 def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_is_refused(
     turns: QueryTurns, reports: Reports, clock: Clock
 ) -> None:
-    line, other_line = turns.queue(), turns.queue()
-    assert line(Query()) == {"number": 1}
+    queue, other_queue = turns.queue(), turns.queue()
+    assert queue(Query()) == {"number": 1}
     reports.began.clear()
     reports.go.clear()
-    waiting = [Asking(line, Query(("route",))) for _ in range(WAITING)]
-    eventually(lambda: _waiting(line) == 0, "all places are taken")
+    waiting = [Asking(queue, Query(("route",))) for _ in range(WAITING)]
+    eventually(lambda: _waiting(queue) == 0, "all places are taken")
     passed(reports.began)
-    assert line(Query()) == {"number": 1}
+    assert queue(Query()) == {"number": 1}
     with pytest.raises(Overloaded):
-        line(Query(("status",)))
+        queue(Query(("status",)))
     clock.seconds += 1.1
     with pytest.raises(Overloaded):
-        line(Query())
-    elsewhere = Asking(other_line, Query(("backend",)))  # those at the port do not keep out those at the socket
+        queue(Query())
+    elsewhere = Asking(other_queue, Query(("backend",)))  # those at the port do not keep out those at the socket
     reports.go.set()
     assert elsewhere.result() is not None and not isinstance(elsewhere.result(), Overloaded)
     assert not any(isinstance(each.result(), Overloaded) for each in waiting)
@@ -136,11 +136,11 @@ def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_
 
 def test_nobody_waits_for_longer_than_two_seconds(turns: QueryTurns, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.plugins.stats.turns.WAIT_SECONDS", 0.01)
-    line = turns.queue()
+    queue = turns.queue()
     reports.go.clear()
-    first = Asking(line, Query())
+    first = Asking(queue, Query())
     passed(reports.began)
-    assert isinstance(Asking(line, Query()).result(), Overloaded)
+    assert isinstance(Asking(queue, Query()).result(), Overloaded)
     reports.go.set()
     assert first.result() == {"number": 1}
 
@@ -149,10 +149,10 @@ def test_nobody_waits_for_longer_than_two_seconds(turns: QueryTurns, reports: Re
 def test_after_a_dear_report_there_is_a_pause(
     turns: QueryTurns, reports: Reports, pauses: list[float], takes: float, pause: float | None
 ) -> None:
-    line = turns.queue()
+    queue = turns.queue()
     reports.takes = takes
-    line(Query())
-    line(Query())
+    queue(Query())
+    queue(Query())
     assert pauses == ([] if pause is None else [pytest.approx(pause, abs=0.001)])
 
 
@@ -160,20 +160,20 @@ def test_report_that_fails_leaves_the_turn_to_the_next(clock: Clock) -> None:
     def fail(query: Query) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    line = QueryTurns(fail, clock).queue()
+    queue = QueryTurns(fail, clock).queue()
     for _ in range(2 * WAITING):
         with pytest.raises(ZeroDivisionError):
-            line(Query())
+            queue(Query())
 
 
 def test_few_reports_are_remembered(turns: QueryTurns) -> None:
-    line = turns.queue()
+    queue = turns.queue()
     for minute in range(50):
-        line(Query(since_minute=minute))
+        queue(Query(since_minute=minute))
     assert len(turns._made) == 8
 
 
-def _waiting(line: Callable[[Query], dict[str, Any]]) -> int:
-    """How many places of a line are free."""
-    (semaphore,) = (cell.cell_contents for cell in line.__closure__ or () if isinstance(cell.cell_contents, threading.Semaphore))  # type: ignore[attr-defined]
+def _waiting(queue: Callable[[Query], dict[str, Any]]) -> int:
+    """How many clients may still enter a queue."""
+    (semaphore,) = (cell.cell_contents for cell in queue.__closure__ or () if isinstance(cell.cell_contents, threading.Semaphore))  # type: ignore[attr-defined]
     return int(semaphore._value)

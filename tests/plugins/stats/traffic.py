@@ -20,7 +20,7 @@ NOON_MINUTE = NOON // 60
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test moves."""
 
     def __init__(self, seconds: float = NOON) -> None:
         self.seconds = seconds
