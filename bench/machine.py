@@ -38,10 +38,10 @@ class Cores:
     @classmethod
     def of_this_process(cls) -> Cores:
         """The first cores that this process may use. Raises OSError when there is only one."""
-        validate_app = sorted(os.sched_getaffinity(0))
-        if len(validate_app) < 2:
+        usable = sorted(os.sched_getaffinity(0))
+        if len(usable) < 2:
             raise OSError("two cores are needed: one for the gateway, one for load and backends")
-        return cls(validate_app[0], validate_app[1], frozenset(validate_app[2:] if len(validate_app) > 3 else ()))
+        return cls(usable[0], validate_app[1], frozenset(validate_app[2:] if len(validate_app) > 3 else ()))
 
 
 @contextmanager

@@ -72,15 +72,15 @@ def validate(model: type[_M], root: Node, report: Report) -> _M | None:
     leaves its default behind, a bad required one takes the entry with it.
     """
     instance = None
-    validate_app = True
-    while validate_app and instance is None:
+    usable = True
+    while usable and instance is None:
         try:
             instance = model.model_validate(root.plain())
         except ValidationError as error:
             places = _by_place(root, error)
             for place, group in places.items():
                 _add(model, root, place, group, report)
-            validate_app = _cut(root, places, report)
+            usable = _cut(root, places, report)
     for node, message in _silently_ignored(instance or model.model_construct(), root):
         report.add(node, message)
     return instance

@@ -501,5 +501,5 @@ class Server(BaseWSGIServer):
 
 
 def _max_threads(config: ServerConfig) -> int:
-    # `threads` requests may be waiting for backends without being counted (see Readiness.calm), and as many are kept free.
+    # `threads` requests may be waiting for backends without being counted (see ServerLoad.saturated), and as many are kept free.
     return 2 * config.threads + config.max_in_flight
