@@ -7,9 +7,7 @@ import http.client
 import itertools
 import os
 import socket
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import docker
@@ -17,6 +15,8 @@ from docker.client import DockerClient
 from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.networks import Network
+
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 PORT = 8000  # the one that the orders image exposes
 IMAGES_WITH_PYTHON = ("rgate-base:1", "python:3.13-slim")  # what `.ci/engine base-image` makes; what the Dockerfiles name
@@ -103,7 +103,7 @@ class Backends:
         container.start()
         container.reload()
         if wait:
-            wait_until(lambda: answers(address(container)), f"{container.name} answers")
+            eventually(lambda: answers(address(container)), f"{container.name} answers", PROCESS_DEADLINE_SECONDS)
         return container
 
     def network(self, name: str = "network", **options: Any) -> Network:
@@ -160,12 +160,3 @@ def answers(host_and_port: tuple[str, int]) -> bool:
     finally:
         connection.close()
     return True
-
-
-def wait_until(condition: Callable[[], object], what: str, deadline_seconds: float = 20.0) -> None:
-    """Return as soon as `condition()` is true, asked every 20 ms; fail with `what` when it is not by the deadline."""
-    end = time.monotonic() + deadline_seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_seconds:g} s: {what}"
-        pause.wait(0.02)
