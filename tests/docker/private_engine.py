@@ -86,7 +86,7 @@ class PrivateEngine:
         self._dockerd.kill()
         self._dockerd.wait(STOP_LIMIT_SECONDS)
         self._dockerd, self._was_killed = None, True
-        # Its containerd goes with it. Where nobody waits for orphans, the next daemon would take that one for alive.
+        # Its containerd ends with it. Without an init process it stays a zombie, which the next daemon takes for alive.
         Path(f"{self._home}/exec/containerd/containerd.pid").unlink()
 
     def hang(self) -> None:

@@ -74,7 +74,7 @@ class Deployed:
             return response.status, json.loads(response.read())
 
     def instances(self) -> set[str]:
-        """Who answers for /api/orders, asked often enough to meet both."""
+        """The instances that answer for /api/orders, asked often enough to meet both."""
         told = [self.get("/api/orders") for _ in range(12)]
         return {str(body["body"]["instance"]) for status, body in told if status == 200}  # type: ignore[index]
 

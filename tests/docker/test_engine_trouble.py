@@ -54,7 +54,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
         engine_relay.silence()  # the stream, and the connection that lists
         began = time.monotonic()
         goes.kill()
-        relayed.settled(lambda: not relayed.endpoints, "what nobody told of is seen")
+        relayed.settled(lambda: not relayed.endpoints, "a change without an event is seen")
         print(f"silence: {time.monotonic() - began:.3f} s")
         relayed.settled(lambda: relayed.source.error is None, "the engine answers")
         with relayed.sees("start after the silence", lambda: relayed.endpoints):

@@ -47,7 +47,7 @@ class Loaded:
 
     @property
     def notice(self) -> str:
-        """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
+        """The notice about Docker in `/-/ready` while the gateway is ready; empty when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
         return str(answer["notices"].get("docker", ""))
@@ -112,7 +112,7 @@ def test_rolling_restart_of_all_containers_loses_none(namespace: str, backends: 
 def test_rolling_restart_as_a_script_would_do_it_loses_none(namespace: str, backends: Backends, tmp_path: Path) -> None:
     containers = named(backends, "one", "two", "three")
     with loaded(namespace, tmp_path) as load:
-        for container in containers:  # two of three may be on their way at the same time, as nobody waits
+        for container in containers:  # two of three may be on their way at the same time, as the script does not wait
             container.restart(timeout=9)
     assert load.bad == []
 

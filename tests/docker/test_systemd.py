@@ -29,7 +29,7 @@ plugins: {disable: [docker]}
 
 
 class Machine:
-    """What an operator sees of a machine with rgate, and does to it."""
+    """A machine with rgate, as an operator sees and uses it."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -66,7 +66,7 @@ class Machine:
         return self.run("systemctl", "is-active", "rgate.service", "rgate.socket")[1].split()
 
     def journal(self) -> str:
-        """What systemd and rgate have said of the service since this was asked last."""
+        """The lines of systemd and rgate about the service since the last call."""
         after = [f"--after-cursor={self._seen}"] if self._seen else []
         said = self.run("journalctl", "--unit=rgate.service", "--output=cat", "--show-cursor", *after)[1]
         said, _, self._seen = said.rpartition("-- cursor: ")
@@ -135,9 +135,9 @@ def test_reload_returns_when_the_config_is_in_force_and_fails_when_it_is_refused
     machine.configure(CONFIG.replace("/orders,", "/others,"))
     machine.must("systemctl", "reload", "rgate")
     assert machine.get("/others") == 200
-    machine.configure(CONFIG.replace("backend: orders", "backend: nobody"))
+    machine.configure(CONFIG.replace("backend: orders", "backend: missing"))
     assert machine.run("systemctl", "reload", "rgate")[0] == 1
-    assert "no backend named 'nobody'" in machine.show("StatusText")
+    assert "no backend named 'missing'" in machine.show("StatusText")
     assert (machine.states(), machine.get("/others")) == (["active", "active"], 200)
     machine.configure(CONFIG)
     machine.must("systemctl", "reload", "rgate")
@@ -181,7 +181,7 @@ def test_service_that_cannot_start_goes_on_trying(machine: Machine) -> None:
     assert "config.yml:1: routes" in machine.journal()
     eventually(lambda: int(machine.show("NRestarts")) >= 2, "it is tried again", PROCESS_DEADLINE_SECONDS)
     machine.configure(CONFIG)
-    assert machine.get("/orders") == 200, "whoever has come meanwhile is served"
+    assert machine.get("/orders") == 200, "clients that came in the meantime are served"
 
 
 def test_service_is_stopped_with_its_socket(machine: Machine) -> None:
