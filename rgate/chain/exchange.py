@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import is_process_exit
 from ..http1.environ import CONNECTION_KEY
-from ..log import about
+from ..log import exception_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from ..discovery.model import Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Endpoint
     from ..errors import GatewayError
+    from .client_connection import ClientConnection
     from .suspended import SuspendedResponse
 
 __all__ = ["ENVIRON_KEY", "Exchange", "FinishCallback", "RelayableBody", "Tunnel", "send_interim"]
@@ -83,7 +85,9 @@ class RelayableBody(ABC):
 
 
 def _log_failure(exchange: Exchange, error: BaseException) -> None:
-    _log.error("%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error, extra={"about": about(error)})
+    _log.error(
+        "%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error, extra={"dedup_key": exception_key(error)}
+    )
 
 
 _numbers = itertools.count(1)
@@ -227,7 +231,7 @@ def send_interim(environ: WSGIEnvironment, status: str, headers: Iterable[tuple[
     that does not come. May be called any number of times; raises ValueError for what is not an interim status (102 to 199)
     or no header may contain. It waits for a client that reads slowly, as any part of a response does.
     """
-    client = environ.get(CONNECTION_KEY)
+    client: ClientConnection | None = environ.get(CONNECTION_KEY)
     return client is not None and client.send_interim(status, headers)
 
 

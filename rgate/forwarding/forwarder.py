@@ -25,7 +25,8 @@ from .upstream import StaleConnection, Upstream, UpstreamConnection, UpstreamPoo
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from ..discovery.model import Address, Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Address, Endpoint
     from ..http1.response import ResponseHead
     from ..http1.target import Target
 

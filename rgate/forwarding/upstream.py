@@ -27,7 +27,8 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from ..discovery.model import Address, Timeouts, UpstreamTLS
+from ..config import Timeouts, UpstreamTLS
+from ..discovery.model import Address
 from ..errors import (
     BadGateway,
     BadResponse,

@@ -39,6 +39,7 @@ __all__ = [
     "FIELDS_KEY",
     "PEER_KEY",
     "REJECTION_KEY",
+    "REQUEST_STREAM_KEY",
     "SENT_KEY",
     "TARGET_KEY",
     "TRAILERS_KEY",
@@ -55,6 +56,7 @@ FIELDS_KEY: Final = "rgate.fields"
 CONNECTION_KEY: Final = "rgate.connection"
 PEER_KEY: Final = "rgate.peer"
 REJECTION_KEY: Final = "rgate.rejection"
+REQUEST_STREAM_KEY: Final = "rgate.request_stream"
 SENT_KEY: Final = "rgate.sent"
 UPGRADE_KEY: Final = "rgate.upgrade"
 TRAILERS_KEY: Final = "rgate.trailers"

@@ -116,7 +116,7 @@ def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, cap
     assert ok == f"{path}: OK (1 route, 2 backends)"
     assert main(["check", "--json", path]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["ok"], answer["problems"], len(answer["notices"])) == (True, [], 2)
+    assert (answer["ok"], answer["problems"], len(answer["warnings"])) == (True, [], 2)
 
 
 def test_check_chain_that_cannot_be_built_is_a_problem(
@@ -165,7 +165,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
         (["--port", "65536"], "65536 is not in the range"),
         (["--log-level", "loud"], "'loud' is not one of"),
         (["config.yml"], "rgate --config config.yml"),
-        (["--port", "1", "check"], "--port is for serving"),
+        (["--port", "1", "check"], "--port is an option of serving"),
         (["chekc"], "No such command 'chekc'"),
         (["check", "no-such.yml"], "no-such.yml: no such file"),
         (["plugins", "--config", "no-such.yml"], "no-such.yml: no such file"),
@@ -210,7 +210,7 @@ def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> No
     [
         (PermissionError(13, "Permission denied"), "on 127.0.0.1 port 0: no permission; choose a port from 1024 on"),
         (PermissionError(13, "Permission denied"), "(deploy/rgate.socket), or give rgate the capability CAP_NET_BIND_SERVICE"),
-        (OSError(99, "Cannot assign requested address"), "this is no address of this machine; choose another with --host"),
+        (OSError(99, "Cannot assign requested address"), "this is not an address of this machine; choose another with --host"),
         (OSError(23, "Too many open files in system"), "port 0: Too many open files in system"),
         (socket.gaierror(-2, "Name or service not known"), "on '127.0.0.1': no such host"),
     ],
@@ -416,8 +416,8 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
             "answers 400: by=x is not known",
         ),
         (http_response(b"<h1>404</h1>", "404 Not Found"), "answers 404: there are no statistics of rgate"),
-        (http_response(b"<h1>hello</h1>"), "is no statistics of rgate"),
-        (http_response(b'{"status_code": 200}'), "is no statistics of rgate"),
+        (http_response(b"<h1>hello</h1>"), "is not a report of rgate"),
+        (http_response(b'{"status_code": 200}'), "is not a report of rgate"),
         (b"SSH-2.0-OpenSSH\r\n", "no gateway answers at"),
     ],
     ids=["refused", "elsewhere", "html", "json", "ssh"],
@@ -440,7 +440,7 @@ def test_stats_of_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> No
         capsys.readouterr().err == f"no gateway answers at {url}/stats: Connection refused; is it running? --url names another\n"
     )
     assert main(["stats", "--url", "ftp://x"]) == 1
-    assert "is no URL of a gateway" in capsys.readouterr().err
+    assert "is not the URL of a gateway" in capsys.readouterr().err
 
 
 def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -646,7 +646,7 @@ def test_console_shows_routes_as_people_say_them() -> None:
     gateway.table.refresh()
     stream = io.StringIO()
     Console(stream).routes(gateway)
-    assert "GET a.example|b.example/ x-a=1" in stream.getvalue()
+    assert "GET a.example|b.example/ X-A=1" in stream.getvalue()
     assert "orders-7" in stream.getvalue() and "not usable: it has stopped" in stream.getvalue()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rgate import Address, Backend, Instance
-from rgate.discovery import EndpointTable, Snapshot
+from rgate.discovery import Discovery, EndpointTable, Snapshot
 
 from ..support.waiting import DEADLINE_SECONDS
 
@@ -82,7 +82,11 @@ class Watching(Listing):
 
 
 def table(*sources: Any, backends: Sequence[Backend] = (PAYMENT, ORDERS, FIXED), **options: Any) -> EndpointTable:
-    return EndpointTable(backends, sources, **options)
+    """A table that is current in a Discovery of its own, with these options."""
+    discovery = Discovery(**options)
+    made = EndpointTable(backends, sources, discovery)
+    discovery.activate(made)
+    return made
 
 
 def ids(snapshot: Snapshot, backend: str) -> list[str]:

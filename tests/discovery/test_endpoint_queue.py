@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from rgate import Backend, ConnectionRefused, EndpointQueue, Instance, SuspendedResponse
-from rgate.discovery import EndpointTable
+from rgate.discovery import EndpointTable, Snapshot
 from rgate.http1.environ import CONNECTION_KEY
 from rgate.testing import make_environ, make_exchange
 
@@ -26,10 +26,17 @@ class World:
         self.now = 1_000.0
         self.source = Listing("listing", HERE)
         self.table = EndpointTable(backends or (BACKEND,), [self.source])
+        self.asked: list[SuspendedResponse | None] = []
+        self.asks_early = False
+        self.table.discovery.on_snapshot(self._before_the_queue)
+        self.queue = EndpointQueue(self.table.discovery, lambda: self.now)
+        self.queue.configure(backends or (BACKEND,), most)
         self.table.refresh()
-        self.queue = EndpointQueue(lambda: self.now)
-        self.queue.follow(self.table, backends or (BACKEND,), most)
         self.suspended: list[SuspendedResponse] = []
+
+    def _before_the_queue(self, snapshot: Snapshot) -> None:
+        if self.asks_early and not snapshot.endpoints["fixed"]:
+            self.asked.append(self.request())
 
     def finds(self, *instances: Instance) -> None:
         self.source.instances = instances
@@ -68,14 +75,9 @@ def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_second
 
 def test_backend_whose_loss_the_queue_is_just_being_told_of_is_waited_for() -> None:
     with world() as made:
-        asked: list[SuspendedResponse | None] = []
-        table = EndpointTable([BACKEND], [made.source])
-        table.refresh()
-        table.on_snapshot(lambda snapshot: asked.append(made.request()) if not snapshot.endpoints["fixed"] else None)
-        made.queue.follow(table, [BACKEND], 100)  # it is told after the callback above
-        made.source.instances = ()
-        table.refresh()
-        assert [suspended is not None for suspended in asked] == [True]
+        made.asks_early = True
+        made.finds()
+        assert [suspended is not None for suspended in made.asked] == [True]
 
 
 def test_backend_that_is_back_and_lost_again_is_waited_for_anew() -> None:

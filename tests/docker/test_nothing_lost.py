@@ -50,7 +50,7 @@ class Loaded:
         """The notice about Docker in `/-/ready` while the gateway is ready; empty when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
-        return str(answer["notices"].get("docker", ""))
+        return str(answer["warnings"].get("docker", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""
@@ -79,8 +79,9 @@ def loaded(namespace: str, folder: Path, host: str | None = None) -> Iterator[Lo
     config.write_text(f"""
 routes: [{{path_prefix: /, backend: orders}}]
 backends: [{{name: orders, match_labels: ["rgate.test={namespace}"]}}]
-docker: {{{f"host: '{host}'" if host else ""}}}
-plugins: {{stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+plugins:
+  docker: {{{f"host: '{host}'" if host else ""}}}
+  stats: {{database: "sqlite:///{folder}/rgate.db"}}
 """)
     with GatewayProcess(config, apart=True) as gateway:
         port = int(gateway.url.rpartition(":")[2])

@@ -143,7 +143,7 @@ def test_client_that_leaves_within_a_small_body_is_not_heard_of(sent: bytes, lim
     ):
         send_apart(live.server, client, sent.replace(b"POST / ", b"POST /limited ", 1))
         client.close()
-        eventually(lambda: not live.server._connections, "the connection is over")
+        eventually(lambda: not live.server.connections, "the connection is over")
     assert not backend.connections
 
 

@@ -176,4 +176,4 @@ def test_interim_status_never_becomes_a_final_one() -> None:
         for _ in range(3):
             assert heads(client, NAVIGATES) == [PASSED]
         with pytest.raises(ValueError, match="200 to 599"):
-            live.server.heads.write("103 Early Hints", [])
+            live.server.shared.head_encoder.encode("103 Early Hints", [])

@@ -69,7 +69,12 @@ def test_streams_hold_no_threads_and_others_are_served() -> None:
             assert client.until(b"one").startswith(b"HTTP/1.1 200 OK"), "refused, as if it were waiting"
         relays(live, 50)
         assert live.in_flight == 50, "for policies that look for the endpoint with the fewest"
-        assert live.gateway.readiness.load() == {"connections": 50, "streams": 50, "tunnels": 0, "threads": live.server.threads}
+        assert live.gateway.readiness.server.open_counts() == {
+            "connections": 50,
+            "streams": 50,
+            "tunnels": 0,
+            "threads": live.server.threads,
+        }
         assert live.server.threads <= 3
         with RawClient(live.url) as other:
             assert other.get("/quick").body == b"quick"
@@ -426,7 +431,7 @@ def test_client_that_leaves_a_stream_ends_the_backends_connection(leave: Callabl
         passed(over)
         relays(live, 0)
         eventually(lambda: live.in_flight == 0)
-        eventually(lambda: not live.server._connections)
+        eventually(lambda: not live.server.connections)
 
 
 def test_stream_may_end_while_the_server_drains() -> None:

@@ -65,13 +65,13 @@ def test_worker_that_hangs_is_replaced(how: str, tmp_path: Path) -> None:
         if how.startswith("a plugin"):
             asking = threading.Thread(target=ask, args=(url, "/hello/hang"))
             asking.start()
-            hung = r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended"
+            hung = r"worker \d \(pid (\d+)\) has hung for 2 s, and is killed"
             pid = gateway.output.until_both(hung, r"hanging.py\", line \d+ in hold_the_interpreter")[1]
             gateway.output.until(rf"\(pid {pid}\) ended with signal SIGABRT; another takes its place now")
             asking.join(PROCESS_DEADLINE_SECONDS)
         else:
             os.kill(min(gateway.workers()), signal.SIGSTOP)
-            pid = gateway.output.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended")[1]
+            pid = gateway.output.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is killed")[1]
             gateway.output.until(rf"\(pid {pid}\) ended with signal SIGKILL; another takes its place now")
         for _ in range(10):
             with RawClient(url) as client:

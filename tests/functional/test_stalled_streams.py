@@ -180,7 +180,7 @@ def test_stream_that_is_read_again_tells_what_was_lost(tmp_path: Path) -> None:
             for _ in range(1_500):  # more than pipe and queue take
                 assert client.get("/nowhere/" + "x" * 2_000).status == 404
             assert client.get("/a").status == 200
-            while not (found := re.search(rb"WARNING rgate\.log: ([\d,]+) lines are lost: stderr", line)):
+            while not (found := re.search(rb"WARNING rgate\.log: ([\d,]+) lines were lost: stderr", line)):
                 line = lines.readline()
         assert int(found[1].replace(b",", b"")) > 500
 

@@ -154,7 +154,7 @@ def test_systemd_is_told_when_a_wanted_reload_begins_and_how_it_ends(
         assert reload() == "READY=1\nSTATUS="
         config.write_text(config.read_text().replace("backend: hello", "backend: missing"))
         refused = reload()
-        assert refused.startswith("READY=1\nSTATUS=refused, the one before is in force: ")
+        assert refused.startswith("READY=1\nSTATUS=refused, the config before stays active: ")
         assert "routes[0].backend: no backend named 'missing'" in refused
 
 

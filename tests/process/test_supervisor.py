@@ -22,12 +22,12 @@ def say(line):
     os.write(1, line.encode() + b"\\n")
 
 def main(index, first_time, channel):
-    siblings = WorkerChannel()
+    workers = WorkerChannel()
     ended = threading.Event()
-    siblings.on_command("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
-    siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})
+    workers.on_command("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
+    workers.connect(channel, on_lost=ended.set, on_notice={"stop": ended.set})
     if index == 2:  # the others are there already
-        while not siblings.broadcast("note", "all of it: 100 %", timeout_seconds=20):
+        while not workers.broadcast("note", "all of it: 100 %", timeout_seconds=20):
             pass
         say("and worker 2 has its answer")
         os.kill(os.getppid(), 15)

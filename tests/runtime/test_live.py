@@ -65,7 +65,7 @@ def get(running: GatewayProcess, path: str) -> int:
 
 def ready(running: GatewayProcess) -> dict[str, str]:
     with urllib.request.urlopen(f"{running.url}/-/ready", timeout=30) as response:
-        notices: dict[str, str] = json.load(response)["notices"]
+        notices: dict[str, str] = json.load(response)["warnings"]
         return notices
 
 
@@ -89,7 +89,9 @@ def test_reload_command_tells_how_it_went(backend: ScriptedBackend, tmp_path: Pa
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"{config.path}:6: nonsense: unknown key 'nonsense'"), done.stderr
         assert [get(running, "/a") for _ in range(8)] == [200] * 8
-        assert [ready(running)["config"] for _ in range(4)] == [f"refused, the one before is in force: {done.stderr.strip()}"] * 4
+        assert [ready(running)["config"] for _ in range(4)] == [
+            f"refused, the config before stays active: {done.stderr.strip()}"
+        ] * 4
 
         config.path.write_text(
             config.path.read_text().replace("nonsense: true\n", "").replace("server: {", "server: {threads: 3, ")

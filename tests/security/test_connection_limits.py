@@ -17,7 +17,8 @@ import pytest
 from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
-from rgate.serving.connection_limits import OTHER_FILES, TURNED_AWAY, ConnectionLimits
+from rgate.serving.connection_limits import MAX_REJECTING, RESERVED_FDS, ConnectionLimits
+from rgate.serving.connection_state import INCOMPLETE
 from rgate.testing import ScriptedBackend, http_response
 
 from ..support.forwarding import Forwarding, forwarding
@@ -74,7 +75,7 @@ def test_connections_over_the_limit_are_answered_503_and_closed(
             client.send(b"Host: x\r\n\r\n")
             assert client.response().body == b"ok", "those that were there before are unharmed"
         clients[0].close()
-        eventually(lambda: len(live.server._connections) < 3, "the others have gone")
+        eventually(lambda: len(live.server.connections) < 3, "the others have gone")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").body == b"ok"
 
@@ -114,7 +115,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
         for client in clients:
             send_apart(live.server, client, sent)
             unfinished = connection_of(live.server, client)
-            eventually(lambda unfinished=unfinished: unfinished.unfinished, "the request has begun")
+            eventually(lambda unfinished=unfinished: unfinished.state in INCOMPLETE, "the request has begun")
         for ago, client in zip((20, 30, 10), clients, strict=True):
             connection = connection_of(live.server, client)
             connection.deadline = live.server.now + 60 - ago  # it goes on to be later than now, so that it is not given up
@@ -124,7 +125,7 @@ def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
             with RawClient(live.url) as newer:
                 assert newer.get("/").body == b"ok"
                 assert clients[longest].response().status == 408
-            eventually(lambda: len(live.server._connections) < 3)
+            eventually(lambda: len(live.server.connections) < 3)
             more = stack.enter_context(RawClient(live.url))
             send_apart(live.server, more, sent)
             connection_of(live.server, more).deadline = live.server.now + 1_000
@@ -163,12 +164,12 @@ def test_connections_that_there_is_no_file_for_are_made_room_for(
 def test_connections_far_over_the_limit_are_closed_without_an_answer(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rgate.serving.server.TURNED_AWAY", 0)
+    monkeypatch.setattr("rgate.serving.server.MAX_REJECTING", 0)
     with forwarding(backend, max_connections=1) as live, ExitStack() as stack:
         busy(live, stack)
         with RawClient(live.url) as over:
             assert over.is_closed()
-    assert TURNED_AWAY > 0
+    assert MAX_REJECTING > 0
 
 
 def test_connections_of_one_client_over_its_limit_are_answered_503(backend: ScriptedBackend) -> None:
@@ -178,10 +179,10 @@ def test_connections_of_one_client_over_its_limit_are_answered_503(backend: Scri
         with RawClient(live.url) as over:
             assert over.get("/").status == 503
         clients[0].close()
-        eventually(lambda: not live.server.admission._counts.get("127.0.0.1", 0) > 1, "the count goes down")
+        eventually(lambda: not live.server.limits._counts.get("127.0.0.1", 0) > 1, "the count goes down")
         with RawClient(live.url) as next_one:
             assert next_one.get("/").status == 200
-    assert live.server.admission._counts == {}, "an address without connections costs nothing"
+    assert live.server.limits._counts == {}, "an address without connections costs nothing"
 
 
 def test_connections_of_a_trusted_proxy_are_not_counted(backend: ScriptedBackend) -> None:
@@ -220,9 +221,9 @@ def test_limit_of_connections_is_what_the_open_files_allow(
     monkeypatch.setattr("resource.setrlimit", lambda what, limits: raised.append(limits))
     config = ServerConfig(max_connections=10_000, max_in_flight=100, max_slow_clients=100)
     for soft, hard, most, wanted in (
-        (1_024, 1_048_576, 10_000, 20_200 + OTHER_FILES),
-        (1_024, resource.RLIM_INFINITY, 10_000, 20_200 + OTHER_FILES),
-        (1_024, 4_096, 4_096 - 200 - OTHER_FILES, 4_096),
+        (1_024, 1_048_576, 10_000, 20_200 + RESERVED_FDS),
+        (1_024, resource.RLIM_INFINITY, 10_000, 20_200 + RESERVED_FDS),
+        (1_024, 4_096, 4_096 - 200 - RESERVED_FDS, 4_096),
         (1_024, 1_024, 512, None),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_000, None),
     ):
@@ -249,7 +250,9 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
 
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
-    assert ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - OTHER_FILES
+    assert (
+        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - RESERVED_FDS
+    )
 
 
 def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: ScriptedBackend) -> None:

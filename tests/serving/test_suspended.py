@@ -117,7 +117,7 @@ def test_client_that_leaves_is_no_longer_waited_for(leave: Callable[[RawClient],
         eventually(lambda: app.suspended)
         leave(client)
         eventually(lambda: app.ended == 1)
-        eventually(lambda: not server._connections)
+        eventually(lambda: not server.connections)
     ((status, error),) = app.over
     assert (status, error and error.reason) == (499, "client_closed")
 

@@ -23,8 +23,8 @@ class Forwarding:
 
     @property
     def upstream_connections(self) -> int:
-        """The number of idle connections to backends."""
-        return sum(len(upstream.pool.resting) for upstream in self.gateway.upstreams._known.values())
+        """How many connections to backends are at rest."""
+        return sum(len(upstream.pool.resting) for upstream in self.gateway.runtime.upstreams._known.values())
 
     @property
     def in_flight(self) -> int:

@@ -34,7 +34,7 @@ def serving(app: App, **config: Any) -> Iterator[Server]:
         thread.join(DEADLINE_SECONDS)
         server.server_close()
         assert not thread.is_alive(), "the server did not stop"
-        assert not server._connections, "connections were left"
+        assert not server.connections, "connections were left"
         assert not server.uploads, "uploads were left"
         assert (server.spool.files, server.spool.bytes) == (0, 0), "spooled bodies were left"
 
@@ -50,7 +50,7 @@ def connection_of(server: Server, client: RawClient) -> Connection:
     """The server's end of a client's connection."""
 
     def find() -> Connection | None:
-        every = list(server._connections.values())
+        every = server.connections
         return next((c for c in every if c._template["REMOTE_PORT"] == str(client.port)), None)
 
     return eventually(find, "the server accepts the connection")

@@ -43,13 +43,13 @@ def switching(then: Callable[[ScriptedConnection], object], after: bytes = b"") 
 
 
 def echo(connection: ScriptedConnection) -> None:
-    """Send back what comes, as it comes, to its end."""
+    """Echo all bytes until the end."""
     while block := connection.read_some():
         connection.send(block)
 
 
 class Holding:
-    """A backend whose connections are the test's to use once they have switched, and that are open until it says so."""
+    """A backend that leaves its connections to the test after the 101, and keeps them open until close() is called."""
 
     def __init__(self) -> None:
         self.connections: list[ScriptedConnection] = []
@@ -61,7 +61,7 @@ class Holding:
 
     @property
     def connection(self) -> ScriptedConnection:
-        """The one that there is, as soon as it is there."""
+        """The only connection, once there is one."""
         return eventually(lambda: self.connections and self.connections[-1], "the backend has switched")  # type: ignore[return-value]
 
     def let_go(self) -> None:
@@ -75,7 +75,7 @@ def tunnelling(backend: ScriptedBackend | str, **options: Any) -> Iterator[Forwa
     with forwarding(backend, **options) as live:
         yield live
     assert not live.server.tunnels, "tunnels were left"
-    assert not live.server._connections, "connections were left"
+    assert not live.server.connections, "connections were left"
     assert not in_flight(live), "the endpoint is still busy"
 
 
@@ -94,7 +94,7 @@ def open_tunnel(live: Forwarding, *headers: str) -> Iterator[RawClient]:
 
 
 def switch(client: RawClient, *headers: str) -> RawResponse:
-    """Ask for WebSocket; the 101."""
+    """Send a WebSocket handshake; returns the 101."""
     client.send(request(*ASKING, *headers))
     response = client.response()
     assert response.status == 101, response
