@@ -74,7 +74,7 @@ class Script:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    monkeypatch.setattr("rgate.process.reload.adjust", lambda *_: None)
+    monkeypatch.setattr("rgate.process.reload.configure", lambda *_: None)
     monkeypatch.setattr("rgate.process.reload.freeze", lambda: None)
     return Script()
 
