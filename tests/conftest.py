@@ -1,4 +1,4 @@
-"""Fixtures for every ring."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hypothesis import settings
 from .serving import checked_states
 
 checked_states.install()
-settings.register_profile("rgate", deadline=None)  # how long an example takes says more about the machine than about rgate
+settings.register_profile("rgate", deadline=None)  # the duration of an example depends on the machine
 settings.load_profile("rgate")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def runtime_directory() -> Iterator[Path]:
-    """Where gateways of these tests have their admin sockets, and commands find them: no other gateway's, and a short path."""
+    """The directory of the admin sockets of these tests, where commands find them. Paths of sockets have to be short."""
     with tempfile.TemporaryDirectory(prefix="rgate-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNTIME_DIRECTORY", folder)
         patch.setattr("rgate.serving.runtime_dir.SYSTEM", "")

@@ -99,7 +99,7 @@ def test_signal_lets_requests_be_answered_that_come_before_others_have_noticed(o
     assert orders.ask("GET", "/")[0] == 200
     orders.process.send_signal(signal.SIGTERM)
     told: list[str | None] = []
-    while "close" not in told:  # http.client connects anew after an answer that closes
+    while "close" not in told:  # http.client connects again after an answer that closes
         orders.connection.request("POST", "/?delay_ms=20", body=b"x")
         response = orders.connection.getresponse()
         assert (response.status, json.loads(response.read())["method"]) == (200, "POST")

@@ -1,4 +1,4 @@
-"""What wrk writes."""
+"""The output of wrk, read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gateway as its users run it, in a process of its own, in front of what a test says; and programs that are its clients."""
+"""A gateway process as users run it, in front of backends that a test gives, and programs that are its clients."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def wsgi_server(app: WSGIApplication) -> Iterator[str]:
 
 
 def run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None, seconds: float = 120) -> str:
-    """What a program prints. Fails, with that and its errors, when it fails."""
+    """Run a program; its output. If it fails, the test fails and shows output and errors."""
     done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout

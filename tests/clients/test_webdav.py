@@ -38,7 +38,7 @@ def test_litmus_finds_the_same_as_without_the_gateway(tmp_path: Path) -> None:
 
 
 def found(url: str, folder: Path) -> list[str]:
-    """What litmus says of each of its suites, and of each test that fails."""
+    """The lines of litmus about each of its suites, and about each test that fails."""
     program("litmus")
     command = ("litmus", "--keep-going", f"{url}/", "tester", "secret")
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}

@@ -7,9 +7,7 @@ import http.client
 import itertools
 import os
 import socket
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import docker
@@ -18,13 +16,15 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.networks import Network
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+
 PORT = 8000  # the one that the orders image exposes
 IMAGES_WITH_PYTHON = ("rgate-base:1", "python:3.13-slim")  # what `.ci/engine base-image` makes; what the Dockerfiles name
 MS = 1_000_000  # Docker counts in nanoseconds
 FOUND_SECONDS = 3.0  # so long it may take at most until an engine that answers again is found
 MACHINE_SECONDS = 2.0  # and so much longer on a machine that is slow and busy
 
-# Healthy until somebody does `container.exec_run(["touch", "/tmp/unhealthy"])`.
+# Healthy until a test does `container.exec_run(["touch", "/tmp/unhealthy"])`.
 HEALTHCHECK = {"test": ["CMD", "test", "!", "-e", "/tmp/unhealthy"], "interval": 200 * MS, "timeout": 5_000 * MS, "retries": 1}
 
 
@@ -36,7 +36,7 @@ def connect(address: str | None = None) -> DockerClient:
     """A client of the engine at `address` (default: DOCKER_HOST, or the local one). Raises EngineUnavailable."""
     address = address or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
-        if address.startswith("unix://"):  # docker-py leaves its socket open when nobody listens: a ResourceWarning
+        if address.startswith("unix://"):  # docker-py leaves its socket open when connecting fails: a ResourceWarning
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(address.removeprefix("unix://"))
         client = docker.from_env(environment={**os.environ, "DOCKER_HOST": address}, timeout=60)
@@ -103,7 +103,7 @@ class Backends:
         container.start()
         container.reload()
         if wait:
-            wait_until(lambda: answers(address(container)), f"{container.name} answers")
+            eventually(lambda: answers(address(container)), f"{container.name} answers", PROCESS_DEADLINE_SECONDS)
         return container
 
     def network(self, name: str = "network", **options: Any) -> Network:
@@ -124,7 +124,7 @@ class Backends:
 
 
 def published_address(container: Container, port: int = PORT) -> tuple[str, int]:
-    """Where the host reaches `port` of the running container, read anew. Raises LookupError when it is not published."""
+    """The address at which the host reaches `port` of a running container. Raises LookupError when it is not published."""
     container.reload()
     for binding in container.attrs["NetworkSettings"]["Ports"].get(f"{port}/tcp") or ():
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(binding["HostIp"], binding["HostIp"])
@@ -133,7 +133,7 @@ def published_address(container: Container, port: int = PORT) -> tuple[str, int]
 
 
 def network_address(container: Container, port: int = PORT) -> tuple[str, int]:
-    """The running container's own address in its first network, read anew. Raises LookupError when it is in none."""
+    """The running container's own address in its first network. Raises LookupError when it is in no network."""
     container.reload()
     for _, attachment in sorted(container.attrs["NetworkSettings"]["Networks"].items()):
         if attachment["IPAddress"]:
@@ -160,12 +160,3 @@ def answers(host_and_port: tuple[str, int]) -> bool:
     finally:
         connection.close()
     return True
-
-
-def wait_until(condition: Callable[[], object], what: str, deadline_seconds: float = 20.0) -> None:
-    """Return as soon as `condition()` is true, asked every 20 ms; fail with `what` when it is not by the deadline."""
-    end = time.monotonic() + deadline_seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_seconds:g} s: {what}"
-        pause.wait(0.02)

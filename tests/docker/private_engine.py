@@ -9,7 +9,8 @@ from pathlib import Path
 
 from docker.client import DockerClient
 
-from .engine import EngineUnavailable, connect, wait_until
+from ..support.waiting import eventually
+from .engine import EngineUnavailable, connect
 
 START_LIMIT_SECONDS = 30.0
 STOP_LIMIT_SECONDS = 30.0
@@ -69,7 +70,7 @@ class PrivateEngine:
                 return False
             return True
 
-        wait_until(answers, f"the private engine answers; the end of its log:\n{self.log_tail()}", START_LIMIT_SECONDS)
+        eventually(answers, f"the private engine answers; the end of its log:\n{self.log_tail()}", START_LIMIT_SECONDS)
         return clients[0]
 
     def stop(self) -> None:
@@ -85,7 +86,7 @@ class PrivateEngine:
         self._dockerd.kill()
         self._dockerd.wait(STOP_LIMIT_SECONDS)
         self._dockerd, self._was_killed = None, True
-        # Its containerd goes with it. Where nobody waits for orphans, the next daemon would take that one for alive.
+        # Its containerd ends with it. Without an init process it stays a zombie, which the next daemon takes for alive.
         Path(f"{self._home}/exec/containerd/containerd.pid").unlink()
 
     def hang(self) -> None:

@@ -14,8 +14,9 @@ import yaml
 from docker.client import DockerClient
 from docker.models.containers import Container
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 from .compose import Compose
-from .engine import answers, published_address, wait_until
+from .engine import answers, published_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +53,7 @@ def get_json(container: Container, path: str) -> dict[str, str]:
     """The container's answer to GET `path` on its published port, asked once it answers at all."""
     host, port = published_address(container)
     assert host == "127.0.0.1", f"{container.name} is open to the network"
-    wait_until(lambda: answers((host, port)), f"{container.name} answers")
+    eventually(lambda: answers((host, port)), f"{container.name} answers", PROCESS_DEADLINE_SECONDS)
     with closing(http.client.HTTPConnection(host, port, timeout=10)) as connection:
         connection.request("GET", path)
         reply: dict[str, str] = json.loads(connection.getresponse().read())

@@ -14,8 +14,9 @@ import pytest
 from docker.client import DockerClient
 from docker.models.containers import Container
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 from .compose import Compose
-from .engine import FOUND_SECONDS, MACHINE_SECONDS, answers, published_address, wait_until
+from .engine import FOUND_SECONDS, MACHINE_SECONDS, answers, published_address
 
 ROOT = Path(__file__).parents[2]
 PORT = 8080
@@ -73,7 +74,7 @@ class Deployed:
             return response.status, json.loads(response.read())
 
     def instances(self) -> set[str]:
-        """Who answers for /api/orders, asked often enough to meet both."""
+        """The instances that answer for /api/orders, asked often enough to meet both."""
         told = [self.get("/api/orders") for _ in range(12)]
         return {str(body["body"]["instance"]) for status, body in told if status == 200}  # type: ignore[index]
 
@@ -102,8 +103,16 @@ def deployed(
     try:
         compose("up", "--build", "--detach")
         made = Deployed(engine, project)
-        wait_until(lambda: answers(published_address(made.gateway, PORT)), f"rgate answers; {made.gateway.logs().decode()}")
-        wait_until(lambda: len(made.instances()) == 2, f"both orders containers are found; {made.gateway.logs().decode()}")
+        eventually(
+            lambda: answers(published_address(made.gateway, PORT)),
+            f"rgate answers; {made.gateway.logs().decode()}",
+            PROCESS_DEADLINE_SECONDS,
+        )
+        eventually(
+            lambda: len(made.instances()) == 2,
+            f"both orders containers are found; {made.gateway.logs().decode()}",
+            PROCESS_DEADLINE_SECONDS,
+        )
         yield made
     finally:
         compose("down", "--rmi", "local", "--volumes", "--timeout", "8")
@@ -122,7 +131,7 @@ def test_deployed_gateway_is_healthy(deployed: Deployed) -> None:
         deployed.gateway.reload()
         return str(deployed.gateway.health)
 
-    wait_until(lambda: health() == "healthy", "the image's HEALTHCHECK", HEALTH_SECONDS)
+    eventually(lambda: health() == "healthy", "the image's HEALTHCHECK", HEALTH_SECONDS)
 
 
 def test_deployed_gateway_can_be_asked_by_its_commands_in_the_container_only(deployed: Deployed) -> None:
@@ -145,9 +154,9 @@ def test_deployed_gateway_can_be_asked_by_its_commands_in_the_container_only(dep
 def test_deployed_gateway_sees_a_stopped_backend_through_the_filter_at_once(deployed: Deployed) -> None:
     stays, goes = deployed.containers["orders"]
     goes.stop(timeout=8)
-    wait_until(lambda: deployed.instances() == {str(stays.id)[:12]}, "the events come through the filter", LIMIT_SECONDS)
+    eventually(lambda: deployed.instances() == {str(stays.id)[:12]}, "the events come through the filter", LIMIT_SECONDS)
     goes.start()
-    wait_until(lambda: len(deployed.instances()) == 2, "the events come through the filter", LIMIT_SECONDS)
+    eventually(lambda: len(deployed.instances()) == 2, "the events come through the filter", LIMIT_SECONDS)
 
 
 def test_deployed_gateway_finds_the_engine_again_within_three_seconds_of_the_filter(deployed: Deployed) -> None:
@@ -159,10 +168,10 @@ def test_deployed_gateway_finds_the_engine_again_within_three_seconds_of_the_fil
     for _ in range(3):
         before = told("trying again"), told("answers again")
         socket_proxy.stop(timeout=1)
-        wait_until(lambda before=before: told("trying again") > before[0], "the outage is noticed")  # type: ignore[misc]
+        eventually(lambda before=before: told("trying again") > before[0], "the outage is noticed", PROCESS_DEADLINE_SECONDS)  # type: ignore[misc]
         socket_proxy.start()
         began = time.monotonic()
-        wait_until(lambda before=before: told("answers again") > before[1], "the engine is found again")  # type: ignore[misc]
+        eventually(lambda before=before: told("answers again") > before[1], "the engine is found again", PROCESS_DEADLINE_SECONDS)  # type: ignore[misc]
         took = time.monotonic() - began
         print(f"found again {took:.2f} s after the filter has started")
         assert took < FOUND_SECONDS + MACHINE_SECONDS

@@ -20,7 +20,8 @@ from rgate.plugins.docker import self_container as own
 from rgate.plugins.docker.engine import Engine
 from rgate.plugins.docker.source import DockerSource
 
-from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address, wait_until
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+from .engine import HEALTHCHECK, PORT, Backends, network_address, published_address
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 from .watched import LIMIT_SECONDS, Watched
@@ -152,14 +153,14 @@ def test_container_with_healthcheck_is_in_only_while_healthy(watched: Watched, b
         return container.health == "healthy"
 
     with watched.sees("healthy", lambda: watched.endpoints):
-        wait_until(healthy, "the container is healthy")
+        eventually(healthy, "the container is healthy", PROCESS_DEADLINE_SECONDS)
     with watched.sees("unhealthy", lambda: not watched.endpoints):
         container.exec_run(["touch", "/tmp/unhealthy"])
-        wait_until(lambda: not healthy(), "the container is unhealthy")
+        eventually(lambda: not healthy(), "the container is unhealthy", PROCESS_DEADLINE_SECONDS)
     assert watched.reasons == {container.name: "unhealthy, its HEALTHCHECK says"}
     with watched.sees("healthy again", lambda: watched.endpoints):
         container.exec_run(["rm", "/tmp/unhealthy"])
-        wait_until(healthy, "the container is healthy again")
+        eventually(healthy, "the container is healthy again", PROCESS_DEADLINE_SECONDS)
 
 
 def test_container_that_joins_and_leaves_a_network_is_reached_there_meanwhile(watched: Watched, backends: Backends) -> None:
@@ -209,7 +210,11 @@ def test_container_without_usable_address_is_none_and_says_why(
     with watched.sees(reason, lambda: any(reason in str(why) for why in watched.reasons.values())):
         backends.run(wait=False, **options)  # type: ignore[arg-type]
     assert watched.endpoints == ()
-    wait_until(lambda: any("is not usable: " in line and reason in line for line in watched.lines), "the change is told")
+    eventually(
+        lambda: any("is not usable: " in line and reason in line for line in watched.lines),
+        "the change is told",
+        PROCESS_DEADLINE_SECONDS,
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,10 +307,10 @@ def test_cut_off_from_the_engine_keeps_the_list_and_recovers_within_three_second
         assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}, "the last good list is kept"
         engine_relay.restore()
         began = time.monotonic()
-        wait_until(lambda: len(relayed.endpoints) == 1, "what was missed is seen", 3.2)
+        eventually(lambda: len(relayed.endpoints) == 1, "what was missed is seen", 3.2)
         print(f"engine back: {(time.monotonic() - began) * 1000:.0f} ms")
         relayed.settled(lambda: relayed.source.error is None, "the error is forgotten")
-        wait_until(relayed.follows_events, "events are followed again", 3.2)
+        eventually(relayed.follows_events, "events are followed again", 3.2)
         with relayed.sees("kill after the engine was away", lambda: not relayed.endpoints):
             stays.kill()
     finally:

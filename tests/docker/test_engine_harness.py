@@ -8,7 +8,8 @@ import pytest
 from docker.client import DockerClient
 from docker.models.containers import Container
 
-from .engine import HEALTHCHECK, Backends, EngineUnavailable, answers, connect, network_address, published_address, wait_until
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+from .engine import HEALTHCHECK, Backends, EngineUnavailable, answers, connect, network_address, published_address
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 
@@ -54,9 +55,9 @@ def test_healthcheck_flips_when_the_file_appears(run_container: Callable[..., Co
         container.reload()
         return str(container.health)
 
-    wait_until(lambda: health() == "healthy", "the container is healthy")
+    eventually(lambda: health() == "healthy", "the container is healthy", PROCESS_DEADLINE_SECONDS)
     container.exec_run(["touch", "/tmp/unhealthy"])
-    wait_until(lambda: health() == "unhealthy", "the container is unhealthy")
+    eventually(lambda: health() == "unhealthy", "the container is unhealthy", PROCESS_DEADLINE_SECONDS)
 
 
 def test_engine_relay_cut_ends_the_event_stream_and_restore_answers_again(engine_relay: EngineRelay) -> None:
@@ -80,5 +81,9 @@ def test_private_engine_restarted_has_its_container_again(private_engine: Privat
         connect(private_engine.address)
 
     again = private_engine.start()
-    wait_until(lambda: answers(published_address(again.containers.get(str(before.id)))), "the container answers again")
+    eventually(
+        lambda: answers(published_address(again.containers.get(str(before.id)))),
+        "the container answers again",
+        PROCESS_DEADLINE_SECONDS,
+    )
     again.close()

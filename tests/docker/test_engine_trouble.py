@@ -14,7 +14,8 @@ from docker.models.containers import Container
 from rgate.discovery import Timing
 from rgate.plugins.docker import engine as talk
 
-from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, wait_until
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 from .watched import Watched
@@ -42,7 +43,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
 ) -> None:
     goes = backends.run("goes")
     relayed = Watched(namespace, engine_relay.address, ONLY_WHEN_NOTICED)
-    wait_until(lambda: not relayed.follows_events(), "streams of other tests have ended")
+    eventually(lambda: not relayed.follows_events(), "streams of other tests have ended", PROCESS_DEADLINE_SECONDS)
     relayed.start()
     try:
         relayed.settled(relayed.follows_events, "events are followed")
@@ -53,7 +54,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
         engine_relay.silence()  # the stream, and the connection that lists
         began = time.monotonic()
         goes.kill()
-        relayed.settled(lambda: not relayed.endpoints, "what nobody told of is seen")
+        relayed.settled(lambda: not relayed.endpoints, "a change without an event is seen")
         print(f"silence: {time.monotonic() - began:.3f} s")
         relayed.settled(lambda: relayed.source.error is None, "the engine answers")
         with relayed.sees("start after the silence", lambda: relayed.endpoints):

@@ -6,8 +6,6 @@ GET and POST, on kept connections and on new ones. Nothing may be lost but what 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +19,12 @@ from bench.clients import Clients, Outcome, by_answer
 from rgate.cli.http_client import ask
 from rgate.serving.runtime_dir import admin_sockets
 
-from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, address, answers, wait_until
+from ..support.processes import GatewayProcess
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+from .engine import FOUND_SECONDS, MACHINE_SECONDS, Backends, address, answers
 from .private_engine import PrivateEngine
 from .relay import EngineRelay
 
-ROOT = Path(__file__).parents[2]
 PER_SECOND = 200.0
 OWN_ADDRESS = {"rgate.network": "bridge"}
 BETWEEN = 40  # requests before, between and after what is done to the containers
@@ -48,7 +47,7 @@ class Loaded:
 
     @property
     def notice(self) -> str:
-        """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
+        """The notice about Docker in `/-/ready` while the gateway is ready; empty when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
         return str(answer["warnings"].get("docker", ""))
@@ -56,15 +55,20 @@ class Loaded:
     def go_on(self) -> None:
         """Return after some more requests."""
         enough = len(self._clients.outcomes) + BETWEEN
-        wait_until(lambda: len(self._clients.outcomes) >= enough, f"{BETWEEN} more requests; {by_answer(self.outcomes)}")
+        eventually(
+            lambda: len(self._clients.outcomes) >= enough,
+            f"{BETWEEN} more requests; {by_answer(self.outcomes)}",
+            PROCESS_DEADLINE_SECONDS,
+        )
 
     def answered_by(self, container: Container, kind: str = "POST") -> None:
         """Return once a request that is sent from now on has been answered by this container."""
         seen = len(self._clients.outcomes)
         name = str(container.id)[:12]
-        wait_until(
+        eventually(
             lambda: any(o.who == name and o.kind == kind for o in self._clients.outcomes[seen:]),
             f"{container.name} answers; {by_answer(self.outcomes)}",
+            PROCESS_DEADLINE_SECONDS,
         )
 
 
@@ -79,27 +83,17 @@ plugins:
   docker: {{{f"host: '{host}'" if host else ""}}}
   stats: {{database: "sqlite:///{folder}/rgate.db"}}
 """)
-    command = [sys.executable, "rgate.py", "--port", "0", "--config", str(config)]
-    with (
-        (folder / "stderr").open("w") as errors,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as gateway,
-    ):
-        try:
-            assert gateway.stdout is not None
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", gateway.stdout.readline())
-            assert found, (folder / "stderr").read_text()
-            threading.Thread(target=gateway.stdout.read, daemon=True).start()
-            with Clients(int(found[1]), "/api/orders", PER_SECOND) as clients:
-                load = Loaded(clients, int(found[1]))
-                load.go_on()
-                yield load
-                load.go_on()
-            assert gateway.poll() is None, "the gateway has ended"
-            print(by_answer(load.outcomes), f"slowest {max(o.ended - o.sent for o in load.outcomes):.3f} s")
-        finally:
-            gateway.terminate()
-            gateway.wait(20)
-    assert not re.search("Traceback|CRITICAL", (folder / "stderr").read_text()), (folder / "stderr").read_text()
+    with GatewayProcess(config, apart=True) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        with Clients(port, "/api/orders", PER_SECOND) as clients:
+            load = Loaded(clients, port)
+            load.go_on()
+            yield load
+            load.go_on()
+        assert gateway.process.poll() is None, "the gateway has ended"
+        print(by_answer(load.outcomes), f"slowest {max(o.ended - o.sent for o in load.outcomes):.3f} s")
+        gateway.stop()
+    assert not re.search("Traceback|CRITICAL", "\n".join(gateway.errors.lines)), gateway.errors.lines
 
 
 def named(backends: Backends, *names: str, **options: object) -> list[Container]:
@@ -119,7 +113,7 @@ def test_rolling_restart_of_all_containers_loses_none(namespace: str, backends: 
 def test_rolling_restart_as_a_script_would_do_it_loses_none(namespace: str, backends: Backends, tmp_path: Path) -> None:
     containers = named(backends, "one", "two", "three")
     with loaded(namespace, tmp_path) as load:
-        for container in containers:  # two of three may be on their way at the same time, as nobody waits
+        for container in containers:  # two of three may be on their way at the same time, as the script does not wait
             container.restart(timeout=9)
     assert load.bad == []
 
@@ -203,13 +197,21 @@ def test_engine_ended_and_started_again_while_its_containers_run_on_loses_none(
     containers = named(private_backends, "one", "two", publish=False, labels=OWN_ADDRESS)
     with loaded(namespace, tmp_path, private_engine.address) as load:
         end(private_engine)
-        wait_until(lambda: "nothing listens there" in load.notice, "the operator is told that the engine is away")
-        wait_until(lambda: re.search(r"keeping the list of [1-9]\d* s ago", load.notice), "and how old the list is")
+        eventually(
+            lambda: "nothing listens there" in load.notice,
+            "the operator is told that the engine is away",
+            PROCESS_DEADLINE_SECONDS,
+        )
+        eventually(
+            lambda: re.search(r"keeping the list of [1-9]\d* s ago", load.notice),
+            "and how old the list is",
+            PROCESS_DEADLINE_SECONDS,
+        )
         load.go_on()
 
         client = private_engine.start()
         began = time.monotonic()
-        wait_until(lambda: not load.notice, "the engine is found again")
+        eventually(lambda: not load.notice, "the engine is found again", PROCESS_DEADLINE_SECONDS)
         took = time.monotonic() - began
         print(f"found again {took:.3f} s after it answered")
         assert took < FOUND_SECONDS + MACHINE_SECONDS

@@ -14,8 +14,8 @@ from docker.models.containers import Container
 
 from bench.clients import Clients, by_answer
 
-from ..support.waiting import PROCESS_DEADLINE_SECONDS
-from .engine import published_address, wait_until
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
+from .engine import published_address
 
 PORT = 8080
 PER_SECOND = 50.0
@@ -29,7 +29,7 @@ plugins: {disable: [docker]}
 
 
 class Machine:
-    """What an operator sees of a machine with rgate, and does to it."""
+    """A machine with rgate, as an operator sees and uses it."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -66,7 +66,7 @@ class Machine:
         return self.run("systemctl", "is-active", "rgate.service", "rgate.socket")[1].split()
 
     def journal(self) -> str:
-        """What systemd and rgate have said of the service since this was asked last."""
+        """The lines of systemd and rgate about the service since the last call."""
         after = [f"--after-cursor={self._seen}"] if self._seen else []
         said = self.run("journalctl", "--unit=rgate.service", "--output=cat", "--show-cursor", *after)[1]
         said, _, self._seen = said.rpartition("-- cursor: ")
@@ -99,7 +99,7 @@ def booted(engine: DockerClient, systemd_image: str) -> Iterator[Machine]:
         machine = Machine(container)
         try:
             container.start()
-            wait_until(lambda: machine.has_booted, "systemd is up", PROCESS_DEADLINE_SECONDS)
+            eventually(lambda: machine.has_booted, "systemd is up", PROCESS_DEADLINE_SECONDS)
         except (APIError, AssertionError) as error:
             pytest.skip(f"systemd does not run in a container on this machine: {error}; {container.logs().decode()}")
         machine.must("systemctl", "enable", "--now", "orders")
@@ -135,9 +135,9 @@ def test_reload_returns_when_the_config_is_in_force_and_fails_when_it_is_refused
     machine.configure(CONFIG.replace("/orders,", "/others,"))
     machine.must("systemctl", "reload", "rgate")
     assert machine.get("/others") == 200
-    machine.configure(CONFIG.replace("backend: orders", "backend: nobody"))
+    machine.configure(CONFIG.replace("backend: orders", "backend: missing"))
     assert machine.run("systemctl", "reload", "rgate")[0] == 1
-    assert "no backend named 'nobody'" in machine.show("StatusText")
+    assert "no backend named 'missing'" in machine.show("StatusText")
     assert (machine.states(), machine.get("/others")) == (["active", "active"], 200)
     machine.configure(CONFIG)
     machine.must("systemctl", "reload", "rgate")
@@ -150,12 +150,12 @@ def test_upgrade_and_restart_lose_nothing(machine: Machine) -> None:
 
         def go_on() -> None:
             enough = len(clients.outcomes) + BETWEEN
-            wait_until(lambda: len(clients.outcomes) >= enough, f"{BETWEEN} more requests", PROCESS_DEADLINE_SECONDS)
+            eventually(lambda: len(clients.outcomes) >= enough, f"{BETWEEN} more requests", PROCESS_DEADLINE_SECONDS)
 
         go_on()
         first = machine.show("MainPID")
         machine.must("systemctl", "kill", "--kill-who=main", "--signal=SIGUSR2", "rgate")
-        wait_until(lambda: machine.show("MainPID") != first, "systemd follows", PROCESS_DEADLINE_SECONDS)
+        eventually(lambda: machine.show("MainPID") != first, "systemd follows", PROCESS_DEADLINE_SECONDS)
         assert machine.states() == ["active", "active"]
         go_on()
         second = machine.show("MainPID")
@@ -170,7 +170,7 @@ def test_upgrade_and_restart_lose_nothing(machine: Machine) -> None:
 def test_service_that_is_killed_comes_back_and_clients_wait_for_it(machine: Machine) -> None:
     before = machine.show("MainPID")
     machine.must("systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "rgate")
-    wait_until(lambda: machine.show("MainPID") != before, "systemd has noticed", PROCESS_DEADLINE_SECONDS)
+    eventually(lambda: machine.show("MainPID") != before, "systemd has noticed", PROCESS_DEADLINE_SECONDS)
     assert machine.get("/orders") == 200
     assert machine.show("NRestarts") != "0"
 
@@ -179,9 +179,9 @@ def test_service_that_cannot_start_goes_on_trying(machine: Machine) -> None:
     machine.configure("routes: nonsense")
     assert machine.run("systemctl", "restart", "rgate")[0] == 1
     assert "config.yml:1: routes" in machine.journal()
-    wait_until(lambda: int(machine.show("NRestarts")) >= 2, "it is tried again", PROCESS_DEADLINE_SECONDS)
+    eventually(lambda: int(machine.show("NRestarts")) >= 2, "it is tried again", PROCESS_DEADLINE_SECONDS)
     machine.configure(CONFIG)
-    assert machine.get("/orders") == 200, "whoever has come meanwhile is served"
+    assert machine.get("/orders") == 200, "clients that came in the meantime are served"
 
 
 def test_service_is_stopped_with_its_socket(machine: Machine) -> None:

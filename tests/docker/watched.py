@@ -11,7 +11,7 @@ from rgate import Backend, Config, Endpoint
 from rgate.discovery import Discovery, EndpointTable, SourceState, Timing
 from rgate.plugins.docker import DockerOptions, rgate_discovery_sources
 
-from .engine import wait_until
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 __all__ = ["LIMIT_SECONDS", "Watched"]
 
@@ -87,7 +87,7 @@ class Watched:
         finally:
             seen.set()
             looking.join()
-        state = f"endpoints {self.addresses}, changes {self.lines}, {self.table.snapshot.sources}"
+        state = f"endpoints {self.addresses}, changes {self.lines}, error {self.source.error}"
         assert moment, f"not seen within {LIMIT_SECONDS:g} s: {what}; {state}"
         print(f"{what}: {max(0.0, moment[0] - ended) * 1000:.0f} ms after the command, {(moment[0] - began) * 1000:.0f} in all")
 
@@ -97,4 +97,4 @@ class Watched:
         return any(thread.name == "rgate-docker-events" for thread in threading.enumerate())
 
     def settled(self, condition: Callable[[], object], what: str) -> None:
-        wait_until(condition, f"{what}; unusable: {self.reasons}, changes {self.lines}")
+        eventually(condition, f"{what}; unusable: {self.reasons}, changes {self.lines}", PROCESS_DEADLINE_SECONDS)

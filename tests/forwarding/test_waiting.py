@@ -21,7 +21,7 @@ from rgate.testing.gateways import _TestRegistry
 
 from ..support.raw_client import RawClient, RawResponse
 from ..support.serving import serving
-from ..support.waiting import eventually
+from ..support.waiting import eventually, passed
 
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -268,10 +268,16 @@ def test_fixed_endpoint_that_has_never_answered_is_not_waited_for() -> None:
 
 
 def test_endpoint_that_is_stopping_is_a_last_resort_on_fresh_connections() -> None:
-    with ScriptedBackend(echo) as old, ScriptedBackend(echo) as new, world() as live, RawClient(live.server.url) as client:
+    idle_closed = threading.Event()
+
+    def script(connection: ScriptedConnection) -> None:
+        echo(connection)
+        idle_closed.set()
+
+    with ScriptedBackend(script) as old, ScriptedBackend(echo) as new, world() as live, RawClient(live.server.url) as client:
         serves(live, old)
         live.found.finds(old, stopping=True)
-        eventually(lambda: any(e.stopping for e in live.gateway.queue.endpoints("b")))
+        passed(idle_closed, "the idle connection is closed, which follows the new snapshot")
         before = len(old.connections)
         assert [client.get().status for _ in range(3)] == [200] * 3
         assert len(old.connections) == before + 3

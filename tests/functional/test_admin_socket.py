@@ -116,7 +116,7 @@ def test_commands_work_behind_required_client_certificates(tmp_path: Path) -> No
 
 
 def test_commands_work_behind_the_proxy_protocol_and_nobody_is_local_there(tmp_path: Path) -> None:
-    """Whoever reaches the port can say that he comes from loopback."""
+    """Any client that reaches the port can claim to come from loopback."""
     config = tmp_path / "config.yml"
     text = BY_DEFAULT.format(workers=1, folder=tmp_path).replace("workers: 1", "proxy_protocol: true")
     config.write_text(text.replace("{disable:", "{admin: {allow: [127.0.0.1]}, disable:"))
@@ -146,9 +146,7 @@ def commands_work(config: Path, also: Callable[[str], None] = lambda url: None) 
 def test_directory_that_cannot_be_used_is_told_once_by_all_workers_and_requests_are_served(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     config.write_text(BY_DEFAULT.format(workers=2, folder=tmp_path))
-    with GatewayProcess(
-        config, launcher=[sys.executable, "-c", NOWHERE_ELSE]
-    ) as gateway:  # a path that is too long, whoever the user is
+    with GatewayProcess(config, launcher=[sys.executable, "-c", NOWHERE_ELSE]) as gateway:  # a path that is too long for any user
         url = gateway.url
         with RawClient(url) as client:
             assert client.get("/-/live").status == 200

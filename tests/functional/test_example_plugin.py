@@ -128,6 +128,6 @@ def test_plugins_own_tests_pass(site: Path, tmp_path: Path) -> None:
 
 
 def listed(site: Path, config: Path) -> list[str]:
-    """What `rgate plugins` says about the plugin: name, distribution, version, active or not."""
+    """The row of the plugin in `rgate plugins`: name, distribution, version, active or not."""
     text = output([str(ROOT / "rgate.py"), "plugins", "--config", str(config)], site, config.parent)
     return next((line.split()[:4] for line in text.splitlines() if line.startswith("request_id ")), [text])

@@ -69,7 +69,7 @@ class Hosted:
     def __init__(self, name: str, config: Path, backend: ScriptedBackend) -> None:
         self.name = name
         self.backend = backend
-        # granian does not say which port it has taken, so it is given one, which nobody else can have meanwhile.
+        # granian does not say which port it has taken, so it is given one, reserved until the end of the test.
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._reserved.bind(("127.0.0.1", 0))

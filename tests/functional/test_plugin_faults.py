@@ -83,7 +83,7 @@ def at_rest(live: Forwarding) -> bool:
 
 
 def named(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log says about failing plugins, without the ids of requests."""
+    """The messages in the log about failing plugins, without the ids of requests."""
     messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     return [message.partition(": ")[2] for message in messages if "plugin" in message]
 

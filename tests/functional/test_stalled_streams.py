@@ -112,7 +112,7 @@ def fill(writing: int) -> None:
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, Callable[[], object]]]:
-    receiver, sender = os.pipe()  # the receiver stays open, and nobody reads
+    receiver, sender = os.pipe()  # the receiver stays open and is not read
     yield sender, lambda: fill(sender)
     os.close(sender)
     os.close(receiver)

@@ -19,7 +19,7 @@ from ..support.processes import GatewayProcess, Traffic, listening_socket, servi
 from ..support.raw_client import RawClient
 from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
-# What systemd does: the socket as descriptor 3, and for whom it is.
+# As systemd does it: the socket as descriptor 3, and the process that it is for.
 ACTIVATED = (
     sys.executable,
     "-c",
@@ -121,11 +121,11 @@ def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
             config = written(tmp_path, backend, workers)
             fds = {"pass_fds": (listener.fileno(),)}
             with GatewayProcess(config, launcher=[*ACTIVATED, str(listener.fileno())], environ=environ, **fds) as gateway:
-                assert early.response().body == b"hello", "who came before rgate is served"
+                assert early.response().body == b"hello", "a client that came before rgate is served"
                 assert gateway.url.endswith(f":{port}")
                 assert manager.recv(100) == b"READY=1"
                 serving = gateway.upgrade(gateway.process.pid)
-                assert manager.recv(100) == f"MAINPID={serving}\nSTATUS=".encode(), "nobody but the main process is listened to"
+                assert manager.recv(100) == f"MAINPID={serving}\nSTATUS=".encode(), "systemd listens to the main process alone"
                 with RawClient(f"http://127.0.0.1:{port}") as client:
                     assert client.get("/hello").status == 200
                 gateway.stop_all(serving)
@@ -152,10 +152,10 @@ def test_systemd_is_told_when_a_wanted_reload_begins_and_how_it_ends(
             return manager.recv(1_000).decode()
 
         assert reload() == "READY=1\nSTATUS="
-        config.write_text(config.read_text().replace("backend: hello", "backend: nobody"))
+        config.write_text(config.read_text().replace("backend: hello", "backend: missing"))
         refused = reload()
         assert refused.startswith("READY=1\nSTATUS=refused, the config before stays active: ")
-        assert "routes[0].backend: no backend named 'nobody'" in refused
+        assert "routes[0].backend: no backend named 'missing'" in refused
 
 
 def test_sockets_that_cannot_be_served_are_a_clear_error(tmp_path: Path, backend: ScriptedBackend) -> None:

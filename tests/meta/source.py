@@ -1,4 +1,4 @@
-"""The source files, read as syntax trees: what the meta-tests ask about."""
+"""The source files as syntax trees, for the meta-tests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.it
 
 
 def imports(name: str, *, at_runtime: bool = False) -> Iterator[str]:
-    """Full names of what a module imports, wherever in it: "rgate.errors.PluginError" for `from .errors import PluginError`.
+    """Full names of the imports anywhere in a module: "rgate.errors.PluginError" for `from .errors import PluginError`.
 
-    With `at_runtime` without what is imported for type checkers only.
+    With `at_runtime`, imports for type checkers only are left out.
     """
     package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
     for node in _nodes(TREES[name], at_runtime):
@@ -34,12 +34,12 @@ def imports(name: str, *, at_runtime: bool = False) -> Iterator[str]:
 
 
 def calls(name: str) -> Iterator[str]:
-    """What a module calls, as it is written: "print", "click.echo"."""
+    """The functions that a module calls, as they are written: "print", "click.echo"."""
     yield from (ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call))
 
 
 def module_of(imported: str) -> str:
-    """The module that an imported name stands in, or is."""
+    """The module that an imported name is, or is defined in."""
     while imported and imported not in FILES:
         imported = imported.rpartition(".")[0]
     return imported

@@ -1,4 +1,4 @@
-"""What `rgate` exports is exactly what it says, and all of it is documented."""
+"""The exports of `rgate` are exactly its `__all__`, and all of them are documented."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from rgate.config.file_watch import DEBOUNCE_SECONDS, POLL_SECONDS
 from rgate.process.reload import RETRY_SECONDS, ReloadThread, ReloadTrigger
 from rgate.runtime.reload import ConfigFile
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 CONFIG = """
 plugins: {{disable: [stats]}}

@@ -22,7 +22,7 @@ from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 ROUTE = "routes: [{{path_prefix: /{path}, backend: one}}]\n"
 REST = """
 backends: [{{name: one, endpoints: ["{url}"]}}]
-server: {{workers: {workers}, reload_on_change: {watch}}}
+server: {{workers: {workers}, reload_on_change: {watch}, max_requests_per_connection: 1000000}}
 plugins: {{admin: {{allow: [127.0.0.1]}}, stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
 """
 

@@ -1,4 +1,4 @@
-"""What public probes of HTTP/1.1 servers send (Http11Probe, h1spec), in our own words, with the answer that rgate gives.
+"""The requests of public probes of HTTP/1.1 servers (Http11Probe, h1spec), in our own words, with the answer that rgate gives.
 
 A case is the bytes that a client sends, in one or more steps, each after the answer to the one before, and what comes of it:
 
@@ -172,11 +172,11 @@ BODIES = {
     "size in capitals": passed(chunked(b"A\r\nhelloworld\r\n" + END), body=b"helloworld"),
     "GET with a body": passed(get(CL5) + b"hello", NEXT),
     "Range of a POST": passed(post(CL5, b"Range: bytes=0-10", body=b"hello"), body=b"hello"),
-    "Range that is none": passed(get(b"Range: bytes=abc-xyz")),
+    "invalid Range": passed(get(b"Range: bytes=abc-xyz")),
     "a thousand ranges": passed(get(b"Range: bytes=" + b",".join([b"0-"] * 1_000))),
     "two types": refused(post(CL5, b"Content-Type: text/plain", b"Content-Type: text/html", body=b"hello")),
-    "type that nobody knows": passed(post(CL5, b"Content-Type: application/x-nonsense", body=b"hello"), body=b"hello"),
-    "Accept that nobody knows": passed(get(b"Accept: application/x-nonsense")),
+    "unknown type": passed(post(CL5, b"Content-Type: application/x-nonsense", body=b"hello"), body=b"hello"),
+    "unknown Accept": passed(get(b"Accept: application/x-nonsense")),
     "Expect of something else": refused(get(b"Expect: 200-ok"), status=417),
     "Expect without a body": passed(get(b"Expect: 100-continue")),
     "Expect with its body": passed(post(CL5, b"Expect: 100-continue", body=b"hello"), body=b"hello"),
@@ -213,7 +213,7 @@ BODIES = {
 CHUNKS = {
     "size over 64 bit": refused(chunked(b"FFFFFFFFFFFFFFFF0\r\nhello\r\n" + END)),
     "semicolon and nothing": refused(chunked(b"5;\r\nhello\r\n" + END)),
-    "extension that is no token": refused(chunked(b"5;a[=b\r\nhello\r\n" + END)),
+    "extension that is not a token": refused(chunked(b"5;a[=b\r\nhello\r\n" + END)),
     "extension of 64 KB": refused(chunked(b"5;a=" + b"b" * 65_536 + b"\r\nhello\r\n" + END)),
     "NUL in an extension": refused(chunked(b"5;\0a\r\nhello\r\n" + END)),
     "CR in an extension": refused(chunked(b"5;a\rb\r\nhello\r\n" + END)),
@@ -238,7 +238,7 @@ CHUNKS = {
 }  # fmt: skip
 
 CODINGS = {
-    "coding that nobody knows": refused(post(b"Transfer-Encoding: gzip")),
+    "unknown coding": refused(post(b"Transfer-Encoding: gzip")),
     "coding beside a length": refused(post(b"Content-Length: 24", TE, body=b"d\r\nhello-bananas\r\n" + END)),
     "coding beside a length, in another case": refused(post(b"content-LengtH: 5", b"TransFer-Encoding: chunked", body=END)),
     "coding that is nearly chunked": refused(post(b"Transfer-Encoding: xchunked", CL5, body=b"hello")),
@@ -263,7 +263,7 @@ CODINGS = {
     "HEAD with a body": passed(get(CL5, first=b"HEAD / HTTP/1.1") + b"hello", NEXT),
     "OPTIONS with a body": passed(options(CL5, body=b"hello"), NEXT)._replace(statuses=(204, 200)),
     "folded coding of OPTIONS": refused(options(b"Transfer-Encoding:", b" chunked", CL5, body=b"hello"), NEXT),
-    # What follows in the same breath must not be answered, and nothing after it
+    # The request in the same packet must not be answered, nor any after it
     "CL.TE, and a next request": refused(post(CL5, TE, body=END), NEXT),
     "TE.CL, and a next request": refused(post(TE, CL5, body=END), NEXT),
     "CL.TE, pipelined": refused(post(b"Content-Length: 4", TE, body=END + NEXT)),
@@ -297,7 +297,7 @@ METHODS = {
     "TRACE with credentials": refused(get(b"Authorization: Bearer secret", first=b"TRACE / HTTP/1.1"), status=501),
     "TRACE with a body": refused(get(CL5, first=b"TRACE / HTTP/1.1") + b"hello", status=501),
     "method in lower case": passed(get(first=b"get / HTTP/1.1"), status=501),
-    "method that nobody knows": passed(get(first=b"FOOBAR / HTTP/1.1"), status=501),
+    "unknown method": passed(get(first=b"FOOBAR / HTTP/1.1"), status=501),
     "method that is not allowed": passed(get(first=b"DELETE / HTTP/1.1"), status=405, has=("Allow",)),
     "OPTIONS": passed(options(), status=204, has=("Allow",), lacks=("Content-Length",)),
     "HEAD": passed(get(first=b"HEAD / HTTP/1.1"), body=b""),

@@ -27,7 +27,7 @@ _NO_TRAILER = re.compile(rb"host|content-length|transfer-encoding|authorization|
 
 
 class Invalid(Exception):
-    """What came is no valid HTTP/1.1 for a backend."""
+    """The bytes that arrived are not valid HTTP/1.1 for a backend."""
 
 
 @dataclass(frozen=True)

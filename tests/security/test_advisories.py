@@ -48,7 +48,7 @@ def chunks(*lines: bytes) -> bytes:
 
 CL, TE = b"Content-Length: %d", b"Transfer-Encoding: chunked"
 
-# What has more than one reading, or none. The status is what a client gets; 400 if not said.
+# Requests with more than one reading, or without one. The status is the client's; 400 if not given.
 REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     # Content-Length and Transfer-Encoding together: CL.TE and TE.CL
     "CL.TE (Watchfire 2005; Kettle 2019)": post(CL % 6, TE, body=b"0\r\n\r\nG" + SMUGGLED),
@@ -64,7 +64,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "CVE-2022-32213 Node: chunked, identity": post(b"Transfer-Encoding: chunked, identity", body=ZERO),
     "CVE-2022-1705 Go: identity and chunked": (post(b"Transfer-Encoding: identity", TE, body=ZERO), 501),
     "TE.0: coding that a server ignores": post(b"Transfer-Encoding: ", CL % 5, body=b"hello"),
-    "identity is no coding any more": post(b"Transfer-Encoding: identity", CL % 5, body=b"hello"),
+    "identity is no longer a coding": post(b"Transfer-Encoding: identity", CL % 5, body=b"hello"),
     "coding with a parameter": post(b"Transfer-Encoding: chunked;q=1", body=ZERO),
     "coding in quotes": post(b'Transfer-Encoding: "chunked"', body=ZERO),
     "coding with a comma": post(b"Transfer-Encoding: ,chunked", body=ZERO),
@@ -144,7 +144,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "Host with user information": get(host=b"Host: user@x\r\n"),
     "Host list": get(host=b"Host: x, y\r\n"),
     "Host with a space": get(host=b"Host: x y\r\n"),
-    "Host with a port that is none": get(host=b"Host: x:http\r\n"),
+    "Host with an invalid port": get(host=b"Host: x:http\r\n"),
     "Host with a port too large": get(host=b"Host: x:65536\r\n"),
     "Host with two ports": get(host=b"Host: x:80:81\r\n"),
     "Host with an address without brackets": get(host=b"Host: ::1\r\n"),
@@ -172,7 +172,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "delete in the target": get(target=b"/\x7f"),
     "target above ASCII that is not UTF-8": get(target=b"/\xc4\x8d\xc4"),
     "target with a slash in overlong UTF-8": get(target=b"/public\xc0\xafadmin"),
-    "method that is no token": get(method=b"GE(T"),
+    "method that is not a token": get(method=b"GE(T"),
     "method in brackets": get(method=b"<GET>"),
     "method of 65 bytes": get(method=b"M" * 65),
     "method of 100,000 bytes": get(method=b"M" * 100_000),
@@ -198,7 +198,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "one dot, then two": get(target=b"/public/./../admin"),
     "dots before an escaped question mark": get(target=b"/public/..%3f"),
     "escaped NUL": get(target=b"/a%00.html"),
-    "escape that is none": get(target=b"/a%zz"),
+    "invalid escape": get(target=b"/a%zz"),
     "escape that is cut": get(target=b"/a%2"),
     "escape of Microsoft's": get(target=b"/a%u002e"),
     "target without a slash": get(target=b"admin"),
@@ -244,7 +244,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "CVE-2024-21647 Puma: extension of many kilobytes": chunks(b"0;" + b"a=b;" * 2_000 + b"\r\n\r\n"),
     "CVE-2025-55315 Kestrel, funky chunks: semicolon and nothing": chunks(b"5;\r\nhello\r\n0\r\n\r\n"),
     "extension without a name": chunks(b"5;=a\r\nhello\r\n0\r\n\r\n"),
-    "extension whose name is no token": chunks(b"5;a[=b\r\nhello\r\n0\r\n\r\n"),
+    "extension whose name is not a token": chunks(b"5;a[=b\r\nhello\r\n0\r\n\r\n"),
     "extension whose quote does not end": chunks(b'5;a="b\r\nhello\r\n0\r\n\r\n'),
     "CVE-2023-39326 Go: more extensions than payload": chunks(b"1;a=" + b"b" * 2_000 + b"\r\nx\r\n", b"0\r\n\r\n")
     .replace(b"x\r\n", (b"x\r\n1;a=" + b"b" * 2_000 + b"\r\n") * 9 + b"x\r\n", 1),
@@ -264,7 +264,7 @@ REFUSED: dict[str, bytes | tuple[bytes, int]] = {
     "CVE-2020-5236 waitress: header of spaces (quadratic)": (get(b"X:" + b" " * 70_000 + b"\x10"), 431),
 }  # fmt: skip
 
-# What looks bad and has one reading. The requests that the backend gets: request line, some of its headers, body.
+# Requests that look bad and have one reading. Those that the backend gets: request line, some of its headers, body.
 Passed = tuple[bytes, list[tuple[str, dict[str, list[str]], bytes]]]
 PASSED: dict[str, Passed] = {
     "body that looks like a request": (
@@ -541,7 +541,7 @@ class _Nothing(BaseModel):
 
 @pytest.fixture(scope="module")
 def guarded(strict: StrictBackend) -> Iterator[Forwarding]:
-    """/admin with a plugin that lets nobody in, /public with its prefix taken away, all else open; one backend."""
+    """/admin with a plugin that refuses all clients, /public with its prefix taken away, all else open; one backend."""
 
     def admit(app: WSGIApplication, options: object) -> WSGIApplication:
         def refuse(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -582,7 +582,7 @@ def test_path_that_another_route_guards_in_a_reading_of_the_backend_is_refused(
         client.send(get(target=before + target))
         response = client.response()
     if before:
-        assert response.status == 200, "/public/admin is nobody's, in every reading"
+        assert response.status == 200, "/public/admin is not protected in any reading"
         assert [request.line for request in strict.requests[whole:]] == [f"GET {target.decode()} HTTP/1.1"]
     else:
         assert response.status == 400

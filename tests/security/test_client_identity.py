@@ -1,4 +1,4 @@
-"""What a backend and a plugin learn of the client, and from whom."""
+"""The client's identity as backends and plugins see it, and the peers that may state it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def backend() -> Iterator[ScriptedBackend]:
 
 
 def way(backend: ScriptedBackend) -> dict[str, list[str]]:
-    """What the backend has been told of the way, by lower-case name."""
+    """The forwarding headers that the backend received, by lower-case name."""
     request = backend.requests[-1]
     names = {name.lower() for name, _ in request.headers if name.lower().startswith(WAY)}
     return {name: request.values(name) for name in names}
@@ -199,7 +199,7 @@ def test_access_log_has_the_client(backend: ScriptedBackend, capsys: pytest.Capt
 
 
 def test_claims_under_another_wsgi_server_go_no_further() -> None:
-    """There the operator of that server says whom to trust; rgate cannot know, so it trusts nobody."""
+    """The operator of that server decides which proxies are trusted. rgate cannot know, so it trusts none."""
     environ = make_environ(
         "/", headers={"X-Forwarded-User": "forged", "X-Real-IP": "6.6.6.6", "X-Forwarded-Proto": "https", "A": "1"}
     )

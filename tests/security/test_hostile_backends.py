@@ -1,4 +1,4 @@
-"""A backend may be hostile or broken: its response has one reading or is none, and the next client is not harmed by it.
+"""A backend may be hostile or broken: its response has one reading or is refused, and the next client is not harmed by it.
 
 Every case is sent at once and byte by byte. After each, another client of the same backend gets its own, clean answer: what
 is called response-queue poisoning is the reuse of a connection on which more has come than was asked for.
@@ -26,7 +26,7 @@ def response(*lines: bytes, body: bytes = b"", status: bytes = b"200 OK") -> byt
 
 
 def answers(first: bytes, request: bytes, apart: bool) -> tuple[RawResponse, RawResponse]:
-    """What the client gets that meets `first`, and what the next one gets, after all of it has been sent.
+    """The responses to the client that meets `first` and to the next one, after all of it has been sent.
 
     The first connection to the backend answers with these bytes, and every other with CLEAN.
     """
@@ -101,10 +101,10 @@ REFUSED: dict[str, bytes] = {
     "leading space": b" " + response(CL, body=b"hello"),
     "leading LF": b"\n" + response(CL, body=b"hello"),
     "ICY": b"ICY 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-    "CVE-2024-23326 Envoy: a switch of protocols that nobody asked for": response(
+    "CVE-2024-23326 Envoy: a switch of protocols without an Upgrade request": response(
         b"Upgrade: websocket", b"Connection: Upgrade", status=b"101 Switching Protocols"
     ),
-    "h2c that nobody asked for": response(b"Upgrade: h2c", b"Connection: Upgrade", status=b"101 Switching Protocols"),
+    "h2c without an Upgrade request": response(b"Upgrade: h2c", b"Connection: Upgrade", status=b"101 Switching Protocols"),
 }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ CUT: dict[str, tuple[bytes, bytes, bytes]] = {
     "CVE-2025-43859 h11: no CRLF after a chunk": (GET, response(TE, body=b"5\r\nhelloXX0\r\n\r\n"), b"hello"),
     "funky chunks: CR in an extension": (GET, response(TE, body=b"5;a\rb\r\nhello\r\n0\r\n\r\n"), b""),
     "extension without end": (GET, response(TE, body=b"5;" + b"a" * 5_000 + b"\r\nhello\r\n0\r\n\r\n"), b""),
-    "CVE-2023-45648 Tomcat: trailer that is none": (GET, response(TE, body=b"5\r\nhello\r\n0\r\nX : a\r\n\r\n"), b"hello"),
+    "CVE-2023-45648 Tomcat: invalid trailer": (GET, response(TE, body=b"5\r\nhello\r\n0\r\nX : a\r\n\r\n"), b"hello"),
     "trailers without end": (GET, response(TE, body=b"5\r\nhello\r\n0\r\n" + b"X: y\r\n" * 5_000), b"hello"),
 }
 

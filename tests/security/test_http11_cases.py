@@ -52,7 +52,7 @@ def test_case_of_a_public_probe_is_answered_as_the_rfcs_want(live: Forwarding, s
             method = step.lstrip().partition(b" ")[0].decode("latin-1")
             response = client.response(method)
             while response.status == 100:
-                assert b"Expect: 100-continue" in step and b"HTTP/1.1" in step, "an interim response that nobody asked for"
+                assert b"Expect: 100-continue" in step and b"HTTP/1.1" in step, "an interim response without an Expect"
                 response = client.response(method)
             assert response.status == status, response
         if case.closes:

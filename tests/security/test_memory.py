@@ -1,4 +1,4 @@
-"""What a worker process remembers of strangers is bounded in bytes, as docs/security.md says, whoever floods it."""
+"""The caches that clients and backends fill are bounded in bytes, as docs/security.md says, under any flood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a client sends, in whatever pieces: what a backend receives is strictly valid, and the client gets whole responses."""
+"""Backends receive strictly valid requests and clients whole responses, whatever a client sends and in whatever pieces."""
 
 from __future__ import annotations
 

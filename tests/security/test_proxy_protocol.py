@@ -1,4 +1,4 @@
-"""The PROXY protocol on a listener: the client is who the proxy says, and nobody else can say it."""
+"""The PROXY protocol on a listener: the proxy names the client, and no other peer can."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_header_from_a_peer_that_is_not_trusted_is_no_request(backend: ScriptedB
             raw.send(HEADERS["v1"][0] + GET)
             assert raw.response().status == 400
         with RawClient(live.url) as raw:
-            assert raw.get("/").body == b"ok", "a peer that is no proxy speaks for itself"
+            assert raw.get("/").body == b"ok", "a peer that is not a proxy speaks for itself"
     assert [request.values("X-Forwarded-For") for request in backend.requests] == [["127.0.0.1"]]
 
 

@@ -79,7 +79,7 @@ def test_slow_clients_by_the_thousand_leave_others_unharmed(request_: bytes) -> 
 
 
 def test_many_requests_sent_at_once_do_not_hold_up_others() -> None:
-    """Some of one connection, then the others' turn: else whoever sends the most at once would be served first."""
+    """Some requests of one connection, then the others' turn; else the client that sends the most would be served first."""
     order: list[str] = []
     began, sent = threading.Event(), threading.Event()
 
@@ -119,7 +119,7 @@ def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: p
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 3}
     with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS[kind], staying=3):
         with RawClient(server.url) as client:
-            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+            assert client.get("/").body == b"ok", "no client is served while slow clients hold every thread"
         assert server.threads <= 2 * 1 + 1 + 3
 
 
@@ -145,7 +145,7 @@ def test_slow_clients_of_one_address_have_a_share(monkeypatch: pytest.MonkeyPatc
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 100, "max_slow_clients_per_client": 3}
     with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS["slow readers"], staying=3):
         with RawClient(server.url) as client:
-            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+            assert client.get("/").body == b"ok", "no client is served while slow clients hold every thread"
         assert server.threads <= 2 * 1 + 1 + 3
 
 
@@ -160,7 +160,7 @@ def test_slow_clients_of_a_trusted_proxy_have_no_share(monkeypatch: pytest.Monke
 
 
 def test_slow_clients_that_move_the_least_are_cut_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then is no progress: whoever sends one is cut before whoever sends some kilobytes."""
+    """A byte now and then is not progress: its client is cut before one that sends some kilobytes."""
     monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.5)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 4, "max_spooled_body_bytes": 0}
     size = 8_000_000
@@ -206,5 +206,5 @@ def test_slow_clients_are_cut_when_there_are_no_more_threads_to_be_had(monkeypat
     with serving(app, drain_seconds=0.1, **limits) as server:
         monkeypatch.setattr("rgate.serving.thread_pool._PoolThread.start", start_few)
         with slow(server, 12, KINDS["slow readers"], staying=3), RawClient(server.url) as client:
-            assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
+            assert client.get("/").body == b"ok", "no client is served while slow clients hold every thread"
             assert server.threads <= 6

@@ -153,6 +153,7 @@ def test_stop_lets_tunnels_run_for_the_drain_time_and_closes_them_then() -> None
     ended: list[bytes] = []
     held = switching(lambda connection: ended.append(connection.read(5)))
     with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=2) as live, open_tunnel(live) as client:
+        eventually(lambda: live.server.tunnels, "the tunnel is relayed, after the client has the 101")
         live.server.stop()
         eventually(lambda: live.server.draining)
         assert len(live.server.tunnels) == 1, "it may run for drain_seconds"
