@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import GatewayError, InternalError, PluginError, RequestError, is_process_exit
-from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, adopt
+from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, from_foreign_environ
 from ..log import about
 from .exchange import ENVIRON_KEY, Exchange, RelayableBody
 from .middleware import LocalRoute
@@ -91,7 +91,7 @@ class ExchangeScope:
         on_failure, on_failed = self._on_failure, self._on_failed
         if TARGET_KEY not in environ:
             try:
-                adopt(environ)
+                from_foreign_environ(environ)
             except ValueError as error:
                 environ[REJECTION_KEY] = RequestError(str(error))
         if REJECTION_KEY in environ:
@@ -287,7 +287,7 @@ class _RelayableExchangeBody(_ExchangeBody, RelayableBody):
 def _is_spelled_plainly(target: Target) -> bool:
     """Whether the path came as it is, without escapes and the like: a local route answers to no other spelling, so that a rule
     about its path in a proxy in front cannot be passed by."""
-    return target.plain and target.route == target.path
+    return target.is_normalized and target.normalized_path == target.path
 
 
 def _close(exchange: Exchange, body: object, on_failure: FailureReporter) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from ..http1.client_address import IPAllowlist, TrustedProxies
+from ..http1.grammar import bracket_host
 from ..serving.runtime_dir import admin_sockets, socket_name, socket_paths
 from .healthcheck import DEFAULT_URL
 from .http_client import GatewayUnreachable
@@ -144,7 +145,7 @@ def _socket_for(url: str) -> str:
 def _url_of(config: Config) -> str:
     server = config.server
     host = _LOOPBACK_OF.get(server.host, server.host)
-    return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    return f"{'https' if server.tls else 'http'}://{bracket_host(host)}:{server.port}"
 
 
 def _reachable(address: str) -> str:

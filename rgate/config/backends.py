@@ -7,24 +7,24 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..http1.grammar import is_token
 from .fields import Flag, Labels, Model, Name, RequestHeaders, Seconds, ServerName, StrictFloat, StrictInt
 
 __all__ = ["BackendConfig", "BackendTLSConfig", "EndpointConfig", "HealthConfig", "StickyConfig"]
 
 _STATUSES = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
 _CHECK_PATH = re.compile(r"/[!-~]*")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _hash_by(text: str) -> str:
     kind, colon, name = text.partition(":")
-    if text != "client" and not (kind in ("header", "cookie") and colon and _TOKEN.fullmatch(name)):
+    if text != "client" and not (kind in ("header", "cookie") and colon and is_token(name)):
         raise ValueError(f"{text!r} is neither client, header:NAME nor cookie:NAME")
     return text
 
 
 def _cookie_name(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
+    if not is_token(text):
         raise ValueError(f"{text!r} is no name of a cookie")
     return text
 

@@ -1,5 +1,6 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
+from ..chain.client_connection import ClientConnection, RequestStream
 from ..chain.exchange import Exchange, Tunnel, send_interim
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
 from ..chain.pipeline import STANDARD_ORDER, map_body
@@ -45,6 +46,8 @@ from ..errors import (
 )
 from ..http1.cache import RepeatCache
 from ..http1.client_address import IPAllowlist
+from ..http1.grammar import CONTENTLESS_STATUSES, IDEMPOTENT_METHODS, SAFE_METHODS, environ_key
+from ..http1.target import Target
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
 from ..serving.admin_server import AdminServer
@@ -52,7 +55,10 @@ from ..version import VERSION as __version__
 from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchableSource, WeightedPolicy, hookimpl
 
 __all__ = [
+    "CONTENTLESS_STATUSES",
     "DRAIN_LABEL",
+    "IDEMPOTENT_METHODS",
+    "SAFE_METHODS",
     "STANDARD_ORDER",
     "WEIGHT_LABEL",
     "Address",
@@ -63,6 +69,7 @@ __all__ = [
     "BadResponse",
     "BodyTooLarge",
     "ClientClosed",
+    "ClientConnection",
     "Config",
     "ConfigError",
     "ConfigProblem",
@@ -97,6 +104,7 @@ __all__ = [
     "PluginError",
     "RepeatCache",
     "RequestError",
+    "RequestStream",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
@@ -106,6 +114,7 @@ __all__ = [
     "StreamWriter",
     "SuspendedResponse",
     "TLSFailed",
+    "Target",
     "TargetTooLong",
     "Timeouts",
     "Tunnel",
@@ -118,6 +127,7 @@ __all__ = [
     "WeightedPolicy",
     "__version__",
     "build",
+    "environ_key",
     "hookimpl",
     "json_line",
     "map_body",

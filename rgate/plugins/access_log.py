@@ -161,7 +161,7 @@ def sent(environ: WSGIEnvironment) -> Sent:
     method, host = get("REQUEST_METHOD", ""), get("HTTP_HOST", "")
     target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
     protocol = get("SERVER_PROTOCOL", "")
-    if (unread := get("rgate.sent")) is not None:  # the server could not read it; the rest only stands in for it
+    if (unread := get("rgate.unparsed")) is not None:  # the server could not read it; the rest only stands in for it
         method, target, host = unread
         protocol = ""
     return Sent(

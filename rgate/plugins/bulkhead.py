@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, hookimpl
+from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, RequestStream, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -68,7 +68,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             most = whole.most if condition.max_in_flight is None else min(whole.most, condition.max_in_flight)
             if len(all_waiting) >= most:
                 whole.check(most)
-            waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
+            waiting[exchange] = all_waiting[exchange] = environ.get("rgate.request_stream")
             try:
                 body = app(environ, start_response)
             finally:
@@ -94,7 +94,7 @@ def _of(gateway: Gateway, backend: Backend) -> ConcurrencyLimit:
 class ConcurrencyLimit:
     """What waits for one backend, or for all of them: at most `most` exchanges at one time.
 
-    `waiting` has the exchanges, each with its wsgi.input. Setting and popping a key are atomic, so there is no lock and
+    `waiting` has the exchanges, each with its RequestStream, if it has one. Setting and popping a key are atomic, so there is no lock and
     nothing drifts; threads that come at the same moment may bring it over the limit by their number.
     """
 
@@ -103,7 +103,7 @@ class ConcurrencyLimit:
     def __init__(self, name: str, most: int) -> None:
         self._name = name
         self.most = most
-        self.waiting: dict[Exchange, Any] = {}
+        self.waiting: dict[Exchange, RequestStream | None] = {}
         self._held = self._seen = 0
         self._looked = float("-inf")
 
@@ -127,7 +127,7 @@ class _Waits:
 
     __slots__ = ("_exchange", "_where")
 
-    def __init__(self, exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+    def __init__(self, exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]) -> None:
         self._exchange = exchange
         self._where = where
 
@@ -145,7 +145,7 @@ class _Body:
 
     __slots__ = ("_blocks", "_waits", "close")
 
-    def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+    def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]) -> None:
         self._blocks = iter(body)
         self._waits = _Waits(exchange, where)
         self.close = getattr(body, "close", _nothing)
@@ -162,12 +162,12 @@ def _nothing() -> None:
     pass
 
 
-def _held_by_clients(streams: Iterable[Any]) -> int:
-    """How many of these request bodies wait for more of their clients. Those of rgate's own server can say."""
+def _held_by_clients(streams: Iterable[RequestStream | None]) -> int:
+    """The number of these request bodies that wait for more from their clients."""
     poll = select.poll()
     count = 0
     for stream in streams:
-        if not getattr(stream, "complete", True):
+        if stream is not None and not stream.complete:
             try:
                 poll.register(stream.fileno(), select.POLLIN)
                 count += 1

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rgate import AmbiguousPath, Exchange, Gateway, Middleware, NoRoute, Route, hookimpl
+from rgate import AmbiguousPath, Exchange, Gateway, Middleware, NoRoute, Route, Target, environ_key, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,8 +35,8 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             exchange: Exchange = environ["rgate.exchange"]
             if exchange.route is None:  # else an earlier router has decided
-                target = environ["rgate.target"]
-                route = table.find(target.route, environ)
+                target: Target = environ["rgate.target"]
+                route = table.find(target.normalized_path, environ)
                 if route is None:
                     raise NoRoute(default.body, default.status_code, default.content_type)
                 if target.ambiguous and not table.is_only_route(route, target, environ):
@@ -49,7 +49,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("routing", wrap, modifies_request=False, essential=True)
 
 
-def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEnvironment) -> None:
+def _merge_slashes(table: RouteTable, route: Route, target: Target, environ: WSGIEnvironment) -> None:
     """Have the request go on with runs of "/" in its path taken as one. Raises AmbiguousPath if that does not help."""
     merged = target.merged()
     if merged.raw == target.raw or (merged.ambiguous and not table.is_only_route(route, merged, environ)):
@@ -85,7 +85,7 @@ class RouteTable:
                 return None
             path = path[: max(path.rfind("/"), 0)]
 
-    def is_only_route(self, route: Route, target: Any, environ: WSGIEnvironment) -> bool:
+    def is_only_route(self, route: Route, target: Target, environ: WSGIEnvironment) -> bool:
         """Whether every reading of an ambiguous path leads to `route`, which its own reading has led to."""
         if len(self._by_prefix) == 1 and not self._longest:
             return True  # a path makes no difference
@@ -102,12 +102,7 @@ def _matches(route: Route, environ: WSGIEnvironment) -> bool:
         return False
     if route.hosts and _host(environ) not in route.hosts:
         return False
-    return not route.headers or all(environ.get(_environ_key(name)) == value for name, value in route.headers)
-
-
-def _environ_key(name: str) -> str:
-    key = name.upper().replace("-", "_")
-    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+    return not route.headers or all(environ.get(environ_key(name)) == value for name, value in route.headers)
 
 
 def _host(environ: WSGIEnvironment) -> str:

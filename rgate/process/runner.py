@@ -152,7 +152,7 @@ class _ServerProcess(ABC):
         """Called for every gateway before it runs."""
         gateway.listening, gateway.tells = (self.server.host, self.server.port), self.console is not None
         if gateway.tls is not None:
-            gateway.tls.quiet = self.console is None
+            gateway.tls.logs_expiry = self.console is not None
         gateway.table.on_change(self._tell_changes)
 
     def _compose(self, before: Gateway) -> Gateway:

@@ -90,7 +90,7 @@ class Gateway:
         self.upstreams: UpstreamPools = before.upstreams if before else UpstreamPools(*limits)
         for backend in self.backends.values():
             if backend.tls != UpstreamTLS():
-                self.upstreams.prepare(backend.tls)
+                self.upstreams.load_tls_context(backend.tls)
         self.queue: EndpointQueue = before.queue if before else EndpointQueue()
         self.dispatch: WSGIApplication
         self._line: list[Gateway] = before._line if before else [self]  # shared; the one in force
@@ -159,7 +159,7 @@ class Gateway:
         GatewayError that a request would end in. From any thread; it is in no statistics.
         """
         tls = self.backends[endpoint.backend].tls
-        return probe(self.upstreams.at(endpoint.address, tls), target, headers, seconds)
+        return probe(self.upstreams.get(endpoint.address, tls), target, headers, seconds)
 
     def on_failed_request(self, callback: OnFailed) -> None:
         """Have `callback(exchange, environ)` called for every request that has failed, once it is over: one that ended in a
@@ -191,21 +191,21 @@ class Gateway:
         self._line[0] = self
         self.queue.follow(self.table, self.backends.values(), self.config.server.max_waiting)
         self.workers.take_over()
-        self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
+        self.upstreams.set_limits(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
         self._kept.settle()
         self.update_plugin_warnings()  # those of `before` are in the chains again
 
     def tidy(self) -> None:
         """Close connections that rest for too long, and those to endpoints that are gone; remind of certificates that end, and
         of lines that are lost. The core's own."""
-        ending = self.tls.remind(time()) if self.tls is not None else ""
+        ending = self.tls.expiry_warning(time()) if self.tls is not None else ""
         for name, notice in (("certificates", ending), ("log", trouble())):
             if notice:
                 self.readiness.notices[name] = notice
             else:
                 self.readiness.notices.pop(name, None)
         found = self.table.snapshot.found
-        self.upstreams.keep({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
+        self.upstreams.prune({(e.address, self.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 
     def close(self, beside: Gateway | None = None) -> None:
         """Close what has been kept, and every connection, but for what is in use `beside` as well. The core's own."""
@@ -214,7 +214,7 @@ class Gateway:
             self.upstreams.close()
         else:
             self._kept.close(beside._kept)
-            self.upstreams.forget(but={backend.tls for backend in beside.backends.values()})
+            self.upstreams.prune_tls_contexts({backend.tls for backend in beside.backends.values()})
 
 
 def build(config: Config, registry: Registry, before: Gateway | None = None) -> Gateway:
@@ -330,7 +330,8 @@ def _connect_anew(snapshot: Snapshot) -> None:
             if endpoint.stopping != activity.stopping:
                 activity.stopping = endpoint.stopping
                 if activity.upstream is not None:
-                    activity.upstream.pool.rest(not activity.stopping)
+                    pool = activity.upstream.pool
+                    (pool.close_idle if activity.stopping else pool.reopen)()
 
 
 def _routes(config: Config, backends: Mapping[str, Backend]) -> Iterator[Route]:

@@ -12,7 +12,7 @@ from ..chain.middleware import LocalRoute, LocalRoutes
 from ..chain.scope import ExchangeScope, reject
 from ..config.models import ServerConfig
 from ..errors import NoRoute, PluginError
-from ..http1.client_address import IPAllowlist, is_of_web_page
+from ..http1.client_address import IPAllowlist, is_from_web_page
 from .listeners import Listeners
 from .runtime_dir import prepare
 from .server import Server
@@ -119,7 +119,7 @@ class AdminServer:
         return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.allows(environ))
 
     def _admits(self, environ: WSGIEnvironment) -> bool:
-        return self._at_port(environ) if self._place is None else not is_of_web_page(environ)
+        return self._at_port(environ) if self._place is None else not is_from_web_page(environ)
 
     def _listening_somewhere(self) -> Server | None:
         """At the first of the paths; None where there can be no socket at any of them."""

@@ -113,7 +113,7 @@ class Connection:
     def _trust(self) -> None:
         """Decide by the proxies that are trusted now what is believed of the requests to come."""
         self._trusted = trusted = self._server.trusted_proxies
-        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if self.address in trusted else None
+        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.apply if self.address in trusted else None
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -265,7 +265,7 @@ class Connection:
                     if not block:
                         return self._waits_on()
                     continue
-                request = head_cache.get(head) or server.requests.read(head)
+                request = head_cache.get(head) or server.requests.parse(head)
             except RequestError as error:
                 self._refuse(error, head)
                 return self._linger()
@@ -364,7 +364,7 @@ class Connection:
                 return self._waits_on()
             if self.late:
                 raise RequestTimeout("the request did not come in time")
-            server.requests.check_incomplete(block, judged, server.config.max_head_bytes)
+            server.requests.check_partial(block, judged, server.config.max_head_bytes)
         except RequestError as error:
             self._refuse(error, block)
             return self._linger()
@@ -418,7 +418,7 @@ class Connection:
         if self.ended:
             server.test_soon(self)
         self.remaining -= 1
-        response.run(server.app, environ, request.minor, request.keep_alive and self.remaining > 0 and not server.draining)
+        response.run(server.app, environ, request.http_minor, request.keep_alive and self.remaining > 0 and not server.draining)
         if response.keep_alive and response.relayed is None and response.suspended is None:
             return True
         # The client has not asked for the end, so it may be sending the next request already.

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from ..errors import Overloaded
-from ..http1.environ import ANNOUNCED_KEY
+from ..http1.environ import PROXY_HEADER_KEY
 from ..http1.proxy_protocol import MAX_HEADER_BYTES, parse_proxy_header
 from .connection import Connection
 
@@ -59,7 +59,7 @@ class _Announced(Connection):
         self._raw = None
         if announcement.address is not None:
             self._come_from(announcement.address, announcement.port)
-        self._template |= {ANNOUNCED_KEY: True}
+        self._template |= {PROXY_HEADER_KEY: True}
         if not self._server.admission.enter(self):
             return self.turn_away(Overloaded(f"too many connections of {self.address}"))
         return super().advance()

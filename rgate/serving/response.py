@@ -18,7 +18,8 @@ from ..errors import ClientClosed, InternalError
 from ..http1 import fields
 from ..http1.cache import RepeatCache
 from ..http1.chunked import LAST_CHUNK, chunk_head, last_chunk
-from ..http1.fields import Field, forward_line, has_credentials
+from ..http1.fields import Field, encode_field, has_credentials
+from ..http1.grammar import BODILESS_STATUSES
 from ..log import about
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ BLOCKS_AT_ONCE: Final = 4  # of one response, before others have their turn
 # So long a thread waits for a backend or a client before the event loop has the response: at one time, and in all.
 QUICK_WAIT_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.05
-_BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
+_BODILESS: Final = frozenset(map(str, BODILESS_STATUSES))
 _VERSION: Final = b"HTTP/1.1 "  # what every head begins with, interim ones too
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOTHING, _HEAD, _CHUNK = range(3)  # what is to be sent next, and may be begun early
@@ -118,11 +119,11 @@ class HeadEncoder:
     def remember(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
         key = (status, headers)
-        if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.comes_again(key):
+        if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.admits(key):
             return
         names = {name.lower() for name, _ in headers}
         if "date" in names and "content-length" in names and not any(map(fields.is_secret, names)) and not has_credentials(head):
-            self.head_cache.keep(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
+            self.head_cache.add(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
 
     def switch(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
         """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
@@ -150,32 +151,32 @@ class HeadEncoder:
         code, _, phrase = status.partition(" ")
         if len(code) != 3 or not code.isascii() or not code.isdigit() or not least <= int(code) <= most:
             raise ValueError(f"not a status from {least} to {most}: {status!r}")
-        forward_line("Phrase", phrase)  # the same characters are allowed
+        encode_field("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.comes_again(status):
-            self._status_lines.keep(status, line, 150 + 2 * len(line))
+        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.admits(status):
+            self._status_lines.add(status, line, 150 + 2 * len(line))
         return line
 
     def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
         name, value = pair
-        line = forward_line(name, value)
+        line = encode_field(name, value)
         field = Field(name, value)
         meaning = _ORDINARY
-        if field.meaning == fields.CONTENT_LENGTH:
+        if field.kind == fields.CONTENT_LENGTH:
             if field.number is None:
                 raise ValueError(f"not a Content-Length: {value!r}")
             meaning = _LENGTH
-        elif field.meaning == fields.CONNECTION:
+        elif field.kind == fields.CONNECTION:
             meaning = _CLOSE if "close" in field.tokens else _DROPPED
-        elif field.meaning == fields.TRAILER:
+        elif field.kind == fields.TRAILER:
             meaning = _TRAILER
-        elif field.meaning in (fields.TRANSFER_ENCODING, fields.TE, fields.HOP_BY_HOP):
+        elif field.kind in (fields.TRANSFER_ENCODING, fields.TE, fields.HOP_BY_HOP):
             meaning = _DROPPED
         elif field.name == "date":
             meaning = _DATE
         known = self._lines
-        if len(value) <= self.MAX_VALUE_BYTES and not field.secret and known.comes_again(pair) and not has_credentials(line):
-            known.keep(pair, (line, meaning), 250 + 2 * len(line))
+        if len(value) <= self.MAX_VALUE_BYTES and not field.uncacheable and known.admits(pair) and not has_credentials(line):
+            known.add(pair, (line, meaning), 250 + 2 * len(line))
         return line, meaning
 
 

@@ -29,6 +29,7 @@ from werkzeug.serving import BaseWSGIServer
 
 from ..errors import Overloaded
 from ..http1.client_address import TrustedProxies, normalize_address
+from ..http1.grammar import bracket_host
 from ..http1.request import RequestParser
 from ..log import about
 from ..tls.server_context import ServerTLS
@@ -159,8 +160,7 @@ class Server(BaseWSGIServer):
     def url(self) -> str:
         """Where to reach the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        return f"{self.template['wsgi.url_scheme']}://{host}:{self.port}"
+        return f"{self.template['wsgi.url_scheme']}://{bracket_host(host)}:{self.port}"
 
     @property
     def public_port(self) -> int:

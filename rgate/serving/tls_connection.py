@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from ..errors import GatewayError, HTTPSOnly, NotTLS, RequestError
 from ..http1.environ import FIELDS_KEY, REJECTION_KEY
 from ..http1.fields import Field, Fields
-from ..tls.client_certificate import HEADER, environ_of, header_value
+from ..tls.client_certificate import HEADER, forwarded_client_cert, ssl_environ
 from ..tls.stream import PlaintextReceived, TLSStream
 from .connection import RECEIVE_BYTES, Connection
 from .events import READABLE
@@ -44,7 +44,7 @@ class TLSConnection(Connection):
 
     def advance(self) -> bool:
         """Go on with what has come. False: the connection is over and must be closed."""
-        if not self._stream.is_open and not self._lingering:
+        if not self._stream.handshake_done and not self._lingering:
             return self._shake_hands()
         goes_on = super().advance()
         if self._stream.has_more and not self.queued and not self.deaf:
@@ -53,11 +53,11 @@ class TLSConnection(Connection):
 
     def turn_away(self, error: GatewayError) -> bool:
         """Without a handshake there is no answer."""
-        return self._stream.is_open and super().turn_away(error)
+        return self._stream.handshake_done and super().turn_away(error)
 
     def close(self) -> None:
         # A response that broke off must not look as if it had ended well.
-        if self._stream.is_open and not self._response.cut:
+        if self._stream.handshake_done and not self._response.cut:
             self._stream.send_close_notify()
         super().close()
 
@@ -68,22 +68,22 @@ class TLSConnection(Connection):
         except PlaintextReceived as plain:
             return self._answer_plainly(plain.args[0])
         except ssl.SSLError as error:
-            refused = server.tls is not None and server.tls.asks_clients and error.reason in _OF_CLIENT_CERTIFICATES
+            refused = server.tls is not None and server.tls.requests_client_certificates and error.reason in _OF_CLIENT_CERTIFICATES
             level, reason = logging.INFO if refused else logging.DEBUG, error.reason
             _log.log(level, "%s: no TLS: %s", self._template["REMOTE_ADDR"], error, extra={"about": reason})
             self._lingering = True
             return self._linger()  # what the client is told must not be lost
         except OSError:
             return False
-        if stream.unsent:
+        if stream.wants_write:
             server.wait_to_send(self)
         if stream.has_more:
             self.events |= READABLE
         if not done:
             return not self.leaving
         self.deadline = server.now + server.config.head_seconds
-        self._template |= environ_of(stream.tls)
-        client = header_value(stream.tls)
+        self._template |= ssl_environ(stream.tls)
+        client = forwarded_client_cert(stream.tls)
         if client is not None:
             self._certificate = Field(HEADER, client)
             self._trust()
@@ -108,7 +108,7 @@ def _vouch(field: Field, before: Callable[[WSGIEnvironment], object] | None, env
     if before is not None:
         before(environ)
     sent: Fields = environ[FIELDS_KEY]
-    environ[FIELDS_KEY] = Fields([*sent, field], sent.claims)
+    environ[FIELDS_KEY] = Fields([*sent, field], sent.proxy_fields)
     environ[field.key] = field.value
 
 

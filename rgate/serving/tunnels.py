@@ -161,7 +161,7 @@ class TunnelRelay:
             target.unsent = block
             # Of an end that came with the last bytes of TLS epoll will not tell. All else is for the next turn: a tunnel
             # that moves much must not keep the others waiting.
-            if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.at_end):
+            if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.eof_received):
                 return
 
     @property

@@ -207,7 +207,7 @@ def test_connection_that_sends_unasked_while_it_rests_is_given_up() -> None:
         resting(live, 1)
         unasked.set()
         passed(sent)
-        eventually(lambda: not next(iter(live.gateway.upstreams._known.values())).pool.resting[0].is_quiet())
+        eventually(lambda: next(iter(live.gateway.upstreams._upstreams.values())).pool.idle[0].has_input())
         assert client.get().body == b"clean"
         assert len(backend.connections) == 2
 
@@ -226,7 +226,7 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
     with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get().body == b"ok"
         resting(live, 1)
-        live.gateway.upstreams.keep(())
+        live.gateway.upstreams.prune(())
         eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
         endpoint.state.upstream = None  # as a new endpoint of that address has it
@@ -241,7 +241,7 @@ def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
             assert client.get().body == b"ok"
         assert len(backend.connections) == 1
         first, _ = live.gateway.table.snapshot.endpoints["backend"]
-        live.gateway.upstreams.keep({(first.address, UpstreamTLS())})
+        live.gateway.upstreams.prune({(first.address, UpstreamTLS())})
         for _ in range(10):
             assert client.get().body == b"ok"
         assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"
@@ -278,7 +278,7 @@ def test_stale_connection_closed_while_it_rested_is_nobodys_problem(request_: by
 
 def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the backend closed its connections just after they had been looked at."""
-    monkeypatch.setattr("rgate.forwarding.upstream._RawConnection.is_quiet", lambda connection: True)
+    monkeypatch.setattr("rgate.forwarding.connection.UpstreamConnection.has_input", lambda connection: False)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])

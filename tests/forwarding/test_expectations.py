@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rgate import Middleware, hookimpl
-from rgate.forwarding import response_body as forwarding_body
+from rgate.forwarding import upload as forwarding_body
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..raw_client import RawClient

@@ -6,7 +6,7 @@ import pytest
 
 from rgate import IPAllowlist
 from rgate.http1.client_address import TrustedProxies
-from rgate.http1.environ import ANNOUNCED_KEY, FIELDS_KEY
+from rgate.http1.environ import FIELDS_KEY, PROXY_HEADER_KEY
 from rgate.http1.fields import Fields
 
 LOCAL = IPAllowlist(["127.0.0.0/8", "::1"])
@@ -17,7 +17,7 @@ PROXIES = TrustedProxies(["127.0.0.1", "10.9.0.0/16"])
 def through_proxy(peer: str, **environ: str) -> dict[str, object]:
     """The environ of a request that a trusted proxy has sent, as the server makes it."""
     made: dict[str, object] = {"REMOTE_ADDR": peer, FIELDS_KEY: Fields(), "wsgi.url_scheme": "http", **environ}
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     return made
 
 
@@ -69,8 +69,8 @@ def test_client_certificate_that_this_gateway_has_seen_is_no_sign_of_a_proxy() -
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_loopback_that_a_proxy_header_names_is_not_admitted(address: str) -> None:
     assert LOCAL({"REMOTE_ADDR": address})
-    assert not LOCAL({"REMOTE_ADDR": address, ANNOUNCED_KEY: True})
-    assert PRIVATE({"REMOTE_ADDR": "10.1.2.3", ANNOUNCED_KEY: True})
+    assert not LOCAL({"REMOTE_ADDR": address, PROXY_HEADER_KEY: True})
+    assert PRIVATE({"REMOTE_ADDR": "10.1.2.3", PROXY_HEADER_KEY: True})
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(served: Ser
         assert succession.reload() == ""
         assert (trusted(first), trusted(second)) == (False, True)
         (served.folder / "server.pem").write_text("no certificate")
-        assert "holds no certificate in PEM form" in succession.reload()
+        assert "contains no certificate in PEM form" in succession.reload()
         assert trusted(second)
         server.stop()
         eventually(lambda: not server._connections, "the connections end")
@@ -240,7 +240,7 @@ def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tm
             assert get(served, "/a") == 200
             assert len(backend.connections) == 2, "one that was refused, and then the same one"
             ca.write_text("nothing")
-            assert "ca.pem holds no certificate in PEM form" in succession.reload()
+            assert "ca.pem contains no certificate in PEM form" in succession.reload()
             assert get(served, "/a") == 200
             server.stop()
             eventually(lambda: not server._connections, "the connections end")

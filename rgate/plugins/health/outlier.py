@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from rgate import (
+    SAFE_METHODS,
     BadGateway,
     ConnectionRefused,
     ConnectTimeout,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["FAINT", "HealthListener", "Record"]
 
 FAULTS: Final = (ConnectionRefused, Unreachable, ConnectTimeout, ResponseTimeout, BadGateway)
-SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 FAINT: Final = 1e-6
 """The share of an endpoint that is to get requests only when there is no other."""
@@ -131,7 +131,7 @@ class Record:
             if self.state != "on trial" or (self._trial is not None and not self._trial.finished):
                 return False
             waits = self._clock() - self._on_trial_since < SAFE_SECONDS and len(exchange.candidates) > 1
-            if waits and environ["REQUEST_METHOD"] not in SAFE:
+            if waits and environ["REQUEST_METHOD"] not in SAFE_METHODS:
                 return False
             self._trial = exchange
             return True
