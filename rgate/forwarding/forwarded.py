@@ -33,30 +33,30 @@ _LOOPS: Final = ("1.1 rgate", "1.0 rgate", VIA, f"1.0 {_NAME}")
 
 
 def forwarded_headers(
-    before: str, passed: str, passed_key: str, prefix: str, peer: str, scheme: str, host: str, protocol: str = "HTTP/1.1"
+    forwarded_for: str, loop_value: str, loop_key: str, prefix: str, peer: str, scheme: str, host: str, protocol: str = "HTTP/1.1"
 ) -> bytes:
     """The header lines for a request of a peer that is not trusted.
 
-    before      its X-Forwarded-For
-    passed      its header `passed_key` (VIA_KEY or CDN_LOOP_KEY)
-    prefix      the part of the path that the route strips
-    protocol    the request's
+    forwarded_for  its X-Forwarded-For
+    loop_value     the value of its Via (`loop_key` VIA_KEY) or CDN-Loop (CDN_LOOP_KEY)
+    prefix         the part of the path that the route strips
+    peer, scheme, host, protocol  the request's
 
     Raises LoopDetected, and ValueError for values that no header can have.
     """
     return b"".join(
         [
-            *_line("X-Forwarded-For", _appended(before, peer)),
+            *_line("X-Forwarded-For", _appended(forwarded_for, peer)),
             *_line("X-Forwarded-Proto", scheme),
             *_line("X-Forwarded-Host", host),
             *_line("X-Forwarded-Port", _port(host, scheme)),
             *_line("X-Forwarded-Prefix", prefix),
-            _passed_line(passed_key, passed, protocol),
+            _loop_line(loop_key, loop_value, protocol),
         ]
     )
 
 
-def trusted_forwarded_headers(environ: WSGIEnvironment, passed_key: str, prefix: str, host: str) -> bytes:
+def trusted_forwarded_headers(environ: WSGIEnvironment, loop_key: str, prefix: str, host: str) -> bytes:
     """The same for a request of a trusted proxy, with the values that it has sent. Raises the same."""
     peer: str = environ[PEER_KEY]
     get = environ.get
@@ -71,7 +71,7 @@ def trusted_forwarded_headers(environ: WSGIEnvironment, passed_key: str, prefix:
             *_line("X-Forwarded-Port", get("HTTP_X_FORWARDED_PORT") or _port(host, scheme)),
             *_line("X-Forwarded-Prefix", get("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + prefix),
             *_line("Forwarded", f"{forwarded}, for={_node(peer)}" if forwarded else ""),
-            _passed_line(passed_key, get(passed_key, ""), environ["SERVER_PROTOCOL"]),
+            _loop_line(loop_key, get(loop_key, ""), environ["SERVER_PROTOCOL"]),
         ]
     )
 
@@ -80,8 +80,8 @@ def _line(name: str, value: str) -> tuple[bytes, ...]:
     return (encode_field(name, value),) if value else ()
 
 
-def _appended(before: str, last: str) -> str:
-    return f"{before}, {last}" if before and last else before or last
+def _appended(values: str, last: str) -> str:
+    return f"{values}, {last}" if values and last else values or last
 
 
 def _node(address: str) -> str:
@@ -95,11 +95,11 @@ def _port(host: str, scheme: str) -> str:
     return (port or ("443" if scheme == "https" else "80")) if host else ""
 
 
-def _passed_line(key: str, passed: str, protocol: str) -> bytes:
+def _loop_line(key: str, loop_value: str, protocol: str) -> bytes:
     if key == CDN_LOOP_KEY:
-        if any(entry.partition(";")[0].strip() == CDN_LOOP for entry in passed.split(",")):
-            raise LoopDetected(passed)
+        if any(entry.partition(";")[0].strip() == CDN_LOOP for entry in loop_value.split(",")):
+            raise LoopDetected(loop_value)
         return encode_field("CDN-Loop", CDN_LOOP)  # the values received are among the client's lines
-    if any(entry.strip() in _LOOPS for entry in passed.split(",")):
-        raise LoopDetected(passed)
-    return encode_field("Via", _appended(passed, f"{'1.0' if protocol == 'HTTP/1.0' else '1.1'} {_NAME}"))
+    if any(entry.strip() in _LOOPS for entry in loop_value.split(",")):
+        raise LoopDetected(loop_value)
+    return encode_field("Via", _appended(loop_value, f"{'1.0' if protocol == 'HTTP/1.0' else '1.1'} {_NAME}"))

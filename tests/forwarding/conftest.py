@@ -1,4 +1,4 @@
-"""What the tests of forwarding share."""
+"""The fixtures that the tests of forwarding share."""
 
 from __future__ import annotations
 

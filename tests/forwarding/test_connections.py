@@ -80,7 +80,7 @@ ANNOUNCED: dict[str, tuple[str, bytes]] = {
 
 @pytest.mark.parametrize(("method", "response"), ANNOUNCED.values(), ids=ANNOUNCED)
 def test_connection_is_not_used_again_after_a_body_was_announced_where_there_is_none(method: str, response: bytes) -> None:
-    """Whoever announces it may send it, if only a moment later: then it is the answer to the next request."""
+    """A backend that announces a body may send it a moment later: then it would be taken for the response to the next request."""
     asked = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
@@ -232,7 +232,7 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
         endpoint.state.upstream = None  # as a new endpoint of that address has it
         for _ in range(3):
             assert client.get().body == b"ok"
-        assert len(backend.connections) == 2, "connections are reused after the endpoint has come back"
+        assert len(backend.connections) == 2, "connections are reused after the endpoint is back"
 
 
 def test_connections_of_two_base_paths_are_those_of_one_address() -> None:

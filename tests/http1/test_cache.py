@@ -1,4 +1,4 @@
-"""Remembered: what has come twice is kept, and no more than a fixed number of bytes of it."""
+"""RepeatCache: values for keys that were seen twice are kept, within a fixed number of bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the client is, from what a trusted proxy says."""
+"""The client's address, from the headers of a trusted proxy."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ CLIENTS: dict[str, tuple[str, str]] = {
     "IPv4 in IPv6": ("::ffff:203.0.113.5", "203.0.113.5"),
     "no spaces": ("203.0.113.5,10.0.0.2", "203.0.113.5"),
     "tabs": ("203.0.113.5,\t10.0.0.2 ", "203.0.113.5"),
-    "an entry that is no address hides what is left of it": ("203.0.113.5, unknown", "10.0.0.9"),
+    "an entry that is not an address hides those left of it": ("203.0.113.5, unknown", "10.0.0.9"),
     "the same between proxies": ("203.0.113.5, _hidden, 10.0.0.2", "10.0.0.2"),
     "empty entry": ("203.0.113.5, , 10.0.0.2", "10.0.0.2"),
-    "leading zeros are no address": ("010.0.0.1", "10.0.0.9"),
+    "an address with leading zeros is not one": ("010.0.0.1", "10.0.0.9"),
     "name": ("evil.example", "10.0.0.9"),
 }
 

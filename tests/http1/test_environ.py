@@ -1,4 +1,4 @@
-"""What the gateway keeps in a WSGI environ: under other servers, and after middleware has edited it."""
+"""The gateway's keys in a WSGI environ: under other servers, and after middleware has edited it."""
 
 from __future__ import annotations
 

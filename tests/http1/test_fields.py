@@ -30,7 +30,7 @@ READ = {
     "colons in the value": (b"Referer: http://x:80/", ("Referer", "http://x:80/")),
     "obs-text": (b"X-Name: caf\xe9\xff", ("X-Name", "caf\xe9\xff")),
     "utf-8": (b"X-Name: caf\xc3\xa9", ("X-Name", "caf\xc3\xa9")),
-    "no-break space is no space": (b"X: \xa0a\x85\xa0", ("X", "\xa0a\x85\xa0")),
+    "no-break space is not a space": (b"X: \xa0a\x85\xa0", ("X", "\xa0a\x85\xa0")),
 }
 
 
@@ -50,7 +50,7 @@ REFUSED = {
     "folded line": b" Accept: x",
     "folded by a tab": b"\tx",
     "name with a space": b"Acc ept: x",
-    "name that is no token": b"Acc(ept: x",
+    "name that is not a token": b"Acc(ept: x",
     "name with obs-text": b"Acc\xe9pt: x",
     "name with NUL": b"Acc\x00ept: x",
     "NUL in the value": b"Accept: a\x00b",

@@ -1,4 +1,4 @@
-"""What modules share of the grammar."""
+"""The parts of the grammar that several modules use."""
 
 from __future__ import annotations
 

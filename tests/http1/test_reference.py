@@ -1,4 +1,4 @@
-"""What our reader accepts is read the same by llhttp, Node's parser: nobody behind us sees another request.
+"""Accepted messages are parsed the same by llhttp, Node's parser: a backend sees the request that the gateway sees.
 
 httptools (llhttp) is a reference here only; the gateway does not use it.
 """
@@ -21,7 +21,7 @@ from rgate.http1.response import ResponseParser
 
 @dataclass
 class Heard:
-    """What llhttp says of a stream of messages."""
+    """The messages that llhttp finds in a stream."""
 
     targets: list[bytes] = field(default_factory=list)
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -98,7 +98,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
     assert heard.body == body
     assert parser.get_method().decode() == request.method
     assert parser.get_http_version() == f"1.{request.http_minor}"
-    assert heard.keep_alive or not request.keep_alive, "we would wait for a request that nobody is going to send"
+    assert heard.keep_alive or not request.keep_alive, "the gateway would wait for a request that never comes"
     (target,) = heard.targets
     assert target.decode().removeprefix("http://x") == request.target.raw
     reader = FieldParser()

@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[bytes, type[RequestError]]] = {
     "coding before 0x85": (b"Transfer-Encoding: chunked\x85", RequestError),
     "coding behind 0xA0": (b"Transfer-Encoding: \xa0chunked", RequestError),
     "coding with a kelvin sign": (b"Transfer-Encoding: chun\xe2\x84\xaaed", RequestError),
-    "coding in a list with what is no token": (b"Transfer-Encoding: g zip, chunked", RequestError),
+    "coding in a list with something that is not a token": (b"Transfer-Encoding: g zip, chunked", RequestError),
     "two types": (b"Content-Type: text/plain\r\nContent-Type: text/html", RequestError),
     # Lines
     "bare CR in a value": (b"X: a\rb", RequestError),
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[bytes, type[RequestError]]] = {
     "tab before the colon": (b"Transfer-Encoding\t: chunked", RequestError),
     "no colon": (b"nothing", RequestError),
     "empty name": (b": x", RequestError),
-    "name that is no token": (b"X(: x", RequestError),
+    "name that is not a token": (b"X(: x", RequestError),
     # Host
     "two hosts": (b"Host: example.com", RequestError),
     "two different hosts": (b"Host: other.com", RequestError),
@@ -118,7 +118,7 @@ REFUSED_LINES: dict[str, tuple[bytes, type[RequestError]]] = {
     "space in the target": (b"GET /a b HTTP/1.1", RequestError),
     "no target": (b"GET HTTP/1.1", RequestError),
     "no method": (b"/x HTTP/1.1", RequestError),
-    "method that is no token": (b"G(T /x HTTP/1.1", RequestError),
+    "method that is not a token": (b"G(T /x HTTP/1.1", RequestError),
     "method with obs-text": (b"G\xc9T /x HTTP/1.1", RequestError),
     "control byte in the target": (b"GET /\x01 HTTP/1.1", RequestError),
     "NUL in the target": (b"GET /\x00 HTTP/1.1", RequestError),

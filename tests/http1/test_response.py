@@ -71,7 +71,7 @@ REFUSED = {
     "space and no colon": b"X \r\nY: b",
     "no colon": b"nothing",
     "empty name": b": a",
-    "name that is no token": b"X(: a",
+    "name that is not a token": b"X(: a",
 }
 
 

@@ -54,7 +54,7 @@ class SecureClient(RawClient):
 
 
 class MemoryClient:
-    """A TLS client whose every byte is the test's: `to_send` is what it wants to send, `take` what has come."""
+    """A TLS client whose every byte is the test's: `to_send()` returns its bytes, `take()` gives it those of the server."""
 
     def __init__(self, name: str | None = "localhost", context: ssl.SSLContext | None = None) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -87,7 +87,7 @@ class MemoryClient:
         sock.sendall(self.to_send())
 
     def read_over(self, sock: socket.socket) -> bytes:
-        """What the server says next."""
+        """The next bytes of the server."""
         while True:
             try:
                 return self.tls.read(65_536)

@@ -1,4 +1,4 @@
-"""Clients that show a certificate: who must, whose is accepted, and that nobody else can say who they are."""
+"""Client certificates: which clients need one, which are accepted, and that no other client can claim an identity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def asking(require: bool) -> dict[str, Any]:
 
 
 def told(backend: ScriptedBackend) -> list[str]:
-    """What the backend has been told in its last request."""
+    """The backend's last request."""
     return backend.requests[-1].values(HEADER)
 
 

@@ -46,7 +46,7 @@ def names(client: SecureClient) -> set[str]:
     return {name for kind, name in certificate["subjectAltName"] if kind == "DNS"}
 
 
-# What is offered
+# Versions and ciphers
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
