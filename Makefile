@@ -21,7 +21,7 @@ test: lint ## lint, then every test; those in tests/docker where a Docker engine
 	$(BIN)/pytest -n auto --cov --cov-fail-under=90 $(PYTEST_ARGS)
 
 lint: .venv/.dev ## types and style
-	$(BIN)/mypy --strict rgate
+	$(BIN)/mypy --strict rgate examples/*/*.py
 	$(BIN)/mypy --strict -c "$$(cat rgate.py)"  # as a file it would be the module rgate, in the place of the package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

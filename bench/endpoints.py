@@ -145,7 +145,7 @@ class Containers:
         self._relay = EngineRelay("/var/run/docker.sock", folder / "docker.sock")
         self.config = {
             "backends": [{"name": "orders", "match_labels": [self._label]}],
-            "docker": {"host": self._relay.address},
+            "plugins": {"docker": {"host": self._relay.address}},
         }
 
     def start(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rgate.errors import BadResponse
 from rgate.http1.response import ResponseParser
-from rgate.serving.response import HeadEncoder
+from rgate.serving.head_encoder import HeadEncoder
 
 _caching = ResponseParser()
 _encoder = HeadEncoder()
@@ -28,7 +28,7 @@ def one(data: bytes) -> None:
     assert not (response.chunked and response.length is not None)
     assert 100 <= response.code <= 599
     if response.code >= 200:
-        lines, length, _ = _encoder.write(response.status, response.headers)
+        lines, length, _ = _encoder.encode(response.status, response.headers)
         assert length == response.length
         written = b"".join(lines)
         assert b"\r\n\r\n" not in written and written.endswith(b"\r\n")

@@ -11,6 +11,9 @@ from textwrap import dedent
 import pytest
 from hypothesis import settings
 
+from .serving import checked_states
+
+checked_states.install()
 settings.register_profile("rgate", deadline=None)  # how long an example takes says more about the machine than about rgate
 settings.load_profile("rgate")
 
@@ -22,6 +25,14 @@ def runtime_directory() -> Iterator[Path]:
         patch.setenv("RUNTIME_DIRECTORY", folder)
         patch.setattr("rgate.serving.runtime_dir.SYSTEM", "")
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def legal_states() -> Iterator[None]:
+    """No connection of this test goes from one state to another that may not follow."""
+    yield
+    illegal, checked_states.illegal[:] = checked_states.illegal[:], []
+    assert not illegal
 
 
 @pytest.fixture

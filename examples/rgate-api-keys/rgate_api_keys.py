@@ -1,13 +1,13 @@
-"""api_keys: lets only clients with a key in, each so many times a minute.
+"""api_keys: admits only clients with a key, each with a limit of requests per minute.
 
     plugins:
       api_keys:
         keys: {shop: "${SHOP_KEY}", billing: "${BILLING_KEY}"}
         header: X-API-Key            # default
-        requests_per_minute: 600     # default; for each client, all of it at once if it likes
+        requests_per_minute: 600     # default; for each client, who may use all of it at once
 
-A route may have another `requests_per_minute`, or `api_keys: false` for everybody. The backend gets the client's name in
-X-Client and never the key. Every worker process counts for itself; the counts outlive a reload as long as the keys are the same.
+A route may have another `requests_per_minute`, or `api_keys: false` to admit every client. The backend gets the client's name in
+X-Client and never the key. Every worker process counts separately; a reload keeps the counts as long as the keys are the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Unauthorized(RequestError):
 
     def __init__(self, header: str) -> None:
         super().__init__()
-        self.headers = (("WWW-Authenticate", f'ApiKey header="{header}"'),)  # RFC 9110 §11.6.1 wants one
+        self.headers = (("WWW-Authenticate", f'ApiKey header="{header}"'),)  # required by RFC 9110 §11.6.1
 
 
 class TooManyRequests(RequestError):
@@ -59,7 +59,7 @@ class TooManyRequests(RequestError):
 
 
 class ApiKeysOptions(BaseModel):
-    """What stands under `plugins: {api_keys: …}`, and in a route."""
+    """The options under `plugins: {api_keys: …}`, and in a route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ class ApiKeysOptions(BaseModel):
 
 
 class Bucket:
-    """A token bucket: `take` one, or be told in how many seconds there is one again."""
+    """A token bucket. acquire() takes a token and returns 0, or returns the seconds until there is one again."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
         self._per_minute = per_minute
@@ -78,7 +78,7 @@ class Bucket:
         self._filled = clock()
         self._lock = threading.Lock()
 
-    def take(self) -> float:
+    def acquire(self) -> float:
         with self._lock:
             now = self._clock()
             self._tokens = min(self._per_minute, self._tokens + (now - self._filled) * self._per_minute / 60)
@@ -90,7 +90,7 @@ class Bucket:
 
 
 class Clients:
-    """Who has which key, and what each has done: one for a process, whatever the routes."""
+    """The clients by key, with their buckets and the number of their requests: one object for all routes of a process."""
 
     def __init__(self, keys: Mapping[str, SecretStr], clock: Callable[[], float] = monotonic) -> None:
         self._names = {key.get_secret_value().encode(): name for name, key in keys.items()}
@@ -98,18 +98,18 @@ class Clients:
         self._buckets: dict[tuple[str, int], Bucket] = {}
         self.requests = dict.fromkeys(keys, 0)
 
-    def named(self, key: str) -> str | None:
-        # All of them, in constant time each, so that nobody learns how much of a key is right.
+    def find(self, key: str) -> str | None:
+        # Compares with all keys, each in constant time, so that a client cannot learn how much of a key is right.
         sent = key.encode("latin-1", "replace")
         found = [name for known, name in self._names.items() if hmac.compare_digest(known, sent)]
         return found[0] if found else None
 
-    def take(self, name: str, per_minute: int) -> float:
+    def acquire(self, name: str, per_minute: int) -> float:
         self.requests[name] += 1
         bucket = self._buckets.get((name, per_minute))
         if bucket is None:
             bucket = self._buckets.setdefault((name, per_minute), Bucket(per_minute, self._clock))
-        return bucket.take()
+        return bucket.acquire()
 
 
 def clients_of(gateway: Gateway) -> Clients:
@@ -132,11 +132,11 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
     for index, route in enumerate(config.routes):
         own = route.plugins.get("api_keys")
         if own and own.keys != options.keys:
-            yield ConfigProblem(("routes", index, "plugins", "api_keys", "keys"), "stand under the top-level 'plugins' only")
+            yield ConfigProblem(("routes", index, "plugins", "api_keys", "keys"), "belong under the top-level 'plugins' only")
 
 
 @hookimpl
-def rgate_middlewares(gateway: Gateway) -> Middleware:
+def rgate_middlewares(gateway: Gateway) -> Middleware[ApiKeysOptions]:
     clients = clients_of(gateway)
 
     def wrap(app: WSGIApplication, options: ApiKeysOptions) -> WSGIApplication:
@@ -144,12 +144,12 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         per_minute = options.requests_per_minute
 
         def api_keys(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            name = clients.named(environ.pop(key_in_environ, ""))
+            name = clients.find(environ.pop(key_in_environ, ""))
             if name is None:
                 raise Unauthorized(options.header)
-            if wait_seconds := clients.take(name, per_minute):
+            if wait_seconds := clients.acquire(name, per_minute):
                 raise TooManyRequests(name, int(wait_seconds) + 1)
-            Exchange.of(environ).notes["api_keys"] = name
+            Exchange.of(environ).state["api_keys"] = name
             environ["HTTP_X_CLIENT"] = name
             return app(environ, start_response)
 

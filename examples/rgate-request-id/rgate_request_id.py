@@ -5,8 +5,8 @@
         header: X-Request-ID       # default
         trust_incoming: true       # default; false replaces what the client sends
 
-An id that the client sends is kept when it is a short plain word, and replaced otherwise. A new one is the id by which
-rgate's own logs and fault answers call the request.
+An id that the client sends is kept if it is a short plain word, and replaced otherwise. A new id is the one that rgate's own
+logs and fault answers have for the request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
 class RequestIdOptions(BaseModel):
-    """What stands under `plugins: {request_id: …}`."""
+    """The options under `plugins: {request_id: …}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,8 +41,8 @@ def rgate_config_sections() -> ConfigSection:
 
 
 @hookimpl
-def rgate_middlewares(gateway: Gateway) -> Middleware:
-    # Outside of `faults`, so that the gateway's own answers carry the id too.
+def rgate_middlewares(gateway: Gateway) -> Middleware[RequestIdOptions]:
+    # Outside of `faults`, so that the gateway's own answers have the id too.
     return Middleware("request_id", wrap, before="faults")
 
 

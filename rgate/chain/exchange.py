@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import is_process_exit
 from ..http1.environ import CONNECTION_KEY
-from ..log import about
+from ..log import exception_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from ..discovery.model import Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Endpoint
     from ..errors import GatewayError
     from .client_connection import ClientConnection
     from .suspended import SuspendedResponse
@@ -84,7 +85,9 @@ class RelayableBody(ABC):
 
 
 def _log_failure(exchange: Exchange, error: BaseException) -> None:
-    _log.error("%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error, extra={"about": about(error)})
+    _log.error(
+        "%s: an on_finish callback failed: %r", exchange.id, error, exc_info=error, extra={"dedup_key": exception_key(error)}
+    )
 
 
 _numbers = itertools.count(1)

@@ -1,13 +1,20 @@
-"""What a plugin adds to the chain: a middleware around it, a local route beside it."""
+"""What a plugin adds to the chain: a middleware in it, or a local route beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+    from typing_extensions import TypeVar
+
+    Options = TypeVar("Options", default=Any)  # so that a bare `Middleware` is Middleware[Any], under mypy --strict too
+else:
+    from typing import TypeVar
+
+    Options = TypeVar("Options")
 
 __all__ = ["LocalRoute", "LocalRoutes", "Middleware"]
 
@@ -15,48 +22,49 @@ LocalRoutes: TypeAlias = "dict[str, WSGIApplication | LocalRoute]"
 
 
 @dataclass(frozen=True, slots=True)
-class Middleware:
-    """A WSGI middleware and its place in the chain.
+class Middleware(Generic[Options]):
+    """A WSGI middleware and its position in the chain.
 
-    `wrap(app, options)` returns a WSGI app around `app`; `options` is the validated model instance of the plugin's
-    section (the route's own inside `routing`), or None when the plugin has none. It is called when a config is loaded:
-    for a middleware outside `routing` twice (the chain, and the chain for requests that the server refused), inside
-    once per route; what it keeps between requests belongs to the plugin, not to the app. `name` must be the plugin's
-    name; a plugin has at most one middleware.
+    `wrap(app, options)` returns a WSGI app around `app`. `options` is the validated instance of the model in the plugin's
+    ConfigSection (the route's own inside `routing`), or None if the plugin has no section. wrap() is called when a config is
+    loaded: inside `routing` once per route, outside of it twice (for the chain, and for the chain of the requests that the
+    server has rejected). So what a middleware keeps between requests belongs in the plugin, not in the app.
 
-    `before` or `after` names a middleware of `rgate.STANDARD_ORDER`: before is outside of it, after is inside. With
-    neither the place is directly inside `routing`.
+    `name` must be the plugin's name; a plugin has at most one middleware.
 
-    `modifies_request=False` promises that the middleware never changes the request (HTTP_* keys, method, target) in
-    environ, which spares the forwarder looking.
+    `before` or `after` names a middleware of `rgate.STANDARD_ORDER`: before is outside of it, after is inside. With neither,
+    the position is directly inside `routing`.
 
-    `essential=True` says that no request may ever pass without it, as is so for whatever protects something: then the
-    operator cannot write `on_error: skip` or `disable_after`.
+    `modifies_request=False` promises that the middleware never changes the request in environ (HTTP_* keys, method, target),
+    so that the forwarder does not have to compare it.
+
+    `essential=True` means that no request may pass without it, as for every plugin that protects something: the operator
+    cannot configure `on_error: skip` or `disable_after`.
     """
 
     name: str
-    wrap: Callable[[WSGIApplication, Any], WSGIApplication]
+    wrap: Callable[[WSGIApplication, Options], WSGIApplication]
     before: str | None = None
     after: str | None = None
     modifies_request: bool = True
     essential: bool = False
 
 
-def _admits_nobody(environ: WSGIEnvironment) -> bool:
+def _allow_none(environ: WSGIEnvironment) -> bool:
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRoute:
-    """A local route that is not for everybody. `LocalRoute(app)` is for operators: at the admin socket, and nowhere else.
+    """A local route that does not answer every client. `LocalRoute(app)` is for operators: it answers at the admin socket only.
 
-    `app` answers the requests that `allows(environ)` is true for (rgate.AllowedClients is made for that). Any other goes on
-    through the chain as if there were no such local route, so it neither learns of it nor loses a route of its own.
+    `app` answers the requests for which `allows(environ)` is true (see rgate.IPAllowlist). Any other request continues in
+    the chain as if there were no such local route, so that a client neither learns of it nor loses a route of the same path.
 
-    At the admin socket everybody who can connect is admitted. There `admin_app` answers, where it is given, in place of `app`:
-    for what is too much for the gateway's port, on which a client elsewhere may look like one on this machine.
+    At the admin socket every request is answered, by `admin_app` if that is given, otherwise by `app`. `admin_app` may show
+    what is not for the gateway's port, where a client elsewhere may look like one on this machine.
     """
 
     app: WSGIApplication
-    allows: Callable[[WSGIEnvironment], bool] = _admits_nobody
+    allows: Callable[[WSGIEnvironment], bool] = _allow_none
     admin_app: WSGIApplication | None = None

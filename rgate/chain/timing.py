@@ -1,16 +1,17 @@
-"""The time that is spent inside of one middleware, without what it wraps: `timed: true`.
+"""`timed: true`: the time spent in one middleware, without the time spent in what it wraps.
 
-Every crossing between the middleware and what stands around it, in either direction, stops or goes on with its clock. What
-it has spent is in `exchange.plugin_seconds`, for whoever counts it. A middleware that is not timed has none of this.
+The clock is stopped or resumed at every call, in either direction, between the middleware and what is around it. The total is
+in `exchange.plugin_seconds`, for plugins that report it. A middleware without `timed` has none of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .body_wrapper import BodyWrapper, close_body
 from .exchange import Exchange
 from .middleware import Middleware
 from .pipeline import validate_app
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["timed"]
 
-_Turn: TypeAlias = "Callable[[], None]"
+_Callback: TypeAlias = "Callable[[], None]"
 
 
 def timed(middleware: Middleware) -> Middleware:
-    """The middleware, with its clock on both sides of it."""
+    """The middleware with its clock on both sides of it."""
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         return _Timed(middleware, app, options)
@@ -37,40 +38,40 @@ class _Timed:
         self._app = app
         self._name = middleware.name
         self._key = f"rgate.timed.{middleware.name}"
-        self._wrapped = validate_app(middleware.name, middleware.wrap(self._inside, options))
+        self._middleware = validate_app(middleware.name, middleware.wrap(self._call_inside, options))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         exchange = Exchange.of(environ)
         if exchange.plugin_seconds is None:
             exchange.plugin_seconds = {}
         clock = environ[self._key] = _Clock(exchange.plugin_seconds, self._name)
-        return _cross(self._wrapped, environ, start_response, clock.go, clock.stop)
+        return _timed_call(self._middleware, environ, start_response, clock.resume, clock.stop)
 
-    def _inside(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _call_inside(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         clock: _Clock = environ[self._key]
-        return _cross(self._app, environ, start_response, clock.stop, clock.go)
+        return _timed_call(self._app, environ, start_response, clock.stop, clock.resume)
 
 
 class _Clock:
-    """Runs between go() and stop()."""
+    """Counts the time between resume() and stop()."""
 
     def __init__(self, seconds: dict[str, float], name: str) -> None:
         self._seconds = seconds
         self._name = name
-        self._since = 0.0
-        seconds.setdefault(name, 0.0)  # asked again, by a retry outside of it, it goes on
+        self._resumed_at = 0.0
+        seconds.setdefault(name, 0.0)  # a second call, by a retry outside of the middleware, adds to the first
 
-    def go(self) -> None:
-        self._since = perf_counter()
+    def resume(self) -> None:
+        self._resumed_at = perf_counter()
 
     def stop(self) -> None:
-        self._seconds[self._name] += perf_counter() - self._since
+        self._seconds[self._name] += perf_counter() - self._resumed_at
 
 
-def _cross(
-    app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse, enter: _Turn, leave: _Turn
+def _timed_call(
+    app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse, enter: _Callback, leave: _Callback
 ) -> Iterable[bytes]:
-    """Call `app`, with `enter` on the way in and `leave` on the way out, however it goes there."""
+    """Call `app`, with `enter` called whenever control passes to it and `leave` whenever it comes back."""
 
     def start(*arguments: Any) -> Callable[[bytes], object]:
         leave()
@@ -84,33 +85,27 @@ def _cross(
         body = app(environ, start)
     finally:
         leave()
-    return body if type(body) is list else _Crossed(body, enter, leave)
+    return body if type(body) is list else _TimedBody(body, enter, leave)
 
 
-class _Crossed:
-    """A body that is read from the other side."""
+class _TimedBody(BodyWrapper):
+    __slots__ = ("_enter", "_leave")
 
-    def __init__(self, body: Iterable[bytes], enter: _Turn, leave: _Turn) -> None:
-        self._body = body
-        self._blocks = iter(body)
+    def __init__(self, body: Iterable[bytes], enter: _Callback, leave: _Callback) -> None:
+        super().__init__(body)
         self._enter = enter
         self._leave = leave
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
         self._enter()
         try:
-            return next(self._blocks)
+            return next(self.blocks)
         finally:
             self._leave()
 
     def close(self) -> None:
-        close = getattr(self._body, "close", None)
-        if close is not None:
-            self._enter()
-            try:
-                close()
-            finally:
-                self._leave()
+        self._enter()
+        try:
+            close_body(self.body)
+        finally:
+            self._leave()

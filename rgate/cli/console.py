@@ -17,8 +17,8 @@ from ..discovery import Change, remarks
 from ..log import printable
 
 if TYPE_CHECKING:
+    from ..config import Route
     from ..discovery import Snapshot
-    from ..discovery.model import Route
     from ..plugin.entry_points import PluginRecord
     from ..runtime.gateway import Gateway
 
@@ -124,7 +124,7 @@ def _route_rows(route: Route, snapshot: Snapshot) -> Iterable[Sequence[str]]:
 def _match(route: Route) -> str:
     """What a request must be like, as a person would say it."""
     parts = [*route.methods, "|".join(route.hosts) + (route.path_prefix or "/")]
-    return " ".join([*parts, *(f"{name}={value}" for name, value in route.headers)])
+    return " ".join([*parts, *(f"{name}={value}" for name, value in route.headers.items())])
 
 
 def _hooks(record: PluginRecord) -> str:

@@ -1,50 +1,47 @@
-"""`rgate drain`: asks a running gateway to give an endpoint no new requests."""
+"""`rgate drain`: makes a running gateway send no new requests to an endpoint."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ..errors import RgateError
-from .http_client import GatewayUnreachable, ask
+from .http_client import GatewayUnreachable, ask_admin
 
-__all__ = ["NoSuchEndpoint", "drain", "drained"]
+__all__ = ["NoSuchEndpoint", "drain", "list_drained"]
 
-PATH = "/-/drain"
-NOT_FOR_US = "the pages under /-/ are not answered there (plugins.admin.allow says to whom), and no admin socket has been found"
+PATH: Final = "/-/drain"
 
 
 class NoSuchEndpoint(RgateError):
-    """The gateway knows no endpoint by that name, or several; the message says which there are."""
+    """The gateway has no endpoint of that name, or several; the message lists them."""
 
 
 def drain(url: str, endpoint: str, undo: bool) -> tuple[list[str], bool]:
-    """A line for every endpoint that the gateway at `url` has drained, or takes back with `undo`, and whether all of its worker
-    processes know. Raises GatewayUnreachable and NoSuchEndpoint."""
+    """Drain an endpoint of the gateway at `url`, or undo that. Returns a line for each endpoint that this applies to, and
+    whether all worker processes have confirmed it. Raises GatewayUnreachable and NoSuchEndpoint."""
     answer = _ask(url, {"endpoint": endpoint, "undo": "" if undo else None}, "POST")
-    what = "takes new requests again" if undo else "gets no new requests"
-    return [f"{_named(found)} {what} ({_in_flight(found)})" for found in answer["endpoints"]], answer["workers_told"]
+    what = "gets new requests again" if undo else "gets no new requests"
+    return [f"{_name(each)} {what} ({_in_flight(each)})" for each in answer["endpoints"]], answer["workers_told"]
 
 
-def drained(url: str) -> list[str]:
-    """A line for every endpoint that is drained. Raises GatewayUnreachable."""
-    return [f"{_named(found)} is drained ({_in_flight(found)})" for found in _ask(url, {}, "GET")["drained"]]
+def list_drained(url: str) -> list[str]:
+    """A line for every drained endpoint. Raises GatewayUnreachable."""
+    return [f"{_name(each)} is drained ({_in_flight(each)})" for each in _ask(url, {}, "GET")["drained"]]
 
 
-def _ask(url: str, query: dict[str, str | None], method: str) -> Any:
+def _ask(url: str, query: dict[str, str | None], method: str) -> dict[str, Any]:
     try:
-        answer, asked = ask(url, PATH, query, method=method, not_there=NOT_FOR_US)
+        answer = ask_admin(url, PATH, query, method=method)
     except GatewayUnreachable as error:
         if error.reason == "unknown_endpoint":
-            raise NoSuchEndpoint(str(error).partition(": ")[2]) from None
-        if error.reason == "no_route":
-            raise GatewayUnreachable(f"{url}: {NOT_FOR_US}") from None
+            raise NoSuchEndpoint(error.message) from None
         raise
-    if not isinstance(answer, dict) or not answer.keys() & {"endpoints", "drained"}:
-        raise GatewayUnreachable(f"what answers at {asked} is no rgate")
+    if not answer.keys() & {"endpoints", "drained"}:
+        raise GatewayUnreachable(f"what answers at {url} is not rgate")
     return answer
 
 
-def _named(endpoint: dict[str, Any]) -> str:
+def _name(endpoint: dict[str, Any]) -> str:
     name, address = str(endpoint["name"]), endpoint["address"]
     return name if name == address else f"{name} ({address})"
 

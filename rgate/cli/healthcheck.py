@@ -1,37 +1,28 @@
-"""`rgate healthcheck`: whether a gateway wants requests, for container engines and scripts.
-
-It runs every few seconds, so it asks over a bare socket and imports next to nothing: http.client alone would take longer to
-import than asking takes, and the gateway itself twenty times as long.
-"""
+"""`rgate healthcheck`: whether a gateway is ready for requests, for container engines and scripts. Imports next to nothing."""
 
 from __future__ import annotations
 
-import json
-import re
-import socket
 import sys
 from typing import Final
 
 from ..serving.runtime_dir import admin_sockets
+from .http_client import DEFAULT_URL, Response, parse_url, request
 
-__all__ = ["DEFAULT_URL", "ask", "run"]
+__all__ = ["check", "run"]
 
 DEFAULT_PORT: Final = 8080
-DEFAULT_URL: Final = "http://127.0.0.1:8080"
-PATH: Final = "/-/ready"
+READY_PATH: Final = "/-/ready"
 TIMEOUT_SECONDS: Final = 4.0
 MAX_BYTES: Final = 65_536
 
-_URL = re.compile(
-    r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
-)
-
 
 def run(url: str | None = None) -> int:
-    """Ask, print the line, and return the exit code: 0 for ready, 1 for not, 2 for what is no URL. Without a URL it is the
-    admin socket of the gateway at port 8080, or the only one that there is, else port 8080 itself."""
+    """Print a line and return the exit code: 0 if the gateway is ready, 1 if it is not, 2 if `url` is not a URL.
+
+    Without a `url`: the admin socket of the gateway at port 8080, else the only admin socket on this machine, else port 8080.
+    """
     try:
-        ready, line = ask(_found() if url is None else url)
+        ready, line = check(_default_url() if url is None else url)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -39,79 +30,35 @@ def run(url: str | None = None) -> int:
     return 0 if ready else 1
 
 
-def ask(url: str = DEFAULT_URL) -> tuple[bool, str]:
-    """Whether the gateway at `url` is ready, and a line that says so or why not. unix:/run/rgate/admin.sock is a unix socket.
-    Raises ValueError.
+def check(url: str = DEFAULT_URL) -> tuple[bool, str]:
+    """Whether the gateway at `url` is ready, and a line that says so or why not. Raises ValueError if it is not a URL.
 
-    The path is /-/ready unless the URL has another one; anything but 200 means no. Certificates are not verified: the question
-    is whether it answers, it usually runs on this machine, and nothing is told to it.
+    The path is /-/ready unless the URL has another one; any status but 200 means that it is not ready. The certificate is not
+    verified: the gateway usually runs on this machine, and nothing is sent to it.
     """
-    parts = _URL.fullmatch(url)
-    if unix := url.startswith("unix:/"):
-        parts = _URL.fullmatch("localhost")
-    if parts is None or int(parts["port"] or 0) > 65_535:
-        raise ValueError(f"{url!r} is no URL of a gateway; write one like {DEFAULT_URL}")
-    tls = parts["scheme"] == "https"
-    path = parts["path"] if (parts["path"] or "/") != "/" else PATH
-    port = int(parts["port"] or (443 if tls else 80))
+    address = parse_url(url)
+    path = address.path or READY_PATH
     try:
-        status, body = _get(parts["host"], port, path, tls, url.removeprefix("unix:") if unix else "")
-        if status == 400 and not tls and b'"not_tls"' in body:
-            status, body = _get(parts["host"], port, path, tls=True)
+        response = request(address, path, verify=False, timeout_seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES)
     except (OSError, ValueError) as error:
         return False, f"no gateway answers at {url}: {getattr(error, 'strerror', None) or error}"
-    if status == 200:
+    if response.status == 200:
         return True, "ready"
-    return False, _why_not(url, path, status, body)
+    return False, _why_not(url, path, response)
 
 
-def _found() -> str:
-    validate_app = [each for each in admin_sockets() if each.validate_app]
-    chosen = [each for each in validate_app if each.port == DEFAULT_PORT and not each.host] or validate_app
+def _default_url() -> str:
+    sockets = [each for each in admin_sockets() if each.accessible]
+    chosen = [each for each in sockets if each.port == DEFAULT_PORT and not each.host] or sockets
     return f"unix:{chosen[0].path}" if len(chosen) == 1 else DEFAULT_URL
 
 
-def _get(host: str, port: int, path: str, tls: bool, path_of_socket: str = "") -> tuple[int, bytes]:
-    with _connected(host, port, path_of_socket) as plain:
-        sock = plain
-        if tls:
-            import ssl
-
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            sock = context.wrap_socket(plain, server_hostname=host.strip("[]"))
-        with sock:
-            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode("ascii"))
-            response = b""
-            while len(response) < MAX_BYTES and (block := sock.recv(MAX_BYTES)):
-                response += block
-    head, _, body = response.partition(b"\r\n\r\n")
-    if not re.match(rb"HTTP/1\.[01] [0-9]{3} ", head):
-        raise ValueError("what answers there does not speak HTTP")
-    return int(head[9:12]), body
-
-
-def _connected(host: str, port: int, path_of_socket: str) -> socket.socket:
-    if not path_of_socket:
-        return socket.create_connection((host.strip("[]"), port), TIMEOUT_SECONDS)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(TIMEOUT_SECONDS)
-        sock.connect(path_of_socket)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _why_not(url: str, path: str, status: int, body: bytes) -> str:
-    try:
-        said = json.loads(body)
-        if status == 503 and "ready" in said:
-            reasons = [f"{who}: {why}" for who, why in said.get("reasons", {}).items()]
-            return f"not ready: {'; '.join(reasons) or 'it does not say why'}"
-    except (ValueError, TypeError, AttributeError):
-        pass
-    if path == PATH:
-        return f"{url} answers {status} at {path}; is this rgate, and may this machine ask (plugins.admin.probes)?"
-    return f"{url} answers {status}"
+def _why_not(url: str, path: str, response: Response) -> str:
+    answer = response.json
+    if response.status == 503 and isinstance(answer, dict) and "ready" in answer:
+        reasons = answer.get("reasons")
+        words = [f"{name}: {reason}" for name, reason in reasons.items()] if isinstance(reasons, dict) else []
+        return f"not ready: {'; '.join(words) or 'no reason given'}"
+    if path == READY_PATH:
+        return f"{url} answers {response.status} at {path}; is this rgate, and may this machine ask (plugins.admin.probes)?"
+    return f"{url} answers {response.status}"

@@ -1,4 +1,4 @@
-"""Reports for `rgate stats`: of a running gateway, or out of a database."""
+"""`rgate stats`: a report of a running gateway, or from a database."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from typing import Any
 
 from .http_client import GatewayUnreachable, ask
 
-__all__ = ["GatewayUnreachable", "of_database", "of_gateway"]
+__all__ = ["report_from_database", "report_from_gateway"]
 
 
-def of_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
-    """What a running gateway answers at /stats, or at the path of `url` when it has one. Raises GatewayUnreachable."""
+def report_from_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
+    """What a running gateway answers at /stats, or at the path of `url` if it has one. Raises GatewayUnreachable."""
     query = {"by": by or None, "since": since or None}
-    found, asked = ask(url, "/stats", query, not_there="there are no statistics of rgate")
-    if not isinstance(found, dict) or not found.keys() >= {"requests_count", "latency_ms"}:
-        raise GatewayUnreachable(f"what answers at {asked} is no statistics of rgate")
-    return found
+    report, asked = ask(url, "/stats", query, not_there="there are no statistics of rgate")
+    if not isinstance(report, dict) or not report.keys() >= {"requests_count", "latency_ms"}:
+        raise GatewayUnreachable(f"what answers at {asked} is not a report of rgate")
+    return report
 
 
-def of_database(database: str, by: str | None, since: str | None) -> dict[str, Any]:
-    """What a database holds, given as a file or as a URL. Raises GatewayUnreachable, whose message names it without a password."""
+def report_from_database(database: str, by: str | None, since: str | None) -> dict[str, Any]:
+    """The report from a database, given as a file or as a URL. Raises GatewayUnreachable, naming it without its password."""
+    from .. import QueryError
     from ..config.redaction import without_password
-    from ..plugins.stats.query import QueryError  # here, because nothing else of the command line needs SQLAlchemy
-    from ..plugins.stats.report import report
-    from ..plugins.stats.storage_error import StorageError
+    from ..plugins.stats.report import StorageError, report  # imported here because no other command needs SQLAlchemy
 
     url = database if "://" in database else f"sqlite:///{database}"
     try:

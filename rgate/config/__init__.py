@@ -1,6 +1,6 @@
-"""config.yml, read into frozen models; every problem at once, each with its place and the way out."""
+"""config.yml, read into frozen models. All problems are reported at once, each with its place and a way to solve it."""
 
-from .loading import Plugins, load, load_text
-from .models import Config, HealthConfig
+from .loading import PluginHost, load, load_text
+from .models import Backend, Config, Route, Timeouts, UpstreamTLS
 
-__all__ = ["Config", "HealthConfig", "Plugins", "load", "load_text"]
+__all__ = ["Backend", "Config", "PluginHost", "Route", "Timeouts", "UpstreamTLS", "load", "load_text"]

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from ..errors import ConfigProblem
 from ..tls.certificates import PemError, authorities_without_list, dns_names, load_ca, load_cert_chain, load_crl
-from .models import BackendConfig, ClientCertificatesConfig, Config, TLSConfig
+from .models import ClientCertificatesConfig, Config, TLSConfig, UpstreamTLS
 
-__all__ = ["check", "notices"]
+__all__ = ["check", "warnings"]
 
 _Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -24,10 +24,10 @@ def check(config: Config) -> Iterator[ConfigProblem]:
         if tls.client_certificates is not None:
             yield from _clients(tls.client_certificates)
     for index, backend in enumerate(config.backends):
-        yield from _backend(backend, ("backends", index, "tls"))
+        yield from _upstream(backend.tls, ("backends", index, "tls"))
 
 
-def notices(config: Config) -> Iterator[ConfigProblem]:
+def warnings(config: Config) -> Iterator[ConfigProblem]:
     """Authorities of clients that have no revocation list where others have: nothing that they have issued is accepted."""
     clients = config.server.tls.client_certificates if config.server.tls is not None else None
     if clients is not None and clients.crl is not None:
@@ -43,9 +43,9 @@ def _listener(tls: TLSConfig, port: int) -> Iterator[ConfigProblem]:
             yield ConfigProblem(path, "needs a certificate")
         for name in ("key", "key_password"):
             if getattr(tls, name) is not None:
-                yield ConfigProblem((*path, name), "means nothing without 'certificate' beside it")
+                yield ConfigProblem((*path, name), "has no effect unless 'certificate' is also set")
     if tls.redirect_port is None and tls.public_port is not None:
-        yield ConfigProblem((*path, "public_port"), "means nothing without 'redirect_port'")
+        yield ConfigProblem((*path, "public_port"), "has no effect unless 'redirect_port' is also set")
     if tls.redirect_port and tls.redirect_port == port:
         yield ConfigProblem((*path, "redirect_port"), f"{port} is the port that TLS is spoken at; choose another, like 80")
 
@@ -80,12 +80,7 @@ def _clients(clients: ClientCertificatesConfig) -> Iterator[ConfigProblem]:
             yield ConfigProblem((*path, error.option), error.problem)
 
 
-def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
-    tls = backend.tls
-    if not tls.model_fields_set:
-        return
-    if backend.endpoints and not backend.match_labels and not any(fixed.url.startswith("https://") for fixed in backend.fixed):
-        yield ConfigProblem(path, "means nothing: no endpoint of this backend begins with https://")
+def _upstream(tls: UpstreamTLS, path: _Path) -> Iterator[ConfigProblem]:
     if tls.ca is not None:
         yield from _authorities(tls.ca, path)
         if not tls.verify:
@@ -98,7 +93,7 @@ def _backend(backend: BackendConfig, path: _Path) -> Iterator[ConfigProblem]:
         return
     for name in ("key", "key_password"):
         if getattr(tls, name) is not None:
-            yield ConfigProblem((*path, name), "means nothing without 'certificate' beside it")
+            yield ConfigProblem((*path, name), "has no effect unless 'certificate' is also set")
 
 
 def _authorities(file: str, path: _Path) -> Iterator[ConfigProblem]:

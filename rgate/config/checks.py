@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ..errors import ConfigProblem
-from .messages import did_you_mean, listed
-from .models import Config, RouteConfig
+from .messages import did_you_mean, join_names
+from .models import Config, Route, changed
 from .tree import Node, Report, is_secret
 
-__all__ = ["check", "named", "notices"]
+__all__ = ["assign_names", "check", "warnings"]
 
 
 def check(config: Config, root: Node, backends: Collection[str], report: Report) -> Iterator[ConfigProblem]:
@@ -27,25 +27,26 @@ def _routes(config: Config, root: Node, backends: Collection[str], report: Repor
     names: dict[str, int] = {}
     same_prefix: dict[str, list[int]] = {}
     for index, route in enumerate(config.routes):
-        if route.backend not in backends:
-            suggestion = did_you_mean(route.backend, backends) or f"; the backends are {listed(backends)}"
-            yield ConfigProblem(("routes", index, "backend"), f"no backend named {route.backend!r}{suggestion}")
-        if route.name is not None and (first := names.setdefault(route.name, index)) != index:
+        backend = route.backend.name
+        if backend not in backends:
+            suggestion = did_you_mean(backend, backends) or f"; the backends are {join_names(backends)}"
+            yield ConfigProblem(("routes", index, "backend"), f"no backend named {backend!r}{suggestion}")
+        if (first := names.setdefault(route.name, index)) != index:
             line = _line(root, "routes", first)
             yield ConfigProblem(("routes", index, "name"), f"another route is named {route.name!r}, on line {line}")
         most, own = config.server.max_body_bytes, route.max_body_bytes
         if most is not None and own is not None and own > most:
             yield ConfigProblem(("routes", index, "max_body_bytes"), f"never reached: server.max_body_bytes is {most}")
-        earlier = same_prefix.setdefault(route.path_prefix.rstrip("/"), [])
-        if (first := next((i for i in earlier if _takes_all(config.routes[i], route)), index)) != index:
+        earlier = same_prefix.setdefault(route.path_prefix, [])
+        if (first := next((i for i in earlier if _shadows(config.routes[i], route)), index)) != index:
             line = _line(root, "routes", first)
             message = f"never used: the route on line {line} takes all of its requests"
             yield ConfigProblem(("routes", index, "path_prefix"), message)
-        if report.is_whole(root.find(("routes", index))[0].path):
+        if report.intact(root.find(("routes", index))[0].path):
             earlier.append(index)
 
 
-def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
+def _shadows(first: Route, second: Route) -> bool:
     """Whether `first`, which has the same prefix and stands earlier, leaves nothing for `second`.
 
     A route that asks for more is looked at before one that asks for less, so it takes as much of host, methods and headers.
@@ -59,7 +60,7 @@ def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
     )
 
 
-def _lower(headers: dict[str, str]) -> dict[str, str]:
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
@@ -69,19 +70,17 @@ def _backends(config: Config, root: Node) -> Iterator[ConfigProblem]:
         if (first := names.setdefault(backend.name, index)) != index:
             line = _line(root, "backends", first)
             yield ConfigProblem(("backends", index, "name"), f"another backend is named {backend.name!r}, on line {line}")
-        if not backend.match_labels and not backend.endpoints:
-            yield ConfigProblem(("backends", index), "needs match_labels, or endpoints, or both; with neither it is always empty")
 
 
 def _line(root: Node, *path: str | int) -> int:
     return root.find(path)[0].line
 
 
-def notices(config: Config) -> Iterator[ConfigProblem]:
-    """What keeps nothing from running, but is probably not meant: backends that no route leads to, a config without routes."""
+def warnings(config: Config) -> Iterator[ConfigProblem]:
+    """What does not keep the gateway from running but is probably not intended: unused backends, a config without routes."""
     if not config.routes:
-        yield ConfigProblem(("routes",), "there are none, so every request gets the default_response")
-    used = {route.backend for route in config.routes}
+        yield ConfigProblem(("routes",), "there are no routes, so every request gets the default_response")
+    used = {route.backend.name for route in config.routes}
     for index, backend in enumerate(config.backends):
         if backend.name not in used:
             yield ConfigProblem(("backends", index), f"no route leads to {backend.name!r}, so it is not used")
@@ -95,31 +94,33 @@ def _pipeline(config: Config) -> Iterator[ConfigProblem]:
         seen.add(name)
 
 
-def named(config: Config) -> Config:
-    """The config with a name for every route and every `use` entry.
+def assign_names(config: Config, root: Node) -> Config:
+    """Give a unique name to every route and a name to every `use` entry that has none in the file.
 
-    A route's is its path_prefix, with what else it asks for in brackets where several have that prefix. A `use`
-    entry's is what stands last in its `app`.
+    The name of a route is its path_prefix, followed by its other conditions in brackets if several routes have that prefix. The
+    name of a `use` entry is the last part of its `app`.
     """
-    taken = {route.name for route in config.routes if route.name is not None}
-    prefixes = [route.path_prefix for route in config.routes if route.name is None]
+    node = root.get("routes")
+    own = ["name" in entry.items() for entry in node.entries()] if node is not None else []
+    taken = {route.name for route, has_name in zip(config.routes, own, strict=False) if has_name}
+    prefixes = [route.path_prefix for route, has_name in zip(config.routes, own, strict=False) if not has_name]
     routes = []
-    for route in config.routes:
-        if route.name is None:
-            alone = prefixes.count(route.path_prefix) == 1 and route.path_prefix not in taken
-            name = unnumbered = route.path_prefix if alone else f"{route.path_prefix}{_qualified(route)}"
+    for route, has_name in zip(config.routes, own, strict=False):
+        if not has_name:
+            alone = prefixes.count(route.path_prefix) == 1 and route.name not in taken
+            name = unnumbered = route.name if alone else f"{route.name}{_qualified(route)}"
             number = 1
             while name in taken:
                 number += 1
                 name = f"{unnumbered} #{number}"
             taken.add(name)
-            route = route.model_copy(update={"name": name})
+            route = changed(route, name=name)
         routes.append(route)
     use = [entry.model_copy(update={"name": entry.name or entry.default_name}) for entry in config.use]
     return config.model_copy(update={"routes": tuple(routes), "use": tuple(use)})
 
 
-def _qualified(route: RouteConfig) -> str:
+def _qualified(route: Route) -> str:
     parts = [f"host={','.join(route.hosts)}"] * bool(route.hosts) + [f"method={','.join(route.methods)}"] * bool(route.methods)
     parts += [name if is_secret(name) else f"{name}={value}" for name, value in sorted(route.headers.items())]
     return f" [{' '.join(parts)}]" if parts else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticKnownError
 
 from ..http1.grammar import bracket_host, is_token, unbracket_host
@@ -81,7 +82,7 @@ def _path_prefix(text: str) -> str:
         raise ValueError(f"no request can have this path: {why}") from None
     if canonical != text:
         raise ValueError(f"must be in canonical form, which is {canonical!r}")
-    return text
+    return text.rstrip("/")
 
 
 def _without_pattern(text: str) -> str:
@@ -119,7 +120,7 @@ def _method(text: str) -> str:
     return text.upper()
 
 
-def _headers(headers: dict[str, str]) -> dict[str, str]:
+def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     seen: dict[str, str] = {}
     for name, value in headers.items():
         if not is_token(name):
@@ -134,19 +135,28 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-def _label(text: str) -> str:
-    name, equals, _ = text.partition("=")
+def _label(value: object) -> object:
+    """ "name=value" as a pair; a pair is one already."""
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    name, equals, wanted = value.partition("=")
     if not equals or not name or re.search(r"\s", name):
-        raise ValueError(f"{text!r} is no label; write name=value, without spaces around the '='")
-    return text
+        raise ValueError(f"{value!r} is not a label; write name=value, without spaces around the '='")
+    return name, wanted
 
 
-def _labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    seen: dict[str, str] = {}
+def _label_text(label: tuple[str, str]) -> str:
+    return "=".join(label)
+
+
+def _labels(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    seen: dict[str, tuple[str, str]] = {}
     for label in labels:
-        name = label.partition("=")[0]
-        if seen.setdefault(name, label) != label:
-            raise ValueError(f"no container has both {seen[name]!r} and {label!r}")
+        first = seen.setdefault(label[0], label)
+        if first != label:
+            raise ValueError(f"no container has both {_label_text(first)!r} and {_label_text(label)!r}")
     return labels
 
 
@@ -196,10 +206,11 @@ Seconds = Annotated[float, _no_bool("float_type"), Field(gt=0, le=86_400)]
 Name = Annotated[str, AfterValidator(_name)]
 ListenHost = Annotated[str, AfterValidator(_listen_host)]
 HostName = Annotated[str, AfterValidator(_host)]
-PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix), PlainSerializer(lambda prefix: prefix or "/")]
 Method = Annotated[str, AfterValidator(_method)]
-RequestHeaders = Annotated[dict[str, str], AfterValidator(_headers)]
-Labels = Annotated[tuple[Annotated[str, AfterValidator(_label)], ...], AfterValidator(_labels)]
+RequestHeaders = Annotated[Mapping[str, str], AfterValidator(_headers)]
+Label = Annotated[tuple[str, str], BeforeValidator(_label), PlainSerializer(_label_text)]
+Labels = Annotated[tuple[Label, ...], AfterValidator(_labels)]
 CertificateHost = Annotated[str, AfterValidator(_certificate_host)]
 ServerName = Annotated[str, AfterValidator(_server_name)]
 Network = Annotated[str, AfterValidator(_network)]

@@ -1,8 +1,8 @@
-"""load(): from the file to a Config, in the order in which things are found out.
+"""load(): from the file to a Config, step by step.
 
-    read (YAML) → environment variables → shape (models) → plugins → their sections → cross checks
+    read (YAML) → environment variables → plugins → their sections in backends → shape (models) → other sections → cross checks
 
-A step goes on with what the one before has found good, so that one run shows everything there is to correct.
+Each step continues with what the previous ones have found valid, so that one run reports everything there is to correct.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigProblem
-from . import certificates, checks, environment
-from . import yaml_reader as document
-from .messages import did_you_mean, listed
-from .models import Config, PluginCommonConfig, PluginsConfig, RouteConfig
+from . import certificates, checks, environment, yaml_reader
+from .messages import did_you_mean, join_names
+from .models import Backend, Config, PluginCommonConfig, PluginsConfig, changed
 from .tree import Node, Report
-from .validation import validate
+from .validation import keys_of, unknown_key, validate
 
 if TYPE_CHECKING:
     from ..plugin.hookspecs import ConfigSection
 
-__all__ = ["Plugins", "load", "load_text"]
+__all__ = ["PluginHost", "load", "load_text"]
+
+_COMMON_KEYS = frozenset(PluginCommonConfig.model_fields)
 
 
-_OF_THE_CORE = frozenset(PluginCommonConfig.model_fields)
-
-
-class Plugins(Protocol):
-    """What loading a config needs of the plugins; `rgate.plugin.registry.Registry` is one."""
+class PluginHost(Protocol):
+    """What loading a config needs of the plugins. `rgate.plugin.registry.Registry` implements it."""
 
     def activate(self, wanted: Collection[str], disabled: Collection[str]) -> Iterable[ConfigProblem]:
-        """Make the built-ins that are not disabled and the wanted plugins active; what went wrong."""
+        """Activate the wanted plugins and the built-ins that are not disabled. Returns what went wrong."""
 
     @property
     def names(self) -> Collection[str]:
@@ -40,24 +38,24 @@ class Plugins(Protocol):
 
     @property
     def sections(self) -> Mapping[str, ConfigSection]:
-        """The options that active plugins understand, by plugin."""
+        """The options that active plugins declare, by plugin."""
 
     def check(self, config: Config) -> Iterable[ConfigProblem]:
-        """What the plugins, and the chain they make, have against a config."""
+        """The problems that the plugins, and the chain they form, find in a config."""
 
 
-def load(path: str | os.PathLike[str], plugins: Plugins, environ: Mapping[str, str] = os.environ) -> Config:
-    """The config in a file, with the plugins that it names activated in `plugins`.
+def load(path: str | os.PathLike[str], plugins: PluginHost, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the config in a file and activate the plugins that it names in `plugins`.
 
         registry = Registry()
         gateway = build(load("config.yml", registry), registry)
 
-    `environ` is where `${NAME}` is looked up. Raises ConfigError with every problem there is.
+    `environ` is where `${NAME}` is looked up. Raises ConfigError with every problem that the file has.
     """
     report = Report(os.fspath(path))
     try:
         with open(path, "rb") as file:
-            content = file.read(document.MAX_BYTES + 1)
+            content = file.read(yaml_reader.MAX_BYTES + 1)
     except FileNotFoundError:
         raise report.fail("no such file") from None
     except IsADirectoryError:
@@ -66,53 +64,67 @@ def load(path: str | os.PathLike[str], plugins: Plugins, environ: Mapping[str, s
         raise report.fail("cannot be read: no permission") from None
     except (OSError, ValueError) as error:
         raise report.fail(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > document.MAX_BYTES:
-        raise report.fail(f"is larger than {document.MAX_BYTES // 1024 // 1024} MiB")
+    if len(content) > yaml_reader.MAX_BYTES:
+        raise report.fail(f"is larger than {yaml_reader.MAX_BYTES // 1024 // 1024} MiB")
     return _load(content, plugins, environ, report)
 
 
-def load_text(text: str, plugins: Plugins, environ: Mapping[str, str] = os.environ, *, file: str = "config.yml") -> Config:
-    """The config in a text, as `load` has it from a file. `file` is what problems call it."""
+def load_text(text: str, plugins: PluginHost, environ: Mapping[str, str] = os.environ, *, file: str = "config.yml") -> Config:
+    """Like load(), for a config in a string. `file` is its name in problems."""
     return _load(text.encode("utf-8", "surrogateescape"), plugins, environ, Report(file))
 
 
-def _load(content: bytes, plugins: Plugins, environ: Mapping[str, str], report: Report) -> Config:
-    root = document.read(content, report)
+def _load(content: bytes, plugins: PluginHost, environ: Mapping[str, str], report: Report) -> Config:
+    root = yaml_reader.read(content, report)
     environment.expand(root, environ, report)
     report.hide_secrets(root)
-    if (node := root.cut(("disabled",))) is not None:
+    if (node := root.drop(("disabled",))) is not None:
         report.add(node, "unknown key 'disabled'; built-ins are disabled by plugins: {disable: [NAME, …]}")
-    backends = {str(name.value) for entry in _below(root, "backends") if (name := entry.get("name")) is not None}
-    config = validate(Config, root, report) or Config()
+    names = {str(name.value) for entry in _children(root, "backends") if (name := entry.get("name")) is not None}
 
     section = root.get("plugins") or Node(("plugins",), root.line, {})
     disabled = _disabled(section, report)
     for problem in plugins.activate(_wanted(section, report), disabled):
         report.add_check(root, problem)
-    config = checks.named(config)
+    sections = _Sections(plugins, section, disabled, report)
+    own = {entry.path: sections.of_backend(entry) for entry in _children(root, "backends")}
+
+    config = checks.assign_names(validate(Config, root, report) or Config(), root)
+    backends = [
+        changed(backend, options=own[entry.path])
+        for backend, entry in zip(config.backends, _children(root, "backends"), strict=False)
+    ]
+    by_name = {backend.name: backend for backend in reversed(backends)}
+    routes = [
+        changed(
+            route,
+            backend=by_name.get(route.backend.name, route.backend),
+            options=sections.of_route(entry, route.backend.name, {str(used.name) for used in config.use}),
+        )
+        for route, entry in zip(config.routes, _children(root, "routes"), strict=False)
+    ]
     config = config.model_copy(
         update={
-            "routes": tuple(
-                _route(route, node, config, section, plugins, report)
-                for route, node in zip(config.routes, _below(root, "routes"), strict=False)
-            ),
-            "plugins": {name: _options(name, section, plugins, report) for name in plugins.names},
+            "routes": tuple(routes),
+            "backends": tuple(backends),
+            "plugins": {name: sections.global_options(name) for name in plugins.names},
             "disabled": disabled,
         }
     )
 
-    config._treatments.update({name: found for name in _names(section) if (found := _treatment(name, section, report))})
-    config._treatments.update({str(entry.name): entry for entry in config.use})
-    for problem in (*checks.check(config, root, backends, report), *certificates.check(config), *plugins.check(config)):
+    config._plugin_common.update({name: found for name in _names(section) if (found := _plugin_common(name, section, report))})
+    config._plugin_common.update({str(entry.name): entry for entry in config.use})
+    for problem in (*checks.check(config, root, names, report), *certificates.check(config), *plugins.check(config)):
         report.add_check(root, problem)
-    report.raise_any()
-    notices = (*checks.notices(config), *certificates.notices(config))
-    config._notices.extend(report.sockname(root, notice) for notice in notices)
+    report.raise_if_any()
+    warnings = (*checks.warnings(config), *certificates.warnings(config))
+    config._warnings.extend(report.located(root, warning) for warning in warnings)
     config._sources.update({node.path: node.source for node in root.walk() if node.source is not None})
+    config._inline = frozenset(name for name, declared in plugins.sections.items() if declared.per_backend == "inline")
     return config
 
 
-def _below(root: Node, key: str) -> list[Node]:
+def _children(root: Node, key: str) -> list[Node]:
     node = root.get(key)
     return node.entries() if node is not None else []
 
@@ -140,52 +152,97 @@ def _wanted(section: Node, report: Report) -> list[str]:
     return wanted
 
 
-def _given(section: Node, name: str) -> Node:
-    """The options of a plugin as the file has them; an empty mapping where it has none."""
-    node = section.get(name)
-    if node is None:
-        return Node((*section.path, name), section.line, {})
-    return Node(node.path, node.line, {key: below for key, below in node.items().items() if key not in _OF_THE_CORE})
-
-
-def _treatment(name: str, section: Node, report: Report) -> PluginCommonConfig | None:
-    """What the core's own keys say in the section of a plugin."""
+def _plugin_common(name: str, section: Node, report: Report) -> PluginCommonConfig | None:
+    """The keys that every plugin can have, from the section of one of them."""
     node = section.items()[name]
-    own = {key: below for key, below in node.items().items() if key in _OF_THE_CORE}
+    own = {key: below for key, below in node.items().items() if key in _COMMON_KEYS}
     return validate(PluginCommonConfig, Node(node.path, node.line, own), report)
 
 
-def _options(name: str, section: Node, plugins: Plugins, report: Report) -> Any:
-    given = _given(section, name)
-    declared = plugins.sections.get(name)
-    if declared is not None:
-        return validate(declared.model, given, report) or declared.model()
-    for node in given.items().values():
-        report.add(node, f"the plugin {name!r} has no options")
-    return None
+class _Sections:
+    """The options of plugins, validated by their models: the global ones, those of a backend, which take what they do not say
+    from the global section, and those of a route, which take it from its backend's and then the global section. `section` is the
+    node of the top-level key `plugins`."""
 
+    def __init__(self, plugins: PluginHost, section: Node, disabled: frozenset[str], report: Report) -> None:
+        self._plugins = plugins
+        self._disabled = disabled - {*plugins.names}
+        self._section = section
+        self._report = report
+        declared = plugins.sections.values()
+        self._by_backend = {section.name: section for section in declared if section.per_backend is True}
+        self._inline = {key: section for section in declared if section.per_backend == "inline" for key in keys_of(section.model)}
+        self._of_backends: dict[tuple[object, str], Node] = {}  # by the names of backend and plugin
 
-def _route(route: RouteConfig, node: Node, config: Config, section: Node, plugins: Plugins, report: Report) -> RouteConfig:
-    """The route with plugin options of its own validated; what they do not say is taken from the global section."""
-    used = {str(entry.name) for entry in config.use}
-    known = {*plugins.names, *_names(section), *used}
-    own: dict[str, Any] = {}
-    for name, given in node.items()["plugins"].items().items() if route.plugins else ():
-        if name not in known:
-            report.add(given, f"no active plugin is named {name!r}{did_you_mean(name, known) or f'; active are {listed(known)}'}")
-        elif given.value is False:
-            own[name] = False
-        elif not isinstance(given.value, dict):
-            report.add(given, f"expected options (key: value), or false to turn it off, found {given.shown()}")
-        elif name in used:
-            report.add(given, "the options of a 'use' entry stand with it; a route can only turn it off, with false")
-        elif own_key := next((key for key in given.value if key in _OF_THE_CORE), None):
-            report.add(given.value[own_key], f"{own_key} is the same for every route; it stands under the top-level 'plugins'")
-        elif name in plugins.names:
-            declared = plugins.sections.get(name)
-            if declared is None or not declared.per_route:
-                report.add(given, f"the plugin {name!r} takes no options of a route, only those under the top-level 'plugins'")
+    def global_options(self, name: str) -> Any:
+        given = self._global(name)
+        declared = self._plugins.sections.get(name)
+        if declared is not None:
+            return validate(declared.model, given, self._report) or declared.model()
+        for node in given.items().values():
+            self._report.add(node, f"the plugin {name!r} has no options")
+        return None
+
+    def of_backend(self, entry: Node) -> dict[str, Any]:
+        """What plugins make of the keys of one of `backends`. Keys that neither a plugin nor the core knows are reported."""
+        own: dict[str, Node] = {}
+        known = {*keys_of(Backend), *self._by_backend, *self._inline} - {"options"}
+        for key, given in entry.items().items():
+            if key in self._inline:
+                own.setdefault(self._inline[key].name, Node(entry.path, entry.line, {})).value[key] = given
+            elif key in self._disabled:
+                self._report.add(given, f"{key!r} is an option of the built-in plugin of that name, which is disabled")
+            elif key not in known:
+                self._report.add(given, unknown_key(key, known))
+            elif key in self._by_backend and self._is_section(given):
+                own[key] = given
+        name = entry.get("name")
+        self._of_backends |= {(name.value if name is not None else None, plugin): given for plugin, given in own.items()}
+        return {plugin: self._merged(plugin, given) if given.value is not False else None for plugin, given in own.items()}
+
+    def of_route(self, entry: Node, backend: str, used: Collection[str]) -> dict[str, Any]:
+        """What plugins make of the key `plugins` of one of `routes`. `used` are the names under `use`."""
+        found: dict[str, Any] = {}
+        known = {*self._plugins.names, *_names(self._section), *used}
+        given_options = entry.get("plugins")
+        for name, given in given_options.items().items() if given_options is not None else ():
+            declared = self._plugins.sections.get(name)
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; active are {join_names(known)}"
+                self._report.add(given, f"no active plugin is named {name!r}{hint}")
+            elif given.value is False:
+                found[name] = None
+            elif not self._is_section(given):
                 continue
-            merged = Node(given.path, given.line, {**_given(section, name).items(), **given.value})
-            own[name] = validate(declared.model, merged, report) or declared.model()
-    return route.model_copy(update={"plugins": own})
+            elif name in used:
+                self._report.add(
+                    given, "the options of a 'use' entry are set in that entry; a route can only turn it off, with false"
+                )
+            elif common := next((key for key in given.value if key in _COMMON_KEYS), None):
+                message = f"{common} is the same for every route; set it under the top-level 'plugins'"
+                self._report.add(given.value[common], message)
+            elif name in self._plugins.names:
+                if declared is None or not declared.per_route:
+                    message = f"the plugin {name!r} takes no options of a route, only those under the top-level 'plugins'"
+                    self._report.add(given, message)
+                    continue
+                found[name] = self._merged(name, given, self._of_backends.get((backend, name)))
+        return found
+
+    def _is_section(self, given: Node) -> bool:
+        if given.value is False or isinstance(given.value, dict):
+            return True
+        self._report.add(given, f"expected options (key: value), or false to turn it off, found {given.shown()}")
+        return False
+
+    def _merged(self, name: str, given: Node, backend: Node | None = None) -> Any:
+        model = self._plugins.sections[name].model
+        nodes = {**self._global(name).items(), **(backend.items() if backend is not None else {}), **given.items()}
+        return validate(model, Node(given.path, given.line, nodes), self._report) or model()
+
+    def _global(self, name: str) -> Node:
+        """The options of a plugin under the top-level `plugins`; an empty mapping if it has none."""
+        node = self._section.get(name)
+        if node is None:
+            return Node((*self._section.path, name), self._section.line, {})
+        return Node(node.path, node.line, {key: below for key, below in node.items().items() if key not in _COMMON_KEYS})

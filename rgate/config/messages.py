@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["as_yaml", "did_you_mean", "listed"]
+__all__ = ["as_yaml", "did_you_mean", "join_names"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -14,7 +14,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def listed(names: Iterable[str], none: str = "none") -> str:
+def join_names(names: Iterable[str], none: str = "none") -> str:
     """The names in order, with commas; `none` when there are none."""
     return ", ".join(sorted(set(names))) or none
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticKnownError
 
 from ..errors import ConfigProblem
-from .backends import BackendConfig, BackendTLSConfig, EndpointConfig, HealthConfig, StickyConfig
 from .fields import (
     CertificateHost,
     Flag,
     HostName,
+    Labels,
     ListenHost,
     MediaType,
     Method,
@@ -27,61 +31,144 @@ from .fields import (
     PathPrefix,
     RequestHeaders,
     Seconds,
+    ServerName,
     StrictFloat,
     StrictInt,
     one_or_more,
 )
-from .redaction import shown
+from .file_watch import fingerprint
+from .redaction import redacted
 from .tree import Path
 
 __all__ = [
-    "BackendConfig",
-    "BackendTLSConfig",
+    "Backend",
     "CertificateConfig",
     "ClientCertificatesConfig",
     "Config",
     "DefaultResponseConfig",
-    "DockerConfig",
-    "EndpointConfig",
-    "HealthConfig",
     "LogConfig",
     "Model",
     "PluginCommonConfig",
     "PluginsConfig",
-    "RouteConfig",
+    "Route",
     "ServerConfig",
-    "StickyConfig",
     "TLSConfig",
-    "TimeoutsConfig",
+    "Timeouts",
+    "UpstreamTLS",
     "WSGIMiddlewareConfig",
+    "changed",
 ]
 
+_Entry = TypeVar("_Entry", "Backend", "Route")
 
-class TimeoutsConfig(Model):
-    """How long to wait for a backend (see model.Timeouts). Each is above 0 and at most a day."""
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Timeouts:
+    """`timeouts` of a route: how long the gateway waits for a backend, in seconds. Each is above 0 and at most a day.
+
+    `connect_seconds` limits one connection attempt. `response_seconds` limits every single wait for bytes of the response:
+    the head after the request has been sent, then each following block. It does not limit the whole response, so a download
+    or an event stream may last as long as bytes keep coming.
+    """
 
     connect_seconds: Seconds = 4.0
     response_seconds: Seconds = 30.0
 
 
-class RouteConfig(Model):
-    """One entry of `routes`: which requests, to which backend.
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class UpstreamTLS:
+    """`tls` of a backend: how its https endpoints are spoken to. All values but `server_name` and `verify` concern PEM files.
 
-    `name` is unique once the config is loaded, by default the path_prefix. `hosts` is `host` in the file: one name or a
-    list, lower-case here. `methods` are upper-case here. The values of `plugins` are the plugin's validated options for
-    this route once the config is loaded, or False for "off".
+    `ca` replaces the system's certificate authorities. `server_name` is what the backend's certificate must be for, by default
+    the endpoint's host. `certificate` and `key` (by default in the same file) identify the gateway to a backend that asks for
+    a client certificate. `fingerprint` is a digest of the files, read when the object is made, so that two of these are
+    different when the same files have other contents.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: str | None = field(default=None, repr=False)
+    server_name: ServerName | None = None
+    verify: Flag = True
+    fingerprint: str = field(default="", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.files:
+            object.__setattr__(self, "fingerprint", fingerprint(self.files))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is named here."""
+        return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))  # of plugins; the loader finds keys that nobody knows
+class Backend:
+    """One entry of `backends`: a named pool of endpoints.
+
+    An instance that a discovery source lists belongs to the backend when it carries every one of `match_labels` (pairs of name
+    and value; "name=value" in the file), or when its source says so by name, as for fixed addresses. `wait_seconds` is how long
+    a request waits for an endpoint when the last one is gone or refuses connections; 0: not at all.
+
+    `options` holds the plugin sections that the backend has, validated, by plugin name; None stands for "off for this backend".
+    Read them with Config.options() or Gateway.options(), which know the defaults.
+    """
+
+    name: Name
+    match_labels: Labels = ()
+    wait_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
+    tls: UpstreamTLS = UpstreamTLS()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def changed(entry: _Entry, **values: Any) -> _Entry:
+    """A copy of a route or backend with other values, which are not validated."""
+    copied = copy(entry)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)
+    return copied
+
+
+def _backend_by_name(value: object) -> object:
+    """In the file a route has the name of its backend; the loader replaces this by the backend itself."""
+    if isinstance(value, Backend):
+        return value
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    try:
+        return Backend(value)
+    except ValidationError:
+        raise ValueError(f"no backend named {value!r}") from None
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Route:
+    """One entry of `routes`: which requests go to which backend, and with what options. The arguments are the keys of the file.
+
+    `path_prefix` has no trailing slash ("" matches every path). `name` is by default the path_prefix, and unique once a config
+    is loaded. `hosts` (key: `host`, one name or several) are lower-case names without port, `methods` upper-case tokens,
+    `headers` names with their exact values; each is empty when it does not restrict. `max_body_bytes` is None when the server's
+    own limit is enough.
+
+    `options` (key: `plugins`) holds the plugin sections that the route has, validated once a config is loaded, by plugin name;
+    None stands for "off for this route". Read them with Config.options() or Gateway.options(), which know the defaults.
     """
 
     path_prefix: PathPrefix
-    backend: str
-    name: Name | None = None
-    hosts: Annotated[tuple[HostName, ...], BeforeValidator(one_or_more)] = Field(default=(), alias="host")
+    backend: Annotated[Backend, BeforeValidator(_backend_by_name), PlainSerializer(lambda backend: backend.name)]
+    name: Name = ""
+    hosts: Annotated[tuple[HostName, ...], BeforeValidator(one_or_more), Field(alias="host")] = ()
     methods: tuple[Method, ...] = ()
-    headers: RequestHeaders = Field(default={})
+    headers: RequestHeaders = field(default_factory=dict, hash=False)
     strip_prefix: Flag = False
     max_body_bytes: Annotated[StrictInt, Field(ge=0)] | None = None
-    timeouts: TimeoutsConfig = TimeoutsConfig()
-    plugins: dict[str, Any] = Field(default={})
+    timeouts: Timeouts = Timeouts()
+    options: Annotated[Mapping[str, Any], Field(alias="plugins")] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.path_prefix or "/")
 
 
 class DefaultResponseConfig(Model):
@@ -191,13 +278,6 @@ class ServerConfig(Model):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class DockerConfig(Model):
-    """How to reach the Docker engine and which address of a container to use."""
-
-    host: str | None = None
-    network: str | None = None
-
-
 class LogConfig(Model):
     """What the gateway says of itself on stderr: from which level on, and as text or as JSON."""
 
@@ -206,7 +286,7 @@ class LogConfig(Model):
 
 
 class DisableAfter(Model):
-    """A plugin that fails so many times in a row is taken out of the chains."""
+    """A plugin that fails this many times in a row is disabled."""
 
     disable_after: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 
@@ -220,9 +300,9 @@ def _on_error(value: object) -> object:
 
 
 class PluginCommonConfig(Model):
-    """How the core treats a plugin's part in the chain: keys that every plugin can have in its section, beside its own.
+    """The keys that every plugin can have in its section, in addition to its own: how the core handles its middleware.
 
-    `on_error` is what becomes of a request in which it fails, `timed` whether its own time is taken.
+    `on_error` says what happens to a request in which it fails, `timed` whether its own time is measured.
     """
 
     on_error: Annotated[Literal["fail", "skip"] | DisableAfter, BeforeValidator(_on_error)] = "fail"
@@ -259,44 +339,65 @@ class Config(Model):
     """The whole of config.yml.
 
     `plugins` maps every active plugin's name to its *validated* options once the config is loaded: a model instance, or
-    None for a plugin that has none. `disabled` are the built-ins under `plugins: {disable: …}`; it is no key of the file.
+    None for a plugin that has no options. `disabled` are the built-ins under `plugins: {disable: …}`; it is not a key of the
+    file.
     """
 
-    routes: tuple[RouteConfig, ...] = ()
-    backends: tuple[BackendConfig, ...] = ()
+    routes: tuple[Route, ...] = ()
+    backends: tuple[Backend, ...] = ()
     default_response: DefaultResponseConfig = DefaultResponseConfig()
     server: ServerConfig = ServerConfig()
-    docker: DockerConfig = DockerConfig()
     log: LogConfig = LogConfig()
     plugins: dict[str, Any] = Field(default={})
     disabled: frozenset[str] = Field(default=frozenset(), init=False)
     use: tuple[WSGIMiddlewareConfig, ...] = ()
     pipeline: tuple[str, ...] | None = None
     _sources: dict[Path, str] = PrivateAttr(default_factory=dict)
-    _treatments: dict[str, PluginCommonConfig] = PrivateAttr(default_factory=dict)
-    _notices: list[ConfigProblem] = PrivateAttr(default_factory=list)
+    _plugin_common: dict[str, PluginCommonConfig] = PrivateAttr(default_factory=dict)
+    _inline: frozenset[str] = PrivateAttr(default=frozenset())
+    _warnings: list[ConfigProblem] = PrivateAttr(default_factory=list)
 
     @property
-    def notices(self) -> tuple[ConfigProblem, ...]:
-        """What keeps nothing from running, but is probably not meant, with its place in the file."""
-        return tuple(self._notices)
+    def warnings(self) -> tuple[ConfigProblem, ...]:
+        """What does not keep the gateway from running but is probably not intended, with its place in the file."""
+        return tuple(self._warnings)
 
-    def treatment(self, name: str) -> PluginCommonConfig:
-        """How the core treats what a plugin, or an entry of `use`, has in the chain."""
-        return self._treatments.get(name) or PluginCommonConfig()
+    def options(self, name: str, route: Route | None = None, backend: Backend | None = None) -> Any:
+        """The validated options of an active plugin: an instance of its section's model, or None if it has no section.
+
+        The route's own options are returned if it has some, else those of `backend` (by default the route's backend), else
+        the global ones; each has taken what it does not say from the next. None stands also for a plugin that the route or
+        the backend has turned off.
+        """
+        if route is not None:
+            if name in route.options:
+                return route.options[name]
+            backend = backend or route.backend
+        if backend is not None and name in backend.options:
+            return backend.options[name]
+        return self.plugins.get(name)
+
+    def backend_share(self, limit: int) -> int:
+        """How much of a limit that all backends share one of them may use by default: 80 %, at least 1, so that one backend
+        cannot starve the others; all of it if there is only one backend."""
+        return limit if len(self.backends) == 1 else max(1, limit * 4 // 5)
+
+    def plugin_common(self, name: str) -> PluginCommonConfig:
+        """The keys that every plugin can have (`on_error`, `timed`), of a plugin or an entry of `use`."""
+        return self._plugin_common.get(name) or PluginCommonConfig()
 
     @property
     def timed(self) -> frozenset[str]:
-        """The plugins, and entries of `use`, whose own time is taken."""
-        return frozenset(name for name, treatment in self._treatments.items() if treatment.timed)
+        """The plugins and entries of `use` whose own time is measured."""
+        return frozenset(name for name, common in self._plugin_common.items() if common.timed)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The certificates, keys and authorities that are named anywhere."""
+        """Every certificate, key, CA and revocation list that the config names."""
         listener = self.server.tls.files if self.server.tls is not None else ()
         return tuple(dict.fromkeys([*listener, *(file for backend in self.backends for file in backend.tls.files)]))
 
-    def shown(self) -> dict[str, Any]:
-        """The config in force, defaults included, as plain values that may be shown: what stands under a key that is called
-        like a secret is hidden, a password in a URL too, and a value out of the environment is the text in the file."""
-        return shown(self, self._sources)
+    def redacted(self) -> dict[str, Any]:
+        """The active config, defaults included, as plain values without secrets: a value under a key that is named like a
+        secret is hidden, so is a password in a URL, and a value from the environment is shown as the text in the file."""
+        return redacted(self, self._sources, self._inline)

@@ -99,7 +99,7 @@ class Node:
             node = below[part]
         return node, ()
 
-    def cut(self, path: Path) -> Node | None:
+    def drop(self, path: Path) -> Node | None:
         """Take the node under `path` out of the tree. None when there is none, or `path` is empty."""
         parent, rest = self.find(path[:-1])
         node, missing = self.find(path)
@@ -149,10 +149,10 @@ class Report:
     def add_check(self, root: Node, problem: ConfigProblem) -> None:
         """A problem found by a cross check, unless it may come of something that has been cut out before."""
         node, rest = root.find(problem.path)
-        if self.is_whole(node.path + rest):
+        if self.intact(node.path + rest):
             self.add(node, problem.message, rest)
 
-    def sockname(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
+    def located(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
         """The same with file and line, and without secrets; it is not added."""
         node, rest = root.find(problem.path)
         return ConfigProblem(node.path + rest, self._clean(problem.message), f"{self.file}:{node.line}")
@@ -165,7 +165,7 @@ class Report:
         """Whether the node that stood at `path` in the file has been taken out."""
         return path in self._cut
 
-    def is_whole(self, path: Path) -> bool:
+    def intact(self, path: Path) -> bool:
         """Whether nothing that stood at or under `path` in the file has been taken out, so that it says what the file says."""
         return not any(cut[: len(path)] == path for cut in self._cut)
 
@@ -177,7 +177,7 @@ class Report:
             if (safe := without_password(text)) != text:
                 self._urls |= {text: safe, repr(text)[1:-1]: safe}
 
-    def raise_any(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise ConfigError with all that has been added, if anything has."""
         if self._found:
             ordered = sorted(self._found, key=lambda problem: self._found[problem])

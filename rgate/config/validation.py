@@ -7,18 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from .messages import did_you_mean, listed
+from .messages import did_you_mean, join_names
 from .tree import Node, Path, Report
 
-__all__ = ["validate"]
+__all__ = ["keys_of", "unknown_key", "validate"]
 
 _M = TypeVar("_M", bound=BaseModel)
 
 _TYPES: Mapping[str, str] = {
     "bool": "true or false",
     "bytes": "text",
+    "dataclass": "a mapping (key: value)",
     "date": "a date",
     "datetime": "a date and time",
     "decimal": "a number",
@@ -79,7 +81,7 @@ def validate(model: type[_M], root: Node, report: Report) -> _M | None:
             for place, group in places.items():
                 _add(model, root, place, group, report)
             validate_app = _cut(root, places, report)
-    for node, message in _ignored(instance or model.model_construct(), root):
+    for node, message in _silently_ignored(instance or model.model_construct(), root):
         report.add(node, message)
     return instance
 
@@ -101,12 +103,12 @@ def _add(model: type[BaseModel], root: Node, place: Path, group: list[ErrorDetai
         if not report.was_cut(node.path + rest):
             report.add(node, "is missing", rest)
         return
-    if group[0]["type"] == "extra_forbidden":
-        report.add(node, _unknown_key(str(place[-1]), _known_keys(_models_at(model, place[:-1]))))
+    if group[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        report.add(node, unknown_key(str(place[-1]), _known_keys(_models_at(model, place[:-1]))))
         return
     expected = [phrase for phrase in dict.fromkeys(map(_expected, group)) if phrase]
     if expected:
-        report.add(node, f"expected {' or '.join(expected)}, found {node.shown()}{_way_out(node, expected, group)}")
+        report.add(node, f"expected {' or '.join(expected)}, found {node.shown()}{_hint(node, expected, group)}")
     for details in group:
         if not _expected(details):
             report.add(node, _own_words(node, details))
@@ -120,7 +122,7 @@ def _cut(root: Node, places: Iterable[Path], report: Report) -> bool:
         return False
     nodes = [root.find(place)[0] for place in found]
     for place in sorted(found, key=lambda place: [(isinstance(part, str), part) for part in place], reverse=True):
-        root.cut(place)  # the last first, so that no index moves
+        root.drop(place)  # the last first, so that no index moves
     for node in nodes:
         report.cut(node)
     return True
@@ -143,7 +145,7 @@ def _own_words(node: Node, details: ErrorDetails) -> str:
     return words or "the value is not valid"
 
 
-def _way_out(node: Node, expected: list[str], group: list[ErrorDetails]) -> str:
+def _hint(node: Node, expected: list[str], group: list[ErrorDetails]) -> str:
     if node.secret or node.source is not None:
         return ""
     if node.value is None:
@@ -186,17 +188,18 @@ def _number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
     known = set(known)
-    return f"unknown key {key!r}{did_you_mean(key, known) or f'; the keys here are {listed(known)}'}"
+    return f"unknown key {key!r}{did_you_mean(key, known) or f'; the keys here are {join_names(known)}'}"
 
 
-def _fields(model: type[BaseModel]) -> dict[str, str]:
-    """The keys that a model reads, each with its field."""
-    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+def keys_of(model: type[Any]) -> dict[str, str]:
+    """The keys that a model (or pydantic dataclass) reads, each with its field."""
+    config = getattr(model, "__pydantic_config__", None) or getattr(model, "model_config", {})
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
     keys = {}
-    for name, field in model.model_fields.items():
-        if field.init is False:  # filled in later, no key of the file
+    for name, field in _fields(model).items():
+        if field.init is False:  # set later, not a key of the file
             continue
         alias = field.validation_alias or field.alias
         for key in alias.choices if isinstance(alias, AliasChoices) else [alias]:
@@ -207,39 +210,44 @@ def _fields(model: type[BaseModel]) -> dict[str, str]:
     return keys
 
 
-def _known_keys(models: Iterable[type[BaseModel]]) -> set[str]:
-    return {key for model in models for key in _fields(model)}
+def _fields(model: type[Any]) -> Mapping[str, FieldInfo]:
+    fields: Mapping[str, FieldInfo] = model.__pydantic_fields__
+    return fields
 
 
-def _models_at(model: type[BaseModel], path: Path) -> set[type[BaseModel]]:
+def _known_keys(models: Iterable[type[Any]]) -> set[str]:
+    return {key for model in models for key in keys_of(model)}
+
+
+def _models_at(model: type[Any], path: Path) -> set[type[Any]]:
     """The models that may stand at a path under `model`."""
     models = {model}
     for part in path:
-        fields = [m.model_fields[_fields(m)[part]] for m in models if isinstance(part, str) and part in _fields(m)]
+        fields = [_fields(m)[keys_of(m)[part]] for m in models if isinstance(part, str) and part in keys_of(m)]
         if fields:
             models = {found for field in fields for found in _models_in(field.annotation)}
     return models
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> Iterator[type[Any]]:
+    if isinstance(annotation, type) and hasattr(annotation, "__pydantic_fields__"):
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
 
 
-def _ignored(value: object, node: Node) -> Iterator[tuple[Node, str]]:
+def _silently_ignored(value: object, node: Node) -> Iterator[tuple[Node, str]]:
     """Keys that pydantic has passed over in silence because a plugin's model does not say what is to become of them."""
     if isinstance(value, BaseModel):
-        fields = _fields(type(value))
+        fields = keys_of(type(value))
         for key, entry in node.items().items():
             if key in fields:
-                yield from _ignored(getattr(value, fields[key], None), entry)
+                yield from _silently_ignored(getattr(value, fields[key], None), entry)
             elif type(value).model_config.get("extra") is None:
-                yield entry, _unknown_key(key, fields)
+                yield entry, unknown_key(key, fields)
     elif isinstance(value, Mapping):
         for key, entry in node.items().items():
-            yield from _ignored(value.get(key), entry)
+            yield from _silently_ignored(value.get(key), entry)
     elif isinstance(value, list | tuple):
         for element, entry in zip(value, node.entries(), strict=False):
-            yield from _ignored(element, entry)
+            yield from _silently_ignored(element, entry)

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from ..chain.exchange import Exchange
-    from .endpoint_table import EndpointTable
-    from .model import Address, Backend, Endpoint
+    from ..config import Backend
+    from .endpoint_table import Discovery
+    from .model import Address, Endpoint
     from .snapshot import Snapshot
 
 __all__ = ["EndpointQueue"]
 
 ROUND_SECONDS: Final = 0.01
-IN_FLIGHT: Final = 32  # of an endpoint, up to which as many as there is room for are let go at once
-TRIAL_SECONDS: Final = 0.1  # so long a connection must stand: a container's published port accepts before the container does
+IN_FLIGHT: Final = 32  # requests in flight per endpoint, up to which those that wait are resumed at once
+TRIAL_SECONDS: Final = 0.1  # for which a connection must stay open: a published port accepts before the container does
 IDLE_SECONDS: Final = 1.0
 SLACK: Final = 64
 NEVER: Final = float("-inf")
@@ -35,64 +36,64 @@ _log = logging.getLogger("rgate.discovery")
 
 
 class EndpointQueue:
-    """Who waits for an endpoint, first come first served. One for the life of a process; its methods may be called by any
-    thread.
+    """Requests that wait for an endpoint of their backend, in the order in which they started. One per process; thread-safe.
 
-    A request waits when its backend has lost its last endpoint, or its endpoints refuse connections, since no longer than the
-    backend's `wait_seconds`; it waits that long at most, counted from its own start. A backend that has had no endpoint, or
-    has answered nothing, since the process has begun is not waited for, so that what is not there says so at once.
+    A request waits when its backend has lost its last endpoint, or when its endpoints refuse connections. It waits only if
+    that has been so for less than the backend's `wait_seconds`, and until that many seconds after its own start at most.
+    There is no waiting for a backend that has had no endpoint, or has not answered, since the process started, so that a
+    wrong config shows at once.
 
-    At most `most` wait in all, and 80 % of them for one of several backends.
+    At most `max_waiting` requests wait in all, and 80 % of them for one of several backends.
 
-    When an endpoint comes, those that have room in it (IN_FLIGHT) go on at once; the others follow a hundred times a second,
-    one more each time, as long as it takes. A request that comes meanwhile stands behind. Before requests go on to endpoints
-    that have refused, a connection to one of them must have stood for TRIAL_SECONDS. All of that is done by one thread, which is
-    there while somebody waits.
+    When an endpoint appears, as many requests as have room in it (IN_FLIGHT) are resumed at once. The others follow a hundred
+    times per second, one more each time. Requests that arrive meanwhile wait behind them. Before requests are resumed for
+    endpoints that have refused connections, a connection to one of them must have stayed open for TRIAL_SECONDS. The thread
+    `rgate-queue` does all this; it exists while requests wait.
 
-    waiting    the names of the backends that somebody waits for
-    unproven   backends of which no response has come since they refused, or at all: proven() is to be called for these
+    waiting    how many requests wait, by backend name
+    unproven   backends that have not answered since they refused, or at all; proven() must be called for these
     """
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, discovery: Discovery | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.waiting: dict[str, int] = {}
         self.unproven: dict[str, float] = {}  # since when; NEVER: it has never answered
-        self.most = 0
-        self._table: EndpointTable | None = None
+        self.max_waiting = 0
+        self._discovery = discovery
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of all below, and of `waiting`; `unproven` is only changed by single operations
         self._changed = threading.Condition(self._lock)
-        self._lines: dict[str, list[tuple[float, int, SuspendedResponse]]] = {}
+        self._queues: dict[str, list[tuple[float, int, SuspendedResponse]]] = {}
         self._numbers = itertools.count()
         self._lost: dict[str, float] = {}
         self._found: set[str] = set()
         self._shares: dict[str, int] = {}
         self._thread: threading.Thread | None = None
+        if discovery is not None:
+            discovery.on_snapshot(self._on_snapshot)
 
-    def follow(self, table: EndpointTable, backends: Iterable[Backend], most: int) -> None:
-        """Let requests wait for the endpoints of `table` from now on. Those that wait already are judged anew, by whoever has
-        suspended them."""
+    def configure(self, backends: Iterable[Backend], max_waiting: int) -> None:
+        """Set the backends that requests may wait for, and how many requests may wait."""
         names = [backend.name for backend in backends]
         with self._lock:
-            self._table, self.most = table, most
+            self.max_waiting = max_waiting
             self._found.intersection_update(names)
-            self._shares = dict.fromkeys(names, most if len(names) == 1 else max(1, most * 4 // 5) if most else 0)
+            share = max_waiting if len(names) == 1 else max(1, max_waiting * 4 // 5) if max_waiting else 0
+            self._shares = dict.fromkeys(names, share)
             for gone in self.unproven.keys() - set(names):
                 del self.unproven[gone]
             for name in names:
                 if name not in self._found and name not in self._lost:
                     self.unproven.setdefault(name, NEVER)
-        table.on_snapshot(lambda snapshot: self._look_at(snapshot) if self._table is table else None)
-        self._let_go_all()
 
     def endpoints(self, backend: str) -> tuple[Endpoint, ...]:
-        """What new requests of a backend choose from just now."""
-        assert self._table is not None
-        return self._table.snapshot.endpoints.get(backend, ())
+        """The endpoints that new requests for a backend choose from now."""
+        table = self._discovery.current if self._discovery is not None else None
+        return table.snapshot.endpoints.get(backend, ()) if table is not None else ()
 
     def park(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], fault: GatewayError
     ) -> SuspendedResponse:
-        """Have a request wait for an endpoint; `go_on` as for SuspendedResponse. Raises `fault` when it may not wait."""
+        """Suspend a request until there is an endpoint; `go_on` is that of SuspendedResponse. Raises `fault` if it may not wait."""
         suspended = self.suspended(environ, backend, go_on, has_failed=True)
         if suspended is None:
             raise fault
@@ -101,7 +102,8 @@ class EndpointQueue:
     def suspended(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], has_failed: bool = False
     ) -> SuspendedResponse | None:
-        """The same; None when it may not wait. Without `has_failed` nothing has been refused, but others wait."""
+        """The same, but returns None if it may not wait. `has_failed` is false when the request has not been refused, but others
+        wait already."""
         wait_seconds, name = backend.wait_seconds, backend.name
         if not wait_seconds or not SuspendedResponse.can_wait(environ):
             return None
@@ -111,17 +113,17 @@ class EndpointQueue:
         with self._lock:
             if left_seconds <= 0 or now - self._since(name, now, has_failed) >= wait_seconds:
                 return None
-            if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.most:
+            if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.max_waiting:
                 words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_waiting: %d)"
-                _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"about": name})
+                _log.warning(words, name, self.waiting.get(name, 0), self.max_waiting, extra={"dedup_key": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1
             suspended = SuspendedResponse(environ, left_seconds, go_on, on_close=lambda: self._left(name))
-            line = self._lines.setdefault(name, [])
-            if len(line) > 2 * self.waiting[name] + SLACK:  # those who have left stand in it until their turn comes
-                line[:] = [each for each in line if not each[2].resumed]
-                heapq.heapify(line)
-            heapq.heappush(line, (exchange.started, next(self._numbers), suspended))
+            queue = self._queues.setdefault(name, [])
+            if len(queue) > 2 * self.waiting[name] + SLACK:  # it still holds requests that no longer wait
+                queue[:] = [each for each in queue if not each[2].resumed]
+                heapq.heapify(queue)
+            heapq.heappush(queue, (exchange.started, next(self._numbers), suspended))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="rgate-queue", daemon=True)
                 self._thread.start()
@@ -129,13 +131,13 @@ class EndpointQueue:
         return suspended
 
     def proven(self, backend: str) -> None:
-        """A response of this backend has come."""
+        """Note that this backend has answered."""
         self.unproven.pop(backend, None)
 
     def _since(self, name: str, now: float, has_failed: bool) -> float:
-        """Since when there is nothing that answers; NEVER when there has been nothing."""
+        """The time since which nothing answers; NEVER if nothing ever has."""
         if not self.endpoints(name):
-            # The table shows that the last one is gone a moment before it tells this queue.
+            # The snapshot shows that the last endpoint is gone a moment before _on_snapshot() is called.
             return now if name in self._found else self._lost.get(name, NEVER)
         if has_failed:
             return self.unproven.setdefault(name, now)
@@ -147,9 +149,9 @@ class EndpointQueue:
             if count:
                 self.waiting[name] = count
             else:
-                self._lines.pop(name, None)
+                self._queues.pop(name, None)
 
-    def _look_at(self, snapshot: Snapshot) -> None:
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
         now = self._clock()
         with self._lock:
             for name, endpoints in snapshot.endpoints.items():
@@ -162,37 +164,37 @@ class EndpointQueue:
                     self._lost[name] = now
             self._changed.notify()
 
-    def _let_go_all(self) -> None:
+    def resume_all(self) -> None:
+        """Resume all requests that wait, because the config has changed; RouteDispatch gives them to the current gateway."""
         with self._lock:
-            everybody = [suspended for line in self._lines.values() for _, _, suspended in line]
-            self._lines.clear()
-        for suspended in everybody:
+            resumed = [suspended for queue in self._queues.values() for _, _, suspended in queue]
+            self._queues.clear()
+        for suspended in resumed:
             suspended.resume()
 
     def _run(self) -> None:
-        """The life of the thread: as long as anybody waits."""
         trials: dict[str, _Trial] = {}
         try:
-            self._let_go_in_turn(trials)
+            self._resume_in_turn(trials)
         finally:
             for trial in trials.values():
-                trial.stands()
+                trial.succeeded()
 
-    def _let_go_in_turn(self, trials: dict[str, _Trial]) -> None:
-        more: dict[str, int] = {}  # how many go on in this round although there is no room
+    def _resume_in_turn(self, trials: dict[str, _Trial]) -> None:
+        more: dict[str, int] = {}  # how many are resumed in this round although there is no room
         while True:
             with self._lock:
-                for name in trials.keys() - self._lines.keys():
-                    trials.pop(name).stands()
-                ready = {name: endpoints for name in self._lines if (endpoints := self.endpoints(name))}
+                for name in trials.keys() - self._queues.keys():
+                    trials.pop(name).succeeded()
+                ready = {name: endpoints for name in self._queues if (endpoints := self.endpoints(name))}
                 if not ready:
                     more.clear()
-                    if not self._changed.wait(IDLE_SECONDS) and not self._lines:
+                    if not self._changed.wait(IDLE_SECONDS) and not self._queues:
                         self._thread = None
                         return
                     continue
             for name, endpoints in ready.items():
-                if name in self.unproven and not self._can_be_tried(name, endpoints, trials):
+                if name in self.unproven and not self._is_proven_by_trial(name, endpoints, trials):
                     continue
                 more[name] = more.get(name, 0) + 1
                 room = IN_FLIGHT * len(endpoints) - sum(endpoint.state.in_flight for endpoint in endpoints)
@@ -206,20 +208,20 @@ class EndpointQueue:
     def _first(self, name: str, count: int) -> list[SuspendedResponse]:
         first: list[SuspendedResponse] = []
         with self._lock:
-            line = self._lines.get(name, [])
-            while line and len(first) < count:
-                suspended = heapq.heappop(line)[2]
+            queue = self._queues.get(name, [])
+            while queue and len(first) < count:
+                suspended = heapq.heappop(queue)[2]
                 if not suspended.resumed:
                     first.append(suspended)
         return first
 
-    def _can_be_tried(self, name: str, endpoints: Sequence[Endpoint], trials: dict[str, _Trial]) -> bool:
-        """Whether one of the endpoints accepts connections, as far as a trial that has been begun before tells."""
+    def _is_proven_by_trial(self, name: str, endpoints: Sequence[Endpoint], trials: dict[str, _Trial]) -> bool:
+        """Whether a trial that was started earlier shows that one of the endpoints accepts connections. Starts one otherwise."""
         trial = trials.get(name)
         if trial is not None and self._clock() < trial.due:
             return False
         trials.pop(name, None)
-        if trial is not None and trial.stands():
+        if trial is not None and trial.succeeded():
             self.unproven.pop(name, None)
             return True
         trials[name] = _Trial([endpoint.address for endpoint in endpoints[:8]], self._clock() + TRIAL_SECONDS)
@@ -227,7 +229,7 @@ class EndpointQueue:
 
 
 class _Trial:
-    """Connections that are being made, to see whether they stand; nothing is sent on them."""
+    """Connections that are being made, to see whether they stay open. Nothing is sent on them."""
 
     def __init__(self, addresses: Sequence[Address], due: float) -> None:
         self.due = due
@@ -240,8 +242,8 @@ class _Trial:
                 sock.setblocking(False)
                 sock.connect_ex(place)
 
-    def stands(self) -> bool:
-        """Whether one was accepted, and not ended since. They are closed with that."""
+    def succeeded(self) -> bool:
+        """Whether one was accepted and has not been closed since. Closes them all."""
         found = False
         for sock in self._sockets:
             with sock:

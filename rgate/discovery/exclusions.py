@@ -1,4 +1,4 @@
-"""Endpoints that are set aside: found, but not for new requests while somebody says so."""
+"""Endpoints that are excluded: found, but not for new requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Exclusion", "Exclusions"]
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What one of those who have set an endpoint aside says about it."""
+    """What one caller that has excluded an endpoint says about it; see EndpointTable.exclude()."""
 
     reason: str
     last_resort: bool = False
@@ -25,65 +25,65 @@ _STOPPING = Exclusion("stopping, used only while there is no other", last_resort
 
 
 class Exclusions:
-    """Who has set which endpoints aside. They are known by id and address, so it holds over all snapshots.
+    """Which callers have excluded which endpoints. Endpoints are identified by id and address, so this holds over all snapshots.
 
-    Not for several threads at once.
+    Not thread-safe.
     """
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, Address], dict[str, Exclusion]] = {}
+        self._by_endpoint: dict[tuple[str, Address], dict[str, Exclusion]] = {}
 
-    def say(self, endpoint: Endpoint, by: str, aside: Exclusion | None) -> bool:
-        """Let `by` say this of an endpoint, or nothing any more (None); whether that is new."""
-        said = self._said.setdefault(endpoint.key, {})
-        before = said.get(by)
-        if aside is None:
-            said.pop(by, None)
+    def set(self, endpoint: Endpoint, by: str, exclusion: Exclusion | None) -> bool:
+        """Set the exclusion of an endpoint by `by`, or remove it (None). Returns whether that changed something."""
+        exclusions = self._by_endpoint.setdefault(endpoint.key, {})
+        before = exclusions.get(by)
+        if exclusion is None:
+            exclusions.pop(by, None)
         else:
-            said[by] = aside
-        if not said:
-            del self._said[endpoint.key]
-        return aside != before
+            exclusions[by] = exclusion
+        if not exclusions:
+            del self._by_endpoint[endpoint.key]
+        return exclusion != before
 
     def keep(self, ids: Collection[str]) -> None:
-        """Forget what is no longer there: all but the instances of these ids."""
-        for key in [key for key in self._said if key[0] not in ids]:
-            del self._said[key]
+        """Remove all exclusions except those of instances with these ids."""
+        for key in [key for key in self._by_endpoint if key[0] not in ids]:
+            del self._by_endpoint[key]
 
     def applied(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
-        """A snapshot in which nothing is set aside, with what is taken out of its `endpoints`. Tuples that are as in
-        `before` are the same objects."""
-        if not self._said and not any(e.stopping for found in snapshot.found.values() for e in found):
+        """`snapshot`, in which nothing is excluded yet, with the exclusions applied. Tuples equal to those in `before` are the
+        same objects."""
+        if not self._by_endpoint and not any(e.stopping for found in snapshot.found.values() for e in found):
             return snapshot
         excluded: dict[str, tuple[ExcludedEndpoint, ...]] = {}
         endpoints = dict(snapshot.found)
         for backend, found in snapshot.found.items():
-            asides = {e.key: _joined(e, said) for e in found if (said := self._said_of(e))}
-            if asides:
-                excluded[backend] = tuple(asides.values())
-                endpoints[backend] = _settled(_chosen(found, asides), before.endpoints[backend])
+            by_key = {e.key: _joined(e, exclusions) for e in found if (exclusions := self._of(e))}
+            if by_key:
+                excluded[backend] = tuple(by_key.values())
+                endpoints[backend] = _reuse_if_equal(_available(found, by_key), before.endpoints.get(backend, ()))
         return replace(snapshot, endpoints=MappingProxyType(endpoints), excluded=MappingProxyType(excluded))
 
-    def _said_of(self, endpoint: Endpoint) -> Mapping[str, Exclusion]:
-        said = self._said.get(endpoint.key, {})
-        return {**said, "stopping": _STOPPING} if endpoint.stopping else said
+    def _of(self, endpoint: Endpoint) -> Mapping[str, Exclusion]:
+        exclusions = self._by_endpoint.get(endpoint.key, {})
+        return {**exclusions, "stopping": _STOPPING} if endpoint.stopping else exclusions
 
 
-def _joined(endpoint: Endpoint, said: Mapping[str, Exclusion]) -> ExcludedEndpoint:
+def _joined(endpoint: Endpoint, exclusions: Mapping[str, Exclusion]) -> ExcludedEndpoint:
     return ExcludedEndpoint(
         endpoint,
-        MappingProxyType({by: aside.reason for by, aside in said.items()}),
-        last_resort=all(aside.last_resort for aside in said.values()),
-        on_trial=all(aside.on_trial for aside in said.values()),
+        MappingProxyType({by: exclusion.reason for by, exclusion in exclusions.items()}),
+        last_resort=all(exclusion.last_resort for exclusion in exclusions.values()),
+        on_trial=all(exclusion.on_trial for exclusion in exclusions.values()),
     )
 
 
-def _chosen(found: tuple[Endpoint, ...], asides: Mapping[tuple[str, Address], ExcludedEndpoint]) -> tuple[Endpoint, ...]:
-    if all(e.key in asides for e in found):
-        return tuple(e for e in found if asides[e.key].last_resort or asides[e.key].on_trial)
-    return tuple(e for e in found if e.key not in asides or asides[e.key].on_trial)
+def _available(found: tuple[Endpoint, ...], excluded: Mapping[tuple[str, Address], ExcludedEndpoint]) -> tuple[Endpoint, ...]:
+    if all(e.key in excluded for e in found):
+        return tuple(e for e in found if excluded[e.key].last_resort or excluded[e.key].on_trial)
+    return tuple(e for e in found if e.key not in excluded or excluded[e.key].on_trial)
 
 
-def _settled(chosen: tuple[Endpoint, ...], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    same = len(chosen) == len(before) and all(one is other for one, other in zip(chosen, before, strict=True))
-    return before if same else chosen
+def _reuse_if_equal(available: tuple[Endpoint, ...], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    same = len(available) == len(before) and all(one is other for one, other in zip(available, before, strict=True))
+    return before if same else available

@@ -1,7 +1,6 @@
-"""The nouns of the gateway: frozen, shared by every thread, replaced as a whole when something changes.
+"""Endpoint, and Instance, which is what discovery sources list: frozen, shared by all threads, replaced when something changes.
 
-A Route leads to a Backend; a Backend is a named pool of Endpoints; an Endpoint is one address. Endpoints are found
-among Instances, which is what a discovery source lists.
+A Route leads to a Backend (both in rgate.config), a Backend is a named pool of Endpoints, an Endpoint is one address.
 """
 
 from __future__ import annotations
@@ -19,87 +18,15 @@ if TYPE_CHECKING:
     from ..chain.exchange import Exchange
     from ..forwarding.upstream import Upstream
 
-__all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointState", "Instance", "Route", "Timeouts", "UpstreamTLS"]
+__all__ = ["DRAIN_LABEL", "WEIGHT_LABEL", "Address", "Endpoint", "EndpointState", "Instance"]
 
 DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with true, yes, on or 1 it gets no new requests
-WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
-
-_EMPTY: Mapping[str, object] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long the gateway waits for a backend, in seconds.
-
-    `connect_seconds` bounds one connection attempt. `response_seconds` bounds every single wait for bytes of the
-    response: the head after the request has been sent, then each following block. It does not bound the whole
-    response, so a download or an event stream may last as long as bytes keep coming.
-    """
-
-    connect_seconds: float = 4.0
-    response_seconds: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamTLS:
-    """How the https endpoints of a backend are spoken to; the values are files in PEM form, but for `server_name`.
-
-    `ca` stands in place of the system's authorities. `server_name` is what the certificate must be for, by default the
-    endpoint's host. `certificate`, with its `key` (by default in the same file), is what the gateway shows. `contents` stands
-    for what is in the files, so that with others in the same place it is not equal.
-    """
-
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-    key_password: str | None = field(default=None, repr=False)
-    server_name: str | None = None
-    verify: bool = True
-    contents: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A named pool of endpoints, as the config describes it.
-
-    An instance belongs to the backend when it carries every one of `match_labels` (name, value), or when its source
-    says so by name (fixed endpoints). `max_in_flight` is how many requests may wait for it at one time, in each process.
-    `wait_seconds` is how long a request waits for an endpoint when the last one has gone or refuses; 0: not at all.
-    """
-
-    name: str
-    match_labels: tuple[tuple[str, str], ...] = ()
-    policy: str = "random_of_two"
-    tls: UpstreamTLS = UpstreamTLS()
-    max_in_flight: int = 256
-    wait_seconds: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Which requests go to which backend, and with what options.
-
-    `path_prefix` has no trailing slash ("" matches every path). `hosts` are lower-case names without port, `methods`
-    upper-case tokens, `headers` pairs of lower-case name and exact value; each empty when it does not restrict.
-    `max_body_bytes` is None when the server's own limit is enough.
-    `options` holds the route's own validated plugin sections by plugin name; None stands for "off for this route".
-    """
-
-    name: str
-    path_prefix: str
-    backend: Backend
-    hosts: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
-    strip_prefix: bool = False
-    max_body_bytes: int | None = None
-    timeouts: Timeouts = Timeouts()
-    options: Mapping[str, object] = field(default_factory=lambda: _EMPTY, hash=False)
+WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: its share of the requests, relative to the others
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an endpoint listens. `base_path` is put before every forwarded path and has no trailing slash."""
+    """Where an endpoint listens. `base_path` is prepended to every forwarded path and has no trailing slash."""
 
     scheme: Literal["http", "https"]
     host: str
@@ -108,7 +35,7 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """Host and port, the host of IPv6 in brackets."""
+        """Host and port, an IPv6 address in brackets."""
         return f"{bracket_host(self.host)}:{self.port}"
 
     def __str__(self) -> str:
@@ -116,18 +43,21 @@ class Address:
 
 
 class EndpointState:
-    """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
+    """What one endpoint is doing now. Snapshots change, but share this object as long as the endpoint's address stays the same.
 
-    `active_exchanges` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
-    `upstream` is the forwarder's own: the connections to this endpoint. `stopping` is as in the endpoint, for the forwarder.
+    `active_exchanges` holds the exchanges in flight: adding and discarding are atomic under the interpreter's lock, so no other
+    lock is needed and the count cannot drift. `upstream` belongs to the forwarder: the connections to this endpoint.
+    `stopping` is a copy of the endpoint's own, for the forwarder.
 
-    The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
-    on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
-    on_response  called with the exchange and the status of every response whose head has come
-    try_acquire_trial  asked with the environ of a request that could go to this endpoint, whether it must: its trial
-    weight_factor      how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
+    The other attributes belong to the plugin that tracks health. The callbacks are None, and cost nothing, while they are not
+    needed.
+    on_failure         called with the exchange and the exception that an attempt at this endpoint has raised
+    on_response        called with the exchange and the status of every response whose head has arrived
+    try_acquire_trial  called with the environ of a request that could go to this endpoint; True makes it the trial request,
+                       which must go there
+    weight_factor      the part of its weight that the endpoint gets: 1, or less while it starts slowly or is on trial
 
-    After a change of `try_acquire_trial` or `weight_factor` somebody has to call EndpointTable.reshared().
+    After a change of `try_acquire_trial` or `weight_factor`, EndpointTable.weights_changed() must be called.
     """
 
     __slots__ = ("active_exchanges", "on_failure", "on_response", "stopping", "try_acquire_trial", "upstream", "weight_factor")
@@ -149,10 +79,10 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies.
+    """One address of a backend. `name` is for people (container name, or the URL); `id` identifies and sorts.
 
-    `weight` is its share of requests beside others, from its label `rgate.weight`; with 0 it gets only what sticks to it.
-    One that is `stopping` gets requests only while its backend has no other.
+    `weight` is its share of the requests relative to the other endpoints, from its label `rgate.weight`; with 0 it gets only
+    requests that stick to it. An endpoint that is `stopping` gets requests only while its backend has no other.
     """
 
     id: str
@@ -166,19 +96,19 @@ class Endpoint:
 
     @property
     def key(self) -> tuple[str, Address]:
-        """What it is known by over all snapshots, whatever happens to its name and labels."""
+        """What identifies it in all snapshots, even if its name or labels change."""
         return self.id, self.address
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One thing a discovery source found: a container, a process, a fixed URL.
+    """One thing that a discovery source lists: a container, a process, a fixed URL.
 
     Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
-    ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
-    source knows that itself; otherwise the labels decide. One with an address that has been told to stop and still accepts
-    requests is `stopping`: a last resort. `notes` are what an operator should be told about it once, whether
-    it can be used or not ("unknown label rgate.prot; did you mean 'rgate.port'?").
+    ("no published tcp port; expose one or set rgate.port", ...). `backend` is the name of its backend if the source knows it;
+    otherwise the labels decide. `stopping` is True for an instance with an address that has been told to stop but still accepts
+    requests: a last resort. `notes` are messages about it that the operator should see once, whether it can be used or not
+    ("unknown label rgate.prot; did you mean 'rgate.port'?").
     """
 
     id: str

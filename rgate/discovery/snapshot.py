@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, EndpointState, Instance
+from .model import DRAIN_LABEL, WEIGHT_LABEL, Address, Endpoint, EndpointState, Instance
+
+if TYPE_CHECKING:
+    from ..config import Backend
 
 __all__ = [
     "Change",
@@ -199,7 +202,7 @@ class Matcher:
                 load = loads.setdefault((instance.id, address), EndpointState())
                 endpoint = Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight, instance.stopping)
                 endpoints[name].append(endpoint)
-        found = MappingProxyType({name: _settled(group, before.found[name]) for name, group in endpoints.items()})
+        found = MappingProxyType({name: _reuse_if_equal(group, before.found.get(name, ())) for name, group in endpoints.items()})
         without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
         near_misses = {name: tuple(sorted(group, key=lambda miss: miss.instance.name)) for name, group in near.items()}
         return Snapshot(
@@ -282,7 +285,7 @@ def _weight(text: str) -> int:
     return int(text)
 
 
-def _settled(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+def _reuse_if_equal(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     by_address: dict[Address, Endpoint] = {}
     for endpoint in sorted(found, key=lambda endpoint: endpoint.id):
         by_address.setdefault(endpoint.address, endpoint)  # two sources may know the same address
@@ -295,7 +298,7 @@ def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]
     """What is new for `backend`, in a stable order: gone, come, not usable. A change of name alone is none."""
     old_asides = {aside.endpoint.key for aside in before.excluded.get(backend, ())}
     asides = {aside.endpoint.key: str(aside) for aside in after.excluded.get(backend, ())}
-    old = {endpoint.key: endpoint for endpoint in before.found[backend]}
+    old = {endpoint.key: endpoint for endpoint in before.found.get(backend, ())}
     new = {endpoint.key: endpoint for endpoint in after.found[backend]}
     reasons = {instance.id: _reason(instance) for instance in after.unusable[backend]}
     for key, endpoint in old.items():
@@ -308,7 +311,7 @@ def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]
                 by_reason.setdefault(asides[key], []).append(endpoint.name)
         elif key not in old or key in old_asides:
             yield Change("+", backend, (endpoint.name,), _where(endpoint))
-    told = {id for id, _ in old} | {i.id for i in before.unusable[backend] if _reason(i) == reasons.get(i.id)}
+    told = {id for id, _ in old} | {i.id for i in before.unusable.get(backend, ()) if _reason(i) == reasons.get(i.id)}
     for instance in after.unusable[backend]:
         if instance.id not in told:
             by_reason.setdefault(reasons[instance.id], []).append(instance.name)

@@ -1,5 +1,5 @@
-"""The loop around one source. Level-triggered: whatever a source notices only means "list again", so that a lost,
-doubled or late notice does no harm."""
+"""Keeps one source listed and watched. Level-triggered: a notice from a source only means "list again", so a lost, repeated or
+late notice does no harm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import RgateError, is_process_exit
+from .snapshot import SourceState
 
 if TYPE_CHECKING:
     from ..plugin.hookspecs import DiscoverySource
     from .model import Instance
 
-__all__ = ["STANDARD", "SourceWatcher", "Timing", "Wait", "described", "unexpected"]
+__all__ = ["DEFAULT_TIMING", "SourceWatcher", "Timing", "Wait", "described", "unexpected"]
 
 _log = logging.getLogger("rgate.discovery")
 
@@ -25,91 +26,92 @@ Wait: TypeAlias = Callable[[threading.Event, float], bool]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How discovery paces itself; everything in seconds.
+    """When sources are listed and watched. All values are in seconds.
 
-    The first notice after quiet is acted on at once; further ones wait until `coalesce` after the last list, or as long
-    as that list took, so that listing never takes more than half of a thread. Without a notice a source is listed every
-    `resync`. One that fails is tried again after `backoff`, doubled up to `backoff_limit`, less up to half of it at
-    random; that counts from the beginning of the attempt, as one may have waited long for an address that has gone.
-    `start_patience` bounds how long EndpointTable.start() waits for the first lists.
+    The first notice after a quiet time causes a list at once. Further notices wait until `coalesce` after the last list, or
+    for as long as that list took, so listing takes at most half of a thread's time. Without a notice a source is listed every
+    `resync`. A source that fails is tried again after `backoff`, doubled up to `backoff_limit`, less a random part of up to
+    half; this counts from the start of the attempt, because an attempt may wait long for an address that is gone.
+    `start_timeout` limits how long Discovery.start() waits for the first lists.
     """
 
     coalesce: float = 0.1
     resync: float = 30.0
     backoff: float = 0.1
     backoff_limit: float = 3.0
-    start_patience: float = 2.0
+    start_timeout: float = 2.0
 
     def retry_after(self, failures: int, chance: float, took: float = 0.0) -> float:
-        """The pause after so many failures in a row, the last of which took so long; `chance` is a random number from 0 to 1."""
+        """The pause after `failures` failures in a row, the last of which took `took` seconds. `chance` is random, from 0 to 1."""
         pause = min(self.backoff_limit, self.backoff * 2.0 ** min(failures - 1, 32)) * (1 - chance / 2)
         return max(pause - took, min(pause, self.backoff))
 
 
-STANDARD = Timing()
+DEFAULT_TIMING = Timing()
 
 
 class SourceWatcher:
-    """Lists one source over and over, and keeps its watch alive.
+    """Lists one source over and over, and keeps its watch running.
 
-    `accept` is given every good list, `reject` every failure to make one, never both at a time. What `accept` raises
-    counts as a failure of the source. `tried` is set once the source has been listed, well or not.
+    `on_listed(watcher, instances)` is called with every good list and `on_failed(watcher, error)` with every failure to make
+    one, never both at a time. An exception from `on_listed` counts as a failure of the source.
+
+    state            what the source last said; written by Discovery under its lock
+    first_list_done  set once the source has been listed, with or without success
     """
 
     def __init__(
         self,
         source: DiscoverySource,
-        accept: Callable[[str, tuple[Instance, ...]], None],
-        reject: Callable[[str, BaseException], None],
+        on_listed: Callable[[SourceWatcher, tuple[Instance, ...]], None],
+        on_failed: Callable[[SourceWatcher, BaseException], None],
         timing: Timing,
         clock: Callable[[], float],
         wait: Wait,
+        state: SourceState | None = None,
     ) -> None:
         self.source = source
-        self.tried = threading.Event()
-        self._accept, self._reject = accept, reject
+        self.state = state or SourceState(source.name)
+        self.first_list_done = threading.Event()
+        self._on_listed, self._on_failed = on_listed, on_failed
         self._timing, self._clock, self._wait = timing, clock, wait
         self._changed = threading.Event()
         self._listing = threading.Lock()
-        self._lists_well = False
-
-    def tell(self, accept: Callable[[str, tuple[Instance, ...]], None], reject: Callable[[str, BaseException], None]) -> None:
-        """Give lists and failures to these from now on."""
-        self._accept, self._reject = accept, reject
+        self._last_list_succeeded = False
 
     def changed(self) -> None:
-        """There may be something new. From any thread; never blocks."""
+        """List again soon. From any thread; never blocks."""
         self._changed.set()
 
     def threads(self, stop: threading.Event) -> list[threading.Thread]:
-        """The threads that keep this source listed until `stop`, not yet started: a second one if the source can watch."""
+        """The threads that keep this source listed until `stop` is set, not yet started. There are two if it can watch."""
         name = f"rgate-discovery-{self.source.name}"
-        threads = [threading.Thread(target=self.keep_listed, args=(stop,), name=name, daemon=True)]
+        threads = [threading.Thread(target=self.run_list_loop, args=(stop,), name=name, daemon=True)]
         if callable(getattr(self.source, "watch", None)):
-            threads.append(threading.Thread(target=self.keep_watched, args=(stop,), name=f"{name}-watch", daemon=True))
+            threads.append(threading.Thread(target=self.run_watch_loop, args=(stop,), name=f"{name}-watch", daemon=True))
         return threads
 
     def list_once(self, stop: threading.Event | None = None) -> bool:
-        """List now and hand the result over; False when that failed. A list that ends after `stop` is dropped."""
+        """List now and pass the result on. False when that failed. A list that ends after `stop` is set is dropped."""
         with self._listing:  # an older list must not replace a newer one
             self._changed.clear()
             try:
                 instances = tuple(self.source.list())
                 if stop is None or not stop.is_set():
-                    self._accept(self.source.name, instances)
-                self._lists_well = True
+                    self._on_listed(self, instances)
+                self._last_list_succeeded = True
             except BaseException as error:
                 if is_process_exit(error):
                     raise
-                self._lists_well = False
+                self._last_list_succeeded = False
                 if stop is None or not stop.is_set():
-                    self._reject(self.source.name, error)
+                    self._on_failed(self, error)
             finally:
-                self.tried.set()
-            return self._lists_well
+                self.first_list_done.set()
+            return self._last_list_succeeded
 
-    def keep_listed(self, stop: threading.Event) -> None:
-        """List until `stop`: at notices, every `resync` seconds, and with back-off after failures."""
+    def run_list_loop(self, stop: threading.Event) -> None:
+        """List until `stop` is set: on notices, every `resync` seconds, and with back-off after failures."""
         failures = 0
         while not stop.is_set():
             began = self._clock()
@@ -120,10 +122,10 @@ class SourceWatcher:
                 quiet_until = ended + max(self._timing.coalesce, ended - began)
                 self._wait(stop, max(0.0, quiet_until - self._clock()))
 
-    def keep_watched(self, stop: threading.Event) -> None:
-        """Watch until `stop`. When the watch breaks and when it is begun again the source is listed, for what was missed;
-        while no watch succeeds that happens at every attempt, so changes are still seen within seconds."""
-        failures, told = 0, False
+    def run_watch_loop(self, stop: threading.Event) -> None:
+        """Watch until `stop` is set. The source is listed when the watch breaks and when it begins again, for what was missed.
+        While no watch succeeds, it is listed at every attempt, so changes are still seen within seconds."""
+        failures, warned = 0, False
         while not stop.is_set():
             began = self._clock()
             error = self._watch_once(stop)
@@ -131,11 +133,11 @@ class SourceWatcher:
                 return
             self.changed()
             if self._clock() - began > self._timing.backoff_limit:
-                failures, told = 0, False
+                failures, warned = 0, False
             failures += 1
-            # Not at once: if listing fails as well, which will be known soon, that is what the operator is told.
-            if error and not told and failures > 3 and self._lists_well:
-                told = True
+            # Not at the first failure: if listing fails as well, which shows soon, the operator is told about that instead.
+            if error and not warned and failures > 3 and self._last_list_succeeded:
+                warned = True
                 reason, trace = described(error), unexpected(error)
                 _log.warning("%s: cannot watch, so listing more often: %s", self.source.name, reason, exc_info=trace)
             self._wait(stop, self._timing.retry_after(failures, random.random(), self._clock() - began))
@@ -143,7 +145,7 @@ class SourceWatcher:
 
     def _watch_once(self, stop: threading.Event) -> BaseException | None:
         try:
-            self.source.watch(self.changed, stop)  # type: ignore[attr-defined]  # asked for in threads()
+            self.source.watch(self.changed, stop)  # type: ignore[attr-defined]  # threads() has checked that it is there
         except BaseException as error:
             if is_process_exit(error):
                 raise
@@ -152,11 +154,11 @@ class SourceWatcher:
 
 
 def unexpected(error: BaseException) -> bool:
-    """Whether this is a defect, of which a traceback is wanted, and no failure that a source can do nothing about."""
+    """Whether this is a defect, which needs a traceback, and not a failure outside of the source's control."""
     return not isinstance(error, RgateError | OSError)
 
 
 def described(error: BaseException) -> str:
-    """What to tell the operator about an error."""
+    """The words for the operator about an error."""
     text = str(error) or type(error).__name__
     return f"{type(error).__name__}: {text}" if unexpected(error) else text

@@ -42,7 +42,7 @@ from .connecting import ConnectQueue
 
 if TYPE_CHECKING:
     from ..chain.client_connection import ClientConnection
-    from ..discovery.model import Timeouts
+    from ..config import Timeouts
     from .upload import Upload
 
 __all__ = ["BLOCK_BYTES", "StaleConnection", "UpstreamConnection", "UpstreamTLSConnection", "to_gateway_error"]

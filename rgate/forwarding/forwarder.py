@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from ..chain.client_connection import ClientConnection, RequestStream
-    from ..discovery.model import Address, Endpoint, Route
+    from ..config import Route
+    from ..discovery.model import Address, Endpoint
     from ..http1.response import ResponseHead
     from ..http1.target import Target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..discovery.model import Timeouts
+from ..config import Timeouts
 from ..errors import UpstreamClosed
 from ..http1.fields import encode_field
 from .connection import StaleConnection

@@ -12,7 +12,8 @@ from typing import Any, Final
 import urllib3
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from ..discovery.model import Address, Timeouts, UpstreamTLS
+from ..config import Timeouts, UpstreamTLS
+from ..discovery.model import Address
 from ..http1.response import ResponseParser
 from ..tls.client_context import client_context
 from .connecting import ConnectQueue

@@ -1,25 +1,25 @@
-"""The log and the streams that it goes to. Whoever has something to tell never waits: see writer.py.
+"""The log, and the streams it is written to. Writing a line never waits for the reader of a stream: see writer.py.
 
-handler.py  what goes wrong again and again is written once, and counted
+handler.py  deduplicates: a failure that repeats is written once, then counted
 formats.py  text and JSON
-writer.py   a stream that a thread of its own writes
-streams.py  the process's own stdout and stderr
+writer.py   StreamWriter: a thread of its own writes a stream
+streams.py  stdout and stderr of this process
 """
 
 from .formats import json_line, printable, timestamp
-from .handler import LogHandler, about
-from .streams import adjust, end, start, trouble
+from .handler import DedupingHandler, exception_key
+from .streams import configure, flush, loss_reasons, start
 from .writer import StreamWriter
 
 __all__ = [
-    "LogHandler",
+    "DedupingHandler",
     "StreamWriter",
-    "about",
-    "adjust",
-    "end",
+    "configure",
+    "exception_key",
+    "flush",
     "json_line",
+    "loss_reasons",
     "printable",
     "start",
     "timestamp",
-    "trouble",
 ]

@@ -1,5 +1,4 @@
-"""How a record of the log looks: a line of text, or of JSON. Nothing that somebody else has chosen can end a line or steer a
-terminal: this is the one place that escapes."""
+"""Formats log records as text or JSON. All escaping is done here: no input can end a line or control a terminal."""
 
 from __future__ import annotations
 
@@ -16,30 +15,33 @@ _COLOUR_OF_LEVEL: Final = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that is not shown as it is: control characters of C0 and C1, ends of lines, marks that
-    turn the direction of writing, and halves of surrogate pairs."""
+    """`text` with every unprintable character escaped: control characters (C0, C1), line ends, marks that change the writing
+    direction, and lone surrogates."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def json_line(entry: dict[str, Any]) -> str:
-    """The entry as JSON in one line of printable ASCII."""
+    """The entry as one line of JSON in printable ASCII."""
     return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
 
 
 def timestamp(seconds: float) -> str:
-    """A time of day (seconds since the epoch) in UTC, in the form of RFC 3339 with milliseconds."""
+    """A time (seconds since the epoch) in UTC as RFC 3339 writes it, with milliseconds."""
     second, millisecond = divmod(round(seconds * 1000), 1000)
     return f"{_second(second)}.{millisecond:03d}Z"
 
 
-@lru_cache(maxsize=16)  # because the lines of one second have it in common
+@lru_cache(maxsize=16)  # the lines of one second share it
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-24T14:44:36.123Z ERROR rgate.plugin.registry: …`; what follows in other lines, as a traceback, is indented, so every line
-    that begins with a time is a record. With `colours` for a terminal: by `extra={"colour": …}`, else by level."""
+    """`2026-11-24T14:44:36.123Z ERROR rgate.plugin.registry: …`
+
+    Further lines, such as a traceback, are indented, so every line that begins with a time is a record. With `colours`, for a
+    terminal, a record is coloured by `extra={"colour": …}`, or else by its level.
+    """
 
     def __init__(self, colours: bool = False) -> None:
         super().__init__()
@@ -59,8 +61,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """An object in one line: time, level, logger, pid, message, then what `extra={"fields": {…}}` says, and exception: the
-    traceback."""
+    """One JSON object per line: time, level, logger, pid, message, the entries of `extra={"fields": {…}}`, and exception (the
+    traceback)."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""

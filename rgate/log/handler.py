@@ -1,16 +1,18 @@
-"""The log on a stream. What goes wrong again and again, with every request maybe, does not flood it.
+"""A log handler that deduplicates, so that a failure which repeats, perhaps with every request, does not flood the log.
 
-A line that may come so often says what it is about, in the way of logging itself:
+A line that can repeat this often has a `dedup_key`, passed in the way of logging itself:
 
-    _log.warning("%s: %s", exchange.id, fault, extra={"about": (endpoint.name, fault.reason)})
+    _log.warning("%s: %s", exchange.id, fault, extra={"dedup_key": (endpoint.name, fault.reason)})
 
-The first is written at once, with its traceback. Others of the same logger, level, format and `about` are counted for ten
-seconds, and of these only the last one's message is written, without a traceback:
+The first record is written immediately, with its traceback. Records with the same logger, level, format string and
+`dedup_key` are then counted for ten seconds. After that one line is written, with the message of the last record and without
+a traceback:
 
     … 6f0c2a11-4d2: response_timeout: no response in time (1,234 more times in the last 10 s)
 
-So it goes on, until ten seconds are over without one; the next is a first one again. What differs in `about` is never counted
-together, so it has to have whatever tells one failure from another, and nothing that a client may choose.
+This repeats every ten seconds, until ten seconds pass without a record; the next one is then a first one again. Records with
+different keys are never counted together, so the key must contain everything that distinguishes one failure from another, and
+nothing that a client can choose.
 """
 
 from __future__ import annotations
@@ -24,128 +26,129 @@ from collections.abc import Callable, Hashable, Iterator
 from time import monotonic
 from typing import Final, TextIO, TypeAlias
 
-__all__ = ["LogHandler", "about"]
+__all__ = ["DedupingHandler", "exception_key"]
 
-QUIET_SECONDS: Final = 10.0
-MOST_KNOWN: Final = 1_000
+DEDUP_WINDOW_SECONDS: Final = 10.0
+MAX_KEYS: Final = 1_000
 
 _Key: TypeAlias = tuple[str, int, object, Hashable]
 
 
-def about(error: BaseException) -> tuple[str, tuple[tuple[str, int], ...]]:
-    """What a line about this exception is about: its type, and the files and lines by which it has come, the innermost ten."""
-    kind = type(error)
+def exception_key(error: BaseException) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """A `dedup_key` for an exception: its type, and file and line of its innermost ten frames."""
+    cls = type(error)
     lines: deque[tuple[str, int]] = deque(maxlen=10)
     traceback = error.__traceback__
     while traceback is not None:
         lines.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
         traceback = traceback.tb_next
-    return f"{kind.__module__}.{kind.__qualname__}", tuple(lines)
+    return f"{cls.__module__}.{cls.__qualname__}", tuple(lines)
 
 
-class LogHandler(logging.StreamHandler[TextIO]):
-    """Writes records to `stream`, those with an `about` as the module says: in full at most once every `seconds` each.
+class DedupingHandler(logging.StreamHandler[TextIO]):
+    """Writes records to `stream`. One with a `dedup_key` is written in full at most once in `window_seconds`, as the module says.
 
-    At most a thousand are known at a time; over that the longest known is told of and forgotten. close(), which logging
-    calls at the end of the process, writes what is still counted. `clock` and `later`, which has a function called in so
-    many seconds, are there for tests.
+    At most MAX_KEYS keys are kept. When another one arrives, the oldest is dropped, after its count has been written. close(),
+    which logging calls at exit, writes all remaining counts. `clock` and `schedule` are for tests; `schedule(seconds, function)`
+    calls the function once, after that time.
+
+    The handler's lock, which logging holds during emit(), protects all state.
     """
 
     def __init__(
         self,
         stream: TextIO,
-        seconds: float = QUIET_SECONDS,
+        window_seconds: float = DEDUP_WINDOW_SECONDS,
         clock: Callable[[], float] = monotonic,
-        later: Callable[[float, Callable[[], None]], object] | None = None,
+        schedule: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         super().__init__(stream)
-        self._seconds = seconds
+        self._window_seconds = window_seconds
         self._clock = clock
-        self._later = later or _by_timer
-        self._known: dict[_Key, _Repeated] = {}
-        self._waiting = False  # `later` has been asked
-        self._process = os.getpid()
+        self._schedule = schedule or _by_timer
+        self._repeats: dict[_Key, _Repeats] = {}  # the oldest first
+        self._is_scheduled = False
+        self._pid = os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or count it. logging holds the handler's lock meanwhile."""
-        what: Hashable = getattr(record, "about", None)
-        if what is None:
+        """Write the record, or count it."""
+        dedup_key: Hashable = getattr(record, "dedup_key", None)
+        if dedup_key is None:
             super().emit(record)
             return
         try:
-            if self._is_first(record, (record.name, record.levelno, record.msg, what)):
+            if self._is_first(record, (record.name, record.levelno, record.msg, dedup_key)):
                 super().emit(record)
         except Exception:
             self.handleError(record)
 
-    def settle(self) -> None:
-        """Write what is still counted."""
+    def flush_counts(self) -> None:
+        """Write all remaining counts."""
         with self._locked():
-            for key in list(self._known):
-                self._forget(key)
+            for key in list(self._repeats):
+                self._drop(key)
 
     def close(self) -> None:
-        """Write what is still counted, and close."""
-        self.settle()
+        """Write all remaining counts, and close."""
+        self.flush_counts()
         super().close()
 
     def _is_first(self, record: logging.LogRecord, key: _Key) -> bool:
         now = self._clock()
-        if self._process != os.getpid():  # a fork has neither the thread that would tell, nor these failures
-            self._process, self._waiting = os.getpid(), False
-            self._known.clear()
-        if key in self._known:
-            self._settle(key, now)
-        repeated = self._known.get(key)
-        if repeated is None:
-            if len(self._known) >= MOST_KNOWN:
-                self._forget(next(iter(self._known)))
-            self._known[key] = _Repeated(now)
+        if self._pid != os.getpid():  # a forked process has no timer thread, and these failures are not its own
+            self._pid, self._is_scheduled = os.getpid(), False
+            self._repeats.clear()
+        if key in self._repeats:
+            self._flush(key, now)
+        repeats = self._repeats.get(key)
+        if repeats is None:
+            if len(self._repeats) >= MAX_KEYS:
+                self._drop(next(iter(self._repeats)))
+            self._repeats[key] = _Repeats(now)
             return True
-        repeated.count += 1
-        repeated.message = record.getMessage()
-        repeated.fields = getattr(record, "fields", None)
-        self._wait(now)
+        repeats.count += 1
+        repeats.message = record.getMessage()
+        repeats.fields = getattr(record, "fields", None)
+        self._schedule_flush(now)
         return False
 
-    def _wait(self, now: float) -> None:
-        """Have _settle_all called when the first time is over."""
-        if not self._waiting and any(repeated.count for repeated in self._known.values()):
-            with contextlib.suppress(RuntimeError):  # there is no thread to be had; the next record will do it
-                until = min(repeated.since for repeated in self._known.values()) + self._seconds
-                self._later(max(0.0, until - now), self._settle_all)
-                self._waiting = True
+    def _schedule_flush(self, now: float) -> None:
+        """Have _flush_all() called when the first window ends."""
+        if not self._is_scheduled and any(repeats.count for repeats in self._repeats.values()):
+            with contextlib.suppress(RuntimeError):  # no thread can be started; the next record tries again
+                until = min(repeats.since for repeats in self._repeats.values()) + self._window_seconds
+                self._schedule(max(0.0, until - now), self._flush_all)
+                self._is_scheduled = True
 
-    def _settle_all(self) -> None:
+    def _flush_all(self) -> None:
         with self._locked():
-            self._waiting = False
+            self._is_scheduled = False
             now = self._clock()
-            for key in list(self._known):
-                self._settle(key, now)
-            self._wait(now)
+            for key in list(self._repeats):
+                self._flush(key, now)
+            self._schedule_flush(now)
 
-    def _settle(self, key: _Key, now: float) -> None:
-        """When its time is over, tell how often it has come meanwhile; forget it if it has not."""
-        repeated = self._known[key]
-        if now - repeated.since < self._seconds:
+    def _flush(self, key: _Key, now: float) -> None:
+        """If the window of this key has ended, write its count and begin the next window, or drop the key if the count is 0."""
+        repeats = self._repeats[key]
+        if now - repeats.since < self._window_seconds:
             return
-        if not repeated.count:
-            del self._known[key]
+        if not repeats.count:
+            del self._repeats[key]
             return
-        self._tell(key, repeated, now)
-        repeated.since, repeated.count = now, 0
+        self._emit_summary(key, repeats, now)
+        repeats.since, repeats.count = now, 0
 
-    def _forget(self, key: _Key) -> None:
-        repeated = self._known.pop(key)
-        if repeated.count:
-            self._tell(key, repeated, self._clock())
+    def _drop(self, key: _Key) -> None:
+        repeats = self._repeats.pop(key)
+        if repeats.count:
+            self._emit_summary(key, repeats, self._clock())
 
-    def _tell(self, key: _Key, repeated: _Repeated, now: float) -> None:
-        times = (
-            f"{repeated.count:,} more time{'s' if repeated.count > 1 else ''} in the last {max(1, round(now - repeated.since))} s"
-        )
-        record = logging.LogRecord(key[0], key[1], "", 0, f"{repeated.message} ({times})", None, None)
-        record.fields = {**(repeated.fields or {}), "more": repeated.count}
+    def _emit_summary(self, key: _Key, repeats: _Repeats, now: float) -> None:
+        times = "time" if repeats.count == 1 else "times"
+        summary = f"{repeats.count:,} more {times} in the last {max(1, round(now - repeats.since))} s"
+        record = logging.LogRecord(key[0], key[1], "", 0, f"{repeats.message} ({summary})", None, None)
+        record.fields = {**(repeats.fields or {}), "repeats": repeats.count}
         super().emit(record)
 
     @contextlib.contextmanager
@@ -157,8 +160,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
             self.release()
 
 
-class _Repeated:
-    """`count` records have come after what was written at `since`, the last of them with this message."""
+class _Repeats:
+    """`count` records have arrived since `since`, when a line was last written; `message` and `fields` are those of the last."""
 
     __slots__ = ("count", "fields", "message", "since")
 
@@ -169,7 +172,7 @@ class _Repeated:
         self.fields: dict[str, object] | None = None
 
 
-def _by_timer(seconds: float, act: Callable[[], None]) -> None:
-    timer = threading.Timer(seconds, act)
+def _by_timer(seconds: float, function: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, function)
     timer.name, timer.daemon = "rgate-log", True
     timer.start()

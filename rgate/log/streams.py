@@ -1,4 +1,4 @@
-"""The process's own streams, and the log on stderr: start() when the process is to serve, end() when it has."""
+"""stdout and stderr of this process, and the log on stderr: start() before serving, flush() at the end."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from time import monotonic
 from typing import BinaryIO, Final, TextIO, cast
 
 from .formats import JSONFormatter, TextFormatter
-from .handler import LogHandler
+from .handler import DedupingHandler
 from .writer import StreamWriter
 
-__all__ = ["adjust", "end", "start", "trouble"]
+__all__ = ["configure", "flush", "loss_reasons", "start"]
 
-END_SECONDS: Final = 1.0
+FLUSH_SECONDS: Final = 1.0
 _writers: dict[object, StreamWriter] = {}
-_handlers: list[tuple[LogHandler, bool]] = []  # the log's, and whether it is in colour
+_handlers: list[tuple[DedupingHandler, bool]] = []  # of the log, and whether its lines are coloured
 _log = logging.getLogger("rgate.log")
 
 
-class _Written(io.RawIOBase):
-    """What is written here goes to a StreamWriter."""
+class _WriterIO(io.RawIOBase):
+    """Passes everything that is written to a StreamWriter."""
 
-    def __init__(self, writer: StreamWriter, descriptor: int) -> None:
+    def __init__(self, writer: StreamWriter, fd: int) -> None:
         self.writer = writer
-        self._descriptor = descriptor
+        self._fd = fd
 
     def writable(self) -> bool:
         return True
@@ -38,66 +38,70 @@ class _Written(io.RawIOBase):
         return len(block)
 
     def fileno(self) -> int:
-        return self._descriptor
+        return self._fd
 
     def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
+        return os.isatty(self._fd)
 
 
 def start(level: str = "info", form: str = "text") -> None:
-    """From now on nothing that this process writes to stdout or stderr waits for a reader: not its log, which goes to stderr
-    from `level` on, nor warnings of others, nor what a plugin prints."""
-    sys.stdout = _replaced(sys.stdout, "stdout")
-    sys.stderr = _replaced(sys.stderr, "stderr")
-    handler = LogHandler(sys.stderr)
-    # Changes of endpoints are logged as they happen by every process; the one that tells the operator does so itself.
+    """Log to stderr from `level` on, and write stdout and stderr without waiting for their readers.
+
+    This also covers warnings of other libraries and everything that plugins print.
+    """
+    sys.stdout = _unblocked(sys.stdout, "stdout")
+    sys.stderr = _unblocked(sys.stderr, "stderr")
+    handler = DedupingHandler(sys.stderr)
+    # Every process logs endpoint changes; the one that shows them to the operator prints them itself.
     handler.addFilter(lambda record: record.name != "rgate.discovery.changes")
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _handlers[:] = [(handler, sys.stderr.isatty() and "NO_COLOR" not in os.environ)]
-    adjust(level, form)
+    configure(level, form)
     sys.unraisablehook = _unraisable
     if sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)  # where it was, when it is ended with SIGABRT because it hangs
+        faulthandler.enable(sys.__stderr__)  # shows where a hung process was when the supervisor sends SIGABRT
 
 
-def adjust(level: str, form: str) -> None:
-    """Log from `level` on, as `form` says ("text" or "json"), where start() has been called."""
+def configure(level: str, form: str) -> None:
+    """Log from `level` on, in `form` ("text" or "json"). Has no effect before start()."""
     for handler, colours in _handlers:
         handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter(colours))
         logging.getLogger("rgate").setLevel(level.upper())
 
 
-def end(seconds: float = END_SECONDS) -> None:
-    """Write what is left, for `seconds` at most: a reader that has stopped reading keeps no process from ending."""
+def flush(seconds: float = FLUSH_SECONDS) -> None:
+    """Write everything that is buffered, for at most `seconds`, so that a stalled reader cannot keep the process from ending."""
     for handler, _ in _handlers:
-        handler.settle()
+        handler.flush_counts()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(getattr(stream, "buffer", None), _Written):
+        if isinstance(getattr(stream, "buffer", None), _WriterIO):
             stream.flush()
     until = monotonic() + seconds
     for writer in _writers.values():
         writer.flush(max(0.0, until - monotonic()))
 
 
-def trouble() -> str:
-    """What an operator should know of the streams: why lines are being lost at present, or ""."""
-    found = [f"lines for {writer.name} are lost: {why}" for writer in list(_writers.values()) if (why := writer.trouble)]
-    return "; ".join(found)
+def loss_reasons() -> str:
+    """Why lines are currently being lost, by stream, for the operator; "" while none are."""
+    reasons = [
+        f"lines for {writer.name} are lost: {reason}" for writer in list(_writers.values()) if (reason := writer.loss_reason)
+    ]
+    return "; ".join(reasons)
 
 
-def _replaced(stream: TextIO | None, name: str) -> TextIO:
-    """A stream whose write() never waits, for the descriptor of `stream`; the same one if that cannot be."""
-    if stream is None:  # it was closed before the process began
+def _unblocked(stream: TextIO | None, name: str) -> TextIO:
+    """A stream for the descriptor of `stream` whose write() never waits; `stream` itself if it has no descriptor."""
+    if stream is None:  # it was closed before the process started
         return open(os.devnull, "w", encoding="utf-8")
     try:
-        descriptor = stream.fileno()
-        status = os.fstat(descriptor)
+        fd = stream.fileno()
+        status = os.fstat(fd)
     except (OSError, ValueError):
         return stream
-    # Two descriptors of one terminal, pipe or file have one writer, so that their lines keep their order.
-    writer = _writers.setdefault((status.st_dev, status.st_ino), StreamWriter.of_descriptor(descriptor, name))
+    # Descriptors of the same terminal, pipe or file share one writer, so that their lines stay in order.
+    writer = _writers.setdefault((status.st_dev, status.st_ino), StreamWriter.of_descriptor(fd, name))
     return io.TextIOWrapper(
-        cast(BinaryIO, _Written(writer, descriptor)),
+        cast(BinaryIO, _WriterIO(writer, fd)),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=True,
@@ -106,7 +110,7 @@ def _replaced(stream: TextIO | None, name: str) -> TextIO:
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     if isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
-        # The ssl module, about a client that has asked for a host by a name that is no text. Nobody wants a line for each.
-        _log.debug("a TLS client asked for %r", unraisable.object)
+        # The ssl module reports a client whose SNI is not text. That is not worth a traceback each time.
+        _log.debug("a TLS client sent the server name %r", unraisable.object)
     else:
         sys.__unraisablehook__(unraisable)

@@ -1,7 +1,7 @@
-"""StreamWriter: a stream that a thread of its own writes, so that whoever writes never waits for the stream's reader.
+"""StreamWriter: writes a stream in a thread of its own, so that callers never wait for the reader of the stream.
 
-A pipe whose reader has stopped, a terminal held by Ctrl-S, a full disk or a log driver that hangs holds up that thread and
-nobody else. Lines wait in memory, up to a bound; over it they are lost, and counted.
+A pipe whose reader has stopped, a terminal held by Ctrl-S, a full disk or a hung log driver blocks only that thread. Lines wait
+in memory up to a limit; beyond it they are lost, and counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Final, TextIO, TypeAlias
 
 __all__ = ["StreamWriter"]
 
-MAX_BYTES: Final = 1_048_576  # that wait; one alone may be larger
+MAX_BYTES: Final = 1_048_576  # of queued entries; a single one may be larger
 MAX_ENTRIES: Final = 10_000
 BATCH_ENTRIES: Final = 500
-FLUSH_SECONDS: Final = 0.1  # how long what may wait does wait
-IDLE_SECONDS: Final = 1.0  # before the thread ends
+BATCH_SECONDS: Final = 0.1  # how long deferred lines wait for others
+IDLE_SECONDS: Final = 1.0  # then the thread ends
 RETRY_SECONDS: Final = 0.5  # after a failure
 FORK_SECONDS: Final = 0.2
 
@@ -36,31 +36,31 @@ _log = logging.getLogger("rgate.log")
 class StreamWriter:
     """Writes lines to a stream without delaying its callers. Every method may be called from any thread.
 
-    `sink` writes a block and returns how many bytes it took, as os.write does; it may block and it may raise OSError or
-    ValueError. Then it is tried again every half second, and what is to be written waits: at most 1 MiB and 10,000 entries,
-    counting what the thread has in hand. `name` is what the stream is called in the log. Once the stream takes lines again the
-    log says how many are lost.
+    `sink` writes a block and returns the number of bytes it took, as os.write does. It may block, and it may raise OSError or
+    ValueError; then it is called again every half second. Until a write succeeds at most 1 MiB and 10,000 entries wait, including
+    those the thread is writing. `name` is the name of the stream in the log. When the stream works again, the log says how many
+    lines were lost.
 
-    The thread is started by the first line and ends after a second without any, so that a process that forks has none as a
-    rule. A forked process begins with an empty queue.
+    The thread `rgate-log-NAME` is started by the first line and ends after a second without lines, so a process that forks
+    usually has none. A forked process starts with an empty queue. One condition (`_changed`) protects all state.
     """
 
     def __init__(self, sink: Sink, name: str) -> None:
         self.name = name
         self._sink = sink
-        self._begin()
+        self._reset()
         with _registry:
             _writers.add(self)
 
     @classmethod
     def of_descriptor(cls, descriptor: int, name: str) -> StreamWriter:
-        """A writer for a file descriptor, which stays open and in the mode that it has: other processes share it."""
+        """A writer for a file descriptor. It is neither closed nor made non-blocking, because other processes share it."""
         return cls(partial(os.write, descriptor), name)
 
     @classmethod
     def of(cls, stream: TextIO) -> StreamWriter:
-        """The writer of sys.stdout or sys.stderr where rgate serves by itself; else one for any text stream, whose write() it
-        calls."""
+        """The writer behind `stream` if it is sys.stdout or sys.stderr of a serving rgate; otherwise a new one, which calls
+        write() and flush() of this text stream."""
         found = getattr(getattr(stream, "buffer", None), "writer", None)
         if isinstance(found, StreamWriter):
             return found
@@ -72,7 +72,7 @@ class StreamWriter:
 
         return cls(sink, str(getattr(stream, "name", "a stream")).strip("<>"))
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[tuple[int, _Entry]] = deque()
         self._bytes = self._entries = self._lost = 0
@@ -81,20 +81,20 @@ class StreamWriter:
         self._failure = ""
 
     def write(self, data: bytes) -> None:
-        """Have `data`, one or more whole lines, written at once."""
+        """Write `data`, one or more whole lines, as soon as possible."""
         self._append(len(data), data, urgent=True)
 
     def defer(self, size: int, line: Callable[[], str]) -> None:
-        """Have the line that `line()` returns written within a tenth of a second; the thread of the writer calls it.
+        """Write the line that `line()` returns, within BATCH_SECONDS. The writer's thread calls it.
 
-        For what comes with every request. `size` is about how many bytes of memory it holds until then.
+        For lines that every request writes. `size` is roughly the memory in bytes that `line` holds until then.
         """
         self._append(size, line, urgent=False)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is written, for `seconds` at most, and end the thread. False when something is left.
+        """Wait until everything is written, for at most `seconds`, and end the thread. False if something is left.
 
-        A stream that fails is not waited for: what it does not take at once is lost.
+        A failing stream is tried once more and not waited for; what it does not accept is lost.
         """
         until = monotonic() + seconds
         with self._changed:
@@ -107,10 +107,10 @@ class StreamWriter:
             return done and not self._entries
 
     @property
-    def trouble(self) -> str:
-        """Why lines are being lost at present, or ""."""
+    def loss_reason(self) -> str:
+        """Why lines are currently being lost; "" while none are."""
         with self._changed:
-            return (self._failure or "nobody reads it, or too slowly") if self._lost else ""
+            return (self._failure or "it is not read, or too slowly") if self._lost else ""
 
     def _append(self, size: int, entry: _Entry, urgent: bool) -> None:
         with self._changed:
@@ -129,13 +129,13 @@ class StreamWriter:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=f"rgate-log-{self.name}", daemon=True)
-        with contextlib.suppress(RuntimeError):  # there is no thread to be had; the next line tries again
+        with contextlib.suppress(RuntimeError):  # no thread can be started; the next line tries again
             thread.start()
             self._thread = thread
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            lines = [self._rendered(entry) for _, entry in batch]
+            lines = [self._render(entry) for _, entry in batch]
             written = self._write_all(memoryview(b"".join(lines)))
             with self._changed:
                 self._bytes -= sum(size for size, _ in batch)
@@ -146,11 +146,11 @@ class StreamWriter:
                 else:
                     self._lost += sum(map(_lines, lines))
             if lost:
-                many = f"{lost:,} line is" if lost == 1 else f"{lost:,} lines are"
-                _log.warning("%s lost: %s was not read, or not fast enough", many, self.name, extra={"about": self.name})
+                many = f"{lost:,} line was" if lost == 1 else f"{lost:,} lines were"
+                _log.warning("%s lost: %s was not read, or not fast enough", many, self.name, extra={"dedup_key": self.name})
 
     def _next_batch(self) -> list[tuple[int, _Entry]]:
-        """What is to be written next; empty when the thread is to end."""
+        """The entries to write next; empty if the thread should end."""
         with self._changed:
             self._idle = True
             self._changed.wait_for(lambda: self._queue or self._ending, IDLE_SECONDS)
@@ -160,26 +160,26 @@ class StreamWriter:
                 self._changed.notify_all()
                 return []
             if len(self._queue) < BATCH_ENTRIES:
-                self._changed.wait_for(lambda: self._urgent or self._ending, FLUSH_SECONDS)
+                self._changed.wait_for(lambda: self._urgent or self._ending, BATCH_SECONDS)
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_ENTRIES))]
             self._urgent = bool(self._queue)
             return batch
 
-    def _rendered(self, entry: _Entry) -> bytes:
+    def _render(self, entry: _Entry) -> bytes:
         if isinstance(entry, bytes):
             return entry
         try:
             return f"{entry()}\n".encode("utf-8", "backslashreplace")
         except Exception:
-            _log.exception("a line for %s cannot be made", self.name, extra={"about": self.name})
+            _log.exception("formatting a line for %s failed", self.name, extra={"dedup_key": self.name})
             return b""
 
     def _write_all(self, data: memoryview) -> bool:
-        """Write all of it, however long that takes; false when the stream fails and the writer is to end."""
+        """Write all of it, however long that takes. False if the stream fails while flush() waits."""
         while data:
             try:
                 data = data[self._sink(data) :]
-            except BlockingIOError:  # another process that has the same stream has made it so
+            except BlockingIOError:  # another process that shares the stream has made it non-blocking
                 _wait_until_writable(self._sink)
             except (OSError, ValueError) as error:  # ValueError: it is closed
                 with self._changed:
@@ -202,27 +202,27 @@ def _wait_until_writable(sink: Sink) -> None:
 
 _registry = threading.Lock()
 _writers: weakref.WeakSet[StreamWriter] = weakref.WeakSet()
-_held: list[StreamWriter] = []
+_locked_writers: list[StreamWriter] = []
 
 
 def _before_fork() -> None:
-    """Have no thread, if that can be, and nobody within a writer."""
+    """End the threads of all writers if possible, and hold their locks, so that no writer is in use while the process forks."""
     _registry.acquire()
-    _held[:] = _writers
-    for writer in _held:
+    _locked_writers[:] = _writers
+    for writer in _locked_writers:
         writer.flush(FORK_SECONDS)
         writer._changed.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop()._changed.release()
+    while _locked_writers:
+        _locked_writers.pop()._changed.release()
     _registry.release()
 
 
 def _after_fork_in_child() -> None:
-    while _held:
-        _held.pop()._begin()
+    while _locked_writers:
+        _locked_writers.pop()._reset()
     _registry.release()
 
 

@@ -1,13 +1,17 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
+from ..chain.body_wrapper import BodyWrapper, close_body, map_body
 from ..chain.client_connection import ClientConnection, RequestStream
 from ..chain.exchange import Exchange, Tunnel, send_interim
+from ..chain.json_app import QueryError, json_app
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
-from ..chain.pipeline import STANDARD_ORDER, map_body
+from ..chain.pipeline import STANDARD_ORDER
 from ..chain.suspended import SuspendedResponse
-from ..config import Config, HealthConfig
-from ..discovery import EndpointQueue, ExcludedEndpoint, Snapshot
-from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Backend, Endpoint, Instance, Route, Timeouts
+from ..config import Backend, Config, Route, Timeouts
+from ..config.fields import Flag, RequestHeaders, Seconds, StrictFloat, StrictInt
+from ..config.messages import did_you_mean
+from ..discovery import EndpointQueue, EndpointTable, ExcludedEndpoint, Snapshot
+from ..discovery.model import DRAIN_LABEL, WEIGHT_LABEL, Address, Endpoint, EndpointState, Instance
 from ..errors import (
     AmbiguousPath,
     BadGateway,
@@ -46,11 +50,13 @@ from ..errors import (
 )
 from ..http1.cache import RepeatCache
 from ..http1.client_address import IPAllowlist
-from ..http1.grammar import CONTENTLESS_STATUSES, IDEMPOTENT_METHODS, SAFE_METHODS, environ_key
+from ..http1.grammar import CONTENTLESS_STATUSES, IDEMPOTENT_METHODS, SAFE_METHODS, environ_key, is_token
 from ..http1.target import Target
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
+from ..runtime.worker_channel import WorkerChannel
 from ..serving.admin_server import AdminServer
+from ..serving.readiness import Readiness
 from ..version import VERSION as __version__
 from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchableSource, WeightedPolicy, hookimpl
 
@@ -68,6 +74,7 @@ __all__ = [
     "BadGateway",
     "BadResponse",
     "BodyTooLarge",
+    "BodyWrapper",
     "ClientClosed",
     "ClientConnection",
     "Config",
@@ -79,14 +86,16 @@ __all__ = [
     "DiscoverySource",
     "Endpoint",
     "EndpointQueue",
+    "EndpointState",
+    "EndpointTable",
     "Exchange",
     "ExcludedEndpoint",
     "ExpectationFailed",
+    "Flag",
     "Gateway",
     "GatewayError",
     "HTTPSOnly",
     "HeadTooLarge",
-    "HealthConfig",
     "IPAllowlist",
     "Instance",
     "InternalError",
@@ -102,16 +111,22 @@ __all__ = [
     "NotTLS",
     "Overloaded",
     "PluginError",
+    "QueryError",
+    "Readiness",
     "RepeatCache",
     "RequestError",
+    "RequestHeaders",
     "RequestStream",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
     "Route",
+    "Seconds",
     "SelectionPolicy",
     "Snapshot",
     "StreamWriter",
+    "StrictFloat",
+    "StrictInt",
     "SuspendedResponse",
     "TLSFailed",
     "Target",
@@ -125,10 +140,15 @@ __all__ = [
     "VersionNotSupported",
     "WatchableSource",
     "WeightedPolicy",
+    "WorkerChannel",
     "__version__",
     "build",
+    "close_body",
+    "did_you_mean",
     "environ_key",
     "hookimpl",
+    "is_token",
+    "json_app",
     "json_line",
     "map_body",
     "printable",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from ..config.messages import did_you_mean, listed
+from ..config.messages import did_you_mean, join_names
 from ..errors import PluginError
 from ..plugins import BUILTIN
 from ..version import VERSION
@@ -58,7 +58,7 @@ class InstalledPlugins:
     def load(self, name: str, active: Mapping[str, PluginRecord]) -> tuple[object, PluginRecord]:
         """Import the plugin called `name`. Raises PluginError when there is none, or more than one, or it fails."""
         points = self._by_name.get(name, [])
-        owners = listed(f"{record.distribution} {record.version}" for record in map(_record, points))
+        owners = join_names(f"{record.distribution} {record.version}" for record in map(_record, points))
         if not points:
             raise PluginError(self._none_named(name))
         if name in active:
@@ -79,9 +79,9 @@ class InstalledPlugins:
     def _none_named(self, name: str) -> str:
         if name in BUILTIN:
             return f"{name!r} is disabled and no other plugin of that name is installed; take it out of disable"
-        installed = listed((f"{record.name} ({record.distribution} {record.version})" for record in self), "no others")
+        installed = join_names((f"{record.name} ({record.distribution} {record.version})" for record in self), "no others")
         hint = did_you_mean(name, {*BUILTIN, *self._by_name}) or "; install it with pip"
-        return f"no plugin named {name!r} is installed{hint} (built in are {listed(BUILTIN)}; installed are {installed})"
+        return f"no plugin named {name!r} is installed{hint} (built in are {join_names(BUILTIN)}; installed are {installed})"
 
 
 def _record(point: EntryPoint) -> PluginRecord:

@@ -9,10 +9,10 @@ only on faults.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import pluggy
 from pydantic import BaseModel
@@ -52,16 +52,25 @@ def hookimpl(function: _F) -> _F:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSection:
-    """A plugin's options under `plugins: {NAME: …}`.
+    """The options of a plugin, which stand under `plugins: {NAME: …}` in the config. `name` is the plugin's.
 
-    `model` is a pydantic class whose every field has a default, so that a plugin can be named without options; unknown
-    keys are errors unless the model itself allows them. With `per_route` a route may carry its own section (validated
-    by the same model, keys that are absent taken from the global section).
+    `model` is a pydantic class whose fields all have a default, so that a plugin can be named without options. Unknown keys are
+    errors unless the model itself allows them.
+
+    per_route    a route can have a section of its own: `plugins: {NAME: …}` in the route, or `NAME: false` to turn it off
+    per_backend  True: a backend can have a section of its own: `NAME: …` in the backend, or `NAME: false` to turn it off.
+                 "inline": the fields of `model` are keys of a backend themselves, for options that are a single value
+                 (`policy: random`). Neither may have the name of another key of a backend: that is a PluginError
+
+    All of these are validated by the same model. A route's section takes the keys that it does not have from its backend's, and
+    that from the global one. Gateway.options() and Config.options() return the right one; `Middleware.wrap` is given that of its
+    route.
     """
 
     name: str
     model: type[BaseModel]
     per_route: bool = False
+    per_backend: bool | Literal["inline"] = False
 
 
 class DiscoverySource(Protocol):
@@ -114,8 +123,9 @@ class HookSpecs:
         """The options this plugin understands."""
 
     @_hookspec
-    def rgate_check_config(self, config: Config) -> Iterable[ConfigProblem] | None:
-        """What is wrong with the config across sections. No I/O: `rgate check` must be quick and harmless."""
+    def rgate_check_config(self, config: Config, policies: Mapping[str, SelectionPolicy]) -> Iterable[ConfigProblem] | None:
+        """What is wrong with the config across sections. `policies` are the selection policies of all plugins, by name. No
+        I/O: `rgate check` must be quick and harmless."""
 
     @_hookspec
     def rgate_discovery_sources(self, config: Config) -> Iterable[DiscoverySource] | DiscoverySource | None:

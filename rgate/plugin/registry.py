@@ -20,14 +20,15 @@ from pydantic import BaseModel
 
 from ..chain.middleware import Middleware
 from ..chain.pipeline import ROUTING, STANDARD_ORDER, chain_problem
-from ..config.messages import did_you_mean, listed
-from ..config.models import PluginCommonConfig
+from ..config.messages import did_you_mean, join_names
+from ..config.models import Backend, PluginCommonConfig
+from ..config.validation import keys_of
 from ..errors import ConfigProblem, GatewayError, PluginError
-from ..log import about
+from ..log import exception_key
 from ..plugins import BUILTIN
 from .attribution import attribute_failure
 from .entry_points import InstalledPlugins, PluginRecord, builtin_record
-from .hookspecs import NAMESPACE, ConfigSection, HookSpecs
+from .hookspecs import NAMESPACE, ConfigSection, HookSpecs, SelectionPolicy
 from .lifespan import Lifespan
 from .wsgi_middleware import check_used, middleware
 
@@ -100,7 +101,7 @@ class Registry:
         """
         problems = []
         for name in sorted(set(disabled) - set(BUILTIN)):
-            hint = did_you_mean(name, BUILTIN) or f"; they are {listed(BUILTIN)}"
+            hint = did_you_mean(name, BUILTIN) or f"; they are {join_names(BUILTIN)}"
             problems.append(ConfigProblem(("plugins", "disable"), f"no built-in plugin is named {name!r}{hint}"))
         early = self.names
         for name in BUILTIN:
@@ -143,11 +144,17 @@ class Registry:
     def check(self, config: Config) -> Iterator[ConfigProblem]:
         """What the plugins, and the chain they make, have against a config that is valid otherwise."""
         yield from check_used(config.use, self.names)
-        yield from self._check_policies(config)
         yield from self._check_chain(config)
+        policies: dict[str, SelectionPolicy] = {}
         for name in self._active:
             try:
-                yield from self._ask(name, "rgate_check_config", {"config": config})
+                policies |= {policy.name: policy for policy in self._ask(name, "rgate_selection_policies", {"config": config})}
+            except PluginError as error:
+                yield ConfigProblem(("plugins", name), str(error))
+                return
+        for name in self._active:
+            try:
+                yield from self._ask(name, "rgate_check_config", {"config": config, "policies": policies})
             except PluginError as error:
                 yield ConfigProblem(("plugins", name), str(error))
 
@@ -173,12 +180,12 @@ class Registry:
         """
         if isinstance(error, GatewayError):
             where = exchange.whereabouts
-            _log.warning("%s: %s%s", exchange.id, error, where, extra={"about": (where, error.reason)})
+            _log.warning("%s: %s%s", exchange.id, error, where, extra={"dedup_key": (where, error.reason)})
             return
         owners = {module: name for name, plugin in self._active.items() for module in plugin.modules} | self._used_modules
         found = attribute_failure(error.__traceback__, owners)
         who = f"plugin {self.described(found.plugin)} failed in {hook or found.hook}" if found else "the gateway failed"
-        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"about": (who, *about(error))})
+        _log.error("%s: %s: %r", exchange.id, who, error, exc_info=error, extra={"dedup_key": (who, *exception_key(error))})
 
     def described(self, name: str) -> str:
         """A plugin's name with its distribution and version; that of an entry of `use` with what it says so."""
@@ -221,7 +228,7 @@ class Registry:
             raise PluginError(f"plugin {record}: implements no hook; mark its functions with @rgate.hookimpl")
         for caller in callers:
             if not caller.has_spec():
-                hint = did_you_mean(caller.name, known) or f"; the hooks are {listed(known)}"
+                hint = did_you_mean(caller.name, known) or f"; the hooks are {join_names(known)}"
                 raise PluginError(f"plugin {record}: there is no hook {caller.name!r}{hint}")
             for impl in caller.get_hookimpls():
                 if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
@@ -238,12 +245,22 @@ class Registry:
             if not (isinstance(section.model, type) and issubclass(section.model, BaseModel)):
                 raise PluginError(f"plugin {record}: the model of its ConfigSection is no pydantic class: {section.model!r}")
             if taken := section.model.model_fields.keys() & PluginCommonConfig.model_fields.keys():
-                raise PluginError(f"plugin {record}: its model has {listed(sorted(taken))}, which rgate has for every plugin")
+                raise PluginError(f"plugin {record}: its model has {join_names(sorted(taken))}, which rgate has for every plugin")
             try:
                 section.model()
             except Exception as error:
                 raise PluginError(f"plugin {record}: every field of its model needs a default: {error}") from error
+            self._check_backend_keys(record, section)
             self._sections[name] = section
+
+    def _check_backend_keys(self, record: PluginRecord, section: ConfigSection) -> None:
+        """Raise PluginError if a key that the section adds to backends is taken."""
+        taken = dict.fromkeys(keys_of(Backend), "rgate")
+        for other in self._sections.values():
+            taken |= dict.fromkeys(_backend_keys(other), f"the plugin {other.name!r}")
+        for key in _backend_keys(section):
+            if key in taken:
+                raise PluginError(f"plugin {record}: its key {key!r} of a backend is taken by {taken[key]}")
 
     def _ask(self, name: str, hook_name: str, kwargs: Mapping[str, object]) -> list[Any]:
         plugin = self._active[name]
@@ -268,7 +285,7 @@ class Registry:
                 raise PluginError(f"plugin {plugin.record}: {hook_name} must return {words}, not {value!r}")
         middlewares = [value.name for value in values if isinstance(value, Middleware)]
         if middlewares not in ([], [name]):
-            names = listed(map(repr, middlewares))
+            names = join_names(map(repr, middlewares))
             raise PluginError(f"plugin {plugin.record}: brings the middleware {names}; it has at most one, named {name!r}")
         return values
 
@@ -280,19 +297,6 @@ class Registry:
         if match is None or spec is None:
             return words
         return f"{match[1]}: {words.splitlines()[-1]}; the hook's arguments are ({', '.join(spec.argnames)})"
-
-    def _check_policies(self, config: Config) -> Iterator[ConfigProblem]:
-        known: list[str] = []
-        for name in self._active:
-            try:
-                known += [policy.name for policy in self._ask(name, "rgate_selection_policies", {"config": config})]
-            except PluginError as error:
-                yield ConfigProblem(("plugins", name), str(error))
-                return
-        for index, backend in enumerate(config.backends):
-            if backend.policy not in known:
-                hint = did_you_mean(backend.policy, known) or f"; the policies are {listed(known)}"
-                yield ConfigProblem(("backends", index, "policy"), f"no selection policy is named {backend.policy!r}{hint}")
 
     def _check_chain(self, config: Config) -> Iterator[ConfigProblem]:
         """Names in `pipeline`, and routes that turn off what does not run per route."""
@@ -308,18 +312,24 @@ class Registry:
             yield ConfigProblem(place, f"no request could be answered: {problem}")
         for index, name in enumerate(config.pipeline or ()):
             if name not in active:
-                hint = did_you_mean(name, active) or f"; the active ones are {listed(active)}"
+                hint = did_you_mean(name, active) or f"; the active ones are {join_names(active)}"
                 yield ConfigProblem(("pipeline", index), f"no active middleware is named {name!r}{hint}")
         for name in self._active.keys() - active:
-            if config.treatment(name) != PluginCommonConfig():
+            if config.plugin_common(name) != PluginCommonConfig():
                 yield ConfigProblem(("plugins", name), "has no part in the chain, so on_error and timed mean nothing for it")
         for index, route in enumerate(config.routes):
-            for name in route.plugins:
+            for name in route.options:
                 place = ("routes", index, "plugins", name)
                 if name not in active:
                     yield ConfigProblem(place, f"{name!r} has no part in the chain, so a route cannot say anything about it")
                 elif name in outside and not (name in self._sections and self._sections[name].per_route):
                     yield ConfigProblem(place, f"{name!r} runs before the route is known, and so is the same for every route")
+
+
+def _backend_keys(section: ConfigSection) -> list[str]:
+    if section.per_backend == "inline":
+        return list(keys_of(section.model))
+    return [section.name] if section.per_backend else []
 
 
 def _import_builtin(name: str) -> ModuleType:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..chain.middleware import Middleware
 from ..chain.pipeline import STANDARD_ORDER
-from ..config.messages import did_you_mean, listed
+from ..config.messages import did_you_mean, join_names
 from ..config.models import WSGIMiddlewareConfig
 from ..errors import ConfigProblem, PluginError
 
@@ -78,7 +78,7 @@ def _check_options(index: int, entry: WSGIMiddlewareConfig, factory: Factory) ->
         signature.bind(None, **entry.options)
     except TypeError as error:
         names = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        yield ConfigProblem(("use", index, "options"), f"{entry.app} takes the options {listed(names[1:])}: {error}")
+        yield ConfigProblem(("use", index, "options"), f"{entry.app} takes the options {join_names(names[1:])}: {error}")
 
 
 def _resolve(entry: WSGIMiddlewareConfig) -> Factory:
@@ -112,7 +112,7 @@ def _paste(dist: str, name: str) -> Factory:
             except (Exception, SystemExit) as error:
                 raise PluginError(f"{point.value!r} of {dist} cannot be imported: {type(error).__name__}: {error}") from error
             return _filter_app(factory) if point.group == PASTE_APP_FACTORY else _filter(factory)
-    raise PluginError(f"{dist} has no PasteDeploy filter named {name or 'main'!r}; it has {listed(p.name for p in filters)}")
+    raise PluginError(f"{dist} has no PasteDeploy filter named {name or 'main'!r}; it has {join_names(p.name for p in filters)}")
 
 
 def _filter_app(factory: Callable[..., WSGIApplication]) -> Factory:

@@ -22,9 +22,23 @@ import logging
 import select
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, RequestStream, hookimpl
+from pydantic import BaseModel, ConfigDict, Field
+
+from rgate import (
+    Backend,
+    Config,
+    ConfigProblem,
+    ConfigSection,
+    Exchange,
+    Gateway,
+    Middleware,
+    Overloaded,
+    RequestStream,
+    StrictInt,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,29 +49,48 @@ LOOK_SECONDS: Final = 0.05
 _log = logging.getLogger("rgate.plugins.bulkhead")
 
 
+class BulkheadOptions(BaseModel):
+    """`max_in_flight` is the limit of a backend, a key of the backend itself. None: its share of the server's limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_in_flight: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
+
+
+@hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("bulkhead", BulkheadOptions, per_backend="inline")
+
+
 @hookimpl
 def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
     most = config.server.max_in_flight
-    for index, backend in enumerate(config.backends):
-        if backend.max_in_flight is not None and backend.max_in_flight > most:
+    places: list[tuple[tuple[str | int, ...], BulkheadOptions]] = [
+        (("backends", index), backend.options["bulkhead"])
+        for index, backend in enumerate(config.backends)
+        if "bulkhead" in backend.options
+    ]
+    for path, options in [*places, (("plugins", "bulkhead"), config.options("bulkhead") or BulkheadOptions())]:
+        if options.max_in_flight is not None and options.max_in_flight > most:
             message = f"is more than server.max_in_flight, which is {most} for all backends together; raise that too"
-            yield ConfigProblem(("backends", index, "max_in_flight"), message)
+            yield ConfigProblem((*path, "max_in_flight"), message)
 
 
 @hookimpl
 def rgate_middlewares(gateway: Gateway) -> Middleware:
     most = gateway.config.server.max_in_flight
     whole = gateway.resource("bulkhead", most, lambda: ConcurrencyLimit(f"all {len(gateway.backends)} backends", most))
-    own = {backend.name: _of(gateway, backend) for backend in gateway.backends.values()}
+    limits = {backend.name: _limit(gateway, backend) for backend in gateway.backends.values()}
+    own = {name: _of(gateway, name, limit) for name, limit in limits.items()}
     # While the server is calm no more requests wait than it has base threads, so only lower limits can be reached.
-    lowest = min((backend.max_in_flight for backend in gateway.backends.values()), default=most)
+    lowest = min(limits.values(), default=most)
     always = lowest < gateway.config.server.threads
 
-    condition = gateway.readiness
+    load = gateway.readiness.server
 
     def wrap(app: WSGIApplication, options: Any) -> WSGIApplication:
         def look(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if condition.calm and not always:
+            if not (load.saturated or always):
                 return app(environ, start_response)
             exchange = Exchange.of(environ)
             assert exchange.route is not None
@@ -65,7 +98,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             waiting, all_waiting = compartment.waiting, whole.waiting
             if len(waiting) >= compartment.most:
                 compartment.check()
-            most = whole.most if condition.max_in_flight is None else min(whole.most, condition.max_in_flight)
+            most = whole.most if load.max_in_flight is None else min(whole.most, load.max_in_flight)
             if len(all_waiting) >= most:
                 whole.check(most)
             waiting[exchange] = all_waiting[exchange] = environ.get("rgate.request_stream")
@@ -86,16 +119,21 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("bulkhead", wrap, modifies_request=False)
 
 
-def _of(gateway: Gateway, backend: Backend) -> ConcurrencyLimit:
-    most = backend.max_in_flight
-    return gateway.resource(f"bulkhead.{backend.name}", most, lambda: ConcurrencyLimit(f"backend {backend.name!r}", most))
+def _limit(gateway: Gateway, backend: Backend) -> int:
+    options: BulkheadOptions | None = gateway.options("bulkhead", backend=backend)
+    own = options.max_in_flight if options is not None else None
+    return own or gateway.config.backend_share(gateway.config.server.max_in_flight)
+
+
+def _of(gateway: Gateway, backend: str, limit: int) -> ConcurrencyLimit:
+    return gateway.resource(f"bulkhead.{backend}", limit, lambda: ConcurrencyLimit(f"backend {backend!r}", limit))
 
 
 class ConcurrencyLimit:
     """What waits for one backend, or for all of them: at most `most` exchanges at one time.
 
-    `waiting` has the exchanges, each with its RequestStream, if it has one. Setting and popping a key are atomic, so there is no lock and
-    nothing drifts; threads that come at the same moment may bring it over the limit by their number.
+    `waiting` has the exchanges, each with its RequestStream or None. Setting and popping a key are atomic, so there is no lock
+    and nothing drifts; threads that come at the same moment may bring it over the limit by their number.
     """
 
     __slots__ = ("_held", "_looked", "_name", "_seen", "most", "waiting")
@@ -118,7 +156,7 @@ class ConcurrencyLimit:
         if count - self._held < most:
             return
         words = "%s: %d requests in flight, which is max_in_flight; more are answered 503"
-        _log.warning(words, self._name, most, extra={"about": self._name})
+        _log.warning(words, self._name, most, extra={"dedup_key": self._name})
         raise Overloaded(f"{self._name}: {most} requests in flight")
 
 
@@ -145,7 +183,9 @@ class _Body:
 
     __slots__ = ("_blocks", "_waits", "close")
 
-    def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]) -> None:
+    def __init__(
+        self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]
+    ) -> None:
         self._blocks = iter(body)
         self._waits = _Waits(exchange, where)
         self.close = getattr(body, "close", _nothing)

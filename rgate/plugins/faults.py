@@ -146,7 +146,7 @@ def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:
         _log.debug("%s: %s", exchange.id, fault)
         return
     where = exchange.whereabouts
-    _log.warning("%s: %s%s", exchange.id, fault, where, extra={"about": (where, type(fault).__name__, fault.reason)})
+    _log.warning("%s: %s%s", exchange.id, fault, where, extra={"dedup_key": (where, type(fault).__name__, fault.reason)})
 
 
 def _starting(exchange: Exchange, start_response: StartResponse) -> StartResponse:

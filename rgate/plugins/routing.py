@@ -102,7 +102,7 @@ def _matches(route: Route, environ: WSGIEnvironment) -> bool:
         return False
     if route.hosts and _host(environ) not in route.hosts:
         return False
-    return not route.headers or all(environ.get(environ_key(name)) == value for name, value in route.headers)
+    return not route.headers or all(environ.get(environ_key(name)) == value for name, value in route.headers.items())
 
 
 def _host(environ: WSGIEnvironment) -> str:

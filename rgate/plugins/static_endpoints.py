@@ -13,10 +13,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from rgate import WEIGHT_LABEL, Address, Config, ConfigProblem, DiscoverySource, Instance, hookimpl
+from pydantic import BaseModel, ConfigDict, Field
+
+from rgate import (
+    WEIGHT_LABEL,
+    Address,
+    Backend,
+    Config,
+    ConfigProblem,
+    ConfigSection,
+    DiscoverySource,
+    Instance,
+    StrictInt,
+    hookimpl,
+)
 
 __all__ = ["StaticEndpoints", "parse_address", "rgate_check_config", "rgate_discovery_sources"]
 
@@ -26,16 +39,46 @@ _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")  
 _DOT_SEGMENTS = {".", "..", "%2e", "%2e%2e", ".%2e", "%2e."}
 
 
+class EndpointOptions(BaseModel):
+    """One of `endpoints` that is more than a URL. `weight` is its share of the requests, relative to the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    weight: Annotated[StrictInt, Field(ge=0, le=1_000)] = 1
+
+
+class StaticEndpointsOptions(BaseModel):
+    """`endpoints` is a key of a backend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoints: tuple[str | EndpointOptions, ...] = ()
+
+
+@hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("static_endpoints", StaticEndpointsOptions, per_backend="inline")
+
+
 @hookimpl
 def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
-    """Addresses that are none, and those that a backend has twice."""
+    """Backends that are always empty, addresses that are not valid or that a backend has twice, and TLS for none of them."""
     for index, backend in enumerate(config.backends):
+        entries = _entries(config, backend)
+        if not entries and not backend.match_labels:
+            message = "needs match_labels, or endpoints, or both; with neither it is always empty"
+            yield ConfigProblem(("backends", index), message)
+        urls = [entry if isinstance(entry, str) else entry.url for entry in entries]
+        has_tls = backend.tls != Backend(backend.name).tls
+        if has_tls and urls and not backend.match_labels and not any(url.startswith("https://") for url in urls):
+            message = "has no effect, because no endpoint of this backend begins with https://"
+            yield ConfigProblem(("backends", index, "tls"), message)
         first: dict[Address, int] = {}
-        for place, (entry, fixed) in enumerate(zip(backend.endpoints, backend.fixed, strict=True)):
+        for place, (entry, url) in enumerate(zip(entries, urls, strict=True)):
             path: tuple[str | int, ...] = ("backends", index, "endpoints", place)
-            if entry is fixed:
+            if not isinstance(entry, str):
                 path = (*path, "url")
-            url = fixed.url
             try:
                 address = parse_address(url)
             except ValueError as error:
@@ -91,9 +134,15 @@ def parse_address(url: str) -> Address:
     return Address(scheme, host, port or _DEFAULT_PORTS[scheme], parts.path.rstrip("/"))
 
 
+def _entries(config: Config, backend: Backend) -> tuple[str | EndpointOptions, ...]:
+    options: StaticEndpointsOptions | None = config.options("static_endpoints", backend=backend)
+    return options.endpoints if options is not None else ()
+
+
 def _instances(config: Config) -> Iterator[Instance]:
     for backend in config.backends:
-        for fixed in backend.fixed:
+        for entry in _entries(config, backend):
+            fixed = EndpointOptions(url=entry) if isinstance(entry, str) else entry
             address = parse_address(fixed.url)
             labels = {WEIGHT_LABEL: str(fixed.weight)} if fixed.weight != 1 else {}
             yield Instance(str(address), str(address), labels, address, backend=backend.name)

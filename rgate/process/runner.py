@@ -1,4 +1,8 @@
-"""A gateway in the foreground: listening, telling what it finds, until a signal ends it or another one takes over."""
+"""The life of a process that serves: listen, start, reload as often as the config changes, drain, end.
+
+serve() runs a gateway in this process, or with several workers in as many processes and a supervisor. Each process that serves
+is a _ServerProcess; read its run() first.
+"""
 
 from __future__ import annotations
 
@@ -9,181 +13,199 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..discovery import remarks
 from ..errors import RgateError
-from ..log import adjust, timestamp
-from ..runtime.reload_coordinator import NOTICE, ReloadCoordinator, refusal
+from ..log import configure, timestamp
+from ..runtime.runtime import CONFIG_NOTICE, refusal
 from ..serving.listeners import Listeners
 from ..serving.server import Server
 from ..version import VERSION
-from .prefork import PreforkGateway
-from .reloader import Reloader
-from .signals import ENDING, handle_signals
+from .reload import ReloadThread, WorkersReload
+from .signals import TERMINATING, handle_signals
 from .socket_activation import InheritedSockets, inherit
 from .supervisor import Supervisor
 from .systemd import notify, notify_main_pid, watchdog_wanted
 from .upgrade import UpgradeProcess
 
 if TYPE_CHECKING:
-    from ..cli.console import Console
     from ..config.models import ServerConfig
     from ..discovery import Change
-    from ..runtime.config_file import ConfigFile
     from ..runtime.gateway import Gateway
+    from ..runtime.reload import ConfigFile
 
-__all__ = ["serve"]
+__all__ = ["Console", "serve"]
 
-RELOAD_SECONDS: Final = 60.0  # how long all workers together may take
-FIND_SECONDS: Final = 10.0  # how long a gateway that is to take over looks for endpoints
+ALL_WORKERS_SECONDS: Final = 60.0  # for a reload of all workers together
+DISCOVERY_SECONDS: Final = 10.0  # for a process that takes over to find endpoints
 _COLOURS: Final = {"+": "green", "-": "yellow", "!": "red", "?": "red"}
 _log = logging.getLogger("rgate.process")
 _endpoints_log = logging.getLogger("rgate.endpoints")
+
+
+class Console(Protocol):
+    """Where the start is shown to the operator; rgate.cli.console.Console is one."""
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line."""
+
+    def routes(self, gateway: Gateway) -> None:
+        """Print routes, backends and endpoints as a table."""
+
+    def route_rows(self, gateway: Gateway) -> Iterable[Sequence[str]]:
+        """The rows of that table."""
 
 
 def serve(
     gateway: Gateway,
     console: Console,
     hints: Sequence[str] = (),
-    at_once: Callable[[], object] = lambda: None,
+    on_kill: Callable[[], object] = lambda: None,
     source: ConfigFile | None = None,
 ) -> int:
-    """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `at_once` and ends the process. SIGUSR2
-    starts the program anew, hands it the listening sockets, and ends this one without a lost request. When `source` changes,
-    and at SIGHUP, it is read again and taken up.
+    """Serve `gateway` until SIGTERM or SIGINT, then drain; a second signal calls `on_kill` and ends the process. SIGUSR2
+    starts the program again, hands it the listening sockets, and ends this one without losing a request. When the files of
+    `source` change, and at SIGHUP, the config is read again.
 
-    Tells at which URL, what leads where, then `hints` ({url} in them is filled in); every change that discovery sees goes to
-    the log. With several workers each is a process of its own, and the first one tells. Main thread only. Returns the exit
+    Prints the URL and a table of routes, then `hints` ({url} in them is replaced). Every change that discovery finds is
+    logged. With several workers, each is a process of its own, and the first one prints. For the main thread. Returns the exit
     code; raises RgateError before anything has been started.
     """
     config = gateway.config.server
-    adjust(gateway.config.log.level, gateway.config.log.format)
-    inheritance = inherit()
-    with closing(Listeners.open(config, config.processes, inheritance)) as listeners:
+    configure(gateway.config.log.level, gateway.config.log.format)
+    inherited = inherit()
+    with closing(Listeners.open(config, config.processes, inherited)) as listeners:
         if config.processes == 1:
-            _SingleProcess(gateway, console, listeners, inheritance, source).run(hints, at_once)
-            _log.info("stopped")
-            return 0
+            _SingleProcess(gateway, console, listeners, inherited, source).run(hints, on_kill)
+            code = 0
+        else:
+            code = _supervise(gateway, console, listeners, inherited, hints, on_kill, source)
+    _log.info("stopped")
+    return code
 
-        first = gateway
-        blueprint = PreforkGateway(gateway, source) if source is not None else None
 
-        def work(index: int, first_time: bool, channel: socket.socket) -> int:
-            inheritance.forget()  # saying it is the supervisor's
-            own = listeners.share(index, config.processes).duplicate()
-            listeners.close()
-            telling = console if index == 0 else None
-            try:
-                gateway = blueprint.gateway if blueprint is not None else first
-                _Worker(gateway, telling, own, inheritance, source, channel).run(hints if first_time else None, at_once)
-            except RgateError as error:
-                _log.error("%s", error)
-                return 2
-            return 0
+def _supervise(
+    gateway: Gateway,
+    console: Console,
+    listeners: Listeners,
+    inherited: InheritedSockets,
+    hints: Sequence[str],
+    on_kill: Callable[[], object],
+    source: ConfigFile | None,
+) -> int:
+    """Fork workers that serve the current gateway, until a signal ends them. The exit code."""
+    config, runtime = gateway.config.server, gateway.runtime
 
-        def on_up() -> None:
-            _say_ready(inheritance)
+    def worker_main(index: int, first_time: bool, channel: socket.socket) -> int:
+        inherited.forget()  # the supervisor reports that the gateway is ready
+        own = listeners.for_worker(index, config.processes).duplicate()
+        listeners.close()
+        current = runtime.current or gateway
+        try:
+            worker = _WorkerProcess(current, console if index == 0 else None, own, inherited, source, channel)
+            worker.run(hints if first_time else None, on_kill)
+        except RgateError as error:
+            _log.error("%s", error)
+            return 2
+        return 0
 
-        def on_stop(successor: int | None) -> None:
-            if successor is None:
-                notify("STOPPING=1")
-            else:
-                notify_main_pid(successor)
-            _log.info("%s", stop_line(config, successor))
+    def on_stop(successor: int | None) -> None:
+        if successor is None:
+            notify("STOPPING=1")
+        else:
+            notify_main_pid(successor)
+        _log.info("%s", stop_line(config, successor))
 
-        on_beat = _feed_watchdog if watchdog_wanted() else None
-        code = Supervisor(work, listeners, config, on_up=on_up, on_beat=on_beat, on_stop=on_stop, blueprint=blueprint).run()
-        _log.info("stopped")
-        return code
+    supervisor = Supervisor(
+        worker_main,
+        listeners,
+        config,
+        on_ready=partial(_notify_ready, inherited),
+        on_heartbeat=_feed_watchdog if watchdog_wanted() else None,
+        on_stop=on_stop,
+    )
+    if source is not None:
+        supervisor.reloads = WorkersReload(
+            runtime, source, supervisor.connected_workers, supervisor.ask, partial(supervisor.broadcast, "refused")
+        )
+    return supervisor.run()
 
 
 class _ServerProcess(ABC):
-    """A gateway served in this process. It tells nothing when `console` is None."""
+    """A gateway served in this process. It prints and logs only what concerns this process when `console` is None."""
 
-    signals: Sequence[signal.Signals] = ENDING
+    signals: Sequence[signal.Signals] = TERMINATING
 
     def __init__(
         self,
         gateway: Gateway,
         console: Console | None,
         listeners: Listeners,
-        inheritance: InheritedSockets,
+        inherited: InheritedSockets,
         source: ConfigFile | None,
     ) -> None:
-        self.gateway = gateway
+        self.runtime = gateway.runtime
         self.config = gateway.config.server
         self.console = console
-        self.inheritance = inheritance
+        self.inherited = inherited
         self.source = source
         self.server = Server(gateway.app, self.config, listeners, gateway.tls, gateway.readiness)
         listeners.close()  # the server has its own, and must be able to close the last
-        self.others: dict[signal.Signals, Callable[[], object]] = {}
-        self._stopping = False
-        self._telling = threading.Lock()
-        self._begun = False
+        self.signal_handlers: dict[signal.Signals, Callable[[], object]] = {}
+        self.is_stopping = False
+        self._first = gateway
+        self._console_lock = threading.Lock()
+        self._has_started = False
 
-    def run(self, hints: Sequence[str] | None, at_once: Callable[[], object]) -> None:
-        """Serve until told to end. `hints` are None for one that tells changes only. Raises RgateError."""
-        self.prepare(self.gateway)
+    def run(self, hints: Sequence[str] | None, on_kill: Callable[[], object]) -> None:
+        """Serve until stop(). `hints` are None when the start was printed before. Raises RgateError."""
+        runtime = self.runtime
+        runtime.listening, runtime.reports = (self.server.host, self.server.port), self.console is not None
+        runtime.discovery.on_change(self._log_changes)
         try:
             with ExitStack() as stack:
-                stack.enter_context(handle_signals(self.on_signal, at_once, self.signals, self.others))
-                succession = stack.enter_context(closing(ReloadCoordinator(self.gateway, self._compose, self._take_up)))
-                stack.enter_context(self.reloading(succession))
-                if self.inheritance.takes_over:
-                    _find_endpoints(self.gateway)
-                with self._telling:  # so that no change is told before the table that it changes
+                stack.enter_context(handle_signals(self.on_signal, on_kill, self.signals, self.signal_handlers))
+                stack.enter_context(self._first.running())
+                stack.enter_context(self.reloads())
+                if self.inherited.takes_over:
+                    _wait_for_discovery(self.gateway)
+                with self._console_lock:  # so that no change is logged before the table that it changes
                     if self.console and hints is not None:
-                        self._tell_start(self.console, hints)
-                    self._begun = True
+                        self._print_start(self.console, hints)
+                    self._has_started = True
                 gc.collect()
-                gc.freeze()  # and never unfreeze() here: a worker would make a copy of every page it shares
-                self.up()
+                gc.freeze()  # not freeze(): unfreezing would give a worker its own copy of every page that it shares
+                self.on_ready()
                 self.server.run()
         finally:
             self.server.server_close()
 
-    def prepare(self, gateway: Gateway) -> None:
-        """Called for every gateway before it runs."""
-        gateway.listening, gateway.tells = (self.server.host, self.server.port), self.console is not None
-        if gateway.tls is not None:
-            gateway.tls.logs_expiry = self.console is not None
-        gateway.table.on_change(self._tell_changes)
+    @property
+    def gateway(self) -> Gateway:
+        """The current one."""
+        return self.runtime.current or self._first
 
-    def _compose(self, before: Gateway) -> Gateway:
-        assert self.source is not None
-        gateway = self.source.compose(before)
-        self.prepare(gateway)
-        return gateway
+    def reload(self) -> str:
+        """Read the config, and serve with it from now on. Returns why it is refused, or ""."""
+        source = self.source
+        return "there is no config file" if source is None else self.runtime.reload(source.build_gateway, self._serve)
 
-    def _take_up(self, gateway: Gateway) -> Callable[[], bool]:
-        self.gateway, self.config = gateway, gateway.config.server
-        adjust(gateway.config.log.level, gateway.config.log.format)
+    def _serve(self, gateway: Gateway) -> Callable[[], bool]:
+        self.config = gateway.config.server
+        configure(gateway.config.log.level, gateway.config.log.format)
         if self.source is not None:
-            self.source.note(gateway)
+            self.source.update_restart_notice(self.runtime)
         return self.server.reconfigure(gateway.app, self.config, gateway.tls)
 
-    @abstractmethod
-    def reloading(self, succession: ReloadCoordinator) -> AbstractContextManager[None]:
-        """Inside, a reload can be asked for. Entered before anything is told."""
-
-    @abstractmethod
-    def up(self) -> None:
-        """Called when it is about to serve."""
-
-    @abstractmethod
-    def on_signal(self) -> None:
-        """Called for the first of `signals`."""
-
     def stop(self) -> None:
-        """Be not ready, then serve who is connected by then, then end. Returns at once."""
-        self._stopping = True
-        self.gateway.readiness.not_ready_reasons["stopping"] = f"since {timestamp(time.time())}, by a signal"
+        """Stop being ready, serve the clients connected by then, then end. Returns at once."""
+        self.is_stopping = True
+        self.runtime.readiness.not_ready_reasons["stopping"] = f"since {timestamp(time.time())}, by a signal"
         if delay := self.config.shutdown_delay_seconds:
             timer = threading.Timer(delay, self.server.stop)
             timer.daemon = True
@@ -191,68 +213,76 @@ class _ServerProcess(ABC):
         else:
             self.server.stop()
 
-    def _tell_start(self, console: Console, hints: Sequence[str]) -> None:
-        if self.gateway.config.log.format == "json":
+    @abstractmethod
+    def reloads(self) -> AbstractContextManager[None]:
+        """Inside, reloads happen. Entered before anything is printed."""
+
+    @abstractmethod
+    def on_ready(self) -> None:
+        """Called when it is about to serve."""
+
+    @abstractmethod
+    def on_signal(self) -> None:
+        """Called for the first of `signals`."""
+
+    def _print_start(self, console: Console, hints: Sequence[str]) -> None:
+        gateway = self.gateway
+        if gateway.config.log.format == "json":
             fields = {"version": VERSION, "url": self.server.url}
-            _log.info("%s", start_line(self.gateway, self.server.url), extra={"fields": fields})
-            for route, backend, endpoint, address in console.route_rows(self.gateway):
+            _log.info("%s", start_line(gateway, self.server.url), extra={"fields": fields})
+            for route, backend, endpoint, address in console.route_rows(gateway):
                 fields = {"route": route, "backend": backend, "endpoint": endpoint, "address": address}
                 _log.info("%s", " ".join(filter(None, fields.values())), extra={"fields": fields})
-            for change in remarks(self.gateway.table.snapshot):
+            for change in remarks(gateway.table.snapshot):
                 _log_change(change)
             return
-        console.line(start_line(self.gateway, self.server.url), "bold")
+        console.line(start_line(gateway, self.server.url), "bold")
         if self.server.redirect_port is not None:
             console.line(f"and plain HTTP on port {self.server.redirect_port}, answered with where https is")
-        console.routes(self.gateway)
+        console.routes(gateway)
         for hint in hints:
             console.line(hint.replace("{url}", self.server.url))
 
-    def _tell_changes(self, changes: Sequence[Change]) -> None:
-        with self._telling:
-            for change in changes if self._begun and self.console else ():
+    def _log_changes(self, changes: Sequence[Change]) -> None:
+        with self._console_lock:
+            for change in changes if self._has_started and self.console else ():
                 _log_change(change)
 
 
 class _SingleProcess(_ServerProcess):
-    """The same as the only process."""
+    """The only process."""
 
     def __init__(
         self,
         gateway: Gateway,
         console: Console,
         listeners: Listeners,
-        inheritance: InheritedSockets,
+        inherited: InheritedSockets,
         source: ConfigFile | None,
     ) -> None:
-        super().__init__(gateway, console, listeners, inheritance, source)
-        self.others = {signal.SIGUSR2: self.upgrade}
-        if source is not None:
-            self.others[signal.SIGHUP] = self._reload
-        self._reloader: Reloader | None = None
+        super().__init__(gateway, console, listeners, inherited, source)
+        self._reloads = ReloadThread(self.runtime, source, self.reload) if source is not None else None
         self._successor: UpgradeProcess | None = None
+        self.signal_handlers[signal.SIGUSR2] = self.upgrade
+        if self._reloads is not None:
+            self.signal_handlers[signal.SIGHUP] = self._reloads.request
 
     @contextmanager
-    def reloading(self, succession: ReloadCoordinator) -> Iterator[None]:
-        if self.source is None or self.console is None:
+    def reloads(self) -> Iterator[None]:
+        if self._reloads is None:
             yield
             return
-        self._reloader = Reloader(succession, self.source)
-        self.gateway.on_reload = self._reloader.reload
-        self._reloader.start()
+        self.runtime.on_reload = self._reloads.reload
+        self._reloads.start()
         try:
             yield
         finally:
-            self._reloader.end()
+            self._reloads.stop()
 
-    def _reload(self) -> None:
-        if self._reloader is not None:
-            self._reloader.want()
-
-    def up(self) -> None:
+    def on_ready(self) -> None:
         if watchdog_wanted():
             self.server.beat = _feed_watchdog
-        _say_ready(self.inheritance)
+        _notify_ready(self.inherited)
 
     def on_signal(self) -> None:
         notify("STOPPING=1")
@@ -262,8 +292,8 @@ class _SingleProcess(_ServerProcess):
         _log.info("%s", stop_line(self.config))
 
     def upgrade(self) -> None:
-        """Start the next gateway, and end when it serves. Returns at once."""
-        if self._stopping or self._successor is not None:
+        """Start a successor, and end when it serves. Returns at once."""
+        if self.is_stopping or self._successor is not None:
             return
         try:
             self._successor = UpgradeProcess(self.server.listeners)
@@ -278,7 +308,7 @@ class _SingleProcess(_ServerProcess):
             successor.wait()
         except RgateError as error:
             self._successor = None
-            if not self._stopping:
+            if not self.is_stopping:
                 _log.error("no upgrade: %s; this gateway goes on", error)
             return
         notify_main_pid(successor.pid)
@@ -286,8 +316,8 @@ class _SingleProcess(_ServerProcess):
         _log.info("%s", stop_line(self.config, successor.pid))
 
 
-class _Worker(_ServerProcess):
-    """The same in one of several processes. A signal ends only this one; the gateway's end is told by the supervisor."""
+class _WorkerProcess(_ServerProcess):
+    """One of several processes. A signal ends only this one; the supervisor says when the whole gateway ends."""
 
     signals = (signal.SIGTERM,)
 
@@ -296,38 +326,34 @@ class _Worker(_ServerProcess):
         gateway: Gateway,
         console: Console | None,
         listeners: Listeners,
-        inheritance: InheritedSockets,
+        inherited: InheritedSockets,
         source: ConfigFile | None,
         channel: socket.socket,
     ) -> None:
-        super().__init__(gateway, console, listeners, inheritance, source)
+        super().__init__(gateway, console, listeners, inherited, source)
         self._channel = channel
 
-    def prepare(self, gateway: Gateway) -> None:
-        super().prepare(gateway)
-        gateway.workers.on_command("reload", lambda _: self._succession.reload())
-        gateway.workers.on_command("refused", self._note_refused)
-
     @contextmanager
-    def reloading(self, succession: ReloadCoordinator) -> Iterator[None]:
-        self._succession = succession
+    def reloads(self) -> Iterator[None]:
+        workers = self.runtime.workers
+        workers.on_command("reload", lambda _: self.reload())
+        workers.on_command("refused", self._note_refused)
         if self.source is not None:
-            self.gateway.on_reload = self._have_all_reload
-        on_told = {"stop": self.stop, "retire": self.server.retire}
-        self.gateway.workers.connect(self._channel, on_lost=self.server.stop, on_told=on_told)
+            self.runtime.on_reload = self._reload_all_workers
+        workers.connect(self._channel, on_lost=self.server.stop, on_notice={"stop": self.stop, "retire": self.server.retire})
         yield
 
-    def _have_all_reload(self) -> str:
-        problems = self.gateway.workers.reload(RELOAD_SECONDS)
+    def _reload_all_workers(self) -> str:
+        problems = self.runtime.workers.reload(ALL_WORKERS_SECONDS)
         if problems is None:
-            raise RgateError(f"not all workers have reloaded in {RELOAD_SECONDS:g} s; the log may say why")
+            raise RgateError(f"not all workers have reloaded in {ALL_WORKERS_SECONDS:g} s; the log may say why")
         return problems
 
     def _note_refused(self, problems: str) -> None:
-        self.gateway.readiness.notices[NOTICE] = refusal(problems)
+        self.runtime.readiness.warnings[CONFIG_NOTICE] = refusal(problems)
 
-    def up(self) -> None:
-        workers = self.gateway.workers
+    def on_ready(self) -> None:
+        workers = self.runtime.workers
         self.server.beat = partial(workers.notify_supervisor, "beat")
         workers.notify_supervisor("up")
 
@@ -340,9 +366,9 @@ def _log_change(change: Change) -> None:
     _endpoints_log.log(level, "%s", change, extra={"colour": _COLOURS.get(change.sign), "fields": change.fields})
 
 
-def _find_endpoints(gateway: Gateway) -> None:
-    """Before taking over: know where the endpoints are, as the gateway before does. Raises RgateError."""
-    until = monotonic() + FIND_SECONDS
+def _wait_for_discovery(gateway: Gateway) -> None:
+    """Before taking over: wait until the endpoints are known, as they are to the process before. Raises RgateError."""
+    until = monotonic() + DISCOVERY_SECONDS
     pause = threading.Event()
     while missing := [source for source in gateway.table.snapshot.sources.values() if source.listed is None]:
         if monotonic() >= until:
@@ -350,11 +376,11 @@ def _find_endpoints(gateway: Gateway) -> None:
         pause.wait(0.05)
 
 
-def _say_ready(inheritance: InheritedSockets) -> None:
-    # The gateway before has said READY=1 of the service, and systemd listens to none but the main process.
-    if not inheritance.takes_over:
+def _notify_ready(inherited: InheritedSockets) -> None:
+    # The process before has said READY=1 for the service, and systemd accepts messages from the main process only.
+    if not inherited.takes_over:
         notify("READY=1")
-    inheritance.notify_ready()
+    inherited.notify_ready()
 
 
 def _feed_watchdog() -> None:
@@ -377,10 +403,10 @@ def stop_line(config: ServerConfig, successor: int | None = None) -> str:
 def start_line(gateway: Gateway, url: str) -> str:
     """rgate 0.1.0 listening on http://127.0.0.1:8080 (2 routes, 2 backends, 3 endpoints)"""
     everywhere = " and every other address" if gateway.config.server.host in ("0.0.0.0", "::") else ""
-    return f"rgate {VERSION} listening on {url}{everywhere} ({counted(gateway, with_endpoints=True)})"
+    return f"rgate {VERSION} listening on {url}{everywhere} ({summary(gateway, with_endpoints=True)})"
 
 
-def counted(gateway: Gateway, with_endpoints: bool = False) -> str:
+def summary(gateway: Gateway, with_endpoints: bool = False) -> str:
     """2 routes, 1 backend"""
     counts = {"route": len(gateway.routes), "backend": len(gateway.backends)}
     if with_endpoints:

@@ -9,21 +9,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-__all__ = ["ENDING", "handle_signals"]
+__all__ = ["TERMINATING", "handle_signals"]
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+TERMINATING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def handle_signals(
     stop: Callable[[], object],
-    at_once: Callable[[], object],
-    signals: Sequence[signal.Signals] = ENDING,
+    on_kill: Callable[[], object],
+    signals: Sequence[signal.Signals] = TERMINATING,
     others: Mapping[signal.Signals, Callable[[], object]] | None = None,
 ) -> Iterator[None]:
-    """While inside, the first of `signals` calls `stop` and the second `at_once`, which the process does not survive.
+    """While inside, the first of `signals` calls `stop`; the second calls `on_kill`, and then ends the process.
 
-    Each of `others` calls what stands beside it, whenever it comes. All calls come from one thread, and should be quick.
+    Each of `others` calls its function whenever it arrives. All calls come from the thread `rgate-signals`, and should be quick.
     """
     others = others or {}
     receiver, sender = socket.socketpair()
@@ -38,7 +38,7 @@ def handle_signals(
                 stopping = True
                 stop()
             elif number[0] in signals:
-                at_once()
+                on_kill()
                 os._exit(128 + number[0])
 
     watcher = threading.Thread(target=watch, name="rgate-signals", daemon=True)

@@ -29,14 +29,14 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "RGATE_UPGRAD
 class InheritedSockets:
     """Listening sockets, and how to say that they are served.
 
-    lent        they will be there for the next gateway even when this one has ended: systemd holds them
+    externally_owned  they will be there for the next gateway even when this one has ended: systemd holds them
     takes_over  another gateway serves them until this one is ready
     ready       a descriptor for say_ready(); None when no other gateway waits for it
     """
 
     main: tuple[socket.socket, ...] = ()
     redirect: tuple[socket.socket, ...] = ()
-    lent: bool = False
+    externally_owned: bool = False
     takes_over: bool = False
     ready: int | None = None
 

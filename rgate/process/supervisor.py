@@ -1,16 +1,16 @@
-"""Worker processes: as many as cores, one port, each replaced when it ends unasked or gets on no more.
+"""Worker processes: as many as cores, one port, each replaced when it ends unexpectedly or hangs.
 
 The supervisor makes everything that must outlive a worker (the listening sockets) and everything that can be shared
 (imports, the config, the composed gateway), then forks. Each worker has a listening socket of its own on the same port
-(SO_REUSEPORT), which spreads connections evenly; the supervisor keeps them open, so what waits in the queue of a worker
-that died is served by the one that takes its place.
+(SO_REUSEPORT), which spreads connections evenly. The supervisor keeps them open, so connections in the queue of a worker
+that died are served by its replacement.
 
-What a worker and its supervisor say to each other, apart from what siblings ask of each other, is one word:
+A worker and its supervisor exchange lines over a socket pair. Single words:
 
-    up      the worker serves          stop     the gateway ends: serve who is connected, then end
-    beat    it still gets on           retire   the same, but the sockets are served on by others
+    up      the worker serves                stop     the gateway ends: serve connected clients, then end
+    beat    heartbeat, about once a second   retire   the same, but another process serves the sockets
 
-or `reload NUMBER`, with which a worker wants all of them to take up the config as it is now.
+`ask`, `done` and `reload`, each with a number, are described in rgate.runtime.worker_channel.
 """
 
 from __future__ import annotations
@@ -24,104 +24,161 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .. import log
 from ..errors import RgateError
-from ..runtime.worker_channel import encode_arg
+from ..runtime.worker_channel import decode_arg, encode_arg
 from ..serving.listeners import Listeners
-from .rolling_reload import PreforkGateway, RollingReload
+from .reload import OnReply, WorkersReload
 from .upgrade import UPGRADE_SECONDS, UpgradeProcess
-from .worker_requests import Finish, WorkerRequests
 
 if TYPE_CHECKING:
     from ..config.models import ServerConfig
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "WorkerRequests"]
 
-# A worker that ends within this time of its start is started again ever more slowly.
-SETTLED_SECONDS: Final = 10.0
+SETTLED_SECONDS: Final = 10.0  # a worker that ends sooner is restarted with increasing pauses
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_LIMIT_SECONDS: Final = 10.0
 KILL_AFTER_SECONDS: Final = 5.0  # beyond the drain
 START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does before it serves
-ABORT_SECONDS: Final = 2.0  # for a hung worker to say where it hangs
-BEAT_SECONDS: Final = 1.0  # of the supervisor itself
-MAX_ANSWER: Final = 8_000  # characters; more would not be read in a terminal either
+ABORT_SECONDS: Final = 2.0  # for a hung worker to log where it hangs
+HEARTBEAT_SECONDS: Final = 1.0  # of the supervisor itself
+MAX_REPLY: Final = 8_000  # characters; more would not be read in a terminal either
 _log = logging.getLogger("rgate.process")
 
 WorkerMain = Callable[[int, bool, socket.socket], int]
 
 
+class WorkerRequests:
+    """Requests to workers over their channels, until all of them have replied.
+
+    `send(worker, line)` writes to a worker's channel; False if it cannot.
+    """
+
+    def __init__(self, send: Callable[[int, str], bool]) -> None:
+        self._send = send
+        self._number = 0
+        self._pending: dict[str, _Request] = {}
+
+    def send(self, workers: Iterable[int], command: str, on_reply: OnReply = lambda reply: None) -> bool:
+        """Have workers run a command. Calls `on_reply` when all have replied, with the last reply that is not empty, or None if
+        one has ended first. Returns False, and calls nothing, when no worker can be reached."""
+        self._number += 1
+        number = str(self._number)
+        request = _Request(on_reply)
+        request.waiting_for |= {worker for worker in workers if self._send(worker, f"ask {number} {command}")}
+        if request.waiting_for:
+            self._pending[number] = request
+        return bool(request.waiting_for)
+
+    def on_reply(self, worker: int, number: str, reply: str) -> None:
+        """Note the reply of a worker, one word."""
+        if (request := self._pending.get(number)) is not None and worker in request.waiting_for:
+            request.reply = decode_arg(reply) or request.reply
+            self._replied(number, request, worker)
+
+    def on_worker_exit(self, worker: int) -> None:
+        """Note that a worker has ended, so that it will not reply."""
+        for number, request in list(self._pending.items()):
+            if worker in request.waiting_for:
+                request.reply = None
+                self._replied(number, request, worker)
+
+    def _replied(self, number: str, request: _Request, worker: int) -> None:
+        request.waiting_for.discard(worker)
+        if not request.waiting_for:
+            del self._pending[number]
+            request.on_reply(request.reply)
+
+
+class _Request:
+    def __init__(self, on_reply: OnReply) -> None:
+        self.on_reply = on_reply
+        self.waiting_for: set[int] = set()
+        self.reply: str | None = ""
+
+
 @dataclass
-class _Worker:
-    """One place for a worker: its listening socket stays, the process in it may change."""
+class _WorkerSlot:
+    """A listening socket, and the worker process that serves it, which may be replaced."""
 
     index: int
-    pid: int = 0
+    pid: int = 0  # 0: there is no process
     channel: socket.socket | None = None
     unread: bytes = b""
     started: float = 0.0
     starts: int = 0
-    up: bool = False
-    hung_at: float = 0.0  # when it counts as hung, unless there is another beat
+    ready: bool = False
+    heartbeat_deadline: float = 0.0  # when it counts as hung, unless there is another heartbeat
     aborted: bool = False
     failures: int = 0
     start_at: float = 0.0
 
 
 class Supervisor:
-    """Runs `main(index, first_time, channel)` in `processes` forked processes, and keeps them running.
+    """Runs `worker_main(index, first_time, channel)` in `config.processes` forked processes, and keeps them running.
 
-    `on_up` is called once, when all serve; `on_beat` about once a second; `on_stop` with the successor's process number
-    when one has taken over, or None. `blueprint` is what the processes are forked with, and can be made anew when the config
-    has changed; without it there is no reload. Before any thread is started in this process, call run() from the main
-    thread: it forks. (A thread that writes the log comes and goes; it holds nothing that a fork would need.)
+    `on_ready` is called once, when all serve; `on_heartbeat` about once a second; `on_stop` with the process number of the
+    successor that has taken over, or None. `reloads` is set by the caller; without it the config is not read again. Call run()
+    from the main thread before this process has started any thread, because it forks. (The thread that writes the log
+    comes and goes, and holds nothing that a fork would need.)
     """
 
     def __init__(
         self,
-        main: WorkerMain,
+        worker_main: WorkerMain,
         listeners: Listeners,
         config: ServerConfig,
         *,
-        on_up: Callable[[], object] = lambda: None,
-        on_beat: Callable[[], object] | None = None,
+        on_ready: Callable[[], object] = lambda: None,
+        on_heartbeat: Callable[[], object] | None = None,
         on_stop: Callable[[int | None], object] = lambda pid: None,
-        blueprint: PreforkGateway | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._main = main
+        self.reloads: WorkersReload | None = None
+        self._worker_main = worker_main
         self._listeners = listeners
         self._config = config
-        self._on_up, self._on_beat, self._on_stop = on_up, on_beat, on_stop
+        self._on_ready, self._on_heartbeat, self._on_stop = on_ready, on_heartbeat, on_stop
         self._clock = clock
-        self._workers = [_Worker(index) for index in range(config.processes)]
+        self._workers = [_WorkerSlot(index) for index in range(config.processes)]
         self._selector = selectors.DefaultSelector()
-        self._questions = WorkerRequests(lambda index, line: self._send(self._workers[index], line))
-        self._blueprint = blueprint
-        self._reloading = RollingReload(blueprint, self._present, self._ask_to_reload, self._say_refused) if blueprint else None
-        self._reload_wanted = False
+        self._requests = WorkerRequests(lambda index, line: self._send(self._workers[index], line))
+        self._reload_requested = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._signals = 0
-        self._upgrade_wanted = False
+        self._upgrade_requested = False
         self._successor: UpgradeProcess | None = None
-        self._successor_until = 0.0
-        self._all_up = False
+        self._successor_deadline = 0.0
+        self._all_ready = False
         self._stopping = False
         self._kill_at = 0.0
 
+    def connected_workers(self) -> list[int]:
+        """The workers that can be reached."""
+        return [worker.index for worker in self._workers if worker.channel is not None]
+
+    def ask(self, worker: int, command: str, on_reply: OnReply) -> bool:
+        """Have one worker run a command; see WorkerRequests.send()."""
+        return self._requests.send([worker], command, on_reply)
+
+    def broadcast(self, topic: str, argument: str) -> None:
+        """Have all workers run a command, and do not wait for them."""
+        self._requests.send(self.connected_workers(), f"{topic} {encode_arg(argument[:MAX_REPLY])}")
+
     def run(self) -> int:
-        """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one ends the workers at once.
-        SIGUSR2 starts a successor, and drains when that serves; SIGHUP takes up a changed config."""
+        """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one kills the workers. SIGUSR2
+        starts a successor, and drains when that serves. SIGHUP reloads the config."""
         self._selector.register(self._wake_receiver, selectors.EVENT_READ)
         noted = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP)
-        before = {number: signal.signal(number, self._note) for number in noted}
+        before = {number: signal.signal(number, self._on_signal) for number in noted}
         wakeup = signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()  # what is shared stays shared: the collector would write into every page
@@ -133,9 +190,9 @@ class Supervisor:
                         if not worker.pid and self._clock() >= worker.start_at:
                             self._start(worker)
                 self._wait()
-                code = self._reap() or code
+                code = self._reap_workers() or code
                 if not self._stopping:
-                    self._end_hung()
+                    self._kill_unresponsive()
                     self._upgrade()
                     self._reload()
                 if (self._signals or code) and not self._stopping:
@@ -152,132 +209,123 @@ class Supervisor:
             self._wake_receiver.close()
             self._wake_sender.close()
 
-    def _note(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         # Only count here: a signal handler must not take locks. The wake-up socket ends the wait.
         if number == signal.SIGUSR2:
-            self._upgrade_wanted = True
+            self._upgrade_requested = True
         elif number == signal.SIGHUP:
-            self._reload_wanted = True
+            self._reload_requested = True
         elif number != signal.SIGCHLD:
             self._signals += 1
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: _WorkerSlot) -> None:
         worker.starts += 1
         first = worker.starts == 1
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            self._become(worker, first, ours, theirs)
+            self._run_child(worker, first, ours, theirs)
         theirs.close()
         worker.pid, worker.channel, worker.unread, worker.started = pid, ours, b"", self._clock()
-        worker.up = worker.aborted = False
-        worker.hung_at = worker.started + START_SECONDS + self._config.hang_seconds
+        worker.ready = worker.aborted = False
+        worker.heartbeat_deadline = worker.started + START_SECONDS + self._config.hang_seconds
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
-    def _become(self, worker: _Worker, first: bool, ours: socket.socket, theirs: socket.socket) -> None:
-        """The child: forget what is the supervisor's, do the work, and never return."""
+    def _run_child(self, worker: _WorkerSlot, first: bool, ours: socket.socket, theirs: socket.socket) -> None:
+        """In the child: give up what belongs to the supervisor, run `worker_main`, and never return."""
         code = 70
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor passes it on
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the supervisor handles it
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # and so may others
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            faulthandler.enable(2)  # for when it is ended because it hangs
+            faulthandler.enable(2)  # for when it is killed because it hangs
             ours.close()
             self._selector.close()
             for other in self._workers:
                 if other is not worker and other.channel is not None:
                     other.channel.close()
-            code = self._main(worker.index, first, theirs)
+            code = self._worker_main(worker.index, first, theirs)
         except BaseException:
             _log.exception("worker %d failed", worker.index)
         finally:
             logging.shutdown()  # which atexit would do
-            log.end()
+            log.flush()
             os._exit(code)
 
     def _wait(self) -> None:
-        waits = [worker.hung_at for worker in self._workers if worker.pid]
+        waits = [worker.heartbeat_deadline for worker in self._workers if worker.pid]
         waits += [worker.start_at for worker in self._workers if not worker.pid and not self._stopping]
-        waits += [until for until in (self._kill_at, self._successor_until) if until]
-        if self._reloading is not None and not self._stopping and (look := self._reloading.next_look) is not None:
-            waits.append(look)
-        waits += [self._clock() + BEAT_SECONDS] if self._on_beat is not None else []
+        waits += [until for until in (self._kill_at, self._successor_deadline) if until]
+        if self.reloads is not None and not self._stopping and (check_at := self.reloads.next_check_at) is not None:
+            waits.append(check_at)
+        waits += [self._clock() + HEARTBEAT_SECONDS] if self._on_heartbeat is not None else []
         began = self._clock()
         timeout = max(0.0, min(waits) - began) if waits else None
         events = self._selector.select(timeout)
         overslept = self._clock() - began - (timeout or 0.0)
-        if timeout is not None and overslept > BEAT_SECONDS:  # the whole container was paused, perhaps
+        if timeout is not None and overslept > HEARTBEAT_SECONDS:  # the whole container was paused, perhaps
             for worker in self._workers:
-                worker.hung_at += overslept
-        if self._on_beat is not None:
-            self._on_beat()
+                worker.heartbeat_deadline += overslept
+        if self._on_heartbeat is not None:
+            self._on_heartbeat()
         for key, _ in events:
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_receiver.recv(1_024)
-            elif isinstance(key.data, _Worker):
+            elif isinstance(key.data, _WorkerSlot):
                 self._read(key.data)
             else:
                 self._conclude_upgrade()
 
-    def _read(self, worker: _Worker) -> None:
+    def _read(self, worker: _WorkerSlot) -> None:
         assert worker.channel is not None
         try:
             block = worker.channel.recv(4_096)
         except OSError:
             block = b""
         if not block:
-            self._forget(worker)
+            self._close_channel(worker)
             return
         *lines, worker.unread = (worker.unread + block).split(b"\n")
         for line in lines:
             match line.decode("ascii", "replace").split():
                 case ["beat"] if not worker.aborted:
-                    worker.hung_at = self._clock() + self._config.hang_seconds
-                case ["ask", number, *question]:
-                    others = [index for index in self._present() if index != worker.index]
-                    done = partial(self._answer, worker, number, "")
-                    if not self._questions.ask(others, " ".join(question), done):
+                    worker.heartbeat_deadline = self._clock() + self._config.hang_seconds
+                case ["ask", number, *command]:
+                    others = [index for index in self.connected_workers() if index != worker.index]
+                    done = partial(self._reply, worker, number, "")
+                    if not self._requests.send(others, " ".join(command), done):
                         done()
-                case ["done", number, *answer]:
-                    self._questions.answered(worker.index, number, "".join(answer))
-                case ["reload", number] if self._reloading is not None:
-                    self._reloading.want(partial(self._answer, worker, number))
+                case ["done", number, *reply]:
+                    self._requests.on_reply(worker.index, number, "".join(reply))
+                case ["reload", number] if self.reloads is not None:
+                    self.reloads.request(partial(self._reply, worker, number))
                 case ["up"]:
-                    self._is_up(worker)
+                    self._on_worker_ready(worker)
 
-    def _is_up(self, worker: _Worker) -> None:
-        worker.up = True
-        worker.hung_at = self._clock() + self._config.hang_seconds
-        if not self._all_up and all(each.up for each in self._workers):
-            self._all_up = True
-            self._on_up()
+    def _on_worker_ready(self, worker: _WorkerSlot) -> None:
+        worker.ready = True
+        worker.heartbeat_deadline = self._clock() + self._config.hang_seconds
+        if not self._all_ready and all(each.ready for each in self._workers):
+            self._all_ready = True
+            self._on_ready()
 
-    def _present(self) -> list[int]:
-        return [worker.index for worker in self._workers if worker.channel is not None]
-
-    def _answer(self, worker: _Worker, number: str, answer: str, *_: object) -> None:
-        self._send(worker, f"done {number} {encode_arg(answer[:MAX_ANSWER])}")
-
-    def _ask_to_reload(self, index: int, answered: Finish) -> bool:
-        return self._questions.ask([index], "reload", answered)
-
-    def _say_refused(self, problems: str) -> None:
-        self._questions.ask(self._present(), f"refused {encode_arg(problems[:MAX_ANSWER])}")
+    def _reply(self, worker: _WorkerSlot, number: str, reply: str, *_: object) -> None:
+        self._send(worker, f"done {number} {encode_arg(reply[:MAX_REPLY])}")
 
     def _reload(self) -> None:
-        wanted, self._reload_wanted = self._reload_wanted, False
-        if self._reloading is None or self._blueprint is None:
+        requested, self._reload_requested = self._reload_requested, False
+        if self.reloads is None:
             return
-        if wanted:
-            self._reloading.want()
-        self._reloading.go_on()
-        self._config = self._blueprint.gateway.config.server
+        if requested:
+            self.reloads.request()
+        self.reloads.poll()
+        self._config = self.reloads.config
 
-    def _send(self, worker: _Worker, line: str) -> bool:
+    def _send(self, worker: _WorkerSlot, line: str) -> bool:
         try:
             assert worker.channel is not None
             worker.channel.sendall(line.encode() + b"\n", socket.MSG_DONTWAIT)  # one that hangs does not read
@@ -285,16 +333,16 @@ class Supervisor:
             return False
         return True
 
-    def _forget(self, worker: _Worker) -> None:
-        """Its channel is gone; what others wait for from it will not come."""
+    def _close_channel(self, worker: _WorkerSlot) -> None:
+        """Its channel is gone; requests that wait for its reply get none."""
         if worker.channel is not None:
             self._selector.unregister(worker.channel)
             worker.channel.close()
             worker.channel = None
-        self._questions.lost(worker.index)
+        self._requests.on_worker_exit(worker.index)
 
-    def _reap(self) -> int:
-        """Take note of workers that have ended; the exit code of one that cannot start at all."""
+    def _reap_workers(self) -> int:
+        """Note which workers have ended. Returns the exit code of one that cannot start at all."""
         code = 0
         for worker in self._workers:
             if not worker.pid:
@@ -302,12 +350,12 @@ class Supervisor:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if not pid:
                 continue
-            self._forget(worker)
+            self._close_channel(worker)
             worker.pid = 0
             if self._stopping or self._signals:
                 continue
             how = os.waitstatus_to_exitcode(status)
-            if how == 2 and worker.starts == 1:  # it has said why, and would not get further the next time
+            if how == 2 and worker.starts == 1:  # it has logged why, and would fail again
                 code = 2
                 continue
             lasted = self._clock() - worker.started
@@ -316,42 +364,42 @@ class Supervisor:
             worker.start_at = self._clock() + pause
             said = f"signal {signal.Signals(-how).name}" if how < 0 else f"exit code {how}"
             when = f"in {pause:g} s" if pause else "now"
-            level = logging.ERROR if how else logging.INFO  # 0: somebody has sent it a signal to end, and it did in order
+            level = logging.ERROR if how else logging.INFO  # 0: it was sent SIGTERM, and drained
             _log.log(level, "worker %d (pid %d) ended with %s; another takes its place %s", worker.index, pid, said, when)
         return code
 
-    def _end_hung(self) -> None:
-        """End workers that get on no more. One that runs still says where it hangs; one that is stopped does not."""
+    def _kill_unresponsive(self) -> None:
+        """Kill workers without a heartbeat. One that still runs logs where it hangs (SIGABRT, faulthandler); a stopped one does not."""
         now = self._clock()
         for worker in self._workers:
-            if not worker.pid or now < worker.hung_at:
+            if not worker.pid or now < worker.heartbeat_deadline:
                 continue
             if not worker.aborted:
-                silent = self._config.hang_seconds if worker.up else now - worker.started
-                _log.error("worker %d (pid %d) has hung for %.0f s, and is ended", worker.index, worker.pid, silent)
+                silent = self._config.hang_seconds if worker.ready else now - worker.started
+                _log.error("worker %d (pid %d) has hung for %.0f s, and is killed", worker.index, worker.pid, silent)
             os.kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
             worker.aborted = True
-            worker.hung_at = now + ABORT_SECONDS
+            worker.heartbeat_deadline = now + ABORT_SECONDS
 
     def _upgrade(self) -> None:
-        """Start the next gateway when that is wanted; it may take its time, but not for ever."""
-        wanted = self._upgrade_wanted and self._all_up
-        if wanted:
-            self._upgrade_wanted = False
-        if wanted and self._successor is None:
+        """Start a successor if one is requested; give up on one that is not ready after UPGRADE_SECONDS."""
+        requested = self._upgrade_requested and self._all_ready
+        if requested:
+            self._upgrade_requested = False
+        if requested and self._successor is None:
             try:
                 self._successor = successor = UpgradeProcess(self._listeners)
             except RgateError as error:
                 _log.error("no upgrade: %s", error)
                 return
-            self._successor_until = self._clock() + UPGRADE_SECONDS
+            self._successor_deadline = self._clock() + UPGRADE_SECONDS
             self._selector.register(successor, selectors.EVENT_READ, successor)
             _log.info("process %d is starting, to take over", successor.pid)
-        elif self._successor_until and self._clock() >= self._successor_until:
+        elif self._successor_deadline and self._clock() >= self._successor_deadline:
             self._conclude_upgrade(in_time=False)
 
     def _conclude_upgrade(self, in_time: bool = True) -> None:
-        successor, self._successor, self._successor_until = self._successor, None, 0.0
+        successor, self._successor, self._successor_deadline = self._successor, None, 0.0
         assert successor is not None
         self._selector.unregister(successor)
         try:

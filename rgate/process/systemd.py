@@ -24,7 +24,7 @@ def notify(*assignments: str, environ: Mapping[str, str] = os.environ) -> None:
             sock.sendto("\n".join(assignments).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
     except OSError as error:
         said = " ".join(assignments)
-        _log.warning("cannot tell systemd %s: %s", said, error, extra={"about": (said, str(error))})
+        _log.warning("cannot tell systemd %s: %s", said, error, extra={"dedup_key": (said, str(error))})
 
 
 def notify_main_pid(pid: int, environ: MutableMapping[str, str] = os.environ) -> None:

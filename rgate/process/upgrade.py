@@ -58,7 +58,7 @@ class _Listeners(Protocol):
     def redirect(self) -> Sequence[socket.socket]: ...
 
     @property
-    def lent(self) -> bool: ...
+    def externally_owned(self) -> bool: ...
 
 
 class UpgradeProcess:
@@ -86,7 +86,7 @@ class UpgradeProcess:
             self._between = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-c", _BETWEEN, str(tell), *command],
-                child_environ(names, ready, listeners.lent),
+                child_environ(names, ready, listeners.externally_owned),
                 file_actions=[(os.POSIX_SPAWN_DUP2, copy, FIRST_DESCRIPTOR + at) for at, copy in enumerate(copies)],
                 setsigmask=(),
             )

@@ -1,7 +1,8 @@
-"""A changed config, taken up while requests go on: load and check, build, start, swap, and let the old one finish.
+"""What a process runs: one Runtime for its whole life, and one Gateway per config.
 
-config_file.py  where a config comes from, and the gateway that it describes
-pinned.py       what cannot change without a restart
-succession.py   the gateways of one process, one after the other
-watching.py     who notices that the files have changed
+runtime.py         Runtime: what outlives a config; start, reload, drain and stop
+gateway.py         build(): the chains on one screen; Gateway: what plugins are given
+reload.py          the config file, and what in it cannot change without a restart
+resources.py       ResourcePool: objects of plugins that stay the same over reloads
+worker_channel.py  the other worker processes
 """

@@ -1,14 +1,14 @@
-"""The worker processes of one gateway, as each of them sees the others.
+"""The other worker processes, as one of them sees them.
 
-A worker can ask all its siblings to do something and wait until they have, and the supervisor to have the config read again.
-That is all that workers say to each other: everything else they share is the listening port, the config and the database.
+A worker can have all other workers run a command and wait until they have, and ask the supervisor for a reload. Workers say
+nothing else to each other; what else they share is the listening port, the config and the database.
 
-    worker ── ask "stats.flush" ──→ supervisor ──→ every other worker: runs its action, answers
+    worker ── ask "stats.flush" ──→ supervisor ──→ every other worker: runs its command, replies
     worker ←── done ───────────────────┘
 
 Messages are lines on a socket pair between the supervisor and each worker: `ask NUMBER TOPIC [ARGUMENT]` and
-`done NUMBER [ANSWER]`, both ways, and `reload NUMBER` to the supervisor. Argument and answer are percent-encoded, so that any
-text is one word.
+`done NUMBER [REPLY]`, both ways, and `reload NUMBER` to the supervisor. Argument and reply are percent-encoded, so that any
+text is one word. Words without a number are listed in rgate.process.supervisor.
 """
 
 from __future__ import annotations
@@ -21,117 +21,122 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import quote, unquote
 
-from ..log import about
+from ..log import exception_key
 
-__all__ = ["WorkerChannel", "decode_arg", "encode_arg"]
+__all__ = ["WorkerChannel", "Workers", "decode_arg", "encode_arg"]
 
-Action: TypeAlias = Callable[[str], object]
+Command: TypeAlias = Callable[[str], object]
 
-SLOW: Final = "reload"  # the one topic whose action takes long, and so has a thread of its own
+SLOW_COMMANDS: Final = frozenset(["reload"])  # each call has a thread of its own, rgate-TOPIC
 _log = logging.getLogger("rgate.runtime")
 
 
 def encode_arg(text: str) -> str:
-    """Any text as one word of ASCII, or none."""
+    """Any text as one word of ASCII; "" stays empty."""
     return quote(text, safe="")
 
 
 def decode_arg(word: str) -> str:
-    """What as_word() was given."""
+    """The reverse of encode_arg()."""
     return unquote(word)
 
 
-class WorkerChannel:
-    """What a plugin uses to reach the other worker processes. With one process there are none, and broadcast() returns at once.
+class Workers:
+    """The other worker processes, as plugins of one gateway see them. Thread-safe.
 
-    `on_command(topic, action)` says what this process does when a sibling asks for `topic`; `broadcast(topic, argument)` has all
-    siblings do it and returns when they have, or after `timeout_seconds`. Thread-safe. Actions run in one thread and should
-    be quick.
-
-    Every gateway of a process has its own actions; those of `before` count until take_over().
+    Commands count while the gateway is the current one of this process. With one process there are no other workers, and
+    broadcast() returns at once.
     """
 
-    def __init__(self, before: WorkerChannel | None = None) -> None:
-        self._actions: dict[str, Action] = {}
-        self._on_connect: list[Callable[[], object]] = []
-        self._link: _Link = before._link if before else _Link(self._actions)
+    def __init__(self, channel: WorkerChannel) -> None:
+        self.commands: dict[str, Command] = {}
+        self.connect_callbacks: list[Callable[[], object]] = []
+        self._channel = channel
 
-    def on_command(self, topic: str, action: Action) -> None:
-        """Run `action(argument)` whenever a sibling asks for `topic` (a word). The argument is "" unless it gives one."""
-        self._actions[topic] = action
+    def on_command(self, topic: str, command: Command) -> None:
+        """Run `command(argument)` whenever another worker broadcasts `topic` (a word). The argument is "" if there is none.
+        Commands run in one thread and should be quick; a str that they return is the reply."""
+        self.commands[topic] = command
 
     def broadcast(self, topic: str, argument: str = "", timeout_seconds: float = 0.5) -> bool:
-        """Have every sibling run its action for `topic` with `argument`, any text. False when not all have answered in time."""
-        return self._link.ask(f"ask {{}} {topic} {encode_arg(argument)}", timeout_seconds) is not None
+        """Have every other worker run its command for `topic` with `argument`, which may be any text. Returns when all have, or
+        after `timeout_seconds`; False if not all have by then."""
+        return self._channel.broadcast(topic, argument, timeout_seconds)
+
+    def on_connect(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called once, in a thread of its own, as soon as other workers can be reached. It is not called if
+        they could be before, or if another gateway is current by then."""
+        self.connect_callbacks.append(callback)
+
+
+class WorkerChannel:
+    """The channel of this process to the supervisor, and so to the other workers. One per process; thread-safe.
+
+    `current` returns the Workers of the current gateway, or None; their commands are run beside those of the process itself.
+    """
+
+    def __init__(self, current: Callable[[], Workers | None] = lambda: None) -> None:
+        self._current = current
+        self._commands: dict[str, Command] = {}
+        self._channel: socket.socket | None = None
+        self._pending: dict[str, _PendingReply] = {}
+        self._on_notice: Mapping[str, Callable[[], object]] = {}
+        self._number = 0
+        self._lock = threading.Lock()  # of `_number` and `_pending`
+        self._sending = threading.Lock()  # of the socket, for writing: a long reply may take several writes
+
+    def on_command(self, topic: str, command: Command) -> None:
+        """Like Workers.on_command(), but for the process, whichever gateway is current."""
+        self._commands[topic] = command
+
+    def broadcast(self, topic: str, argument: str = "", timeout_seconds: float = 0.5) -> bool:
+        """See Workers.broadcast()."""
+        return self._request(f"ask {{}} {topic} {encode_arg(argument)}", timeout_seconds) is not None
 
     def reload(self, timeout_seconds: float) -> str | None:
-        """Have the supervisor, and then every worker, read the config again: why it is refused, "" when it is in force, None
-        when that is not known in time."""
-        return self._link.ask("reload {}", timeout_seconds)
-
-    def on_connect(self, action: Callable[[], object]) -> None:
-        """Have `action()` called, in a thread of its own, as soon as siblings can be asked; never when they can be by now."""
-        self._on_connect.append(action)
-
-    def take_over(self) -> None:
-        """From now on the actions of this gateway count, and no others."""
-        self._link.actions = self._actions
+        """Have the supervisor, and then every worker, read the config again. Returns the problems, "" when there are none, or
+        None when the outcome is not known in time."""
+        return self._request("reload {}", timeout_seconds)
 
     def notify_supervisor(self, word: str) -> None:
-        """Tell the supervisor something about this process."""
-        self._link.send(word)
+        """Send the supervisor a word about this process."""
+        self._send(word)
 
     def connect(
         self,
         channel: socket.socket,
         on_lost: Callable[[], object] = lambda: None,
-        on_told: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+        on_notice: Mapping[str, Callable[[], object]] = MappingProxyType({}),
     ) -> None:
-        """Begin to listen on the channel to the supervisor. `on_lost` is called when the supervisor is gone, and `on_told` has
-        what to do when it says a certain word."""
-        self._link.connect(channel, on_lost, on_told)
-        for action in self._on_connect:
-            threading.Thread(target=action, name="rgate-siblings-begin", daemon=True).start()
+        """Start to listen on the socket to the supervisor, in a thread `rgate-workers`. `on_lost` is called when the supervisor
+        is gone, and `on_notice` has the calls for single words from it."""
+        self._on_notice = on_notice
+        self._channel = channel
+        threading.Thread(target=self._listen, args=(channel, on_lost), name="rgate-workers", daemon=True).start()
+        workers = self._current()
+        for callback in workers.connect_callbacks if workers is not None else ():
+            threading.Thread(target=callback, name="rgate-workers-connect", daemon=True).start()
 
-
-class _Link:
-    """The channel to the supervisor: one for all gateways of a process."""
-
-    def __init__(self, actions: Mapping[str, Action]) -> None:
-        self.actions = actions
-        self._channel: socket.socket | None = None
-        self._waiting: dict[str, _Waiting] = {}
-        self._on_told: Mapping[str, Callable[[], object]] = {}
-        self._number = 0
-        self._lock = threading.Lock()
-        self._sending = threading.Lock()
-
-    def ask(self, question: str, timeout_seconds: float) -> str | None:
-        """The answer to a question, whose number goes where {} stands; "" without a supervisor, None when it is late."""
-        channel = self._channel
-        if channel is None:
+    def _request(self, message: str, timeout_seconds: float) -> str | None:
+        """The reply to a message, with a number in place of {}. "" without a supervisor, None when it is too late."""
+        if self._channel is None:
             return ""
-        waiting = _Waiting()
+        pending = _PendingReply()
         with self._lock:
             self._number += 1
             number = str(self._number)
-            self._waiting[number] = waiting
+            self._pending[number] = pending
         try:
-            self.send(question.format(number))
-            return waiting.answer if waiting.done.wait(timeout_seconds) else None
+            self._send(message.format(number))
+            return pending.reply if pending.done.wait(timeout_seconds) else None
         finally:
-            self._waiting.pop(number, None)
+            self._pending.pop(number, None)
 
-    def connect(self, channel: socket.socket, on_lost: Callable[[], object], on_told: Mapping[str, Callable[[], object]]) -> None:
-        self._on_told = on_told
-        self._channel = channel
-        threading.Thread(target=self._listen, args=(channel, on_lost), name="rgate-siblings", daemon=True).start()
-
-    def send(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         channel = self._channel
         try:
             if channel is not None:
-                with self._sending:  # a long answer may take several writes
+                with self._sending:
                     channel.sendall(line.rstrip().encode() + b"\n")
         except OSError as error:
             _log.debug("the supervisor is gone: %s", error)
@@ -140,41 +145,42 @@ class _Link:
         with channel.makefile("r", encoding="ascii") as lines:
             try:
                 for line in lines:
-                    self._take(line.split())
+                    self._dispatch(line.split())
             except (OSError, ValueError) as error:
                 _log.debug("the supervisor is gone: %s", error)
         self._channel = None
         on_lost()
 
-    def _take(self, words: list[str]) -> None:
+    def _dispatch(self, words: list[str]) -> None:
         match words:
-            case ["done", number, *answer]:
-                if (waiting := self._waiting.get(number)) is not None:
-                    waiting.answer = decode_arg("".join(answer))
-                    waiting.done.set()
+            case ["done", number, *reply]:
+                if (pending := self._pending.get(number)) is not None:
+                    pending.reply = decode_arg("".join(reply))
+                    pending.done.set()
             case ["ask", number, topic, *argument]:
                 asked = (number, topic, decode_arg("".join(argument)))
-                if topic == SLOW:
-                    threading.Thread(target=self._act, args=asked, name=f"rgate-{topic}", daemon=True).start()
+                if topic in SLOW_COMMANDS:
+                    threading.Thread(target=self._run_command, args=asked, name=f"rgate-{topic}", daemon=True).start()
                 else:
-                    self._act(*asked)
-            case [word] if word in self._on_told:
-                self._on_told[word]()
+                    self._run_command(*asked)
+            case [word] if word in self._on_notice:
+                self._on_notice[word]()
             case _:
-                _log.error("cannot understand the supervisor: %r", words)
+                _log.error("unknown message from the supervisor: %r", words)
 
-    def _act(self, number: str, topic: str, argument: str) -> None:
-        action = self.actions.get(topic)
-        answer: object = None
+    def _run_command(self, number: str, topic: str, argument: str) -> None:
+        workers = self._current()
+        command = self._commands.get(topic) or (workers.commands.get(topic) if workers is not None else None)
+        reply: object = None
         try:
-            if action is not None:
-                answer = action(argument)
+            if command is not None:
+                reply = command(argument)
         except BaseException as error:
-            _log.exception("a sibling's request for %r failed", topic, extra={"about": (topic, *about(error))})
-        self.send(f"done {number} {encode_arg(answer) if isinstance(answer, str) else ''}")
+            _log.exception("the command %r of another worker failed", topic, extra={"dedup_key": (topic, *exception_key(error))})
+        self._send(f"done {number} {encode_arg(reply) if isinstance(reply, str) else ''}")
 
 
-class _Waiting:
+class _PendingReply:
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.answer = ""
+        self.reply = ""

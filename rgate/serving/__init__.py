@@ -1,1 +1,1 @@
-"""The client's side: a Werkzeug server whose connections speak HTTP/1.1 through our own code."""
+"""The client's side of the gateway: a WSGI server, based on Werkzeug's, with its own HTTP/1.1 connections on epoll."""

@@ -1,4 +1,4 @@
-"""The doors of a server: its listening sockets, and what is made of the connections to each."""
+"""Accepts connections on the listening sockets of a server."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor"]
 
-# So much waits in the kernel for a client that reads slowly. By itself the kernel takes megabytes for each, and a few hundred
-# such clients bring the memory of the whole system's TCP to its limit; fast ones are as fast.
-UNSENT_BYTES: Final = 131_072
-ACCEPT_AT_ONCE: Final = 256  # the listener's next turn comes after all connections that are ready
-PAUSE_SECONDS: Final = 0.5  # after the system has no more files to give
+# The kernel buffers this much unsent data per connection. By default it takes megabytes, and a few hundred clients that read
+# slowly bring the TCP memory of the whole system to its limit. Fast clients are not slowed down.
+NOTSENT_LOWAT_BYTES: Final = 131_072
+ACCEPT_BATCH: Final = 256  # then connections that are ready are served before more are accepted
+PAUSE_SECONDS: Final = 0.5  # after the system has run out of file descriptors or memory
 _log = logging.getLogger("rgate.serving")
 
-TakeIn = Callable[["type[Connection]", socket.socket, "tuple[str, int]"], object]
+OnAccept = Callable[["type[Connection]", socket.socket, "tuple[str, int]"], object]
 
 
 class _Poll(Protocol):
@@ -36,124 +36,128 @@ class _Poll(Protocol):
 
 
 class Acceptor:
-    """Listening sockets that are waited for with `poll`, or not.
+    """Accepts connections on listening sockets, which `poll` waits for unless the acceptor is paused.
 
-    `take_in(kind, sock, peer)` is given every new connection; what it makes of an OSError is that the connection is closed.
-    `make_room()` is called when the system has no file for another one.
-    Each method may be called by any thread. look() must be called now and then. `write_seconds` bounds a send on connections
-    that are accepted from now on.
+    Every accepted connection is passed to `on_accept(connection_class, sock, peer)`. If that raises OSError, the connection is
+    closed. `make_room()` is called when the system has no file descriptor for another connection; then the acceptor pauses for
+    PAUSE_SECONDS. `write_seconds` bounds each send on connections accepted from now on.
+
+    Every method may be called from any thread. resume_if_due() must be called regularly.
     """
 
-    def __init__(self, poll: _Poll, take_in: TakeIn, write_seconds: float, make_room: Callable[[], object]) -> None:
+    def __init__(self, poll: _Poll, on_accept: OnAccept, write_seconds: float, make_room: Callable[[], object]) -> None:
         self._poll = poll
-        self._take_in = take_in
+        self._on_accept = on_accept
         self.write_seconds = write_seconds
         self._make_room = make_room
-        self._doors: dict[int, tuple[socket.socket, type[Connection]]] = {}
-        self._inside: set[int] = set()
-        self._open_again = 0.0
-        self._looked = False
+        self._listeners: dict[int, tuple[socket.socket, type[Connection]]] = {}
+        self._accepting_threads: set[int] = set()
+        self._resume_at = 0.0  # 0: no pause that ends by itself
+        self._drained_once = False
 
-    def add(self, listener: socket.socket, kind: type[Connection]) -> None:
-        """One more door; it is not waited for yet."""
+    def add(self, listener: socket.socket, connection_class: type[Connection]) -> None:
+        """Add a listening socket. Its connections are accepted after the next resume()."""
         listener.setblocking(False)
-        self._doors[listener.fileno()] = (listener, kind)
+        self._listeners[listener.fileno()] = (listener, connection_class)
 
-    def knock(self, fd: int) -> None:
-        """Take in whoever waits at the door of this number, if there is one."""
+    def accept_ready(self, fd: int) -> None:
+        """Accept the connections that wait at this listening socket; has no effect if `fd` is not one."""
         thread = get_ident()
-        self._inside.add(thread)  # first this: afterwards nobody finds a door that is closed meanwhile
+        self._accepting_threads.add(thread)  # before the look-up: see `accepting`
         try:
-            door = self._doors.get(fd)
-            if door is not None:
-                self._accept(*door)
+            entry = self._listeners.get(fd)
+            if entry is not None:
+                self._accept(*entry)
         finally:
-            self._inside.discard(thread)
+            self._accepting_threads.discard(thread)
 
     @property
-    def taking_in(self) -> bool:
-        """Whether a thread may be about to take somebody in. Once False with all closed it stays so."""
-        return bool(self._inside)
+    def accepting(self) -> bool:
+        """Whether a thread may be about to accept a connection. Once False after close() it stays False: a thread that enters
+        accept_ready() later finds no listening socket."""
+        return bool(self._accepting_threads)
 
-    def open(self) -> None:
-        """Wait for connections from now on."""
-        self.shut()
-        for fd in self._doors:
+    def resume(self) -> None:
+        """Accept connections from now on."""
+        self.pause()
+        for fd in self._listeners:
             self._poll.register(fd, READABLE | EXCLUSIVE)
 
-    def look(self, now: float) -> None:
-        """Open again after a pause."""
-        if self._open_again and now >= self._open_again:
-            self.open()
+    def resume_if_due(self, now: float) -> None:
+        """Resume after a pause for lack of file descriptors."""
+        if self._resume_at and now >= self._resume_at:
+            self.resume()
 
-    def shut(self) -> None:
-        """Wait for no connections; they queue up meanwhile."""
-        self._open_again = 0.0
-        for fd in self._doors:
+    def pause(self) -> None:
+        """Accept no connections until resume(); they wait in the kernel's queue."""
+        self._resume_at = 0.0
+        for fd in self._listeners:
             with contextlib.suppress(OSError):  # another thread has done it
                 self._poll.unregister(fd)
 
-    def leave(self) -> None:
-        """Close the sockets, which others serve on. Who has queued up is taken in: this process may have been the only one to be
-        told of them (EPOLLEXCLUSIVE), and the others would wait for the next."""
-        self.shut()
+    def hand_off(self) -> None:
+        """Close the sockets, which other processes continue to serve. First accept the connections in the queues: possibly only
+        this process was woken for them (EPOLLEXCLUSIVE), and the others would not wake before the next connection."""
+        self.pause()
         self._empty_queues()
         self.close()
 
-    def close_behind_the_last(self, wait: bool) -> bool:
-        """Let nobody else come, take in all who have, and close the sockets. False: call it again, in a moment; only if `wait`.
+    def drain_and_close(self, wait: bool) -> bool:
+        """Refuse new connections, accept all that exist, and close the sockets. If this returns False, which it does only with
+        `wait`, call it again a moment later.
 
-        Whoever was connected at any time is taken in; whoever is too late can tell, because there was no connection.
+        Every client whose connection was established is served; a client that is too late can tell, because it never connected.
         """
-        for listener, _ in self._doors.values():
+        for listener, _ in self._listeners.values():
             drop_new_syns(listener)
-        coming = wait and any(has_pending_handshakes(sockname(listener)[1]) for listener, _ in self._doors.values())
+        pending = wait and any(has_pending_handshakes(sockname(listener)[1]) for listener, _ in self._listeners.values())
         self._empty_queues()
-        closing = not wait or (self._looked and not coming)  # another CPU may just have been at one that was not to be seen
-        self._looked = True
-        if closing:
+        # Wait for a second call in any case: another CPU may be processing a handshake that is not visible yet.
+        done = not wait or (self._drained_once and not pending)
+        self._drained_once = True
+        if done:
             self.close()
-        return closing
+        return done
 
     def close(self) -> None:
         """Close the sockets. May be called again."""
-        self.shut()
-        doors, self._doors = self._doors, {}
-        for listener, _ in doors.values():
+        self.pause()
+        listeners, self._listeners = self._listeners, {}
+        for listener, _ in listeners.values():
             listener.close()
 
     def _empty_queues(self) -> None:
-        for door in self._doors.values():
-            while self._accept(*door):
+        for entry in self._listeners.values():
+            while self._accept(*entry):
                 pass
 
-    def _accept(self, listener: socket.socket, kind: type[Connection]) -> bool:
-        """Take in who waits at a listener, some at a time; whether there may be more."""
-        for _ in range(ACCEPT_AT_ONCE):
+    def _accept(self, listener: socket.socket, connection_class: type[Connection]) -> bool:
+        """Accept a batch of connections. Returns whether there may be more."""
+        for _ in range(ACCEPT_BATCH):
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:
                 return False
             except OSError as error:
-                if error.errno == errno.EBADF:  # closed by another thread meanwhile
+                if error.errno == errno.EBADF:  # closed by another thread
                     return False
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    why = error.strerror
-                    _log.error("cannot accept connections at present: %s", why, extra={"about": why})
-                    self.shut()
+                    reason = error.strerror
+                    _log.error("cannot accept connections at present: %s", reason, extra={"dedup_key": reason})
+                    self.pause()
                     self._make_room()
-                    self._open_again = monotonic() + PAUSE_SECONDS
+                    self._resume_at = monotonic() + PAUSE_SECONDS
                     return False
                 continue
             try:
                 sock.setblocking(True)
                 if isinstance(peer, tuple):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
                 else:
                     peer = ("", 0)  # a unix socket
                 set_timeout(sock, socket.SO_SNDTIMEO, self.write_seconds)
-                self._take_in(kind, sock, peer)
+                self._on_accept(connection_class, sock, peer)
             except OSError:
                 sock.close()
         return True

@@ -1,4 +1,4 @@
-"""AdminServer: a small server beside the gateway's own, at another address."""
+"""AdminServer: a second, small server with an address of its own, for pages that are not for clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..config.models import ServerConfig
 from ..errors import NoRoute, PluginError
 from ..http1.client_address import IPAllowlist, is_from_web_page
 from .listeners import Listeners
-from .runtime_dir import prepare
+from .runtime_dir import make_directory
 from .server import Server
 from .sockets import listen
 from .unix_socket import UnixSocketPath
@@ -27,27 +27,30 @@ if TYPE_CHECKING:
 __all__ = ["AdminServer"]
 
 UNIX: Final = "unix:"
-END_SECONDS: Final = 5.0
-AGAIN_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 1.0
 LIMITS: Final = ServerConfig(threads=2, max_in_flight=16, max_slow_clients=16, max_connections=128, drain_seconds=1)
 _log = logging.getLogger("rgate.serving")
 
 
 class AdminServer:
-    """Answers local routes at an address of its own, in plain HTTP, while it is entered: for what is not for clients.
+    """A context manager that serves local routes in plain HTTP at an address of its own, while it is entered.
 
-    It has threads of its own (two, up to 18 while they are taken), so it answers however busy the gateway is. A plugin keeps
-    one over reloads (`gateway.keep`), returns it from `rgate_lifespan`, and offers it every gateway's routes there; the gateway
-    in force is the one that answers. Every worker process has one, all at the same port, and so has the next program while it
-    takes over; the kernel chooses by connection. Entering raises PluginError when the address cannot be listened at.
+    It has its own threads (two; up to 20 while all are taken, and 16 more for slow clients), so it answers however busy the
+    gateway is. A plugin keeps one across reloads (`gateway.resource`), returns it from `rgate_lifespan`, and calls offer() there
+    with the routes of every gateway; the active gateway's routes are served. Each worker process has one. They share the port,
+    also with the next program during an upgrade, and the kernel distributes the connections. Entering raises PluginError if the
+    server cannot listen on the address.
 
-    A `host` that is "unix:PATH" stands for a unix socket of this `mode`, without a port. One process at a time has it: the last
-    that was started, or, when that is gone without another in its place, within some two seconds any other. With `paths` in place
-    of a host it is the first of these where a socket can be, and its directory is made. Then `on_trouble` is called with "", or,
-    where there can be none, with the reasons; and nothing listens.
+    If `host` is "unix:PATH", it is a unix socket with this `mode`, and `port` has no effect. One process at a time owns it: the
+    one started last. If that one ends without a replacement, another process binds the path within about two seconds. With
+    `paths` instead of a host, the first path that can be bound is used, and its directory is made. Then `on_listen` is called
+    with "", or, if no path can be bound, with the reasons, and the server does not listen.
 
-    Whoever can connect is admitted, if the route admits him too. But no web page ever is; and at a port the Host has to be an
-    address, `localhost` or one of `hosts`, and nothing comes in that a proxy has forwarded (IPAllowlist says why).
+    Every client that can connect is admitted, if the route also allows it, except web pages. At a port the Host must be an
+    address, `localhost` or one of `hosts`, and forwarded requests are refused (see IPAllowlist).
+
+    The thread `rgate-NAME` runs the server; only that thread replaces `_server`, when it has to bind a unix socket again.
     """
 
     def __init__(
@@ -59,39 +62,39 @@ class AdminServer:
         *,
         hosts: Iterable[str] = (),
         paths: Sequence[str] = (),
-        on_trouble: Callable[[str], object] = lambda why: None,
+        on_listen: Callable[[str], object] = lambda failure: None,
     ) -> None:
         self._name = name
         self._host, self._port = host, port
         self._mode = mode
         self._paths = paths
-        self._on_trouble = on_trouble
-        self._place = UnixSocketPath(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
-        self._at_port = IPAllowlist(IPAllowlist.EVERYWHERE, hosts)
+        self._on_listen = on_listen
+        self._unix_socket = UnixSocketPath(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
+        self._port_allowlist = IPAllowlist(IPAllowlist.EVERYWHERE, hosts)
         self._offered: list[tuple[Gateway, WSGIApplication]] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
-        self._over = threading.Event()
+        self._stopping = threading.Event()
 
     def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
-        """Have `routes` answered as soon as `gateway` is in force."""
+        """Answer `routes` while `gateway` is the current one."""
         admitted = {path: self._route(route) for path, route in routes.items()}
         app = ExchangeScope(_nothing, reject, admitted, gateway.registry.report_failure)
-        self._offered = [*(offered for offered in self._offered if offered[0].in_force), (gateway, app)]
+        self._offered = [*(offered for offered in self._offered if offered[0].is_current), (gateway, app)]
 
     @property
     def url(self) -> str:
-        """Where it listens, while it does. A unix socket is "unix:PATH"."""
+        """The address it listens on, "unix:PATH" for a unix socket; "" while it does not listen."""
         if self._server is None:
             return ""
-        return self._host if self._place is not None else self._server.url
+        return self._host if self._unix_socket is not None else self._server.url
 
     def __enter__(self) -> AdminServer:
-        self._over.clear()
+        self._stopping.clear()
         try:
-            self._server = self._listening_somewhere() if self._paths else self._listening()
+            self._server = self._listen_on_first_path() if self._paths else self._listen()
         except OSError as error:
-            where = f"{self._host} port {self._port}" if self._place is None else self._host
+            where = f"{self._host} port {self._port}" if self._unix_socket is None else self._host
             raise PluginError(f"{self._name}: cannot listen on {where}: {error.strerror or error}") from error
         if self._server is None:
             return self
@@ -102,16 +105,16 @@ class AdminServer:
     def __exit__(self, *exc_info: object) -> None:
         if self._server is None or self._thread is None:
             return
-        self._over.set()
+        self._stopping.set()
         self._server.stop()
-        self._thread.join(END_SECONDS)
+        self._thread.join(STOP_SECONDS)
         self._server.server_close()
-        if self._place is not None:
-            self._place.leave()
+        if self._unix_socket is not None:
+            self._unix_socket.unlink()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         offered = self._offered
-        app = next((app for gateway, app in reversed(offered) if gateway.in_force), offered[-1][1])
+        app = next((app for gateway, app in reversed(offered) if gateway.is_current), offered[-1][1])
         return app(environ, start_response)
 
     def _route(self, route: WSGIApplication | LocalRoute) -> LocalRoute:
@@ -119,47 +122,49 @@ class AdminServer:
         return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.allows(environ))
 
     def _admits(self, environ: WSGIEnvironment) -> bool:
-        return self._at_port(environ) if self._place is None else not is_from_web_page(environ)
+        return self._port_allowlist(environ) if self._unix_socket is None else not is_from_web_page(environ)
 
-    def _listening_somewhere(self) -> Server | None:
-        """At the first of the paths; None where there can be no socket at any of them."""
+    def _listen_on_first_path(self) -> Server | None:
+        """Listen on the first path that can be bound. None if there is no such path."""
         failures = []
         for path in self._paths:
-            self._place, self._host = UnixSocketPath(path, self._mode), f"{UNIX}{path}"
+            self._unix_socket, self._host = UnixSocketPath(path, self._mode), f"{UNIX}{path}"
             try:
-                server = self._listening()
+                server = self._listen()
             except OSError as error:
                 failures.append(f"{path}: {error.strerror or error}")
             else:
-                self._on_trouble("")
+                self._on_listen("")
                 return server
-        self._on_trouble("; ".join(failures))
+        self._on_listen("; ".join(failures))
         return None
 
-    def _listening(self) -> Server:
-        place = self._place
+    def _listen(self) -> Server:
+        unix_socket = self._unix_socket
         if self._paths:
-            prepare(self._host.removeprefix(UNIX))  # again where somebody has tidied up
-        with listen(self._host, self._port, shared=True) if place is None else place.take() as listener:
+            make_directory(self._host.removeprefix(UNIX))  # it may have been removed since
+        with listen(self._host, self._port, shared=True) if unix_socket is None else unix_socket.bind() as listener:
             server = Server(self, LIMITS, Listeners((listener,)))
-        if place is not None:
-            server.beat = lambda: None if place.is_served() else server.stop()
+        if unix_socket is not None:
+            server.beat = lambda: None if unix_socket.is_listening() else server.stop()
         return server
 
     def _run(self) -> None:
-        """Serve, and once more where the place of a unix socket has become empty."""
+        """Serve. If the unix socket has been removed, bind it again and serve on."""
         assert self._server is not None
         self._server.run()
-        while not self._over.is_set():
+        while not self._stopping.is_set():
             self._server.server_close()
             try:
-                self._server = self._listening()
+                self._server = self._listen()
             except OSError as error:
-                why = error.strerror or str(error)
-                _log.warning("%s: cannot listen on %s: %s", self._name, self._host, why, extra={"about": (self._host, why)})
-                self._over.wait(AGAIN_SECONDS)
+                reason = error.strerror or str(error)
+                _log.warning(
+                    "%s: cannot listen on %s: %s", self._name, self._host, reason, extra={"dedup_key": (self._host, reason)}
+                )
+                self._stopping.wait(RETRY_SECONDS)
                 continue
-            if self._over.is_set():  # and only the one before has been stopped
+            if self._stopping.is_set():  # __exit__() has stopped the previous server, not this one
                 self._server.stop()
             self._server.run()
 
@@ -169,6 +174,6 @@ def _admit(environ: WSGIEnvironment) -> bool:
 
 
 def _nothing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    body = NoRoute("Nothing is answered at this path.").json(Exchange.of(environ).id)
+    body = NoRoute("There is no page at this path.").json(Exchange.of(environ).id)
     start_response("404 Not Found", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]

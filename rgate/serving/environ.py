@@ -17,7 +17,7 @@ from ..version import VERSION
 if TYPE_CHECKING:
     from ..errors import GatewayError
 
-__all__ = ["NO_BODY", "refused", "template"]
+__all__ = ["NO_BODY", "base_environ", "rejected_environ"]
 
 NO_BODY: Final = BytesIO()
 MAX_SENT_BYTES: Final = 4_096
@@ -26,7 +26,7 @@ _REQUEST_LINE = re.compile(r"[\r\n]{0,2}([!-~]{1,32}) +(\S+)")
 _HOST = re.compile(r"\nhost[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
-def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
+def base_environ(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
     """What is the same in every environ of a server."""
     https = {"HTTPS": "on"} if scheme == "https" else {}
     return {
@@ -46,7 +46,7 @@ def template(server_name: str, port: int, scheme: str, multiprocess: bool) -> di
     }
 
 
-def refused(error: GatewayError, head: bytes) -> dict[str, Any]:
+def rejected_environ(error: GatewayError, head: bytes) -> dict[str, Any]:
     """In place of a request that could not be read, as far as `head`: what has the outer chain answer `error`.
 
     It looks like a GET of /, so that no middleware stumbles over it; UNPARSED_KEY has what was sent.

@@ -40,7 +40,7 @@ class RequestBody(io.RawIOBase):
         patience_seconds: float,
         seconds_per_byte: float,
         *,
-        interim: bool,
+        expects_continue: bool,
         is_small: bool,
     ) -> None:
         self._connection = connection
@@ -51,7 +51,7 @@ class RequestBody(io.RawIOBase):
         self._spooled = buffer.file
         self._ready = b"" if buffer.file is not None else bytes(buffer.memory)
         self._behind_file = b"" if buffer.file is None else bytes(buffer.memory)
-        self._interim = interim
+        self._expects_continue = expects_continue
         self._failed = False
         self.is_small = is_small  # so that it is to be read to its end before a backend hears of it
         self._patience_seconds = patience_seconds
@@ -75,24 +75,24 @@ class RequestBody(io.RawIOBase):
     @property
     def awaits_continue(self) -> bool:
         """Whether the client waits to be told that it may send the body."""
-        return self._interim and not self._taken and not self.is_small
+        return self._expects_continue and not self._taken and not self.is_small
 
     @property
     def buffered(self) -> bool:
         """Whether read1() has something to give without waiting for the client. Raises what that does."""
-        if self._interim:
-            self._go_on()
+        if self._expects_continue:
+            self._send_continue()
         return bool(self._spooled is not None or self._ready or self.complete)
 
     def fill_nowait(self) -> None:
         """Read what has come by now, for read1() to give. Raises what that does."""
         with suppress(TimeoutError):
-            self._advance(socket.MSG_DONTWAIT)
+            self._read_block(socket.MSG_DONTWAIT)
 
     @property
     def can_splice(self) -> bool:
         """Whether splice_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
-        return self._chunks is None and self._connection.plain
+        return self._chunks is None and self._connection.is_plaintext
 
     def splice_to(self, take: Callable[[int, int], int]) -> int:
         """Have `take(fd, most)` take what has come of the body, without waiting; how many bytes. Only while nothing is
@@ -173,12 +173,12 @@ class RequestBody(io.RawIOBase):
         self._ready = b""
         return self.complete and not self._failed
 
-    def _go_on(self) -> None:
-        self._interim = False
+    def _send_continue(self) -> None:
+        self._expects_continue = False
         if self._taken:
             return
         try:
-            self._connection.ask_for_body()
+            self._connection.send_continue()
         except OSError as error:
             self._failed = True
             raise ClientClosed("before its request body") from error
@@ -194,16 +194,16 @@ class RequestBody(io.RawIOBase):
             self._ready, self._behind_file = self._behind_file, b""
             if self._ready:
                 return
-        if self._interim:
-            self._go_on()
+        if self._expects_continue:
+            self._send_continue()
         try:
             while not self._ready and not self.complete:
-                self._advance()
+                self._read_block()
         except TimeoutError as error:
             self._failed = True
             raise RequestTimeout("the body came too slowly") from error
 
-    def _advance(self, flags: int = 0) -> None:
+    def _read_block(self, flags: int = 0) -> None:
         """Go on by one block. Raises TimeoutError when there is none in time."""
         if self._failed:
             raise RequestError("the request body cannot be read any further")
@@ -211,7 +211,7 @@ class RequestBody(io.RawIOBase):
             block = self._receive(flags)
             if not block:
                 raise ClientClosed("within the request body", incomplete=True)
-            self._take(block)
+            self._feed(block)
         except RequestError:
             self._failed = True
             raise
@@ -232,7 +232,7 @@ class RequestBody(io.RawIOBase):
         if size:
             self.wait_seconds = min(self._patience_seconds, self.wait_seconds + size * self._seconds_per_byte)
 
-    def _take(self, block: bytes) -> None:
+    def _feed(self, block: bytes) -> None:
         if self._chunks is None:
             assert self._left is not None
             self._ready, self.trailing_data = block[: self._left], block[self._left :]
@@ -255,7 +255,7 @@ class RequestBody(io.RawIOBase):
         self.complete = True
         if self._chunks is not None:
             self.trailers += read_trailers(self._chunks.trailers)
-        self._connection.has_all_of_body()
+        self._connection.body_received()
 
     def _refuse(self) -> None:
         self._failed = True

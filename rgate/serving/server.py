@@ -21,35 +21,35 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from werkzeug.serving import BaseWSGIServer
 
-from ..errors import Overloaded
-from ..http1.client_address import TrustedProxies, normalize_address
+from ..errors import GatewayError, Overloaded
+from ..http1.client_address import normalize_address
 from ..http1.grammar import bracket_host
-from ..http1.request import RequestParser
-from ..log import about
+from ..log import exception_key
 from ..tls.server_context import ServerTLS
 from .acceptor import Acceptor
 from .connection import Connection
-from .connection_limits import TURNED_AWAY, ConnectionLimits
-from .environ import template
+from .connection_limits import MAX_REJECTING, ConnectionLimits
+from .connection_owner import SharedServices
+from .connection_state import IN_FLIGHT, UNUSED, State
+from .environ import base_environ
 from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
+from .head_encoder import HeadEncoder
 from .heap import Heap
-from .inflight import InFlightRequests
 from .listeners import Listeners
-from .proxy_protocol_connection import announced
+from .proxy_protocol_connection import with_proxy_protocol
 from .readiness import Readiness
-from .response import HeadEncoder
+from .settings import ServerSettings
 from .slow_clients import SlowClients
 from .sockets import sockname
 from .spool import Spool
 from .stream_relay import Streams
+from .thread_per_connection import ThreadPerConnection
 from .thread_pool import ThreadPool
-from .threads import ThreadPerConnection
 from .tls_connection import RedirectConnection, TLSConnection
 from .tunnels import TunnelRelay, Tunnels
 
@@ -65,25 +65,30 @@ BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
 LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
 BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
-TEST_SECONDS: Final = 0.25  # so long a response may take before a client that has ended its side is tested
+CLIENT_CHECK_SECONDS: Final = 0.25  # how long a response may take before a half-closed client is checked
 LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are suspended
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
 
 _WATCHED: Final = READABLE | GONE | EDGE
-_WATCHED_FOR_ROOM: Final = _WATCHED | WRITABLE
+_WATCHED_AND_WRITABLE: Final = _WATCHED | WRITABLE
+_CLOSED_WHEN_DUE: Final = (*UNUSED, State.CLOSING_IDLE)
+_ANSWERED: Final = (State.CLOSING_IDLE, State.LINGERING)
+_OWNED_BY_THREAD: Final = (State.BUSY, State.RELAYED, State.TUNNELLED)
 _log = logging.getLogger("rgate.serving")
 
 
 class Server(BaseWSGIServer):
     """Serves a WSGI app on listening sockets.
 
-    run() blocks the calling thread until stop() or retire() is called from another thread (not from a signal handler: run()
-    may hold the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` says where
-    it listens. `beat` is called about once a second by the thread that is in run().
+    It is a Werkzeug server by its class, so that it can stand wherever one is expected; the event loop, threads, sockets and
+    connections are its own, and nothing of Werkzeug's or socketserver's handling of requests is used.
 
-    The sockets it makes itself when they are not given; those that are given it duplicates, so they are the giver's to
-    close. `tls` is what new connections speak TLS with; with config.tls it is made of that when it is not given (PemError),
-    and may be exchanged for another at any time. `condition` is told whether it is calm.
+    run() blocks the calling thread until stop() or retire() is called from another thread (not from a signal handler: run()
+    may hold the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` is where it
+    listens. `beat` is called about once a second by the thread that is in run().
+
+    Without `listeners` it opens its own; listeners that are passed in are duplicated and remain the caller's to close. `tls`
+    defaults to one made from config.tls (PemError). `readiness` is told whether the thread pool is calm.
     """
 
     def __init__(
@@ -94,83 +99,99 @@ class Server(BaseWSGIServer):
         tls: ServerTLS | None = None,
         readiness: Readiness | None = None,
     ) -> None:
-        self.tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
-        self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._take)
-        self._doors = Acceptor(self._epoll, self._take_in, config.write_seconds, self._make_room)
+        # BaseWSGIServer.__init__ is not called: it would bind a socket, and the listening sockets belong to the acceptor.
+        tls = tls if tls is not None or config.tls is None else ServerTLS(config.tls)
+        self.settings = settings = ServerSettings(app, config, tls)
+        self._epoll: select.epoll | ThreadPerConnection = select.epoll() if EPOLL else ThreadPerConnection(self._on_event)
+        self._acceptor = Acceptor(self._epoll, self._on_accept, config.write_seconds, self._make_room)
         self.listeners = own = Listeners.open(config) if listeners is None else listeners.duplicate()
-        name, port = sockname(own.main[0])
-        super().__init__(name, port, app, fd=own.main[0].fileno())  # takes one more duplicate, which nobody needs
-        super().server_close()
-        self.config = config
+        self.server_address = self.host, self.port = sockname(own.main[0])
         self.now = monotonic()
         self.ticks = 0
         self.draining = False
         self._drain_began = 0.0
-        self.trusted_proxies = TrustedProxies(config.trusted_proxies)
         self.readiness = readiness or Readiness()
-        self.admission = ConnectionLimits(config, self.trusted_proxies)
-        self.heads = HeadEncoder()
-        self.requests = self._requests(config)
-        self.template: dict[str, Any] = template(
-            name if port else "localhost", port, "https" if self.tls else "http", multiprocess=config.processes > 1
-        )
-        self.readiness.load = self._load
-        self.uploads: set[Connection] = set()  # whose threads wait for more of their bodies
-        self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
+        self.readiness.server.open_counts = self._load
+        self.limits = ConnectionLimits(config, settings.trusted_proxies)
+        self.uploads: set[Connection] = set()
         self.spool = Spool(*self._spool_limits(config))
         self.tunnels = Tunnels()
         self.streams = Streams() if EPOLL else None
-        self._suspended: list[
-            tuple[float, int, SuspendedResponse]
-        ] = []  # a heap; those that were woken stay in it until their time
+        self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
+        scheme = "https" if tls else "http"
+        name = self.host if self.port else "localhost"  # without a port, the host is the path of a unix socket
+        self.shared = SharedServices(
+            base_environ(name, self.port, scheme, multiprocess=config.processes > 1),
+            HeadEncoder(),
+            self.limits,
+            self.spool,
+            self.streams,
+            self.uploads,
+            self.port,
+            self.redirect_port,
+        )
+        # A heap by time; the number decides between equal times. Those that were resumed stay until their time has passed.
+        self._suspended: list[tuple[float, int, SuspendedResponse]] = []
         self._numbers = count()
-        self._half_closed: dict[Connection, float] = {}  # whose clients are to be tested, and when
+        self._half_closed: dict[Connection, float] = {}  # connections whose clients are to be checked, and when
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
-        self._slow_clients = SlowClients(config, self.trusted_proxies)
-        self._crew: ThreadPool | ThreadPerConnection
+        self._slow_clients = SlowClients(config, settings.trusted_proxies)
+        self._thread_pool: ThreadPool | ThreadPerConnection
         if isinstance(self._epoll, ThreadPerConnection):
-            self._crew = self._epoll
+            self._thread_pool = self._epoll
         else:
-            self._crew = ThreadPool(self._epoll, self._take, config.threads, _most_threads(config), self._held_up)
-        self._lent = own.lent
+            self._thread_pool = ThreadPool(self._epoll, self._on_event, config.threads, _max_threads(config), self._held_up)
+        self._listeners_shared = own.externally_owned
         self._retiring = False
-        kind = TLSConnection if self.tls else Connection
-        self._announced = {each: announced(each) for each in (kind, RedirectConnection)}
+        kind = TLSConnection if tls else Connection
         for listener in own.main:
-            self._doors.add(listener, kind)
+            self._acceptor.add(listener, kind)
         for listener in own.redirect:
-            self._doors.add(listener, RedirectConnection)
-        self.redirect_port: int | None = own.redirect[0].getsockname()[1] if own.redirect else None
+            self._acceptor.add(listener, RedirectConnection)
         self.beat: Callable[[], object] = lambda: None
-        self._beaten = 0.0
+        self._last_beat = 0.0
         self._heap = Heap()
 
-    def _requests(self, config: ServerConfig) -> RequestParser:
-        requests = RequestParser(config.max_target_bytes, config.max_headers, config.max_body_bytes)
-        requests.upgrades = EPOLL  # tunnels need it
-        requests.interim_responses = config.interim_responses
-        return requests
-
     def _spool_limits(self, config: ServerConfig) -> tuple[str | None, int, int, int]:
-        return config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes, self.admission.spool_files
+        return config.spool_directory, config.max_spooled_body_bytes, config.max_spooled_bytes, self.limits.spool_files
+
+    @property
+    def config(self) -> ServerConfig:
+        """The current config."""
+        return self.settings.config
+
+    @property
+    def tls(self) -> ServerTLS | None:
+        """What new connections speak TLS with."""
+        return self.settings.tls
+
+    @property
+    def app(self) -> WSGIApplication:
+        """The app that requests are served with. Setting it affects requests that begin afterwards."""
+        return self.settings.app
+
+    @app.setter
+    def app(self, app: WSGIApplication) -> None:
+        self.reconfigure(app, self.settings.config, self.settings.tls)
 
     @property
     def url(self) -> str:
         """Where to reach the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        return f"{self.template['wsgi.url_scheme']}://{bracket_host(host)}:{self.port}"
+        host = bracket_host(host)
+        return f"{self.shared.base_environ['wsgi.url_scheme']}://{host}:{self.port}"
 
     @property
-    def public_port(self) -> int:
-        """The port that clients are to use."""
-        return (self.config.tls and self.config.tls.public_port) or self.port
+    def connections(self) -> list[Connection]:
+        """The connections that are open now."""
+        return list(self._connections.values())
 
     @property
     def threads(self) -> int:
-        """How many worker threads there are at present."""
-        return len(self._crew)
+        """How many pool threads there are."""
+        return len(self._thread_pool)
 
     @property
     def idle_drain_seconds(self) -> float:
@@ -180,29 +201,24 @@ class Server(BaseWSGIServer):
 
     @property
     def _relayed(self) -> int:
-        """How many connections are relayed, and so have one to a backend each."""
+        """How many streams and tunnels there are. Each has a connection to a backend."""
         return len(self.tunnels) + (len(self.streams) if self.streams is not None else 0)
 
     def _load(self) -> dict[str, int]:
-        """What is open at present."""
+        """How many connections, streams, tunnels and threads there are."""
         streams = len(self.streams) if self.streams is not None else 0
         open_ = {"connections": len(self._connections), "streams": streams, "tunnels": len(self.tunnels)}
         return {**open_, "threads": self.threads}
 
     @property
-    def has_thread_for_upload(self) -> bool:
-        """Whether one more thread may wait for the rest of a large body: `threads` may at one time."""
-        return len(self.uploads) < self.config.threads or not EPOLL  # without epoll each connection has a thread anyway
-
-    @property
     def is_crowded(self) -> bool:
-        """Whether there are more connections than may be."""
-        return len(self._connections) > self.admission.most
+        """Whether there are more connections than allowed."""
+        return len(self._connections) > self.limits.max_connections
 
     def run(self) -> None:
         """Serve until stop() or retire()."""
-        self._doors.open()
-        self._crew.start()
+        self._acceptor.resume()
+        self._thread_pool.start()
         try:
             self._run_ticks()
             self._drain()
@@ -212,150 +228,167 @@ class Server(BaseWSGIServer):
     serve_forever = run  # type: ignore[assignment]
 
     def reconfigure(self, app: WSGIApplication, config: ServerConfig, tls: ServerTLS | None) -> Callable[[], bool]:
-        """Serve requests with this from now on. What is returned tells whether all requests are over that had begun before.
+        """Serve requests that begin from now on with this. Returns a callable: whether all requests begun before are over.
 
-        Listeners, threads and connections stay, so `host`, `port`, `workers`, `threads` and whether there is TLS do not
-        change. Limits and timeouts are those of `config` when they are looked at next. From any thread.
+        A request keeps its settings from its first byte to its last: app, limits, timeouts, trusted proxies. Listeners,
+        threads and connections stay, so `host`, `port`, `workers`, `threads` and whether there is TLS do not change.
+        From any thread, one at a time.
         """
-        self.trusted_proxies = TrustedProxies(config.trusted_proxies)
-        self.admission.change(config, self.trusted_proxies)
-        self.requests = self._requests(config)
-        self._slow_clients.change(config, self.trusted_proxies)
-        self.lowest_body_limit, self.seconds_per_body_byte = _upload_limits(app, config)
-        self.spool.change(*self._spool_limits(config))
-        if isinstance(self._crew, ThreadPool):
-            self._crew.most = _most_threads(config)
-        self._doors.write_seconds = config.write_seconds
-        self.tls, self.config = tls, config
-        self.app = app
-        for connection in list(self._connections.values()):
-            connection.limit_writes(config.write_seconds)
-        # Whoever has taken the app of before has made the connection busy first.
-        return InFlightRequests(self._connections.values()).is_over
+        settings = ServerSettings(app, config, tls, self.settings.generation + 1)
+        self.limits.reconfigure(config, settings.trusted_proxies)
+        self._slow_clients.reconfigure(config, settings.trusted_proxies)
+        self.spool.reconfigure(*self._spool_limits(config))
+        if isinstance(self._thread_pool, ThreadPool):
+            self._thread_pool.max_threads = _max_threads(config)
+        self._acceptor.write_seconds = config.write_seconds
+        self.settings = settings
+        # A thread makes the connection READING_HEAD before it reads the settings for a new request. So a request with earlier
+        # settings is among these, or will be seen to have later ones.
+        connections = self.connections
+        in_flight = [connection for connection in connections if connection.state in IN_FLIGHT]
+        for connection in connections:
+            connection.adopt_if_idle(settings)
+
+        def are_over() -> bool:
+            in_flight[:] = [
+                connection
+                for connection in in_flight
+                if connection.state in IN_FLIGHT and connection.settings.generation < settings.generation
+            ]
+            return not in_flight
+
+        return are_over
 
     def stop(self) -> None:
-        """Stop accepting, let what is in flight finish, have run() return. Returns at once; may be called again.
+        """Stop accepting, let requests in flight finish, have run() return. Returns at once; may be called again.
 
-        Who is connected by now is served. Connections without a request stay open for `idle_drain_seconds`, for a last one.
+        Connections already established are served. Idle ones stay open for `idle_drain_seconds` in case one more request
+        arrives.
         """
         self._stop.set()
 
     def retire(self) -> None:
-        """The same, but others serve the sockets on, so there is no hurry: connections without a request have half of
-        `drain_seconds`."""
-        self._lent = self._retiring = True
+        """The same when another process goes on to serve the listening sockets: idle connections then stay open for half of
+        `drain_seconds`, because their clients have somewhere to go."""
+        self._listeners_shared = self._retiring = True
         self._stop.set()
 
     def server_close(self) -> None:
         """Close the listening sockets."""
-        super().server_close()
-        self._doors.close()
+        self._acceptor.close()
 
-    def _take(self, fd: int, event: int) -> None:
-        """Act on what epoll has told, in a worker thread."""
+    def _on_event(self, fd: int, event: int) -> None:
+        """Act on an epoll event, in a pool thread."""
         connection = self._connections.get(fd)
         if connection is not None:
-            connection.events |= event
-            if connection.turn.acquire(False):
-                self._advance(connection)
+            connection.events.add(event)  # before the lock is tried: its holder looks for events after releasing it
+            if connection.lock.acquire(False):
+                self._run_connection(connection)
             elif event & (GONE | FAILED):
-                connection.note_end()
+                connection.on_hangup()
         else:
-            self._doors.knock(fd)
+            self._acceptor.accept_ready(fd)
 
-    def _advance(self, connection: Connection) -> None:
-        """Go on with a connection whose turn this thread has, until no event is left."""
+    def _run_connection(self, connection: Connection) -> None:
+        """Go on with a connection whose lock this thread holds, until no event is left."""
+        events = connection.events
         while True:
-            while connection.events or connection.ended:
-                event, connection.events = connection.events, 0
-                connection.ended = ended = connection.ended or bool(event & GONE and connection.left)
-                if event & WRITABLE or ended:
-                    connection.queued = False
+            # An end of the client is reported once, so it is remembered until the connection has read up to it.
+            while events or (connection.client_half_closed and not connection.has_stopped_reading):
+                event = 0
+                while events:
+                    event |= events.pop()
+                if event & GONE and not connection.client_half_closed and connection.peer_closed:
+                    connection.client_half_closed = True
                 try:
-                    open_ = connection.advance()
+                    is_open = connection.on_ready(event)
                 except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread
-                    _log.exception("a connection failed", extra={"about": about(error)})
-                    open_ = False
-                if not open_:
-                    if connection.suspended is not None:
-                        if not self._suspend(connection, connection.suspended):
-                            continue
-                    elif connection.relayed:
-                        self.streams.add(connection)  # type: ignore[union-attr]
-                    elif not connection.tunnelled:
-                        self.close_connection(connection)
-                    return  # and keep its turn: nobody may have it again
-            connection.turn.release()
-            if not self._again(connection):
+                    _log.exception("a connection failed", extra={"dedup_key": exception_key(error)})
+                    is_open = False
+                if is_open:
+                    continue
+                if connection.state is State.SUSPENDED:
+                    if not self._suspend(connection):
+                        continue
+                elif connection.state is State.RELAYED:
+                    self.streams.add(connection)  # type: ignore[union-attr]
+                elif connection.state is not State.TUNNELLED:
+                    self.close_connection(connection)
+                return  # without releasing the lock: the connection is not this thread's to go on with
+            connection.lock.release()
+            if not self._reacquire(connection):
                 return
 
-    def test_soon(self, connection: Connection) -> None:
-        """Test a client that has ended its side, unless it has its response by then: most of them just wait for that."""
-        self._half_closed[connection] = monotonic() + TEST_SECONDS
+    def check_client_soon(self, connection: Connection) -> None:
+        """Check in CLIENT_CHECK_SECONDS whether a half-closed client is still there; most have their response by then."""
+        self._half_closed[connection] = monotonic() + CLIENT_CHECK_SECONDS
 
-    def _suspend(self, connection: Connection, suspended: SuspendedResponse) -> bool:
-        """Leave a connection alone, with its turn taken, until its request is woken, or the time is over.
+    def _suspend(self, connection: Connection) -> bool:
+        """Keep the connection, with its lock held, until its request is resumed or its time is over.
 
-        False without an epoll, where the thread is the connection's own and has waited.
+        False without an epoll: the thread is the connection's own and has waited here.
         """
+        suspended = connection.response.suspended
+        assert suspended is not None
         connection.on_disconnect = suspended.cancel
-        heapq.heappush(self._suspended, (suspended.until, next(self._numbers), suspended))
+        heapq.heappush(self._suspended, (suspended.deadline, next(self._numbers), suspended))
         if connection.client_disconnected:
             suspended.cancel()
         if EPOLL:
             suspended.when_resumed(partial(self._resume, connection))
             return True
-        woken = threading.Event()
-        suspended.when_resumed(woken.set)
-        woken.wait()
-        connection.events |= WRITABLE
+        resumed = threading.Event()
+        suspended.when_resumed(resumed.set)
+        resumed.wait()
+        connection.events.add(WRITABLE)
         return False
 
     def _resume(self, connection: Connection) -> None:
-        connection.turn.release()
-        with contextlib.suppress(OSError, ValueError):  # closed at this moment
-            self.wait_to_send(connection)
+        connection.lock.release()
+        with contextlib.suppress(OSError, ValueError):  # it has just been closed
+            self.watch_writable(connection)
 
     @staticmethod
-    def _again(connection: Connection) -> bool:
-        """Take the turn once more for what came between the last look and the release, and so found the turn taken."""
-        return bool(connection.events) and connection.turn.acquire(False)
+    def _reacquire(connection: Connection) -> bool:
+        """Take the lock again for events that arrived between the last look and the release, when others found it taken."""
+        return bool(connection.events) and connection.lock.acquire(False)
 
-    def relay(self, connection: Connection, tunnel: TunnelRelay) -> None:
-        """Leave a connection to the tunnels. It stays one of the server's connections until its tunnel is over."""
+    def start_tunnel(self, connection: Connection, tunnel: TunnelRelay) -> None:
+        """Hand a connection to the tunnels. It counts as one of the server's connections until its tunnel is over."""
         tunnel.close_client = lambda: self.close_connection(connection)
         self._epoll.unregister(connection.fileno())
         self.tunnels.add(tunnel)
 
     def close_connection(self, connection: Connection) -> None:
-        """Close it, and count it no more. Called by the thread that has its turn, or in the end."""
+        """Close it, and stop counting it. Called by the thread that holds its lock, or at the very end."""
         self._connections.pop(connection.fileno(), None)
         self._half_closed.pop(connection, None)
-        if not EPOLL:  # an epoll forgets what is closed
+        if not EPOLL:  # an epoll forgets a descriptor that is closed
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
-        if connection.counted:
-            self.admission.leave(connection.counted)
+        if connection.limited_address:
+            self.limits.release(connection.limited_address)
         connection.close()
 
-    def wait_to_send(self, connection: Connection) -> None:
-        """Have advance() called when the socket takes more, too."""
-        self._epoll.modify(connection.fileno(), _WATCHED_FOR_ROOM)
+    def watch_writable(self, connection: Connection) -> None:
+        """Have on_ready() called when the socket takes more bytes, too. Raises OSError, ValueError when it is closed."""
+        self._epoll.modify(connection.fileno(), _WATCHED_AND_WRITABLE)
 
-    def _take_in(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
-        """Make a connection of a socket, or turn it away when there are too many."""
-        proxies = self.trusted_proxies
-        waits = self.config.proxy_protocol and (not proxies or normalize_address(peer[0]) in proxies)
-        connection = (self._announced[kind] if waits else kind)(self, sock, peer)
+    def _on_accept(self, kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
+        """Make a connection of an accepted socket. It is rejected when there are too many."""
+        settings = self.settings
+        proxies = settings.trusted_proxies
+        proxied = settings.config.proxy_protocol and (not proxies or normalize_address(peer[0]) in proxies)
+        connection = (with_proxy_protocol(kind) if proxied else kind)(self, sock, peer)
         self._connections[sock.fileno()] = connection
         error = None
-        if not self.admission.has_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
-            error = Overloaded(f"more than {self.admission.most} connections")
-        elif not waits and not self.admission.enter(connection):
+        if not self.limits.make_room(self._connections.values(), self._relayed, connection, self.ticks, self.now):
+            error = Overloaded(f"more than {self.limits.max_connections} connections")
+        elif not proxied and not self.limits.acquire(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
-            too_many = len(self._connections) > self.admission.most + TURNED_AWAY
-            if waits or too_many or not connection.turn_away(error):
+            too_many = len(self._connections) > self.limits.max_connections + MAX_REJECTING
+            if proxied or too_many or not self._reject(connection, error):
                 self.close_connection(connection)
                 return
         try:
@@ -364,112 +397,110 @@ class Server(BaseWSGIServer):
             self._connections.pop(sock.fileno(), None)
             raise
 
+    @staticmethod
+    def _reject(connection: Connection, error: GatewayError) -> bool:
+        with connection.lock:  # another thread may be about to expire it, to make room
+            return connection.reject(error)
+
     def _run_ticks(self) -> None:
         while not self._stop.wait(self._tick_seconds):
             self._tick()
-            self._doors.look(self.now)
+            self._acceptor.resume_if_due(self.now)
             if self._beats():
                 self._expire_connections()
 
     def _tick(self) -> None:
         self.ticks += 1
         self.now = monotonic()
-        quiet = self._crew.look(self.now)
-        self.readiness.calm = self._crew.calm
-        ceiling = self._crew.ceiling
-        self.readiness.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
+        quiet = self._thread_pool.resize(self.now)
+        self.readiness.server.saturated = self._thread_pool.saturated
+        ceiling = self._thread_pool.ceiling
+        self.readiness.server.max_in_flight = None if ceiling is None else max(1, ceiling - 2 * self.config.threads)
         self._tick_seconds = QUIET_TICK_SECONDS if quiet else BUSY_TICK_SECONDS
         for connection, due in list(self._half_closed.items()):
             if due <= self.now:
                 self._half_closed.pop(connection, None)
-                if not connection.test_client():
+                if not connection.check_client():
                     self._half_closed.setdefault(connection, due)
         while self._suspended and self._suspended[0][0] <= self.now:
             heapq.heappop(self._suspended)[2].expire()
 
     def _beats(self) -> bool:
-        if self.now - self._beaten < BEAT_SECONDS:
+        if self.now - self._last_beat < BEAT_SECONDS:
             return False
-        self._beaten = self.now
+        self._last_beat = self.now
         self.beat()
-        self._heap.look(self.now, quiet=self._tick_seconds == QUIET_TICK_SECONDS)
+        self._heap.trim_if_due(self.now, idle=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 
     def _held_up(self, most: int | None) -> int:
         return self._slow_clients.count(self._connections.values(), most)
 
     def _make_room(self) -> None:
-        self.admission.make_room(self._connections.values(), self.now)
+        self.limits.evict(self._connections.values(), self.now)
 
     def _expire_connections(self) -> None:
-        """Give up waiting where a deadline has passed, or at the end, for a request that nothing has come of."""
-        for connection in list(self._connections.values()):
-            if connection.busy or connection.late:
-                continue
-            due = connection.deadline < self.now
-            if not connection.idle:
-                if due:
-                    connection.expire()
-            elif (due or self._idle_for_too_long(connection)) and not connection.leaving:
-                connection.retire()
+        """Stop waiting for clients whose deadlines have passed, and for requests on idle connections when the server drains."""
+        now = self.now
+        for connection in self.connections:
+            deadline = connection.deadline
+            is_due = deadline is not None and deadline < now
+            if connection.state in _CLOSED_WHEN_DUE:
+                if is_due or self._is_idle_for_too_long(connection):
+                    connection.close_if_idle()
+            elif is_due:
+                connection.expire(now)
 
-    def _idle_for_too_long(self, connection: Connection) -> bool:
-        begun = max(self._drain_began, connection.idle_since)
-        return self.draining and self.now - begun >= self.idle_drain_seconds
+    def _is_idle_for_too_long(self, connection: Connection) -> bool:
+        since = max(self._drain_began, connection.idle_since)
+        return self.draining and self.now - since >= self.idle_drain_seconds
 
     def _drain(self) -> None:
         self._drain_began = monotonic()
         self.draining = True
-        if self._lent:
-            self._doors.leave()
+        if self._listeners_shared:
+            self._acceptor.hand_off()
         else:
-            self._doors.shut()
+            self._acceptor.pause()
         closed = False
         pause = threading.Event()
         while True:
             self._tick()
             self._beats()
             passed = self.now - self._drain_began
-            closed = closed or self._doors.close_behind_the_last(wait=passed < LAST_HANDSHAKES_SECONDS)
-            for connection in list(self._connections.values()):
-                if connection.busy:
-                    connection.end_after_response()
+            closed = closed or self._acceptor.drain_and_close(wait=passed < LAST_HANDSHAKES_SECONDS)
+            for connection in self.connections:
+                if connection.state in IN_FLIGHT:
+                    connection.close_after_response()
             self._expire_connections()
             if passed >= self.config.drain_seconds - min(LAST_ANSWERS_SECONDS, self.config.drain_seconds / 2):
                 while self._suspended:
                     heapq.heappop(self._suspended)[2].expire()
-            over = closed and not self._doors.taking_in and not self._connections  # in this order
-            if over or passed >= self.config.drain_seconds:
+            # In this order: a thread that is accepting adds a connection before it is seen to be done.
+            is_over = closed and not self._acceptor.accepting and not self._connections
+            if is_over or passed >= self.config.drain_seconds:
                 break
             pause.wait(BUSY_TICK_SECONDS)
-        if cut := sum(not connection.leaving for connection in list(self._connections.values())):
+        if cut := sum(connection.state not in _ANSWERED for connection in self.connections):
             _log.warning("%d connections were cut at the end of drain_seconds", cut)
 
     def _end(self) -> None:
         self.tunnels.stop()
-        for connection in list(self._connections.values()):
-            connection.cut()
+        for connection in self.connections:
+            connection.abort()
         if self.streams is not None:
             self.streams.stop()
-        all_ended = self._crew.end(CUT_SECONDS)
-        for connection in list(self._connections.values()):
-            if connection.suspended is not None:
-                connection.give_up_parked()
-                self.close_connection(connection)
-            elif not connection.busy:  # else it is the thread's, which is stuck in the app
+        all_ended = self._thread_pool.shutdown(CUT_SECONDS)
+        for connection in self.connections:
+            if connection.state is State.SUSPENDED:
+                connection.response.abandon_suspended()
+            if connection.state not in _OWNED_BY_THREAD:  # else that thread is stuck in the app
                 self.close_connection(connection)
         self.server_close()
         if all_ended:
             self._epoll.close()
 
 
-def _most_threads(config: ServerConfig) -> int:
-    # Of those that wait for backends, base threads may have begun uncounted (see Condition.calm). As many are kept free.
+def _max_threads(config: ServerConfig) -> int:
+    # `threads` requests may be waiting for backends without being counted (see Readiness.calm), and as many are kept free.
     return 2 * config.threads + config.max_in_flight
-
-
-def _upload_limits(app: WSGIApplication, config: ServerConfig) -> tuple[float, float]:
-    """The lowest limit for which `app` may refuse a body by its length, and the seconds that a byte of a body may take."""
-    lowest: float | None = getattr(app, "lowest_body_limit", None)
-    rate = config.min_body_bytes_per_second
-    return inf if lowest is None else lowest, 1 / rate if rate else inf

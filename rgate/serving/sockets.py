@@ -1,9 +1,10 @@
-"""Sockets, in the kernel's own terms: listening, waiting, ending."""
+"""Socket operations that the standard library lacks: listening, timeouts in the kernel, state of the peer, resets."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import socket
 import struct
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from .events import EPOLL, FAILED, GONE
-from .threads import is_gone
 
 __all__ = [
     "drop_new_syns",
@@ -27,7 +27,8 @@ __all__ = [
 BACKLOG: Final = 4_096
 SO_ATTACH_FILTER: Final = 26  # Linux; the socket module has no name for it
 SYN_RECV: Final = "03"  # in /proc/net/tcp
-# Every TCP packet but a SYN. One instruction each: load the flags; is SYN among them?; then nothing of it; else all of it.
+# A BPF program that accepts every TCP packet except a SYN. Its instructions: load the flags; if SYN is set, continue, else skip
+# one; accept 0 bytes; accept all bytes.
 _NO_SYN: Final = b"".join(
     struct.pack("HBBI", *instruction)
     for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF_FFFF))
@@ -35,7 +36,8 @@ _NO_SYN: Final = b"".join(
 
 
 def listen(host: str, port: int, shared: bool = False) -> socket.socket:
-    """A listening socket; port 0 takes a free one. `shared` lets others of this user listen there too. Raises OSError."""
+    """A listening socket; port 0 takes a free one. With `shared`, other sockets of this user can listen on the same port. Raises
+    OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -51,17 +53,17 @@ def listen(host: str, port: int, shared: bool = False) -> socket.socket:
 
 
 def sockname(listener: socket.socket) -> tuple[str, int]:
-    """Host and port of a listening socket; of a unix socket "unix://PATH" and 0."""
+    """Host and port of a listening socket; for a unix socket "unix://PATH" and 0."""
     if listener.family == socket.AF_UNIX:
         return f"unix://{listener.getsockname()}", 0
     host, port = listener.getsockname()[:2]
     return host, port
 
 
-def peer_closed(sock: socket.socket) -> bool:
-    """Whether the other side has ended its half, or all of it, or the socket is closed."""
+def peer_closed(sock: socket.socket | int) -> bool:
+    """Whether the peer has closed its sending side or the whole connection, or the socket itself is closed."""
     if not EPOLL:
-        return is_gone(sock.fileno())
+        return _is_at_end(sock if isinstance(sock, int) else sock.fileno())
     poll = select.poll()
     try:
         poll.register(sock, GONE)
@@ -70,36 +72,46 @@ def peer_closed(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _is_at_end(fd: int) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            return copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def was_reset(sock: socket.socket) -> bool:
-    """Whether the other side has reset the connection, so that nothing can be sent any more, or the socket is closed."""
+    """Whether the peer has reset the connection, so that nothing can be sent any more, or the socket itself is closed."""
     poll = select.poll()
     try:
         poll.register(sock, 0)
         if EPOLL:
             return any(event & (FAILED | select.POLLNVAL) for _, event in poll.poll(0))
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))  # elsewhere a hang-up may be an end of one half
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))  # on other systems POLLHUP may mean a half-close
     except (OSError, ValueError):
         return True
 
 
 def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
-    """Let the kernel end every single wait (SO_RCVTIMEO, SO_SNDTIMEO) after so long, with BlockingIOError.
+    """Have the kernel end every single wait (`option` is SO_RCVTIMEO or SO_SNDTIMEO) after `seconds`, with BlockingIOError.
 
-    With Python's own timeouts every call would be a poll() first.
+    With Python's own timeouts every call would start with a poll().
     """
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000)))
 
 
 def set_rst_on_close(sock: socket.socket) -> None:
-    """Have close() end the connection with a reset: what has been sent must not look complete."""
+    """Have close() reset the connection, so that a truncated response does not look complete."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def drop_new_syns(listener: socket.socket) -> None:
-    """Have the kernel drop every further attempt to connect, as if it were lost on the way, and go on with those that have begun.
+    """Have the kernel drop new connection attempts, as if their packets were lost, while those already begun can complete.
 
-    Without it there is always one more connection between the last accept() and close(), which would reset it. Linux only;
-    elsewhere nothing happens. It is the socket's for good, in whatever process that is open.
+    Without it a connection could always arrive between the last accept() and close(), which would reset it. Linux only; on other
+    systems nothing happens. The filter stays on the socket for good, in every process that has it open.
     """
     program = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))
     filter_ = struct.pack("@HP", len(_NO_SYN) // 8, ctypes.addressof(program))
@@ -108,9 +120,9 @@ def drop_new_syns(listener: socket.socket) -> None:
 
 
 def has_pending_handshakes(port: int, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> bool:
-    """Whether a client that wants to connect to this port has been answered, but its last word has not come.
+    """Whether a connection to this port is in SYN_RECV: SYN-ACK sent, final ACK not yet received.
 
-    It may think that it is connected. False where the system does not tell.
+    Its client may already consider it established. False where the system has no such tables.
     """
     end = f":{port:04X}"
     for table in tables:

@@ -1,4 +1,4 @@
-"""Temporary files for request bodies that come slowly while no thread is to be spent on them."""
+"""Temporary files for request bodies that arrive slowly, so that they hold no thread."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _log = logging.getLogger("rgate.serving")
 
 
 class Spool:
-    """Gives room in temporary files: at most `max_body_bytes` for a body, `max_bytes` and `max_files` in all.
+    """Makes temporary files, with at most `max_body_bytes` each, and `max_bytes` and `max_files` in total.
 
-    The files are made in `directory` (None: the system's) and have no name, so nothing is left of them when the process ends.
-    Where none can be made, or the disk is full, there is no room. Thread-safe.
+    The files are in `directory` (None: the system's) and have no name, so they vanish when the process ends. If a file cannot be
+    created or written, that is logged and treated as if a limit were reached. Thread-safe: a lock protects the totals.
     """
 
     def __init__(self, directory: str | None, max_body_bytes: int, max_bytes: int, max_files: int) -> None:
-        self.change(directory, max_body_bytes, max_bytes, max_files)
+        self.reconfigure(directory, max_body_bytes, max_bytes, max_files)
         self.bytes = 0
         self.files = 0
         self._lock = threading.Lock()
 
-    def change(self, directory: str | None, max_body_bytes: int, max_bytes: int, max_files: int) -> None:
-        """Have other limits from now on. Files that there are stay where they are."""
+    def reconfigure(self, directory: str | None, max_body_bytes: int, max_bytes: int, max_files: int) -> None:
+        """Apply new limits. Existing files stay where they are."""
         self.directory = directory
         self.max_body_bytes = max_body_bytes
         self.max_bytes = max_bytes
         self.max_files = max_files
 
     def open(self) -> SpooledBody | None:
-        """A file for one body; None when there is no room for another."""
+        """A file for one body; None if a limit is reached or no file can be created."""
         with self._lock:
             if self.bytes >= self.max_bytes or not self.max_body_bytes or self.files >= self.max_files:
                 return None
@@ -42,34 +42,34 @@ class Spool:
         try:
             return SpooledBody(self)
         except OSError as error:
-            self.give_back(0)
-            self.cannot(error)
+            self.release(0)
+            self.log_failure(error)
             return None
 
-    def take(self, size: int) -> bool:
-        """Take so many bytes of the room, if they are there."""
+    def reserve(self, size: int) -> bool:
+        """Count `size` bytes against max_bytes; False, without counting them, if they exceed it."""
         with self._lock:
             if self.bytes + size > self.max_bytes:
                 return False
             self.bytes += size
             return True
 
-    def give_back(self, size: int, files: int = 1) -> None:
-        """Give back the room of files that had so many bytes."""
+    def release(self, size: int, files: int = 1) -> None:
+        """Uncount `size` bytes and `files` files."""
         with self._lock:
             self.bytes -= size
             self.files -= files
 
-    def cannot(self, error: OSError) -> None:
-        """Tell the operator why there is no room."""
-        where = self.directory or "the system's temporary directory"
-        why = error.strerror or str(error)
-        words = "cannot spool request bodies in %s: %s; slow uploads hold threads instead (server.spool_directory)"
-        _log.warning(words, where, why, extra={"about": why})
+    def log_failure(self, error: OSError) -> None:
+        """Log why bodies cannot be spooled."""
+        directory = self.directory or "the system's temporary directory"
+        reason = error.strerror or str(error)
+        message = "cannot spool request bodies in %s: %s; slow uploads hold threads instead (server.spool_directory)"
+        _log.warning(message, directory, reason, extra={"dedup_key": reason})
 
 
 class SpooledBody:
-    """One body, or the beginning of one. Written to its end, then read from its beginning. One thread at a time."""
+    """One request body, or its first part. First written, then read from the start. Used by one thread at a time."""
 
     __slots__ = ("_file", "_read", "_spool", "size")
 
@@ -80,31 +80,31 @@ class SpooledBody:
         self._read = 0
 
     def write(self, block: bytes | bytearray) -> bool:
-        """Append all of it. False: there is no room for it, and nothing has been written."""
+        """Append the whole block. False: a limit is reached or writing failed, and nothing was appended."""
         spool, size = self._spool, len(block)
-        if self.size + size > spool.max_body_bytes or not spool.take(size):
+        if self.size + size > spool.max_body_bytes or not spool.reserve(size):
             return False
         written = 0
         try:
             while written < size:
                 written += os.pwrite(self._file.fileno(), memoryview(block)[written:], self.size + written)
         except OSError as error:
-            spool.give_back(size, 0)
-            spool.cannot(error)
-            with contextlib.suppress(OSError):  # so that the disk has its room back
+            spool.release(size, 0)
+            spool.log_failure(error)
+            with contextlib.suppress(OSError):  # free the disk space
                 os.ftruncate(self._file.fileno(), self.size)
             return False
         self.size += size
         return True
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most `size`; b"" at the end. Raises OSError."""
+        """Read at most `size` bytes; b"" at the end. Raises OSError."""
         block = os.pread(self._file.fileno(), min(size, self.size - self._read), self._read)
         self._read += len(block)
         return block
 
     def close(self) -> None:
-        """Give the room back. May be called again."""
+        """Delete the file and uncount it. May be called again."""
         if not self._file.closed:
             self._file.close()
-            self._spool.give_back(self.size)
+            self._spool.release(self.size)

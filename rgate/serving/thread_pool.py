@@ -1,4 +1,4 @@
-"""The threads of a server: a few that take turns at one epoll, more while all of them are held up."""
+"""The worker threads of a server. They wait on one epoll; threads are added while all are blocked and the CPU is not busy."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import Final
 __all__ = ["ThreadPool"]
 
 SURPLUS_WAIT_SECONDS: Final = 1.0
-GROW_PAUSE_SECONDS: Final = 1.0  # after there was no thread to be had
-BUSY_SHARE: Final = 0.85  # of one CPU: more threads would not get more done
+GROW_PAUSE_SECONDS: Final = 1.0  # after the system refused to start a thread
+BUSY_SHARE: Final = 0.85  # of one CPU; above it more threads would not get more done
 
-# Each thread takes so much address space, whatever `ulimit -s` says. The most that code in Python can need before it meets
-# RecursionError (sorted() with a key that calls sorted(), and so on) is 3 MiB with 3.11 and 5 MiB with 3.13, where json.loads()
-# of brackets without an end needs 2; with less than that the process would crash.
+# The address space of each thread, independent of `ulimit -s`. The deepest stack that Python code can reach before RecursionError
+# (sorted() with a key that calls sorted(), and so on) is 3 MiB with 3.11 and 5 MiB with 3.13, where json.loads() of unclosed
+# brackets needs 2 MiB. With a smaller stack the process would crash.
 STACK_BYTES: Final = (4 if sys.version_info < (3, 12) else 8) * 1024 * 1024
 
-# A thread that has read something waits so long for the interpreter while others compute; five times, for a proxied request.
-# With Python's own 5 ms, clients that keep some threads busy make all others wait for tens of milliseconds. Measured with 32
-# connections, and with four that open new ones without a pause: half a millisecond costs no more CPU for a request.
+# A thread that has received data waits this long for the interpreter's lock while others compute; five times per proxied request.
+# With Python's default of 5 ms, clients that keep a few threads busy delay all others by tens of milliseconds. Measured with 32
+# connections, and with four that reconnect without a pause: 0.5 ms costs no more CPU per request.
 SWITCH_SECONDS: Final = 0.0005
 _log = logging.getLogger("rgate.serving")
 
 
-class _Worker(threading.Thread):
-    """One thread. `turn` changes with every event it takes; `waiting` is true while it waits for one."""
+class _PoolThread(threading.Thread):
+    """One thread. It alone writes `waiting` (for an event) and `events_handled`; it ends when surplus only if `temporary`."""
 
-    def __init__(self, work: Callable[[_Worker], None], extra: bool) -> None:
+    def __init__(self, work: Callable[[_PoolThread], None], temporary: bool) -> None:
         super().__init__(name="rgate-worker", daemon=True)
         self._work = work
-        self.extra = extra
-        self.turn = 0
+        self.temporary = temporary
+        self.events_handled = 0
         self.waiting = False
 
     def run(self) -> None:
@@ -44,118 +44,122 @@ class _Worker(threading.Thread):
 
 
 class ThreadPool:
-    """Calls `take(fd, event)` in one of its threads for everything that `epoll` tells.
+    """Calls `handle_event(fd, event)` in one of its threads for every event of `epoll`.
 
-    There are `base` threads, and up to `most` while all are taken although the CPU is not: then they wait for backends.
-    When there are as many, `held_up(None)` says how many more may come, because so many wait for something else. When the
-    system gives no more threads, it is told how many may be held up at most, of those that there are.
-    look() must be called regularly (some 100 times a second while there is traffic); it adds threads and lets them go. While
-    there are no more than `base`, it is `calm`; it ceases to be so one look before the first one comes. `most` may be
-    changed at any time. `ceiling` is how many threads there were when the system gave no other the last time; None: it does.
+    There are `min_threads` threads, and up to `max_threads` while all are taken although the CPU is not busy, which means that
+    they wait for backends. Once there are `max_threads`, `blocked_on_clients(None)` returns how many more are allowed, because
+    that many threads wait for clients instead. While the system refuses to start threads, `blocked_on_clients(limit)` is called
+    with the number of threads that may wait for clients, of those that exist.
+
+    resize() must be called regularly, about 100 times a second under load, by one thread; it starts threads and lets some end.
+    `max_threads` may be changed at any time. `saturated` is False while there are only `min_threads` threads; it becomes True
+    one call of resize() before the first temporary thread starts. `ceiling` is the number of threads when the system last
+    refused to start another one, or None if the last start succeeded.
     """
 
     def __init__(
         self,
         epoll: select.epoll,
-        take: Callable[[int, int], object],
-        base: int,
-        most: int,
-        held_up: Callable[[int | None], int],
+        handle_event: Callable[[int, int], object],
+        min_threads: int,
+        max_threads: int,
+        blocked_on_clients: Callable[[int | None], int],
     ) -> None:
         self._epoll = epoll
-        self._take = take
-        self._base = base
-        self.most = most
-        self._held_up = held_up
-        self._grows_again = 0.0
-        self.calm = True
+        self._handle_event = handle_event
+        self._min_threads = min_threads
+        self.max_threads = max_threads
+        self._blocked_on_clients = blocked_on_clients
+        self._next_grow_at = 0.0
+        self.saturated = False
         self.ceiling: int | None = None
-        self._workers: set[_Worker] = set()
+        self._threads: set[_PoolThread] = set()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._over = False
+        self._stopped = False
         self._surplus = 0
-        self._turns = 0
-        self._all_taken = 0
-        self._looked = monotonic()
+        self._events_handled = 0
+        self._all_taken_ticks = 0
+        self._resized_at = monotonic()
         self._cpu_seconds = process_time()
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self._threads)
 
     def start(self) -> None:
-        """Begin to take events."""
+        """Start handling events."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._epoll.register(self._wake, select.EPOLLIN)
-        for _ in range(self._base):
-            self._add(extra=False)
+        for _ in range(self._min_threads):
+            self._add(temporary=False)
 
-    def look(self, now: float) -> bool:
-        """Add threads when all are taken and the CPU is not, let some go when many wait. True: nothing has happened since."""
+    def resize(self, now: float) -> bool:
+        """Add threads if all are taken and the CPU is not busy; let some end if many wait. Returns True if the pool has been idle
+        since the last call."""
         used = process_time()
-        cpu_is_busy = used - self._cpu_seconds > BUSY_SHARE * (now - self._looked)
-        self._looked, self._cpu_seconds = now, used
-        waiting = turns = 0
-        for worker in list(self._workers):
-            waiting += worker.waiting
-            turns += worker.turn
-        present = len(self._workers)
-        self._all_taken = self._all_taken + 1 if not waiting and not cpu_is_busy else 0
-        self.calm = present <= self._base and not self._all_taken
-        if self._all_taken >= 2:
-            if now >= self._grows_again:
-                most = self.most + (self._held_up(None) if present >= self.most else 0)
-                for _ in range(min(max(present // 2, 2), most - present)):
-                    if not self._add(extra=True):
-                        self._grows_again = now + GROW_PAUSE_SECONDS
+        cpu_is_busy = used - self._cpu_seconds > BUSY_SHARE * (now - self._resized_at)
+        self._resized_at, self._cpu_seconds = now, used
+        waiting = events_handled = 0
+        for thread in list(self._threads):  # a copy made in one step; threads remove themselves at any time
+            waiting += thread.waiting
+            events_handled += thread.events_handled
+        count = len(self._threads)
+        self._all_taken_ticks = self._all_taken_ticks + 1 if not waiting and not cpu_is_busy else 0
+        self.saturated = count > self._min_threads or self._all_taken_ticks > 0
+        if self._all_taken_ticks >= 2:
+            if now >= self._next_grow_at:
+                limit = self.max_threads + (self._blocked_on_clients(None) if count >= self.max_threads else 0)
+                for _ in range(min(max(count // 2, 2), limit - count)):
+                    if not self._add(temporary=True):
+                        self._next_grow_at = now + GROW_PAUSE_SECONDS
                         break
             else:
-                self._held_up(max(present - self.most, present // 2))
-        self._surplus = min(present - self._base, waiting - max(2, present // 4)) if waiting else 0
-        quiet = turns == self._turns and waiting > 0
-        self._turns = turns
-        return quiet
+                self._blocked_on_clients(max(count - self.max_threads, count // 2))
+        self._surplus = min(count - self._min_threads, waiting - max(2, count // 4)) if waiting else 0
+        idle = events_handled == self._events_handled and waiting > 0
+        self._events_handled = events_handled
+        return idle
 
-    def end(self, patience_seconds: float) -> bool:
-        """Have every thread end after what it is doing; true when all have, within `patience_seconds` together."""
-        self._over = True
-        os.eventfd_write(self._wake, 1)  # stays readable, so every worker sees it
-        until = monotonic() + patience_seconds
-        for worker in list(self._workers):
-            worker.join(max(0.0, until - monotonic()))
-        if self._workers:
+    def shutdown(self, timeout_seconds: float) -> bool:
+        """End every thread once it has handled its event. True if all have ended within `timeout_seconds` in total."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)  # stays readable, so it wakes every thread
+        until = monotonic() + timeout_seconds
+        for thread in list(self._threads):
+            thread.join(max(0.0, until - monotonic()))
+        if self._threads:
             return False
         os.close(self._wake)
         return True
 
-    def _add(self, extra: bool) -> bool:
-        worker = _Worker(self._work, extra)
-        self._workers.add(worker)
-        before = threading.stack_size(STACK_BYTES)
+    def _add(self, temporary: bool) -> bool:
+        thread = _PoolThread(self._work, temporary)
+        self._threads.add(thread)
+        stack_bytes = threading.stack_size(STACK_BYTES)
         try:
-            worker.start()
-        except RuntimeError as error:  # no more threads to be had
-            self._workers.discard(worker)
-            self.ceiling = len(self._workers)
-            words = "cannot start another thread: %s; with %d there are, the slowest clients are cut sooner"
-            _log.error(words, error, len(self._workers), extra={"about": str(error)})
+            thread.start()
+        except RuntimeError as error:  # the system refuses
+            self._threads.discard(thread)
+            self.ceiling = len(self._threads)
+            message = "cannot start another thread: %s; with only %d, the slowest clients are disconnected sooner"
+            _log.error(message, error, len(self._threads), extra={"dedup_key": str(error)})
             return False
         finally:
-            threading.stack_size(before)
+            threading.stack_size(stack_bytes)
         self.ceiling = None
         return True
 
-    def _work(self, worker: _Worker) -> None:
-        """A worker's life."""
-        poll, take = self._epoll.poll, self._take
-        wait_seconds = SURPLUS_WAIT_SECONDS if worker.extra else -1
-        while not self._over:
-            worker.waiting = True
-            events = poll(wait_seconds, 1)
-            worker.waiting = False
-            worker.turn += 1
+    def _work(self, thread: _PoolThread) -> None:
+        """Run in each thread: handle events until the pool is shut down or the thread is surplus."""
+        poll, handle_event = self._epoll.poll, self._handle_event
+        timeout_seconds = SURPLUS_WAIT_SECONDS if thread.temporary else -1
+        while not self._stopped:
+            thread.waiting = True
+            events = poll(timeout_seconds, 1)
+            thread.waiting = False
+            thread.events_handled += 1
             for fd, event in events:
-                take(fd, event)
-            if worker.extra and self._surplus > 0:
-                self._surplus -= 1
+                handle_event(fd, event)
+            if thread.temporary and self._surplus > 0:
+                self._surplus -= 1  # threads may race here and one too many end; resize() corrects that
                 break
-        self._workers.discard(worker)
+        self._threads.discard(thread)

@@ -1,11 +1,10 @@
-"""Tunnels: connections that an upgrade has taken out of HTTP, relayed byte by byte (RFC 9110 §7.8, RFC 6455).
+"""Tunnels: connections that left HTTP by an upgrade, relayed byte by byte (RFC 9110 §7.8, RFC 6455).
 
-One thread relays all of them (`loop.py`). A tunnel that is idle costs two sockets
-and a few objects, and no thread. Each direction holds at most one block: until that is written nothing more is read, so
-the back-pressure of either side reaches the other, in bounded memory.
+One thread relays all of them (event_loop.py), so an idle tunnel costs two sockets and a few objects, and no thread. Each
+direction buffers at most one block. Until it is written nothing more is read, so back-pressure passes through in bounded memory.
 
-When one side sends its last byte, the other is told so after it has got that byte (a half-close), and may go on sending for
-as long as something comes. A socket here may be a TLSStream, which is used like a plain one.
+When one side closes its sending direction, the other side gets all bytes and then the same half-close. It may continue to send
+until it has been silent for HALF_CLOSED_SECONDS. A socket here may be a TLSStream, which is used like a plain socket.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from ..log import about
+from ..log import exception_key
 from ..tls.stream import TLSStream
-from .event_loop import SocketLoop
+from .event_loop import EventLoop
 
 if TYPE_CHECKING:
     from ..chain.exchange import Tunnel
@@ -31,31 +30,31 @@ __all__ = ["TunnelRelay", "Tunnels"]
 BLOCK_BYTES: Final = 65_536
 CHECK_SECONDS: Final = 1.0
 ENDING_CHECK_SECONDS: Final = 0.1
-HALF_CLOSED_SECONDS: Final = 10.0  # without a byte, when one side has ended
-DEAF_SECONDS: Final = 0.5  # in all, when one side has closed and the other still sends
+HALF_CLOSED_SECONDS: Final = 10.0  # without a byte, after one side has closed its sending direction
+DISCARD_SECONDS: Final = 0.5  # in total, after one side has closed completely and the other still sends
 
-# A peer that is gone without a word is noticed after two minutes, however long the tunnel may be idle.
+# A peer that vanishes without a packet is detected after two minutes, however long the tunnel may be idle.
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 _log = logging.getLogger("rgate.serving")
 
 
-class _Lost(Exception):
-    """A side is gone; the argument is its name."""
+class _PeerReset(Exception):
+    """A side has reset or lost its connection; the argument is its name."""
 
 
 class _Side:
     """One of the two sockets of a tunnel.
 
-    unsent    bytes on their way to it
-    received  how many bytes have come from it
-    ended     nothing more comes from it
-    told      it knows that nothing more goes to it
-    deaf      it has ended and takes nothing any more: what is still meant for it is dropped
-    mask      the events that epoll is asked for; None: it does not watch this side
+    unsent        bytes to be sent to it
+    received      the number of bytes received from it
+    eof_received  it has closed its sending direction
+    eof_sent      the sending direction to it has been shut down
+    discarding    it has closed both directions: bytes for it are discarded
+    mask          the events epoll waits for; None if this side is not registered
     """
 
-    __slots__ = ("deaf", "ended", "fd", "mask", "name", "other", "received", "sock", "told", "tunnel", "unsent")
+    __slots__ = ("discarding", "eof_received", "eof_sent", "fd", "mask", "name", "other", "received", "sock", "tunnel", "unsent")
 
     other: _Side
 
@@ -66,48 +65,48 @@ class _Side:
         self.fd = sock.fileno()
         self.unsent = b""
         self.received = 0
-        self.ended = self.told = self.deaf = False
+        self.eof_received = self.eof_sent = self.discarding = False
         self.mask: int | None = None
 
     def receive(self) -> bytes | None:
-        """What has come; None: nothing yet; b"": the end. Raises _Lost."""
+        """The bytes received; None if there are none yet, b"" at the end. Raises _PeerReset."""
         try:
             block = self.sock.recv(BLOCK_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:
-            raise _Lost(self.name) from error
+            raise _PeerReset(self.name) from error
         self.received += len(block)
         return block
 
     def send(self) -> bool:
-        """Send of `unsent` what it takes; true when that is all. Raises _Lost."""
+        """Send as much of `unsent` as the socket accepts; True if that is all of it. Raises _PeerReset."""
         try:
-            sent = len(self.unsent) if self.deaf else self.sock.send(self.unsent)
+            sent = len(self.unsent) if self.discarding else self.sock.send(self.unsent)
         except BlockingIOError:
             return False
         except OSError as error:
-            if not self.ended:
-                raise _Lost(self.name) from error
-            # It has had its say and closed. What it said may still be on its way to the other side, where a reset would
-            # overtake it: so go on reading there for a moment.
-            self.deaf = True
+            if not self.eof_received:
+                raise _PeerReset(self.name) from error
+            # It sent its last bytes and then closed. They may not have reached the other side yet, where a reset would overtake
+            # them. So continue to read from the other side for a moment.
+            self.discarding = True
             sent = len(self.unsent)
         self.unsent = self.unsent[sent:]
         return not self.unsent
 
-    def tell_end(self) -> None:
-        """Let it know that nothing more goes to it."""
-        self.told = True
+    def shutdown_write(self) -> None:
+        """Half-close: tell it that nothing more will be sent."""
+        self.eof_sent = True
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
 
 class TunnelRelay:
-    """A client and a backend between which there is no more HTTP, as soon as `begin` has been called.
+    """One tunnel between a client and a backend. It starts with begin().
 
-    `for_client` is what came after the head of the 101. `done` is called once, when the tunnel is over or nothing has come of
-    it, and closes the backend's socket; `close_client`, which the server sets, closes the other.
+    `for_client` is the data that followed the head of the 101. `done` is called once, when the tunnel ends or if it never
+    started, and closes the backend's socket. `close_client`, which the server sets, closes the client's.
     """
 
     def __init__(
@@ -123,15 +122,15 @@ class TunnelRelay:
         self.client.other, self.backend.other = self.backend, self.client
         self.client.unsent = for_client
         self.backend.received = len(for_client)
-        self.opened = self.active = monotonic()
-        self.cut_at: float | None = None
-        self.ended_first = ""
+        self.opened_at = self.active_at = monotonic()
+        self.discard_deadline: float | None = None
+        self.first_to_close = ""
         self.close_client: Callable[[], object] = lambda: None
         self._tunnel = tunnel
         self._done = done
 
     def begin(self, for_backend: bytes) -> None:
-        """The client has its 101, and `for_backend` is what it has sent after its request."""
+        """Start the tunnel: the client has received its 101. `for_backend` is the data it sent after its request."""
         self.backend.unsent = for_backend
         self.client.received = len(for_backend)
         for side in (self.client, self.backend):
@@ -141,99 +140,101 @@ class TunnelRelay:
                 for option, value in _KEEP_ALIVE:
                     side.sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    def move(self, source: _Side) -> None:
-        """Bring over what has come from one side, one block. Raises _Lost."""
+    def relay(self, source: _Side) -> None:
+        """Relay one block from `source` to the other side. Raises _PeerReset."""
         target = source.other
         while True:
             if target.unsent and not target.send():
                 return
-            if source.ended:
-                if not target.told:
-                    target.tell_end()
+            if source.eof_received:
+                if not target.eof_sent:
+                    target.shutdown_write()
                 return
             block = source.receive()
             if block is None:
                 return
             if not block:
-                source.ended = True
-                self.ended_first = self.ended_first or source.name
+                source.eof_received = True
+                self.first_to_close = self.first_to_close or source.name
                 continue
             target.unsent = block
-            # Of an end that came with the last bytes of TLS epoll will not tell. All else is for the next turn: a tunnel
-            # that moves much must not keep the others waiting.
+            # epoll does not report an end that TLS received together with the last bytes, so continue in that case. Otherwise
+            # return: a busy tunnel must not delay the others.
             if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.eof_received):
                 return
 
     @property
     def is_over(self) -> bool:
-        """Whether both directions have come to their end."""
-        return self.client.told and self.backend.told
+        """Whether both directions have ended."""
+        return self.client.eof_sent and self.backend.eof_sent
 
-    def overdue(self, now: float) -> str:
-        """What ends it now: a side, a limit, or "" for nothing."""
-        idle_seconds = now - self.active
-        if self.ended_first and (idle_seconds > HALF_CLOSED_SECONDS or (self.cut_at is not None and now > self.cut_at)):
-            return self.ended_first
+    def expiry_reason(self, now: float) -> str:
+        """Why the tunnel must end now: the name of a side or of a limit; "" if it must not."""
+        idle_seconds = now - self.active_at
+        if self.first_to_close and (
+            idle_seconds > HALF_CLOSED_SECONDS or (self.discard_deadline is not None and now > self.discard_deadline)
+        ):
+            return self.first_to_close
         if idle_seconds > self._tunnel.idle_seconds:
             return "idle_seconds"
-        if self._tunnel.max_duration_seconds is not None and now - self.opened > self._tunnel.max_duration_seconds:
+        if self._tunnel.max_duration_seconds is not None and now - self.opened_at > self._tunnel.max_duration_seconds:
             return "max_duration_seconds"
         return ""
 
     def end(self, by: str) -> None:
-        """Tell whoever wants to know, and close both sides. Never raises."""
+        """Report the end to the tunnel's callbacks, and close both sides. Never raises."""
         tunnel = self._tunnel
-        tunnel.seconds = monotonic() - self.opened
+        tunnel.seconds = monotonic() - self.opened_at
         tunnel.bytes_received, tunnel.bytes_sent = self.client.received, self.backend.received
         tunnel.closed_by = by
-        acts: tuple[Callable[[], object], ...] = (partial(tunnel.on_close, tunnel), self._done, self.close_client)
-        for act in acts:
+        callbacks: tuple[Callable[[], object], ...] = (partial(tunnel.on_close, tunnel), self._done, self.close_client)
+        for callback in callbacks:
             try:
-                act()
-            except BaseException as error:  # a plugin's SystemExit, too: it must not end the thread of all tunnels
-                _log.exception("ending a tunnel failed", extra={"about": about(error)})
+                callback()
+            except BaseException as error:  # even SystemExit of a plugin must not end the thread of all tunnels
+                _log.exception("ending a tunnel failed", extra={"dedup_key": exception_key(error)})
 
 
-class Tunnels(SocketLoop[TunnelRelay]):
+class Tunnels(EventLoop[TunnelRelay]):
     """All open tunnels of a server."""
 
     def __init__(self) -> None:
         super().__init__("rgate-tunnels")
         self._sides: dict[int, _Side] = {}
         self._ending: set[TunnelRelay] = set()
-        self._checked = self._ending_checked = monotonic()
+        self._checked_at = self._ending_checked_at = monotonic()
 
     def __len__(self) -> int:
-        """How many there are at present."""
+        """The number of open tunnels."""
         return len(self._sides) // 2 + len(self._new)
 
-    def _refuse(self, item: TunnelRelay) -> None:
+    def _reject(self, item: TunnelRelay) -> None:
         item.end("stop")
 
-    def _enter(self, item: TunnelRelay) -> None:
+    def _register(self, item: TunnelRelay) -> None:
         for side in (item.client, item.backend):
             self._sides[side.fd] = side
 
     def _begin(self, item: TunnelRelay, now: float) -> None:
         self._advance(item.client, 0, now)
-        if item.backend.fd in self._sides:  # else it is over already
+        if item.backend.fd in self._sides:  # otherwise it has ended already
             self._advance(item.backend, 0, now)
 
-    def _act(self, fd: int, event: int, now: float) -> None:
+    def _handle_event(self, fd: int, event: int, now: float) -> None:
         side = self._sides.get(fd)
         if side is not None:
             self._advance(side, event, now)
 
-    def _wait_seconds(self) -> float:
+    def _timeout_seconds(self) -> float:
         return ENDING_CHECK_SECONDS if self._ending else CHECK_SECONDS if self._sides else -1
 
-    def _check(self, now: float) -> None:
-        if self._ending and now - self._ending_checked >= ENDING_CHECK_SECONDS:
-            self._ending_checked = now
-            self._end_overdue(now, list(self._ending))
-        if now - self._checked >= CHECK_SECONDS:
-            self._checked = now
-            self._end_overdue(now, self._all())
+    def _after_wait(self, now: float) -> None:
+        if self._ending and now - self._ending_checked_at >= ENDING_CHECK_SECONDS:
+            self._ending_checked_at = now
+            self._end_expired(now, list(self._ending))
+        if now - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = now
+            self._end_expired(now, self._all())
 
     def _end_all(self) -> None:
         for tunnel in [*self._all(), *self._new]:
@@ -244,45 +245,45 @@ class Tunnels(SocketLoop[TunnelRelay]):
         return [side.tunnel for side in self._sides.values() if side.name == "client"]
 
     def _advance(self, side: _Side, event: int, now: float) -> None:
-        """Move what can be moved after an event on one side."""
+        """Relay after an event on one side, and end the tunnel if it is over or fails."""
         tunnel, other = side.tunnel, side.other
-        tunnel.active = now
-        waited = bool(side.unsent)
+        tunnel.active_at = now
+        was_blocked = bool(side.unsent)
         try:
-            if event & select.EPOLLERR and (side.ended or other.unsent):
-                self._reset(side)  # nothing is to be read from it now that would tell
-            tunnel.move(side)
-            if waited:
-                tunnel.move(other)
+            if event & select.EPOLLERR and (side.eof_received or other.unsent):
+                self._on_error(side)  # reading, which would report the error, is suspended
+            tunnel.relay(side)
+            if was_blocked:
+                tunnel.relay(other)
             if tunnel.is_over:
-                self._end(tunnel, tunnel.ended_first)
+                self._end(tunnel, tunnel.first_to_close)
                 return
-            if tunnel.ended_first:
+            if tunnel.first_to_close:
                 self._ending.add(tunnel)
-                if tunnel.cut_at is None and (side.deaf or other.deaf):
-                    tunnel.cut_at = now + DEAF_SECONDS
-            self._watch(side, event)
-            self._watch(other, 0)
-        except _Lost as lost:
-            self._end(tunnel, lost.args[0])
+                if tunnel.discard_deadline is None and (side.discarding or other.discarding):
+                    tunnel.discard_deadline = now + DISCARD_SECONDS
+            self._update_epoll(side, event)
+            self._update_epoll(other, 0)
+        except _PeerReset as reset:
+            self._end(tunnel, reset.args[0])
         except Exception as error:
-            _log.exception("a tunnel failed", extra={"about": about(error)})
+            _log.exception("a tunnel failed", extra={"dedup_key": exception_key(error)})
             self._end(tunnel, side.name)
 
     @staticmethod
-    def _reset(side: _Side) -> None:
-        if not side.ended:
-            raise _Lost(side.name)
-        side.deaf = True
+    def _on_error(side: _Side) -> None:
+        if not side.eof_received:
+            raise _PeerReset(side.name)
+        side.discarding = True
 
-    def _watch(self, side: _Side, event: int) -> None:
-        """Have epoll tell what this side waits for."""
-        mask = select.EPOLLIN if not side.ended and not side.other.unsent else 0
+    def _update_epoll(self, side: _Side, event: int) -> None:
+        """Register with epoll the events this side waits for."""
+        mask = select.EPOLLIN if not side.eof_received and not side.other.unsent else 0
         if side.unsent:
             mask |= select.EPOLLOUT
         fd = side.fd
-        if not mask and (event & select.EPOLLHUP or side.deaf):
-            # It is told of, always and again, although there is nothing to do before the other side goes on.
+        if not mask and (event & select.EPOLLHUP or side.discarding):
+            # epoll would report it continuously, although there is nothing to do until the other side continues.
             if side.mask is not None:
                 self._epoll.unregister(fd)
                 side.mask = None
@@ -293,11 +294,11 @@ class Tunnels(SocketLoop[TunnelRelay]):
             self._epoll.modify(fd, mask)
             side.mask = mask
 
-    def _end_overdue(self, now: float, tunnels: Iterable[TunnelRelay]) -> None:
+    def _end_expired(self, now: float, tunnels: Iterable[TunnelRelay]) -> None:
         for tunnel in tunnels:
-            by = tunnel.overdue(now)
-            if by:
-                self._end(tunnel, by)
+            reason = tunnel.expiry_reason(now)
+            if reason:
+                self._end(tunnel, reason)
 
     def _end(self, tunnel: TunnelRelay, by: str) -> None:
         tunnel.end(by)

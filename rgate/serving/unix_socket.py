@@ -1,4 +1,4 @@
-"""A place in the file system to listen at: a unix socket, which only those can reach whom its mode lets."""
+"""Binds unix sockets, which can be reached only by the users that the mode of the file admits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["UnixSocketPath"]
 
 
 class UnixSocketPath:
-    """The path of a unix socket, and what this process makes of it.
+    """The path of a unix socket that several processes bind in turn.
 
-    Whoever takes it last has it: the next worker process, or the next program. Nobody is without meanwhile, since the new
-    socket comes in place of the old one in one step, and is of its mode before anybody can connect. What a process has left
-    there that was killed is replaced likewise.
+    The process that binds it last owns it: the next worker process, or the next program after an upgrade. There is always a
+    socket meanwhile, because a new one replaces the old one in one step, after its mode has been set. The socket that a killed
+    process left behind is replaced in the same way.
     """
 
     def __init__(self, path: str, mode: int) -> None:
@@ -26,33 +26,33 @@ class UnixSocketPath:
         self._mode = mode
         self._own: tuple[int, int] | None = None  # device and inode
 
-    def take(self) -> socket.socket:
-        """A socket that listens there. Raises OSError, also for what is there and is no socket of this user."""
+    def bind(self) -> socket.socket:
+        """A socket that listens on the path. Raises OSError, also if the path exists and is not a socket of this user."""
         with contextlib.suppress(FileNotFoundError):
-            there = os.lstat(self._path)
-            if not stat.S_ISSOCK(there.st_mode):
-                raise OSError(errno.EEXIST, "there is something else than a socket")
-            if there.st_uid != os.geteuid():
-                raise OSError(errno.EPERM, "there is a socket of another user")
-        fresh = f"{self._path}.{os.getpid()}"
+            existing = os.lstat(self._path)
+            if not stat.S_ISSOCK(existing.st_mode):
+                raise OSError(errno.EEXIST, "the path exists and is not a socket")
+            if existing.st_uid != os.geteuid():
+                raise OSError(errno.EPERM, "the path is a socket of another user")
+        temporary = f"{self._path}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
+            os.unlink(temporary)
         listener = socket.socket(socket.AF_UNIX)
         try:
-            listener.bind(fresh)
-            os.chmod(fresh, self._mode)
+            listener.bind(temporary)
+            os.chmod(temporary, self._mode)
             listener.listen(BACKLOG)
-            self._own = _identity(fresh)
-            os.rename(fresh, self._path)
+            self._own = _identity(temporary)
+            os.rename(temporary, self._path)
         except BaseException:
             listener.close()
             with contextlib.suppress(OSError):
-                os.unlink(fresh)
+                os.unlink(temporary)
             raise
         return listener
 
-    def is_served(self) -> bool:
-        """Whether somebody listens there. Never blocks."""
+    def is_listening(self) -> bool:
+        """Whether any process listens on the path. Never blocks."""
         if self._is_own():
             return True
         with socket.socket(socket.AF_UNIX) as sock:
@@ -65,14 +65,14 @@ class UnixSocketPath:
                 return False
         return True
 
-    def leave(self) -> None:
-        """Remove the socket, unless another has taken the place."""
+    def unlink(self) -> None:
+        """Remove the socket, unless another process has replaced it."""
         if self._is_own():
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
 
     def _is_own(self) -> bool:
-        # The inode of a socket that is still open is nobody else's.
+        # The inode of an open socket is not reused.
         try:
             return _identity(self._path) == self._own
         except OSError:

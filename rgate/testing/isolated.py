@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.test import Client, TestResponse, create_environ
 
 from ..chain.exchange import ENVIRON_KEY, Exchange
-from ..discovery.model import Address, Backend, Endpoint, Route
+from ..config import Backend, Route
+from ..discovery.model import Address, Endpoint
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,7 +51,7 @@ def make_endpoint(
 def make_exchange(route: Route | None = None, candidates: Sequence[Endpoint] | None = None) -> Exchange:
     """An exchange as `routing` leaves it: with a route (default: "/" to backend "orders") and candidates (default: one)."""
     exchange = Exchange()
-    exchange.route = route or Route("/", "", Backend("orders"))
+    exchange.route = route or Route("/", Backend("orders"))
     exchange.candidates = (make_endpoint(backend=exchange.route.backend.name),) if candidates is None else tuple(candidates)
     return exchange
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .certificates import load_ca, load_cert_chain
 
 if TYPE_CHECKING:
-    from ..discovery.model import UpstreamTLS
+    from ..config import UpstreamTLS
 
 __all__ = ["client_context"]
 

@@ -9,7 +9,8 @@ import pytest
 
 from bench.clients import KINDS, Clients, Outcome
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
-from tests.waiting import eventually
+
+from ..support.waiting import eventually
 
 
 def well(connection: ScriptedConnection) -> None:

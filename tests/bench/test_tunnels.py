@@ -9,7 +9,8 @@ import pytest
 from bench.endpoints import Processes, instance
 from bench.tunnels import Tunnel, TunnelClients
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
-from tests.waiting import eventually
+
+from ..support.waiting import eventually
 
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 LASTING = {"WebSocket": float("inf")}

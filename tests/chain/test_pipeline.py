@@ -1,4 +1,4 @@
-"""The chain: its order, its composition, and the core's pieces in it."""
+"""The order of the chain, and its composition."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from rgate import EndpointQueue, Exchange, Middleware, NoEndpoint, PluginError
-from rgate.chain.pipeline import STANDARD_ORDER, RouteDispatch, compose, map_body, order
-from rgate.errors import InternalError
-from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange
+from rgate import Middleware, PluginError
+from rgate.chain.pipeline import STANDARD_ORDER, compose, order
+from rgate.testing import answering, client, make_environ, make_exchange
 
 App = Callable[..., Iterable[bytes]]
 
@@ -32,18 +31,18 @@ def test_order_of_builtins_is_the_standard_one_however_they_come() -> None:
     assert names(*builtins[::2]) == list(STANDARD_ORDER[::2])
 
 
-def test_order_third_party_stands_where_it_says() -> None:
+def test_order_third_party_is_where_it_says() -> None:
     assert names(
         middleware("routing"), middleware("selection"), middleware("faults"),
         middleware("auth", after="routing"), middleware("cors", before="faults"), middleware("last", after="selection"),
     ) == ["cors", "faults", "routing", "auth", "selection", "last"]  # fmt: skip
 
 
-def test_order_without_a_place_is_directly_inside_routing() -> None:
+def test_order_without_a_position_is_directly_inside_routing() -> None:
     assert names(middleware("selection"), middleware("x"), middleware("routing")) == ["routing", "x", "selection"]
 
 
-def test_order_at_one_place_is_by_name() -> None:
+def test_order_at_one_position_is_by_name() -> None:
     assert names(middleware("b"), middleware("routing"), middleware("a", after="routing"), middleware("c")) == [
         "routing",
         "a",
@@ -52,7 +51,7 @@ def test_order_at_one_place_is_by_name() -> None:
     ]
 
 
-def test_order_place_may_name_a_builtin_that_is_not_there() -> None:
+def test_order_may_name_a_builtin_that_is_not_active() -> None:
     assert names(middleware("selection"), middleware("x", before="retry"), middleware("y", after="retry")) == [
         "x",
         "y",
@@ -60,7 +59,7 @@ def test_order_place_may_name_a_builtin_that_is_not_there() -> None:
     ]
 
 
-def test_order_wanted_by_the_operator_is_taken_as_it_is() -> None:
+def test_order_of_the_operator_is_used_as_it_is() -> None:
     assert names(middleware("routing"), middleware("x", before="routing"), wanted=["routing", "x"]) == ["routing", "x"]
 
 
@@ -73,7 +72,7 @@ def test_order_wanted_by_the_operator_is_taken_as_it_is() -> None:
         (["routing", "x", "x"], "one is named twice"),
     ],
 )
-def test_order_wanted_that_does_not_name_each_once_is_refused(wanted: list[str], words: str) -> None:
+def test_order_of_the_operator_must_name_each_once(wanted: list[str], words: str) -> None:
     with pytest.raises(PluginError, match=words):
         names(middleware("routing"), middleware("x"), wanted=wanted)
 
@@ -86,7 +85,7 @@ def test_order_wanted_that_does_not_name_each_once_is_refused(wanted: list[str],
         (middleware("x", after="y"), "after='y'"),
     ],
 )
-def test_order_place_that_is_none_is_refused(bad: Middleware, words: str) -> None:
+def test_order_invalid_position_is_refused(bad: Middleware, words: str) -> None:
     with pytest.raises(PluginError, match=words):
         names(middleware("routing"), bad)
 
@@ -129,12 +128,12 @@ def generator_app(environ: Any, start_response: Any) -> Iterator[bytes]:
 @pytest.mark.parametrize(
     ("wrapped", "words"),
     [
-        (None, "wrap\\(\\) returned None, which is no WSGI app"),
+        (None, "wrap\\(\\) returned None, which is not a WSGI app"),
         (generator_app, "generator function"),
         (GeneratorApp(), "generator function"),
     ],
 )
-def test_compose_what_is_no_usable_app_is_refused(wrapped: Any, words: str) -> None:
+def test_compose_what_is_not_a_wsgi_app_is_refused(wrapped: Any, words: str) -> None:
     with pytest.raises(PluginError, match=f"plugin 'bad': .*{words}"):
         compose(answering(b""), [Middleware("bad", lambda app, options: wrapped)], lambda name: None)
 
@@ -165,74 +164,3 @@ def test_compose_app_may_be_an_object_with_call() -> None:
 
     app = compose(answering(b"x"), [Middleware("ok", lambda app, options: Wrapped(app))], lambda name: None)
     assert client(app, make_exchange()).get("/").data == b"x"
-
-
-# wrap_body
-
-
-class Body:
-    """Blocks, or what is raised in their place; knows whether it has been closed."""
-
-    def __init__(self, *blocks: bytes | Exception) -> None:
-        self.blocks = iter(blocks)
-        self.closed = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self.blocks)
-        if isinstance(block, Exception):
-            raise block
-        return block
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def test_wrap_body_changes_every_block_and_closes() -> None:
-    inner = Body(b"a", b"b")
-    body = map_body(inner, bytes.upper)
-    assert list(body) == [b"A", b"B"]
-    body.close()  # type: ignore[attr-defined]
-    assert inner.closed == 1
-
-
-def test_wrap_body_of_a_list_has_nothing_to_close() -> None:
-    body = map_body([b"a"], bytes.upper)
-    assert list(body) == [b"A"]
-    body.close()  # type: ignore[attr-defined]
-
-
-# RouteDispatch
-
-
-class Table:
-    def __init__(self, **endpoints: Any) -> None:
-        self.snapshot = self
-        self.endpoints = endpoints
-
-
-def dispatch(table: Table, exchange: Exchange) -> Iterable[bytes]:
-    app = RouteDispatch(table, {"/": answering(b"routed")}, EndpointQueue())  # type: ignore[arg-type]
-    return app(make_environ(exchange=exchange), lambda *_: lambda _: None)
-
-
-def test_dispatch_hands_over_with_the_candidates_of_this_moment() -> None:
-    endpoint = make_endpoint()
-    exchange = make_exchange(candidates=())
-    assert dispatch(Table(orders=(endpoint,)), exchange) == [b"routed"]
-    assert exchange.candidates == (endpoint,)
-
-
-@pytest.mark.parametrize("table", [Table(), Table(orders=())])
-def test_dispatch_without_endpoints_raises_no_endpoint(table: Table) -> None:
-    with pytest.raises(NoEndpoint, match="orders"):
-        dispatch(table, make_exchange())
-
-
-def test_dispatch_without_a_route_is_a_fault_of_the_chain() -> None:
-    exchange = make_exchange()
-    exchange.route = None
-    with pytest.raises(InternalError, match="router"):
-        dispatch(Table(), exchange)

@@ -1,4 +1,4 @@
-"""`on_error`: what becomes of requests in which a plugin's middleware fails."""
+"""`on_error`: what happens to requests in which a plugin's middleware fails."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import Any
 import pytest
 
 from rgate import ConnectionRefused, Exchange, Gateway, Middleware, PluginError, hookimpl
-from rgate.testing import ScriptedBackend, answering, assert_error, client, http_response, make_gateway, running_gateway
+from rgate.chain.pipeline import compose
+from rgate.chain.plugin_guard import PluginGuard, guarded
+from rgate.testing import (
+    ScriptedBackend,
+    answering,
+    assert_error,
+    client,
+    http_response,
+    make_environ,
+    make_gateway,
+    running_gateway,
+)
 
-from ..forwarding.live import forwarding
-from ..raw_client import RawClient
-from ..waiting import eventually
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
 
 App = Callable[..., Iterable[bytes]]
 
 
 class Plugin:
-    """A plugin named "mine" whose middleware is a function of the app around which it stands."""
+    """A plugin named "mine" whose middleware is a function of the app that it wraps."""
 
     def __init__(self, wrap: Callable[[App], App], **more: Any) -> None:
         self._wrap = wrap
@@ -31,7 +42,7 @@ class Plugin:
 
 
 class Backend:
-    """An app that counts its requests and keeps what of them a middleware might have changed."""
+    """An app that records what a middleware might have changed in its requests."""
 
     def __init__(self, body: Iterable[bytes] = (b"hello",)) -> None:
         self.body = body
@@ -62,7 +73,7 @@ def before(app: App) -> App:
 
 
 def with_the_head(app: App) -> App:
-    """Fails when it is told the head of the response."""
+    """Fails when the inside calls its start_response."""
 
     def call(environ: Any, start_response: Any) -> Iterable[bytes]:
         def start(status: str, headers: Any, exc_info: Any = None) -> Any:
@@ -75,7 +86,7 @@ def with_the_head(app: App) -> App:
 
 
 def after(app: App) -> App:
-    """Holds the head back, and fails when it has the body."""
+    """Holds the head back, and fails once it has the body."""
 
     def call(environ: Any, start_response: Any) -> Iterable[bytes]:
         app(environ, lambda *begun: None)
@@ -84,8 +95,8 @@ def after(app: App) -> App:
     return call
 
 
-def nothing(app: App) -> App:
-    """Answers with nothing at all."""
+def returns_none(app: App) -> App:
+    """Returns None."""
 
     def call(environ: Any, start_response: Any) -> Iterable[bytes]:
         return None  # type: ignore[return-value]
@@ -119,35 +130,72 @@ def gateway(wrap: Callable[[App], App], backend: App, on_error: Any, **more: Any
 
 
 @pytest.mark.parametrize("place", [{}, {"before": "routing"}, {"before": "stats"}, {"after": "selection"}])
-@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "upstream_body"])
-@pytest.mark.parametrize("wrap", [before, with_the_head, after, nothing])
-def test_skip_goes_on_without_the_middleware(
+@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "streamed"])
+@pytest.mark.parametrize("wrap", [before, returns_none])
+def test_skip_continues_without_a_middleware_that_fails_before_it_calls_the_inside(
     wrap: Callable[[App], App], body: Iterable[bytes], place: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = Backend(body)
     with gateway(wrap, backend, "skip", **place) as running:
         response = client(running).post("/orders", data=b"data")
         assert (response.status_code, response.data) == (200, b"hello")
-        assert "X-Mine" not in response.headers and response.headers["X-Backend"] == "1"
-        assert running.readiness.notices["plugins"].startswith(
+        assert response.headers["X-Backend"] == "1"
+        assert running.readiness.warnings["plugins"].startswith(
             "plugin 'mine' has failed and was skipped, for 1 requests so far: "
         )
-    assert backend.requests == [(None, b"data")], "the backend was asked once, with the request as the client has sent it"
+    assert backend.requests == [(None, b"data")], "the backend is called once, with the request as the client has sent it"
     assert backend.closed == (1 if isinstance(body, list) else 0)
     (record,) = (record for record in caplog.records if record.name == "rgate.chain")
-    assert "plugin 'mine' failed in rgate_middlewares, so this request goes on without it: " in record.getMessage()
+    assert "plugin 'mine' failed in rgate_middlewares; this request goes on without it: " in record.getMessage()
     assert record.exc_info is not None
 
 
-@pytest.mark.parametrize("wrap", [begun, read])
-def test_skip_of_what_fails_too_late_is_a_fault_and_asks_the_backend_once(wrap: Callable[[App], App]) -> None:
-    backend = Backend([b"he", b"llo"])
+@pytest.mark.parametrize("body", [(b"he", b"llo"), [b"he", b"llo"]], ids=["whole", "streamed"])
+@pytest.mark.parametrize("wrap", [with_the_head, after, begun, read])
+def test_skip_of_a_middleware_that_has_called_the_inside_is_a_fault_of_the_plugin(
+    wrap: Callable[[App], App], body: Iterable[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = Backend(body)
     with gateway(wrap, backend, "skip") as running:
+        assert_error(client(running).post("/orders", data=b"data"), 500, "internal")
+        assert not running.readiness.warnings
+    assert len(backend.requests) == 1
+    assert any("plugin 'mine' failed in rgate_middlewares: KeyError(" in record.getMessage() for record in caplog.records)
+
+
+def test_skip_of_a_middleware_that_has_begun_a_response_is_a_fault() -> None:
+    def answering_itself(app: App) -> App:
+        def call(environ: Any, start_response: Any) -> Iterable[bytes]:
+            start_response("200 OK", [])
+            raise KeyError("begun")
+
+        return call
+
+    backend = Backend()
+    with gateway(answering_itself, backend, "skip") as running:
         assert_error(client(running).get("/orders"), 500, "internal")
-    assert (len(backend.requests), backend.closed) == (1, 1)
+    assert not backend.requests
 
 
-def test_skip_is_for_failures_only_and_not_for_what_a_middleware_wants() -> None:
+def test_response_that_a_failing_middleware_has_left_open_is_closed() -> None:
+    options = {"mine": {"on_error": "skip"}}
+    with (
+        ScriptedBackend(http_response(b"x" * 5_000_000)) as backend,
+        forwarding(backend, plugins={"mine": Plugin(read)}, options=options) as live,
+        RawClient(live.url) as connected,
+    ):
+        assert connected.get("/").status == 500
+        eventually(lambda: live.in_flight == 0, "the response is closed")
+
+
+def test_skip_returns_the_body_of_the_inside_unwrapped_so_that_it_can_be_relayed() -> None:
+    body = Backend([b"hello"])
+    guard = PluginGuard("mine", disable_after=None, on_change=lambda: None)
+    app = compose(body, [guarded(Middleware("mine", lambda app, options: app), guard)], lambda name: None)
+    assert app(make_environ(), lambda *head: lambda block: None) is body
+
+
+def test_skip_is_not_for_what_a_middleware_refuses_on_purpose() -> None:
     def refusing(app: App) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
             raise ConnectionRefused("not today")
@@ -157,11 +205,11 @@ def test_skip_is_for_failures_only_and_not_for_what_a_middleware_wants() -> None
     backend = Backend()
     with gateway(refusing, backend, "skip") as running:
         assert_error(client(running).get("/orders"), 503, "refused")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
     assert not backend.requests
 
 
-def test_skip_leaves_failures_of_what_stands_inside_alone() -> None:
+def test_skip_is_not_for_failures_of_the_inside() -> None:
     def failing(environ: Any, start_response: Any) -> Iterable[bytes]:
         calls.append(1)
         raise KeyError("inside")
@@ -169,11 +217,11 @@ def test_skip_leaves_failures_of_what_stands_inside_alone() -> None:
     calls: list[int] = []
     with gateway(lambda app: lambda environ, start: app(environ, start), failing, "skip") as running:
         assert_error(client(running).get("/orders"), 500, "internal")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
     assert calls == [1]
 
 
-def test_skip_of_a_middleware_that_makes_an_environ_of_its_own_asks_the_inside_once() -> None:
+def test_skip_of_a_middleware_that_makes_an_environ_of_its_own_calls_the_inside_once() -> None:
     def bare(app: App) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
             return app({"wsgi.input": environ["wsgi.input"]}, start_response)
@@ -228,47 +276,62 @@ def test_skip_before_a_body_that_streams_lets_it_pass() -> None:
 
 
 class Sometimes:
-    """Fails while `failing` is set."""
+    """Fails while `failing` is set: before it has called what it wraps, or after that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, after: bool = False) -> None:
         self.failing = True
+        self.after = after
         self.calls = 0
 
     def __call__(self, app: App) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
             self.calls += 1
+            if self.failing and not self.after:
+                raise KeyError("x")
+            body = app(environ, start_response)
             if self.failing:
                 raise KeyError("x")
-            return app(environ, start_response)
+            return body
 
         return call
 
 
-def test_disable_after_takes_the_middleware_out_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    wrap = Sometimes()
+@pytest.mark.parametrize("after", [False, True], ids=["before the inside", "after the inside"])
+def test_disable_after_disables_the_middleware_and_says_so(after: bool, caplog: pytest.LogCaptureFixture) -> None:
+    wrap = Sometimes(after=after)
     with gateway(wrap, Backend(), {"disable_after": 3}) as running:
         for _ in range(3):
-            assert not running.readiness.notices
+            assert not running.readiness.warnings
             assert_error(client(running).get("/orders"), 500, "internal")
-        said = "plugin 'mine' is out of the chains after 3 failures in a row, the last of them KeyError('x')"
-        assert running.readiness.notices == {"plugins": said}
+        notice = "plugin 'mine' is disabled after 3 failures in a row, the last of them KeyError('x')"
+        assert running.readiness.warnings == {"plugins": notice}
         assert [client(running).get("/orders").data for _ in range(2)] == [b"hello"] * 2
     assert wrap.calls == 3
     messages = [record.getMessage() for record in caplog.records if record.name == "rgate.chain"]
-    assert messages == [f"{said}; a reload brings it back"]
+    assert messages == [f"{notice}; a reload enables it again"]
 
 
-def test_disable_after_counts_failures_in_a_row() -> None:
+def test_disable_after_counts_failures_before_and_after_the_inside_together() -> None:
     wrap = Sometimes()
+    with gateway(wrap, Backend(), {"disable_after": 4}) as running:
+        for wrap.after in (False, True, True, False):
+            assert not running.readiness.warnings
+            assert_error(client(running).get("/orders"), 500, "internal")
+        assert running.readiness.warnings
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the inside", "after the inside"])
+def test_disable_after_counts_failures_in_a_row(after: bool) -> None:
+    wrap = Sometimes(after=after)
     with gateway(wrap, Backend(), {"disable_after": 2}) as running:
         for failing in (True, False) * 3:
             wrap.failing = failing
             assert client(running).get("/orders").status_code == (500 if failing else 200)
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
 
 
 @pytest.mark.parametrize("place", ["body", "close"])
-def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(place: str) -> None:
+def test_disable_after_counts_bodies_that_break_off(place: str) -> None:
     class Broken:
         def __init__(self, body: Iterable[bytes]) -> None:
             self.body = body
@@ -279,6 +342,7 @@ def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(pl
             return iter(self.body)
 
         def close(self) -> None:
+            getattr(self.body, "close", lambda: None)()
             if place == "close":
                 raise KeyError("close")
 
@@ -286,13 +350,19 @@ def test_disable_after_counts_bodies_that_break_off_and_closes_what_is_inside(pl
     with gateway(lambda app: lambda *request: Broken(app(*request)), backend, {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert "is out of the chains" in running.readiness.notices["plugins"]
+        assert "is disabled" in running.readiness.warnings["plugins"]
         assert backend.closed == 1
         assert client(running).get("/orders").data == b"hello"
 
 
-def test_disable_after_does_not_count_bodies_of_the_inside_that_break_off() -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["call", "body"])
+def test_disable_after_does_not_count_failures_of_the_inside(streamed: bool) -> None:
     class Broken(Backend):
+        def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+            if streamed:
+                return super().__call__(environ, start_response)
+            raise KeyError("inside")
+
         def __iter__(self) -> Iterator[bytes]:
             yield b""
             raise KeyError("inside")
@@ -300,31 +370,44 @@ def test_disable_after_does_not_count_bodies_of_the_inside_that_break_off() -> N
     with gateway(lambda app: lambda *request: iter(app(*request)), Broken([]), {"disable_after": 1}) as running:
         with suppress(KeyError):
             client(running).get("/orders")
-        assert not running.readiness.notices
+        assert not running.readiness.warnings
 
 
-def test_disabled_middleware_is_back_after_a_reload() -> None:
+def test_disable_after_does_not_count_failures_of_what_is_outside() -> None:
+    def start_response(*head: object) -> Any:
+        raise KeyError("outside")
+
+    notices: list[int] = []
+    guard = PluginGuard("mine", disable_after=1, on_change=lambda: notices.append(1))
+    app = compose(answering(b""), [guarded(Middleware("mine", lambda app, options: app), guard)], lambda name: None)
+    with pytest.raises(KeyError, match="outside"):
+        app(make_environ(), start_response)
+    assert not notices and not guard.disabled
+
+
+def test_disabled_middleware_is_enabled_by_a_reload() -> None:
     from rgate.config import load_text
     from rgate.plugin.registry import Registry
     from rgate.runtime.gateway import build
+    from rgate.runtime.runtime import Runtime
 
-    def made(earlier: Gateway | None) -> Gateway:
+    def made(runtime: Runtime | None) -> Gateway:
         registry = Registry()
         registry.register("mine", Plugin(wrap))
         config = "plugins: {mine: {on_error: {disable_after: 1}}, disable: [docker, stats]}"
-        return build(load_text(config, registry, {}), registry, earlier)
+        return build(load_text(config, registry, {}), registry, runtime)
 
     wrap = Sometimes()
     first = made(None)
-    first.plugin_guards["mine"].failed(KeyError("x"))
-    assert first.readiness.notices
-    second = made(first)
-    assert second.readiness.notices, "the first is still the one that serves"
-    second.take_over(first)
-    assert not second.readiness.notices and not second.plugin_guards["mine"].out
+    first.plugin_guards["mine"].record_failure(KeyError("x"))
+    assert first.readiness.warnings
+    second = made(first.runtime)
+    assert second.readiness.warnings, "the first is still the one that serves"
+    first.runtime.activate(second)
+    assert not second.readiness.warnings and not second.plugin_guards["mine"].disabled
 
 
-def test_plugin_that_may_fail_costs_nothing_by_itself() -> None:
+def test_on_error_fail_has_no_guard() -> None:
     plain = Middleware("mine", lambda app, options: app)
 
     class Plain:
@@ -346,4 +429,4 @@ def test_use_entry_can_be_skipped_too() -> None:
     config = {"use": [{"app": f"{__name__}:before", "name": "used", "on_error": "skip", "timed": True}]}
     with running_gateway(config, {"orders": answering(b"ok")}) as running:
         assert client(running).get("/orders").data == b"ok"
-        assert "plugin 'used' (use) has failed" in running.readiness.notices["plugins"]
+        assert "plugin 'used' (use) has failed" in running.readiness.warnings["plugins"]

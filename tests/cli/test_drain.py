@@ -10,8 +10,8 @@ from rgate.cli import main as cli
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, answering, closed_port_url, http_response, running_gateway
 
-from ..raw_client import RawClient
-from ..serving.live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def rgate(*arguments: str) -> int:
     return cli.main(arguments)
 
 
-def test_drain_and_undo_tell_what_they_have_done(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_and_undo_print_what_they_have_done(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert rgate("drain", "--url", server.url) == 0
     assert rgate("drain", "orders-1", "--url", server.url) == 0
     assert answers(server) == {b"2"}
@@ -46,18 +46,18 @@ def test_drain_and_undo_tell_what_they_have_done(server: Server, capsys: pytest.
         "nothing is drained",
         f"{name} gets no new requests (0 requests in flight)",
         f"{name} is drained (0 requests in flight)",
-        f"{name} takes new requests again (0 requests in flight)",
+        f"{name} gets new requests again (0 requests in flight)",
     ]
 
 
-def test_drain_of_what_is_not_there_says_what_is(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_of_an_unknown_endpoint_lists_those_there_are(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert rgate("drain", "ordres-1", "--url", server.url) == 2
     assert capsys.readouterr().err == "No endpoint is called 'ordres-1'; there are orders-1, orders-2.\n"
 
 
-def test_undo_without_an_endpoint_is_a_wrong_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_undo_needs_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert rgate("drain", "--undo") == 2
-    assert "--undo needs the endpoint" in capsys.readouterr().err
+    assert "--undo needs the name of an endpoint" in capsys.readouterr().err
 
 
 def test_drain_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,19 +66,19 @@ def test_drain_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[st
     assert "no gateway answers at" in capsys.readouterr().err
 
 
-def test_drain_where_the_pages_are_not_for_this_machine_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_where_the_admin_pages_are_not_answered_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with running_gateway({"plugins": {"admin": {"allow": []}}}) as gateway, serving(gateway) as server:
         assert rgate("drain", "orders-1", "--url", server.url) == 1
     assert "not answered there" in capsys.readouterr().err
 
 
-def test_drain_at_something_else_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_of_a_server_that_is_not_rgate_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     with ScriptedBackend(http_response(b"hello")) as backend:
         assert rgate("drain", "orders-1", "--url", backend.url) == 1
-    assert "is no rgate" in capsys.readouterr().err
+    assert "is not rgate" in capsys.readouterr().err
 
 
-def test_workers_that_do_not_answer_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_not_confirmed_by_every_worker_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     said = b'{"endpoints": [], "drained": true, "changed": 1, "workers_told": false}'
     with ScriptedBackend(http_response(said)) as backend:
         assert rgate("drain", "orders-1", "--url", backend.url) == 1

@@ -16,7 +16,7 @@ import pytest
 
 from rgate import Config
 from rgate.cli import main as cli
-from rgate.cli.find_gateway import Where, find, impossible
+from rgate.cli.find_gateway import Found, find, impossible_commands
 from rgate.cli.http_client import GatewayUnreachable
 from rgate.config import load
 from rgate.plugin.registry import Registry
@@ -45,7 +45,7 @@ def listening(sockets: Path, port: int, host: str = "127.0.0.1") -> Iterator[str
         yield f"unix:{path}"
 
 
-def where(url: str | None = None, path: str | None = None, at_port: bool = False, any_gateway: bool = True) -> Where:
+def where(url: str | None = None, path: str | None = None, at_port: bool = False, any_gateway: bool = True) -> Found:
     return find(url, path, lambda file: load(file, Registry()), at_port=at_port, any_gateway=any_gateway)
 
 
@@ -56,7 +56,7 @@ def write(path: str, text: str) -> str:
 
 def test_only_socket_is_the_one_that_is_meant(sockets: Path) -> None:
     with listening(sockets, 9000) as only:
-        assert where() == Where(only)
+        assert where() == Found(only)
 
 
 def test_of_several_sockets_one_must_be_named(sockets: Path) -> None:
@@ -71,7 +71,7 @@ def test_of_several_sockets_one_must_be_named(sockets: Path) -> None:
 
 
 def test_without_a_socket_port_8080_is_asked_and_said_so(sockets: Path) -> None:
-    assert where() == Where("http://127.0.0.1:8080", f"no admin socket in {sockets}; asking at http://127.0.0.1:8080")
+    assert where() == Found("http://127.0.0.1:8080", f"no admin socket in {sockets}; asking at http://127.0.0.1:8080")
 
 
 def test_url_of_this_machine_stands_for_the_socket_of_its_port(sockets: Path) -> None:
@@ -81,21 +81,21 @@ def test_url_of_this_machine_stands_for_the_socket_of_its_port(sockets: Path) ->
         assert where("https://localhost").url == tls
         assert where("http://192.0.2.1:9002").url == named
         for url in ("http://127.0.0.1:9000/stats", "http://192.0.2.7:9000", "http://127.0.0.1:9001", "unix:/x", "http://x:99999"):
-            assert where(url) == Where(url)
+            assert where(url) == Found(url)
 
 
 def test_config_in_this_directory_says_which_one_is_meant(sockets: Path) -> None:
     write("config.yml", "server: {port: 9001}")
     with listening(sockets, 9000) as only:
         with listening(sockets, 9001) as ours:
-            assert where() == Where(ours)
+            assert where() == Found(ours)
         missing = "no gateway has an admin socket for port 9001, which config.yml says"
-        assert where() == Where(only, f"{missing}; asking at {only}")
-        assert where(any_gateway=False) == Where("http://127.0.0.1:9001"), "whether another one is ready is not the question"
+        assert where() == Found(only, f"{missing}; asking at {only}")
+        assert where(any_gateway=False) == Found("http://127.0.0.1:9001"), "whether another one is ready is not the question"
         write("config.yml", "nonsense: true")
-        assert where() == Where(only, f"config.yml cannot be used; asking at {only}"), "a reload is to say what is wrong with it"
+        assert where() == Found(only, f"config.yml cannot be used; asking at {only}"), "a reload is to say what is wrong with it"
     write("config.yml", "server: {port: 9001}")
-    assert where() == Where("http://127.0.0.1:9001", f"{missing}; asking at http://127.0.0.1:9001")
+    assert where() == Found("http://127.0.0.1:9001", f"{missing}; asking at http://127.0.0.1:9001")
 
 
 def test_config_says_where_the_pages_are(sockets: Path) -> None:
@@ -112,27 +112,27 @@ def test_config_says_where_the_pages_are(sockets: Path) -> None:
 
 
 def test_socket_of_another_user_is_told(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.runtime_dir._usable", lambda path: False)
+    monkeypatch.setattr("rgate.serving.runtime_dir._can_connect", lambda path: False)
     config = write("my.yml", "server: {port: 9000}")
     with listening(sockets, 9000) as theirs:
         for path in (None, config):
             with pytest.raises(GatewayUnreachable, match=f"{theirs}: no permission; ask as root, or as the user"):
                 where(path=path)
-        assert where(path=config, at_port=True) == Where("http://127.0.0.1:9000")
+        assert where(path=config, at_port=True) == Found("http://127.0.0.1:9000")
         assert where(at_port=True).remark.startswith(f"{theirs}: no permission")
 
 
 def test_url_and_config_are_too_much(sockets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["stats"], ["reload"], ["drain"], ["healthcheck"]):
         assert cli.main([*command, "--url", "unix:/x", "--config", "x"]) == 2
-        assert "--url and --config both say which gateway" in capsys.readouterr().err
+        assert "--url and --config both name a gateway" in capsys.readouterr().err
 
 
 def test_commands_find_the_socket_that_a_gateway_makes(sockets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = {"plugins": {"stats": {"database": f"sqlite:///{tmp_path}/stats.db"}}}
     gateway = make_gateway(config, {"orders": answering(b"hello")})
-    gateway.on_reload = lambda: ""
-    gateway.listening = ("127.0.0.1", 9000)
+    gateway.runtime.on_reload = lambda: ""
+    gateway.runtime.listening = ("127.0.0.1", 9000)
     with gateway.running():
         assert stat.S_IMODE((sockets / "9000.sock").stat().st_mode) == 0o600
         client(gateway).get("/orders").close()
@@ -147,14 +147,14 @@ def test_commands_find_the_socket_that_a_gateway_makes(sockets: Path, capsys: py
 def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: Path, caplog: pytest.LogCaptureFixture) -> None:
     (sockets / "rgate").touch()
     gateway = make_gateway()
-    gateway.listening = ("127.0.0.1", 9000)
+    gateway.runtime.listening = ("127.0.0.1", 9000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rgate.serving.runtime_dir.directories", lambda environ=None: [f"{sockets}/rgate", "/tmp/" + "x" * 100])
         with gateway.running():
             assert client(gateway).get("/-/live").status_code == 200
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == gateway.readiness.notices["admin"]
-    assert "no admin socket" in told and "not this user's alone" in told and "more than 96 bytes" in told
+    assert told == gateway.readiness.warnings["admin"]
+    assert "no admin socket" in told and "accessible to other users" in told and "more than 96 bytes" in told
     assert "make one of these directories writable, or set plugins.admin.address" in told
 
 
@@ -180,7 +180,7 @@ def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: 
     ],
 )
 def test_commands_that_a_config_makes_impossible_are_named(config: str, commands: list[str]) -> None:
-    found = [*impossible(loaded(config))]
+    found = [*impossible_commands(loaded(config))]
     assert [line.removeprefix("rgate ").partition(" can")[0].partition(" has")[0] for line in found] == commands, found
 
 
@@ -189,11 +189,11 @@ def test_required_client_certificates_shut_out_the_commands_only_without_an_addr
     tls = {"certificate": "a.pem", "client_certificates": {"ca": "b.pem"}}
     admin = AdminOptions(address=address, allow=("127.0.0.1",))
     config = Config.model_validate({"server": {"tls": tls}}).model_copy(update={"plugins": {"admin": admin}})
-    found = [*impossible(config)]
+    found = [*impossible_commands(config)]
     assert len(found) == count and all("asks for client certificates" in line for line in found)
 
 
-def test_check_tells_of_commands_that_are_impossible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_tells_of_commands_that_are_impossible_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yml"
     path.write_text("plugins: {admin: {address: false}}")
     assert cli.main(["check", str(path)]) == 0
@@ -201,5 +201,5 @@ def test_check_tells_of_commands_that_are_impossible(tmp_path: Path, capsys: pyt
     notice = f"{path}: rgate reload and drain cannot ask this gateway: plugins.admin.address is false"
     assert ok.startswith(f"{path}: OK") and any(line.startswith(notice) for line in notices)
     assert cli.main(["check", str(path), "--json"]) == 0
-    told = [notice["message"] for notice in json.loads(capsys.readouterr().out)["notices"]]
+    told = [warning["message"] for warning in json.loads(capsys.readouterr().out)["warnings"]]
     assert len([message for message in told if message.startswith("rgate reload and drain cannot ask")]) == 1

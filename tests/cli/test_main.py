@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from rgate.process.runner import serve, start_line
 from rgate.testing import ScriptedBackend, ScriptedConnection, answering, closed_port_url, http_response, make_gateway
 from rgate.version import VERSION
 
-ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 30
+from ..support.processes import ROOT, GatewayProcess, Output, run_rgate
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
 
 
 def config(tmp_path: Path, url: str = "http://127.0.0.1:9", more: str = "") -> str:
@@ -54,7 +54,7 @@ plugins:
 @pytest.mark.parametrize("command", [["rgate.py"], ["-m", "rgate"]], ids=" ".join)
 def test_version_every_way_to_start_tells_it(command: list[str]) -> None:
     ended = subprocess.run(
-        [sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        [sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=PROCESS_DEADLINE_SECONDS
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"rgate {VERSION} (Python ")
@@ -116,7 +116,7 @@ def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, cap
     assert ok == f"{path}: OK (1 route, 2 backends)"
     assert main(["check", "--json", path]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["ok"], answer["problems"], len(answer["notices"])) == (True, [], 2)
+    assert (answer["ok"], answer["problems"], len(answer["warnings"])) == (True, [], 2)
 
 
 def test_check_chain_that_cannot_be_built_is_a_problem(
@@ -165,7 +165,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
         (["--port", "65536"], "65536 is not in the range"),
         (["--log-level", "loud"], "'loud' is not one of"),
         (["config.yml"], "rgate --config config.yml"),
-        (["--port", "1", "check"], "--port is for serving"),
+        (["--port", "1", "check"], "--port is an option of serving"),
         (["chekc"], "No such command 'chekc'"),
         (["check", "no-such.yml"], "no-such.yml: no such file"),
         (["plugins", "--config", "no-such.yml"], "no-such.yml: no such file"),
@@ -196,13 +196,7 @@ def test_access_log_of_a_disabled_plugin_is_a_mistake(
 def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = subprocess.run(
-            [sys.executable, "rgate.py", "--config", config(tmp_path), "--port", port],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
+        ended = run_rgate("--config", config(tmp_path), "--port", port)
     assert ended.returncode == 2
     assert (
         ended.stderr
@@ -216,7 +210,7 @@ def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> No
     [
         (PermissionError(13, "Permission denied"), "on 127.0.0.1 port 0: no permission; choose a port from 1024 on"),
         (PermissionError(13, "Permission denied"), "(deploy/rgate.socket), or give rgate the capability CAP_NET_BIND_SERVICE"),
-        (OSError(99, "Cannot assign requested address"), "this is no address of this machine; choose another with --host"),
+        (OSError(99, "Cannot assign requested address"), "this is not an address of this machine; choose another with --host"),
         (OSError(23, "Too many open files in system"), "port 0: Too many open files in system"),
         (socket.gaierror(-2, "Name or service not known"), "on '127.0.0.1': no such host"),
     ],
@@ -234,61 +228,17 @@ def test_listening_that_fails_says_why_and_what_to_do(error: OSError, words: str
 # A gateway in the foreground
 
 
-class GatewayRuntime:
-    """`python rgate.py …` as a child process, whose lines are read as they come."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, str(ROOT / "rgate.py"), *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.out: queue.Queue[str] = queue.Queue()
-        self.err: queue.Queue[str] = queue.Queue()
-        self._readers = [
-            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
-            for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    @staticmethod
-    def _read(stream: Any, lines: queue.Queue[str]) -> None:
-        with stream:
-            for line in stream:
-                lines.put(line.rstrip("\n"))
-        lines.put("")
-
-    def until(self, pattern: str, lines: queue.Queue[str] | None = None) -> re.Match[str]:
-        """The first line that matches; what came before it is in the failure."""
-        seen = []
-        while True:
-            try:
-                seen.append((lines or self.out).get(timeout=PATIENCE_SECONDS))
-            except queue.Empty:
-                raise AssertionError(f"nothing like {pattern!r} in {seen}; stderr: {list(self.err.queue)}") from None
-            if match := re.search(pattern, seen[-1]):
-                return match
-
-    def port(self, lines: queue.Queue[str] | None = None) -> int:
-        return int(self.until(r"^rgate .* listening on http://127\.0\.0\.1:(\d+) ", lines)[1])
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_SECONDS)
+def running(*arguments: str, cwd: Path = ROOT) -> GatewayProcess:
+    """`rgate` with these arguments, stdout and stderr apart."""
+    return GatewayProcess(None, *arguments, cwd=cwd, apart=True)
 
 
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[GatewayRuntime]:
-    gateway = GatewayRuntime(*arguments)
-    try:
-        yield gateway
-    finally:
-        gateway.process.kill()
-        gateway.process.wait()
-        for reader in gateway._readers:
-            reader.join(PATIENCE_SECONDS)
+def port_in(output: Output) -> int:
+    return int(output.until(r"^rgate .* listening on http://127\.0\.0\.1:(\d+) ")[1])
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROCESS_DEADLINE_SECONDS)
     with contextlib.closing(connection):
         connection.request("GET", path)
         response = connection.getresponse()
@@ -301,34 +251,34 @@ def test_serving_from_start_line_to_signal(number: int, tmp_path: Path) -> None:
         ScriptedBackend(http_response(b"hello")) as backend,
         running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway,
     ):
-        start = gateway.until("listening")
+        start = gateway.output.until("listening")
         assert re.fullmatch(
             rf"rgate {re.escape(VERSION)} listening on http://127\.0\.0\.1:\d+ \(1 route, 1 backend, 1 endpoint\)", start.string
         )
-        assert gateway.until("^ROUTE").string.split() == ["ROUTE", "BACKEND", "ENDPOINT"]
-        assert gateway.until("^/orders").string.split() == ["/orders", "orders", backend.url]
+        assert gateway.output.until("^ROUTE").string.split() == ["ROUTE", "BACKEND", "ENDPOINT"]
+        assert gateway.output.until("^/orders").string.split() == ["/orders", "orders", backend.url]
         port = int(start.string.split(":")[2].split()[0])
         assert get(port, "/orders") == (200, b"hello")
-        assert gateway.end(number) == 0
-        stopping = gateway.until(r"INFO rgate\.process: stopping, ", gateway.err)
+        assert gateway.stop(number) == 0
+        stopping = gateway.errors.until(r"INFO rgate\.process: stopping, ")
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", stopping.string)
-        assert gateway.until("INFO rgate\\.process: stopped$", gateway.err)
-        gateway.until("^all others")
-        assert list(gateway.out.queue) in ([], [""]), "the rest is the log's"
+        assert gateway.errors.until("INFO rgate\\.process: stopped$")
+        gateway.output.until("^all others")
+        assert gateway.output.unread() == [], "everything else goes to the log"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_access_log_has_stdout_to_itself(form: str, tmp_path: Path) -> None:
     arguments = ["--access-log", *([form] if form == "json" else []), "--port", "0"]
     with ScriptedBackend() as backend, running(*arguments, "--config", config(tmp_path, backend.url)) as gateway:
-        assert get(gateway.port(gateway.err), "/orders?x=1")[0] == 200
-        first = gateway.out.get(timeout=PATIENCE_SECONDS)
+        assert get(port_in(gateway.errors), "/orders?x=1")[0] == 200
+        first = gateway.output.until("").string
         if form == "json":
             assert json.loads(first)["target"] == "/orders?x=1"
         else:
             assert '"GET /orders?x=1" 200 2 ' in first
-        assert gateway.end() == 0
-        assert gateway.until("stopped$", gateway.err)
+        assert gateway.stop() == 0
+        assert gateway.errors.until("stopped$")
 
 
 def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
@@ -336,7 +286,7 @@ def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
 
     def script(connection: ScriptedConnection) -> None:
         while connection.read_request():
-            assert release.wait(PATIENCE_SECONDS)
+            assert release.wait(PROCESS_DEADLINE_SECONDS)
             connection.send(http_response(b"late"))
 
     return script
@@ -345,21 +295,21 @@ def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
 def test_signal_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
     release, answers = threading.Event(), queue.Queue[tuple[int, bytes]]()
     with ScriptedBackend(held(release)) as backend, running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway:
-        port = gateway.port()
+        port = port_in(gateway.output)
         asking = threading.Thread(target=lambda: answers.put(get(port, "/orders")), daemon=True)
         asking.start()
         backend.wait_for_requests(1)
         gateway.process.send_signal(signal.SIGTERM)
-        gateway.until("stopping, ", gateway.err)
+        gateway.errors.until("stopping, ")
         release.set()
-        assert answers.get(timeout=PATIENCE_SECONDS) == (200, b"late")
-        assert gateway.process.wait(PATIENCE_SECONDS) == 0
+        assert answers.get(timeout=PROCESS_DEADLINE_SECONDS) == (200, b"late")
+        assert gateway.wait() == 0
 
 
 def test_second_signal_ends_at_once(tmp_path: Path) -> None:
     release = threading.Event()
     with ScriptedBackend(held(release)) as backend, running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway:
-        port = gateway.port()
+        port = port_in(gateway.output)
 
         def ask() -> None:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -369,10 +319,10 @@ def test_second_signal_ends_at_once(tmp_path: Path) -> None:
         asking.start()
         backend.wait_for_requests(1)
         gateway.process.send_signal(signal.SIGINT)
-        gateway.until("stopping, ", gateway.err)
-        assert gateway.end(signal.SIGTERM) == 128 + signal.SIGTERM
+        gateway.errors.until("stopping, ")
+        assert gateway.stop(signal.SIGTERM) == 128 + signal.SIGTERM
         release.set()
-        asking.join(PATIENCE_SECONDS)
+        asking.join(PROCESS_DEADLINE_SECONDS)
 
 
 class Sensed(io.StringIO):
@@ -466,8 +416,8 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
             "answers 400: by=x is not known",
         ),
         (http_response(b"<h1>404</h1>", "404 Not Found"), "answers 404: there are no statistics of rgate"),
-        (http_response(b"<h1>hello</h1>"), "is no statistics of rgate"),
-        (http_response(b'{"status_code": 200}'), "is no statistics of rgate"),
+        (http_response(b"<h1>hello</h1>"), "is not a report of rgate"),
+        (http_response(b'{"status_code": 200}'), "is not a report of rgate"),
         (b"SSH-2.0-OpenSSH\r\n", "no gateway answers at"),
     ],
     ids=["refused", "elsewhere", "html", "json", "ssh"],
@@ -490,13 +440,13 @@ def test_stats_of_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> No
         capsys.readouterr().err == f"no gateway answers at {url}/stats: Connection refused; is it running? --url names another\n"
     )
     assert main(["stats", "--url", "ftp://x"]) == 1
-    assert "is no URL of a gateway" in capsys.readouterr().err
+    assert "is not the URL of a gateway" in capsys.readouterr().err
 
 
 def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ScriptedBackend() as backend, running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway:
-        assert get(gateway.port(), "/orders")[0] == 200
-        assert gateway.end() == 0
+        assert get(port_in(gateway.output), "/orders")[0] == 200
+        assert gateway.stop() == 0
     for database in (str(tmp_path / "rgate.db"), f"sqlite:///{tmp_path}/rgate.db"):
         assert main(["stats", "--database", database, "--by", "route", "--json"]) == 0
         answer = json.loads(capsys.readouterr().out)
@@ -511,34 +461,32 @@ def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: 
 # demo
 
 
-def test_demo_starts_tells_and_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with running("demo", "--port", "0") as gateway:
-        port = gateway.port()
-        pids = [int(pid) for pid in gateway.until(r"^  kill ((?:\d+ ?)+)$")[1].split()]
+def test_demo_starts_tells_and_ends_everything(tmp_path: Path) -> None:
+    with running("demo", "--port", "0", cwd=tmp_path) as gateway:
+        port = port_in(gateway.output)
+        pids = [int(pid) for pid in gateway.output.until(r"^  kill ((?:\d+ ?)+)$")[1].split()]
         assert [get(port, path)[0] for path in ("/api/payment", "/api/orders", "/nowhere", "/stats")] == [200, 200, 403, 200]
         answers = {json.loads(get(port, "/api/orders")[1])["body"]["instance"] for _ in range(40)}
         assert answers == {"orders-1", "orders-2"}
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        assert {gateway.until(r"backend orders: - (orders-\d) .*ended with exit code", gateway.err)[1] for _ in pids} == {
+        assert {gateway.errors.until(r"backend orders: - (orders-\d) .*ended with exit code")[1] for _ in pids} == {
             "orders-1",
             "orders-2",
         }
         assert get(port, "/api/orders")[0] == 503
         assert get(port, "/api/payment")[0] == 200
-        assert gateway.end(signal.SIGINT) == 0
+        assert gateway.stop(signal.SIGINT) == 0
     children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
     assert not children.exists()
 
 
-def test_demo_every_curl_line_is_one_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with running("demo", "--port", "0") as gateway:
-        port = gateway.port()
-        lines = [gateway.until(r"^  curl -\w+ (\S+)$")[1] for _ in range(4)]
+def test_demo_every_curl_line_is_one_that_works(tmp_path: Path) -> None:
+    with running("demo", "--port", "0", cwd=tmp_path) as gateway:
+        port = port_in(gateway.output)
+        lines = [gateway.output.until(r"^  curl -\w+ (\S+)$")[1] for _ in range(4)]
         assert all(line.startswith(f"http://127.0.0.1:{port}/") for line in lines), lines
-        assert gateway.end() == 0
+        assert gateway.stop() == 0
 
 
 def test_demo_processes_end_with_the_context() -> None:
@@ -563,9 +511,9 @@ def test_demo_at_once_kills_every_process() -> None:
         watching = threading.Thread(target=source.watch, args=(changed.set, stop), daemon=True)
         watching.start()
         at_once()
-        assert changed.wait(PATIENCE_SECONDS)
+        assert changed.wait(PROCESS_DEADLINE_SECONDS)
         stop.set()
-        watching.join(PATIENCE_SECONDS)
+        watching.join(PROCESS_DEADLINE_SECONDS)
 
 
 def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -698,7 +646,7 @@ def test_console_shows_routes_as_people_say_them() -> None:
     gateway.table.refresh()
     stream = io.StringIO()
     Console(stream).routes(gateway)
-    assert "GET a.example|b.example/ x-a=1" in stream.getvalue()
+    assert "GET a.example|b.example/ X-A=1" in stream.getvalue()
     assert "orders-7" in stream.getvalue() and "not usable: it has stopped" in stream.getvalue()
 
 
@@ -730,7 +678,9 @@ def test_reader_that_has_left_ends_it_quietly(arguments: list[str]) -> None:
     os.close(reader)
     with open(writer, "wb") as stdout:
         command = [sys.executable, "rgate.py", *arguments]
-        ended = subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS)
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=PROCESS_DEADLINE_SECONDS
+        )
     assert (ended.returncode, ended.stderr) == (1, "")
 
 

@@ -1,4 +1,4 @@
-"""`rgate reload`, and /-/reload, which it asks: what is told, and the exit code."""
+"""`rgate reload`, and /-/reload, which it asks: its output and exit code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from rgate import Gateway, RgateError
 from rgate.cli import main as cli
-from rgate.cli.http_client import _is_here
+from rgate.cli.http_client import parse_url
 from rgate.serving.server import Server
 from rgate.testing import answering, client, closed_port_url, make_gateway, running_gateway
 
-from ..certificates import authority
-from ..serving.live import serving
+from ..support.certificates import authority
+from ..support.serving import serving
 
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 
@@ -46,21 +46,21 @@ def answer(problems: str | RgateError) -> Callable[[], str]:
         ("config.yml:1: no\nconfig.yml:2: no", 2, "", "config.yml:1: no\nconfig.yml:2: no\n"),
     ],
 )
-def test_reload_tells_how_it_went(
+def test_reload_prints_its_outcome(
     gateway: Gateway, server: Server, problems: str, code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.on_reload = answer(problems)
-    gateway.readiness.notices["restart"] = "server.port stays 8080"
+    gateway.runtime.on_reload = answer(problems)
+    gateway.readiness.warnings["restart"] = "server.port stays 8080"
     assert cli.main(["reload", "--url", server.url]) == code
     assert capsys.readouterr() == (out, err)
 
 
 @pytest.mark.parametrize("failure", [None, RgateError("not all workers have reloaded in 60 s")])
-def test_reload_of_which_nobody_knows_is_exit_code_1(
+def test_reload_without_a_known_outcome_is_exit_code_1(
     gateway: Gateway, server: Server, failure: RgateError | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if failure is not None:
-        gateway.on_reload = answer(failure)
+        gateway.runtime.on_reload = answer(failure)
     assert cli.main(["reload", "--url", server.url]) == 1
     assert f"/-/reload answers 503: {failure or 'this gateway cannot read its config again'}" in capsys.readouterr().err
 
@@ -75,7 +75,7 @@ def test_reload_without_a_gateway_is_exit_code_1(capsys: pytest.CaptureFixture[s
 def test_reload_of_a_gateway_on_this_machine_with_tls_needs_no_certificate_for_loopback(
     scheme: str, gateway: Gateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.on_reload = answer("")
+    gateway.runtime.on_reload = answer("")
     pair = authority().issue("gateway.example")
     with serving(gateway, tls={"certificate": str(pair.both)}) as server:
         assert cli.main(["reload", "--url", server.url.replace("https", scheme)]) == 0
@@ -83,13 +83,13 @@ def test_reload_of_a_gateway_on_this_machine_with_tls_needs_no_certificate_for_l
 
 
 @pytest.mark.parametrize(
-    ("host", "here"), [("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("localhost.x", False)]
+    ("host", "loopback"), [("127.0.0.9", True), ("[::1]", True), ("localhost", True), ("10.0.0.1", False), ("localhost.x", False)]
 )
-def test_certificate_is_verified_unless_the_gateway_is_here(host: str, here: bool) -> None:
-    assert _is_here(host) is here
+def test_certificate_is_verified_unless_the_gateway_is_on_this_machine(host: str, loopback: bool) -> None:
+    assert parse_url(f"https://{host}").is_loopback is loopback
 
 
-def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reload_where_the_admin_pages_are_not_answered_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     config = {"plugins": {"admin": {"allow": []}}}
     with running_gateway(config, {}) as gateway, serving(gateway) as server:
         assert cli.main(["reload", "--url", server.url]) == 1
@@ -98,6 +98,6 @@ def test_reload_where_the_pages_are_not_for_us_says_what_to_do(capsys: pytest.Ca
 
 def test_page_shows_what_is_to_be_known_of_the_config_and_no_web_page_may_reload() -> None:
     gateway = make_gateway(HERE, {})
-    gateway.readiness.notices |= {"config": "refused, the one before is in force: no", "health": "something else"}
-    assert client(gateway).get("/-/reload").json == {"notices": {"config": "refused, the one before is in force: no"}}
+    gateway.readiness.warnings |= {"config": "refused, the config before stays active: no", "health": "something else"}
+    assert client(gateway).get("/-/reload").json == {"warnings": {"config": "refused, the config before stays active: no"}}
     assert client(gateway).post("/-/reload", headers={"Origin": "http://evil.example"}).status_code == 404

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ..waiting import PATIENCE_SECONDS
-from .live import gateway, run, wsgi_server
+from ..support.waiting import DEADLINE_SECONDS
+from .programs import gateway, run, wsgi_server
 
 pytest.importorskip("websockets", reason="needs the websockets library")
 from websockets.exceptions import ConnectionClosed
@@ -77,9 +77,9 @@ class Service:
         if path == "/app/complete":
             self.complete.set()
         if path == "/app/hold":
-            self.complete.wait(PATIENCE_SECONDS)
+            self.complete.wait(DEADLINE_SECONDS)
         if path == "/app/poll":
-            self.go_on.wait(PATIENCE_SECONDS)
+            self.go_on.wait(DEADLINE_SECONDS)
             body = b"the poll's answer"
         if path == "/app/":
             body = PAGE
@@ -88,7 +88,7 @@ class Service:
 
     def _events(self) -> Iterator[bytes]:
         yield b"data: first\n\n"
-        if self.go_on.wait(PATIENCE_SECONDS):
+        if self.go_on.wait(DEADLINE_SECONDS):
             yield b"data: second\n\n"
             yield b"data: third\n\n"
 
@@ -112,7 +112,7 @@ def test_page_in_a_browser_has_its_socket_its_events_and_its_answers(tmp_path: P
                 document = load(browser, f"{url}/app/", tmp_path)
         finally:
             sockets.shutdown()
-            thread.join(PATIENCE_SECONDS)
+            thread.join(DEADLINE_SECONDS)
     seen = re.search(r'<pre id="seen">(.+?)</pre>', document)
     assert seen is not None, f"the page has not seen everything: {document}"
     assert json.loads(html.unescape(seen[1])) == {

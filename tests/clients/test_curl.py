@@ -10,7 +10,7 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from .live import gateway, program, run, wsgi_server
+from .programs import gateway, program, run, wsgi_server
 
 
 def service(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

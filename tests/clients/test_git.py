@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .live import gateway, program, run, wsgi_server
+from .programs import gateway, program, run, wsgi_server
 
 
 def http_backend(repositories: Path) -> Any:

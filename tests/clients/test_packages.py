@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .live import gateway, program, run, wsgi_server
+from .programs import gateway, program, run, wsgi_server
 
 WHEEL = "greeting_of_the_gateway-1.0-py3-none-any.whl"
 

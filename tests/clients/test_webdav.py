@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .live import gateway, program, wsgi_server
+from .programs import gateway, program, wsgi_server
 
 
 @contextmanager

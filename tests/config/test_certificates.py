@@ -11,7 +11,7 @@ import pytest
 
 from rgate.tls.certificates import PemError, _name_in, dns_names
 
-from ..certificates import PASSWORD, authority
+from ..support.certificates import PASSWORD, authority
 from .configs import ONE_BACKEND, loaded, problems
 
 TRUSTED, OTHER_AUTHORITY = authority(), authority("revoking")
@@ -96,10 +96,10 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
         f"config.yml:5: server.tls.key_password: does not decrypt the private key in {SHOP.locked}",
     ),
     ({"key": SHOP.key, "certificates": f"[{{certificate: {SHOP.both}}}]"},
-     "config.yml:3: server.tls.key: means nothing without 'certificate' beside it"),
+     "config.yml:3: server.tls.key: has no effect unless 'certificate' is also set"),
     ({"redirect_port": "80"}, "config.yml:2: server.tls: needs a certificate"),
     ({"certificate": SHOP.both, "public_port": "443"},
-     "config.yml:4: server.tls.public_port: means nothing without 'redirect_port'"),
+     "config.yml:4: server.tls.public_port: has no effect unless 'redirect_port' is also set"),
     ({"certificate": SHOP.both, "redirect_port": "8080"},
      "config.yml:4: server.tls.redirect_port: 8080 is the port that TLS is spoken at; choose another, like 80"),
     ({"certificate": SHOP.both, "certificates": f"[{{certificate: {SHOP.both}}}]"},
@@ -175,7 +175,7 @@ BACKEND = "backends:\n  - name: ledger\n    endpoints: ['{}']\n    tls: {{{}}}\n
     [
         ("ca: /nowhere", "ca: /nowhere: no such file"),
         (f"ca: {TRUSTED.file}, verify: false", "verify: is false, so nothing is held against 'ca'; leave one of them out"),
-        (f"key: {SHOP.key}", "key: means nothing without 'certificate' beside it"),
+        (f"key: {SHOP.key}", "key: has no effect unless 'certificate' is also set"),
         (
             f"certificate: {SHOP.certificate}, key: {OTHER.key}",
             f"key: the private key in {OTHER.key} does not belong to the certificate in {SHOP.certificate}",
@@ -190,7 +190,7 @@ def test_backend_option_that_cannot_be_used_is_told(options: str, problem: str) 
 
 def test_backend_that_has_no_https_endpoint_needs_no_tls() -> None:
     (problem,) = problems(BACKEND.format("http://127.0.0.1:9", f"ca: {TRUSTED.file}"))
-    assert problem == "config.yml:4: backends[0].tls: means nothing: no endpoint of this backend begins with https://"
+    assert problem == "config.yml:4: backends[0].tls: has no effect, because no endpoint of this backend begins with https://"
 
 
 def test_server_name_may_be_an_address() -> None:
@@ -205,11 +205,11 @@ def test_authority_without_a_revocation_list_is_noticed(tmp_path: Path) -> None:
     config = f"server: {{tls: {{certificate: {SHOP.both}, client_certificates: {{ca: {both}, crl: {lists}}}}}}}\n{ONE_BACKEND}"
     config += "routes: [{path_prefix: /, backend: orders}]"
     lists.write_bytes(Path(office.revoke()).read_bytes())
-    (notice,) = map(str, loaded(config).notices)
+    (notice,) = map(str, loaded(config).warnings)
     assert notice.startswith("config.yml:1: server.tls.client_certificates.crl: holds no list of the authority '")
     assert "revoking" in notice, "the root, by its name"
     lists.write_bytes(Path(office.revoke(SHOP)).read_bytes() + b"# a comment\n" + Path(OTHER_AUTHORITY.revoke()).read_bytes())
-    assert loaded(config).notices == ()
+    assert loaded(config).warnings == ()
 
 
 @pytest.mark.parametrize("der", [b"", b"\x30", b"\x30\x82\xff\xff", b"\x30\x80\x30\x80" * 9, b"\x30\x03\x30\x01\x00", bytes(64)])

@@ -122,7 +122,7 @@ def test_pipeline_names_are_checked() -> None:
 
 def test_pipeline_decides_what_a_route_can_turn_off() -> None:
     text = ONE_BACKEND + "routes: [{path_prefix: /a, backend: orders, plugins: {access_log: false}}]\npipeline: "
-    assert loaded(text + "[stats, normalize, faults, routing, access_log, selection]").routes[0].plugins == {"access_log": False}
+    assert loaded(text + "[stats, normalize, faults, routing, access_log, selection]").routes[0].options == {"access_log": None}
     assert len(problems(text + "[access_log, stats, normalize, faults, routing, selection]")) == 1
 
 

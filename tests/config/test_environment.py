@@ -57,7 +57,7 @@ def test_variables_of_a_list_that_are_not_set_are_each_told_at_their_line() -> N
     assert [line.partition(": the env")[0] for line in problems(labels, environ=ENVIRON)] == [
         "config.yml:4: backends[0].match_labels[0]",
         "config.yml:6: backends[0].match_labels[2]",
-        "config.yml:8: backends[0].match_labels[4]: 'e' is no label; write name=value, without spaces around the '='",
+        "config.yml:8: backends[0].match_labels[4]: 'e' is not a label; write name=value, without spaces around the '='",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rgate.config.file_watch import LOOK_SECONDS, REST_SECONDS, FileWatch, contents
+from rgate.config.file_watch import DEBOUNCE_SECONDS, POLL_SECONDS, FileWatch, fingerprint
 
 
 class Clock:
@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 def looks(watch: FileWatch, times: int = 2) -> list[bool]:
     """What so many looks find."""
-    return [watch.have_changed() for _ in range(times)]
+    return [watch.changed() for _ in range(times)]
 
 
 def test_file_as_it_was_has_not_changed(file: Path) -> None:
@@ -90,7 +90,7 @@ def test_link_that_leads_elsewhere_has_changed(tmp_path: Path) -> None:
 def test_file_that_is_gone_for_a_moment_has_not_changed(file: Path) -> None:
     watch = FileWatch(str(file))
     file.unlink()
-    assert not watch.have_changed()
+    assert not watch.changed()
     file.write_text("one")
     assert looks(watch, 3) == [False] * 3
 
@@ -103,45 +103,45 @@ def test_file_that_is_gone_has_changed_and_changes_when_it_comes_back(file: Path
     assert looks(watch, 3) == [False, True, False]
 
 
-def test_take_note_makes_a_change_known(file: Path) -> None:
+def test_mark_read_makes_a_change_known(file: Path) -> None:
     watch = FileWatch(str(file))
     file.write_text("two")
-    watch.take_note()
+    watch.mark_read()
     assert looks(watch, 3) == [False] * 3
 
 
-def test_look_at_another_file_as_well_is_no_change_of_its_own(file: Path) -> None:
+def test_set_files_another_file_as_well_is_no_change_of_its_own(file: Path) -> None:
     watch = FileWatch(str(file))
     key = file.with_name("key.pem")
     key.write_text("key")
-    watch.look_at([str(file), str(key)])
+    watch.set_files([str(file), str(key)])
     assert looks(watch, 3) == [False] * 3
     key.write_text("another")
     assert looks(watch) == [False, True]
 
 
-def test_look_at_keeps_in_mind_what_has_not_been_told(file: Path) -> None:
+def test_set_files_keeps_in_mind_what_has_not_been_told(file: Path) -> None:
     watch = FileWatch(str(file))
     file.write_text("two")
-    watch.look_at([str(file)])
+    watch.set_files([str(file)])
     assert looks(watch) == [False, True]
 
 
-def test_next_look_is_soon_while_something_moves(file: Path, clock: Clock) -> None:
+def test_next_poll_at_is_soon_while_something_moves(file: Path, clock: Clock) -> None:
     watch = FileWatch(str(file), clock=clock)
-    assert watch.next_look == clock.now + LOOK_SECONDS
+    assert watch.next_poll_at == clock.now + POLL_SECONDS
     file.write_text("two")
-    watch.have_changed()
-    assert watch.next_look == clock.now + REST_SECONDS
-    watch.have_changed()
-    assert watch.next_look == clock.now + LOOK_SECONDS
+    watch.changed()
+    assert watch.next_poll_at == clock.now + DEBOUNCE_SECONDS
+    watch.changed()
+    assert watch.next_poll_at == clock.now + POLL_SECONDS
 
 
 def test_contents_are_equal_only_with_equal_files(file: Path) -> None:
     other = file.with_name("other")
     other.write_text("two")
-    before = contents([str(file), str(other)])
-    assert contents([str(file), str(other)]) == before
-    assert contents([str(other), str(file)]) != before
+    before = fingerprint([str(file), str(other)])
+    assert fingerprint([str(file), str(other)]) == before
+    assert fingerprint([str(other), str(file)]) != before
     other.unlink()
-    assert contents([str(file), str(other)]) != before
+    assert fingerprint([str(file), str(other)]) != before

@@ -34,14 +34,14 @@ backends:
 
 def test_load_seed_format_is_read_unchanged() -> None:
     config = loaded(SEED)
-    assert [(route.path_prefix, route.backend, route.name) for route in config.routes] == [
+    assert [(route.path_prefix, route.backend.name, route.name) for route in config.routes] == [
         ("/api/payment", "payment", "/api/payment"),
         ("/api/orders", "orders", "/api/orders"),
     ]
     assert (config.default_response.body, config.default_response.status_code) == ("This is not reachable", 403)
     assert [backend.name for backend in config.backends] == ["payment", "orders", "legacy"]
-    assert config.backends[0].match_labels == ("app_name=payment", "env=production")
-    assert config.backends[2].endpoints == ("http://127.0.0.1:9000",)
+    assert config.backends[0].match_labels == (("app_name", "payment"), ("env", "production"))
+    assert config.options("static_endpoints", backend=config.backends[2]).endpoints == ("http://127.0.0.1:9000",)
 
 
 def test_load_many_mistakes_are_reported_at_once_in_order_of_lines() -> None:
@@ -110,8 +110,8 @@ def test_load_backend_that_is_wrong_itself_is_not_missed_by_its_routes() -> None
         backends:
           - {name: orders, match_labels: [x], policy: 5}
     """) == [
-        "config.yml:3: backends[0].match_labels[0]: 'x' is no label; write name=value, without spaces around the '='",
         "config.yml:3: backends[0].policy: expected text, found 5; put it in quotes",
+        "config.yml:3: backends[0].match_labels[0]: 'x' is not a label; write name=value, without spaces around the '='",
     ]
 
 
@@ -252,10 +252,10 @@ routes:
 plugins: {normalize: {format: envelope, max_body_bytes: 5000}}
 """
     )
-    options: list[Any] = [route.plugins.get("normalize") for route in config.routes]
+    options: list[Any] = [route.options.get("normalize", ...) for route in config.routes]
     assert (options[0].format, options[0].max_body_bytes) == ("passthrough", 5000)
     assert (options[1].format, options[1].max_body_bytes) == ("envelope", 5000)
-    assert options[2:] == [False, None]
+    assert options[2:] == [None, ...]
 
 
 @pytest.mark.parametrize(
@@ -354,22 +354,22 @@ def test_load_is_deterministic() -> None:
         ("{on_error: {disable_after: 5}, timed: true}", 5, True),
     ],
 )
-def test_treatment_stands_beside_the_plugins_own_options(section: str, on_error: Any, timed: bool) -> None:
+def test_common_keys_stands_beside_the_plugins_own_options(section: str, on_error: Any, timed: bool) -> None:
     config = loaded(f"{ONE_BACKEND}plugins: {{normalize: {section}}}")
-    found = config.treatment("normalize")
+    found = config.plugin_common("normalize")
     assert (getattr(found.on_error, "disable_after", found.on_error), found.timed) == (on_error, timed)
     assert config.timed == ({"normalize"} if timed else set())
     assert config.plugins["normalize"].format == ("envelope" if "envelope" in section else "passthrough")
 
 
-def test_treatment_of_a_plugin_without_options_and_of_a_use_entry() -> None:
+def test_common_keys_of_a_plugin_without_options_and_of_a_use_entry() -> None:
     config = loaded("plugins: {routing: {timed: true}}\nuse: [{app: 'json:loads', name: x, on_error: skip}]")
     assert config.timed == {"routing"}
-    assert config.treatment("x").on_error == "skip"
-    assert config.treatment("stats").on_error == "fail"
+    assert config.plugin_common("x").on_error == "skip"
+    assert config.plugin_common("stats").on_error == "fail"
 
 
-def test_treatment_problems_have_their_place() -> None:
+def test_common_keys_problems_have_their_place() -> None:
     must = "must be fail, skip, or {disable_after: N} with N from 1 to 1,000,000"
     assert problems(
         ONE_BACKEND
@@ -388,7 +388,7 @@ routes:
         "config.yml:6: plugins.retry.timed: expected true or false, found 'often'",
         "config.yml:7: plugins.docker: has no part in the chain, so on_error and timed mean nothing for it",
         "config.yml:9: routes[0].plugins.normalize.on_error: on_error is the same for every route; "
-        "it stands under the top-level 'plugins'",
+        "set it under the top-level 'plugins'",
     ]
 
 
@@ -400,28 +400,28 @@ routes:
     [
         (
             "plugins: {disable: [routing]}",
-            "config.yml:1: plugins.disable: no request could be answered: nothing finds the route of a request: take 'routing' "
-            "out of disable, or install a plugin of that name and write it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: remove 'routing' "
+            "from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "plugins: {disable: [selection]}",
-            "config.yml:1: plugins.disable: no request could be answered: nothing chooses an endpoint: take 'selection' "
-            "out of disable, or install a plugin of that name and write it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: remove 'selection' "
+            "from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "pipeline: [stats, access_log, normalize, routing, faults, retry, selection, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'faults' must stand before 'routing': "
+            "config.yml:1: pipeline: no request could be answered: 'faults' must come before 'routing': "
             "it answers when no route matches",
         ),
         (
             "pipeline: [stats, access_log, normalize, faults, retry, routing, selection, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'routing' must stand before 'retry': "
+            "config.yml:1: pipeline: no request could be answered: 'routing' must come before 'retry': "
             "only a route has endpoints",
         ),
         (
             "pipeline: [stats, access_log, normalize, faults, routing, selection, retry, websocket]",
-            "config.yml:1: pipeline: no request could be answered: 'retry' must stand before 'selection': "
-            "another endpoint must be chosen when it tries again",
+            "config.yml:1: pipeline: no request could be answered: 'retry' must come before 'selection': "
+            "another endpoint must be chosen for a second attempt",
         ),
     ],
 )

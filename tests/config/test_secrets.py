@@ -122,4 +122,4 @@ def test_password_in_the_second_url_of_a_text_is_not_shown() -> None:
 
 def test_password_that_is_a_default_of_a_variable_is_not_shown() -> None:
     config = loaded("plugins: {stats: {database: '${NO_SUCH_URL:-postgresql://u:ho/rse@db/x}'}}")
-    assert config.shown()["plugins"]["stats"]["database"] == "${NO_SUCH_URL:-postgresql://***@db/x}"
+    assert config.redacted()["plugins"]["stats"]["database"] == "${NO_SUCH_URL:-postgresql://***@db/x}"

@@ -65,7 +65,7 @@ def check(model: type[BaseModel], text: str) -> tuple[Any, list[str]]:
     report = Report("f")
     instance = validate(model, read(text.encode(), report), report)
     try:
-        report.raise_any()
+        report.raise_if_any()
     except ConfigError as error:
         return instance, [line.removeprefix("f:") for line in str(error).splitlines()]
     return instance, []

@@ -14,7 +14,7 @@ NO_KEY = "a key cannot stand here; put a text with ': ' in quotes, or mend the i
 def tree(text: str) -> Node:
     report = Report("config.yml")
     root = read(text.encode(), report)
-    report.raise_any()
+    report.raise_if_any()
     return root
 
 
@@ -133,5 +133,5 @@ def test_node_find_and_cut_agree_with_plain_values(value: object) -> None:
         assert root.find(found.path) == (found, ())
         assert root.find((*found.path, "absent", 0)) in ((found, ("absent", 0)), (root.find((*found.path, "absent"))[0], (0,)))
     for found in reversed(list(root.walk())):
-        assert (root.cut(found.path) is None) == (found.path == ())
+        assert (root.drop(found.path) is None) == (found.path == ())
     assert not root.plain() or not isinstance(value, dict | list)

@@ -9,14 +9,14 @@ from rgate.discovery import EndpointTable
 
 @pytest.fixture
 def running() -> Iterator[Callable[[EndpointTable], EndpointTable]]:
-    """Starts a table, and stops it after the test."""
+    """Starts the sources of a table, and stops them after the test."""
     started: list[EndpointTable] = []
 
     def start(table: EndpointTable) -> EndpointTable:
         started.append(table)
-        table.start()
+        table.discovery.start(table)
         return table
 
     yield start
     for each in started:
-        each.stop()
+        each.discovery.stop()

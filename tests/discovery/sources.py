@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rgate import Address, Backend, Instance
-from rgate.discovery import EndpointTable, Snapshot
+from rgate.discovery import Discovery, EndpointTable, Snapshot
+
+from ..support.waiting import DEADLINE_SECONDS
 
 PAYMENT = Backend("payment", (("app_name", "payment"), ("env", "production")))
 ORDERS = Backend("orders", (("app_name", "orders"), ("env", "production")))
 FIXED = Backend("fixed")
-
-DEADLINE_SECONDS = 10.0
 
 
 def found(id: str, port: int | None = 80, *, backend: str | None = None, reason: str | None = None, **labels: str) -> Instance:
@@ -82,14 +82,12 @@ class Watching(Listing):
 
 
 def table(*sources: Any, backends: Sequence[Backend] = (PAYMENT, ORDERS, FIXED), **options: Any) -> EndpointTable:
-    return EndpointTable(backends, sources, **options)
+    """A table that is current in a Discovery of its own, with these options."""
+    discovery = Discovery(**options)
+    made = EndpointTable(backends, sources, discovery)
+    discovery.activate(made)
+    return made
 
 
 def ids(snapshot: Snapshot, backend: str) -> list[str]:
     return [endpoint.id for endpoint in snapshot.endpoints[backend]]
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return as soon as `condition()` is true; fail with `what` when it is not within ten seconds."""
-    pause = threading.Event()
-    assert any(condition() or pause.wait(0.005) for _ in range(int(DEADLINE_SECONDS / 0.005))), f"not in time: {what}"

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from rgate import Backend, ConnectionRefused, EndpointQueue, Instance, SuspendedResponse
-from rgate.discovery import EndpointTable
+from rgate.discovery import EndpointTable, Snapshot
 from rgate.http1.environ import CONNECTION_KEY
 from rgate.testing import make_environ, make_exchange
 
-from .sources import Listing, found, until
+from ..support.waiting import eventually
+from .sources import Listing, found
 
 BACKEND = Backend("fixed", wait_seconds=10.0)
 HERE = found("a", 9, backend="fixed")
@@ -25,10 +26,17 @@ class World:
         self.now = 1_000.0
         self.source = Listing("listing", HERE)
         self.table = EndpointTable(backends or (BACKEND,), [self.source])
+        self.asked: list[SuspendedResponse | None] = []
+        self.asks_early = False
+        self.table.discovery.on_snapshot(self._before_the_queue)
+        self.queue = EndpointQueue(self.table.discovery, lambda: self.now)
+        self.queue.configure(backends or (BACKEND,), most)
         self.table.refresh()
-        self.queue = EndpointQueue(lambda: self.now)
-        self.queue.follow(self.table, backends or (BACKEND,), most)
         self.suspended: list[SuspendedResponse] = []
+
+    def _before_the_queue(self, snapshot: Snapshot) -> None:
+        if self.asks_early and not snapshot.endpoints["fixed"]:
+            self.asked.append(self.request())
 
     def finds(self, *instances: Instance) -> None:
         self.source.instances = instances
@@ -53,7 +61,7 @@ def world(*backends: Backend, most: int = 100) -> Iterator[World]:
     for suspended in made.suspended:
         suspended.close()
     assert not made.queue.waiting
-    until(lambda: made.queue._thread is None, "the thread ends when nobody waits")
+    eventually(lambda: made.queue._thread is None, "the thread ends when nobody waits")
 
 
 def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_seconds_have_passed() -> None:
@@ -67,14 +75,9 @@ def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_second
 
 def test_backend_whose_loss_the_queue_is_just_being_told_of_is_waited_for() -> None:
     with world() as made:
-        asked: list[SuspendedResponse | None] = []
-        table = EndpointTable([BACKEND], [made.source])
-        table.refresh()
-        table.on_snapshot(lambda snapshot: asked.append(made.request()) if not snapshot.endpoints["fixed"] else None)
-        made.queue.follow(table, [BACKEND], 100)  # it is told after the callback above
-        made.source.instances = ()
-        table.refresh()
-        assert [suspended is not None for suspended in asked] == [True]
+        made.asks_early = True
+        made.finds()
+        assert [suspended is not None for suspended in made.asked] == [True]
 
 
 def test_backend_that_is_back_and_lost_again_is_waited_for_anew() -> None:
@@ -132,7 +135,7 @@ def test_they_are_let_go_in_the_order_of_their_start() -> None:
             suspended.when_resumed(lambda name=name: order.append(name))  # type: ignore[misc]
         made.queue.proven("fixed")
         made.finds(HERE)
-        until(lambda: len(order) == 2, "both are let go")
+        eventually(lambda: len(order) == 2, "both are let go")
         assert order == ["early", "late"]
 
 
@@ -142,9 +145,9 @@ def test_a_crowd_is_not_let_go_at_once() -> None:
         crowd = [made.request() for _ in range(600)]
         made.queue.proven("fixed")
         made.finds(HERE)
-        until(lambda: any(suspended and suspended.resumed for suspended in crowd), "some are let go")
+        eventually(lambda: any(suspended and suspended.resumed for suspended in crowd), "some are let go")
         endpoint = made.queue.endpoints("fixed")[0]
         endpoint.state.active_exchanges.update(make_exchange() for _ in range(32))  # no room any more
         woken = sum(1 for suspended in crowd if suspended and suspended.resumed)
         assert woken < 600
-        until(lambda: all(suspended and suspended.resumed for suspended in crowd), "but all in the end")
+        eventually(lambda: all(suspended and suspended.resumed for suspended in crowd), "but all in the end")

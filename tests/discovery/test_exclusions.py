@@ -111,9 +111,9 @@ def test_set_aside_is_kept_while_a_source_has_not_listed_yet() -> None:
     assert slow.began.wait(DEADLINE_SECONDS)
     live.exclude(endpoint(live, "a"), "drain", "draining")
     quick.instances = []
-    live._loops["quick"].list_once()
+    live.watchers["quick"].list_once()
     quick.instances = [payment("a", 81)]
-    live._loops["quick"].list_once()
+    live.watchers["quick"].list_once()
     slow.free.set()
     listing.join(DEADLINE_SECONDS)
     assert reasons(live.snapshot) == {"a": "draining"}

@@ -115,7 +115,7 @@ class TestMatching:
 
     @given(
         st.dictionaries(st.text(), st.text(), max_size=6),
-        st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4).map(tuple),
+        st.dictionaries(st.text(), st.text(), min_size=1, max_size=4).map(lambda wanted: tuple(wanted.items())),
     )
     def test_any_labels_match_exactly_when_all_of_them_are_there(
         self, labels: dict[str, str], wanted: tuple[tuple[str, str], ...]

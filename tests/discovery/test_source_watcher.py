@@ -48,8 +48,8 @@ class FakeTime:
         self.now += seconds if after is None else after
         return after is not None
 
-    def keep_listed(self, source: Listing) -> None:
-        SourceWatcher(source, lambda *_: None, lambda *_: None, Timing(), self.clock, self.wait).keep_listed(self.stop)
+    def list_until_stopped(self, source: Listing) -> None:
+        SourceWatcher(source, lambda *_: None, lambda *_: None, Timing(), self.clock, self.wait).run_list_loop(self.stop)
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,13 @@ def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestListing:
     def test_quiet_source_is_listed_every_30_seconds(self) -> None:
         time, source = FakeTime(None, None), Listing()
-        time.keep_listed(source)
+        time.list_until_stopped(source)
         assert source.lists == 3
         assert time.waits == [30, 30, 30]
 
     def test_notice_after_quiet_lists_at_once_and_the_next_not_before_100_ms(self) -> None:
         time, source = FakeTime(5.0, 0.0, 0.04), Listing()
-        time.keep_listed(source)
+        time.list_until_stopped(source)
         assert source.lists == 4
         assert time.pauses[:3] == [0.0, 0.1, 0.06]
 
@@ -78,13 +78,13 @@ class TestListing:
                 time.now += 0.7
                 return super().list()
 
-        time.keep_listed(Slow())
+        time.list_until_stopped(Slow())
         assert time.pauses[0] == 0.7
 
     def test_failing_source_is_tried_again_with_capped_back_off_for_ever(self) -> None:
         time, source = FakeTime(*[None] * 40), Listing()
         source.error = RgateError("away")
-        time.keep_listed(source)
+        time.list_until_stopped(source)
         assert time.waits[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0]
         assert time.waits[-1] == 3.0
         assert source.lists == 41
@@ -98,7 +98,7 @@ class TestListing:
                 return super().list()
 
         time = FakeTime(*[None] * 4)
-        time.keep_listed(Flaky())
+        time.list_until_stopped(Flaky())
         assert time.waits == [0.1, 0.2, 30, 0.1, 30]
 
     @given(st.integers(1, 10_000), st.floats(0, 1))
@@ -134,7 +134,7 @@ class TestWatching:
         loop = SourceWatcher(source, lambda *_: None, lambda *_: None, Timing(), lambda: now[0], wait)
         source.error = None if lists_well else RgateError("away")
         loop.list_once()
-        loop.keep_watched(stop)
+        loop.run_watch_loop(stop)
         return pauses, noticed, loop
 
     @pytest.fixture

@@ -64,14 +64,15 @@ class EngineRelay:
                 except OSError:
                     return
                 engine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                engine.connect(self._engine_socket)
-                with self._lock:
-                    if self._listener is not listener:
-                        client.close()
-                        engine.close()
-                        return
-                    self._open |= {client, engine}
-                self._start(self._relay, client, engine)
+                with contextlib.suppress(OSError):
+                    engine.connect(self._engine_socket)
+                    with self._lock:
+                        if self._listener is listener:
+                            self._open |= {client, engine}
+                            self._start(self._relay, client, engine)
+                            continue
+                client.close()
+                engine.close()
 
     def _relay(self, client: socket.socket, engine: socket.socket) -> None:
         answers = threading.Thread(target=self._pass_on, args=(engine, client), daemon=True)

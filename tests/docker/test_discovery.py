@@ -33,7 +33,7 @@ STUBBORN = ["python3", "-c", "import signal; [signal.signal(s, signal.SIG_IGN) f
 def watched(engine: DockerClient, namespace: str) -> Iterator[Watched]:
     """Discovery, live before anything of the test exists."""
     made = Watched(namespace)
-    made.table.start()
+    made.start()
     yield made
     made.close()
 
@@ -52,7 +52,7 @@ def test_containers_there_before_are_endpoints_when_start_returns(
 ) -> None:
     one, two = backends.run("one"), backends.run("two")
     late = Watched(namespace)
-    late.table.start()
+    late.start()
     try:
         assert {endpoint.id for endpoint in late.endpoints} == {one.id, two.id}
     finally:
@@ -293,7 +293,7 @@ def test_cut_off_from_the_engine_keeps_the_list_and_recovers_within_three_second
 ) -> None:
     stays, goes = backends.run("stays"), backends.run("goes")
     relayed = Watched(namespace, engine_relay.address)
-    relayed.table.start()
+    relayed.start()
     try:
         assert {endpoint.id for endpoint in relayed.endpoints} == {stays.id, goes.id}
         engine_relay.cut()
@@ -317,7 +317,7 @@ def test_engine_absent_at_start_is_found_later_and_survives_its_restart(
 ) -> None:
     patient = Watched(namespace, private_engine.address)
     began = time.monotonic()
-    patient.table.start()
+    patient.start()
     try:
         assert time.monotonic() - began < LIMIT_SECONDS, "an engine that is absent must not hold up the start"
         assert "nothing listens there" in str(patient.source.error)

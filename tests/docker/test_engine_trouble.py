@@ -43,7 +43,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
     goes = backends.run("goes")
     relayed = Watched(namespace, engine_relay.address, ONLY_WHEN_NOTICED)
     wait_until(lambda: not relayed.follows_events(), "streams of other tests have ended")
-    relayed.table.start()
+    relayed.start()
     try:
         relayed.settled(relayed.follows_events, "events are followed")
         relayed.settled(
@@ -67,7 +67,7 @@ def test_engine_that_hangs_is_noticed_its_last_list_kept_and_found_again_within_
 ) -> None:
     container = private_backends.run(publish=False, labels=OWN_ADDRESS)
     watched = Watched(namespace, private_engine.address)
-    watched.table.start()
+    watched.start()
     try:
         watched.settled(watched.follows_events, "events are followed")
         private_engine.hang()
@@ -110,7 +110,7 @@ def test_hundreds_of_containers_are_listed_and_events_are_followed_as_ever(
 
     watched = Watched(namespace, private_engine.address)
     began = time.monotonic()
-    watched.table.start()
+    watched.start()
     print(f"all of them listed: {time.monotonic() - began:.3f} s")
     try:
         assert {endpoint.id for endpoint in watched.endpoints} == {container.id for container in running}

@@ -51,7 +51,7 @@ class Loaded:
         """What `/-/ready` says of Docker while the gateway is ready; nothing when all is well."""
         socket = next(each.path for each in admin_sockets(port=self._port))
         answer, _ = ask(f"unix:{socket}", "/-/ready", {})  # raises for a 503
-        return str(answer["notices"].get("docker", ""))
+        return str(answer["warnings"].get("docker", ""))
 
     def go_on(self) -> None:
         """Return after some more requests."""
@@ -75,8 +75,9 @@ def loaded(namespace: str, folder: Path, host: str | None = None) -> Iterator[Lo
     config.write_text(f"""
 routes: [{{path_prefix: /, backend: orders}}]
 backends: [{{name: orders, match_labels: ["rgate.test={namespace}"]}}]
-docker: {{{f"host: '{host}'" if host else ""}}}
-plugins: {{stats: {{database: "sqlite:///{folder}/rgate.db"}}}}
+plugins:
+  docker: {{{f"host: '{host}'" if host else ""}}}
+  stats: {{database: "sqlite:///{folder}/rgate.db"}}
 """)
     command = [sys.executable, "rgate.py", "--port", "0", "--config", str(config)]
     with (

@@ -14,10 +14,10 @@ from docker.models.containers import Container
 
 from bench.clients import Clients, by_answer
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
 from .engine import published_address, wait_until
 
 PORT = 8080
-PATIENCE_SECONDS = 90.0  # as long as systemd waits for a service that starts
 PER_SECOND = 50.0
 BETWEEN = 30  # requests before, between and after what is done to the service
 
@@ -78,7 +78,7 @@ class Machine:
 
     def get(self, path: str) -> int:
         """The status of the answer to a client outside; one that has to wait in the socket waits."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PROCESS_DEADLINE_SECONDS)) as connection:
             connection.request("GET", path)
             return connection.getresponse().status
 
@@ -99,7 +99,7 @@ def booted(engine: DockerClient, systemd_image: str) -> Iterator[Machine]:
         machine = Machine(container)
         try:
             container.start()
-            wait_until(lambda: machine.has_booted, "systemd is up", PATIENCE_SECONDS)
+            wait_until(lambda: machine.has_booted, "systemd is up", PROCESS_DEADLINE_SECONDS)
         except (APIError, AssertionError) as error:
             pytest.skip(f"systemd does not run in a container on this machine: {error}; {container.logs().decode()}")
         machine.must("systemctl", "enable", "--now", "orders")
@@ -150,12 +150,12 @@ def test_upgrade_and_restart_lose_nothing(machine: Machine) -> None:
 
         def go_on() -> None:
             enough = len(clients.outcomes) + BETWEEN
-            wait_until(lambda: len(clients.outcomes) >= enough, f"{BETWEEN} more requests", PATIENCE_SECONDS)
+            wait_until(lambda: len(clients.outcomes) >= enough, f"{BETWEEN} more requests", PROCESS_DEADLINE_SECONDS)
 
         go_on()
         first = machine.show("MainPID")
         machine.must("systemctl", "kill", "--kill-who=main", "--signal=SIGUSR2", "rgate")
-        wait_until(lambda: machine.show("MainPID") != first, "systemd follows", PATIENCE_SECONDS)
+        wait_until(lambda: machine.show("MainPID") != first, "systemd follows", PROCESS_DEADLINE_SECONDS)
         assert machine.states() == ["active", "active"]
         go_on()
         second = machine.show("MainPID")
@@ -170,7 +170,7 @@ def test_upgrade_and_restart_lose_nothing(machine: Machine) -> None:
 def test_service_that_is_killed_comes_back_and_clients_wait_for_it(machine: Machine) -> None:
     before = machine.show("MainPID")
     machine.must("systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "rgate")
-    wait_until(lambda: machine.show("MainPID") != before, "systemd has noticed", PATIENCE_SECONDS)
+    wait_until(lambda: machine.show("MainPID") != before, "systemd has noticed", PROCESS_DEADLINE_SECONDS)
     assert machine.get("/orders") == 200
     assert machine.show("NRestarts") != "0"
 
@@ -179,7 +179,7 @@ def test_service_that_cannot_start_goes_on_trying(machine: Machine) -> None:
     machine.configure("routes: nonsense")
     assert machine.run("systemctl", "restart", "rgate")[0] == 1
     assert "config.yml:1: routes" in machine.journal()
-    wait_until(lambda: int(machine.show("NRestarts")) >= 2, "it is tried again", PATIENCE_SECONDS)
+    wait_until(lambda: int(machine.show("NRestarts")) >= 2, "it is tried again", PROCESS_DEADLINE_SECONDS)
     machine.configure(CONFIG)
     assert machine.get("/orders") == 200, "whoever has come meanwhile is served"
 

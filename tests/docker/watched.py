@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rgate import Backend, Config, Endpoint
-from rgate.discovery import EndpointTable, SourceState, Timing
-from rgate.plugins.docker import rgate_discovery_sources
+from rgate.discovery import Discovery, EndpointTable, SourceState, Timing
+from rgate.plugins.docker import DockerOptions, rgate_discovery_sources
 
 from .engine import wait_until
 
@@ -25,17 +25,24 @@ class Watched:
 
     def __init__(self, namespace: str, host: str | None = None, timing: Timing = STANDARD) -> None:
         label = f"rgate.test={namespace}"
-        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "docker": {"host": host}})
+        plugins = {"docker": DockerOptions(host=host)}
+        config = Config.model_validate({"backends": [{"name": "b", "match_labels": [label]}], "plugins": plugins})
         source = rgate_discovery_sources(config)
         assert source is not None
         self.lines: list[str] = []
-        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source], timing=timing)
+        self.discovery = Discovery(timing=timing)
+        self.table = EndpointTable([Backend("b", (("rgate.test", namespace),))], [source], self.discovery)
+        self.discovery.activate(self.table)
         self.table.on_change(lambda changes: self.lines.extend(map(str, changes)))
+
+    def start(self) -> None:
+        """Start discovery; returns when the engine has been asked once."""
+        self.discovery.start(self.table)
 
     def close(self) -> None:
         """End discovery and its threads; stop() alone leaves one behind, with its socket, that still waits for the engine."""
         own = [thread for thread in threading.enumerate() if thread.name.startswith(("rgate-discovery", "rgate-docker"))]
-        self.table.stop()
+        self.discovery.stop()
         for thread in own:
             thread.join(ENGINE_SECONDS)
 

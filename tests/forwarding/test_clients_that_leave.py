@@ -11,10 +11,10 @@ import pytest
 from rgate import Exchange, Gateway, Middleware, hookimpl
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..serving.live import send_apart
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import send_apart
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -143,7 +143,7 @@ def test_client_that_leaves_within_a_small_body_is_not_heard_of(sent: bytes, lim
     ):
         send_apart(live.server, client, sent.replace(b"POST / ", b"POST /limited ", 1))
         client.close()
-        eventually(lambda: not live.server._connections, "the connection is over")
+        eventually(lambda: not live.server.connections, "the connection is over")
     assert not backend.connections
 
 

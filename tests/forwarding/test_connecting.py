@@ -13,7 +13,7 @@ from rgate.forwarding.connecting import MAX_CONNECTING, MIN_CONNECTING, ConnectQ
 from rgate.forwarding.upstream import UpstreamPools
 from rgate.testing import ScriptedBackend, closed_port_url
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from rgate.discovery.model import UpstreamTLS
+from rgate.config import UpstreamTLS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -207,7 +207,7 @@ def test_connection_that_sends_unasked_while_it_rests_is_given_up() -> None:
         resting(live, 1)
         unasked.set()
         passed(sent)
-        eventually(lambda: next(iter(live.gateway.upstreams._upstreams.values())).pool.idle[0].has_input())
+        eventually(lambda: next(iter(live.gateway.runtime.upstreams._upstreams.values())).pool.idle[0].has_input())
         assert client.get().body == b"clean"
         assert len(backend.connections) == 2
 
@@ -226,7 +226,7 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
     with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get().body == b"ok"
         resting(live, 1)
-        live.gateway.upstreams.prune(())
+        live.gateway.runtime.upstreams.prune(())
         eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
         endpoint.state.upstream = None  # as a new endpoint of that address has it
@@ -241,7 +241,7 @@ def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
             assert client.get().body == b"ok"
         assert len(backend.connections) == 1
         first, _ = live.gateway.table.snapshot.endpoints["backend"]
-        live.gateway.upstreams.prune({(first.address, UpstreamTLS())})
+        live.gateway.runtime.upstreams.prune({(first.address, UpstreamTLS())})
         for _ in range(10):
             assert client.get().body == b"ok"
         assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"

@@ -9,9 +9,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

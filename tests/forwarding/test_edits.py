@@ -12,8 +12,8 @@ from rgate import Exchange, Gateway, Middleware, hookimpl
 from rgate.forwarding.forwarded import VIA
 from rgate.testing import ScriptedBackend
 
-from ..raw_client import RawClient
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
 
 FORWARDED = (
     "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Port: 80\r\n"

@@ -12,9 +12,9 @@ from rgate import Middleware, hookimpl
 from rgate.forwarding import upload as forwarding_body
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
 SIZE = 100_000
 BODY = b"x" * SIZE

@@ -13,9 +13,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import eventually, passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient, RawResponse
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_10 = b"GET / HTTP/1.0\r\n\r\n"

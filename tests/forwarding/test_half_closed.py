@@ -18,10 +18,11 @@ from rgate.plugins.stats.aggregator import CLIENT_CLOSED, Aggregator
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..tls.live import SHOP, MemoryClient
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import SHOP, MemoryClient
+from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -47,7 +48,7 @@ class Slow:
 def overdue(live: Forwarding) -> Iterator[None]:
     """Inside, the server has been told of a client's end, and has acted on that."""
     server: Server = live.server
-    eventually(lambda: any(connection.ended for connection in list(server._connections.values())), "the end is seen")
+    eventually(lambda: any(connection.client_half_closed for connection in server.connections), "the end is seen")
     eventually(lambda: not server._half_closed, "the client is tested")
     yield
 
@@ -138,7 +139,7 @@ def test_body_that_comes_after_its_head_and_before_the_end_is_answered() -> None
         for size in (5, 200_000):
             with RawClient(live.url) as client:
                 client.send(HEAD % size)
-                eventually(lambda: live.server._connections)
+                eventually(lambda: live.server.connections)
                 client.send(b"x" * size)
                 client.half_close()
                 assert client.response().status == 200
@@ -174,7 +175,7 @@ def test_tls_client_that_leaves_ends_the_backends_work() -> None:
         backend.wait_for_requests(1)
         raw.close()
         eventually(lambda: live.in_flight == 0)
-        eventually(lambda: not live.server._connections)
+        eventually(lambda: not live.server.connections)
 
 
 # In the log and the counts
@@ -185,7 +186,7 @@ class Seen:
 
     def __init__(self, live: Forwarding, app: Callable[..., object]) -> None:
         self.records: list[dict[str, object]] = []
-        self.pending = Aggregator()
+        self.aggregator = Aggregator()
         live.server.app = self  # type: ignore[assignment]
         self._app = app
 
@@ -203,12 +204,12 @@ class Seen:
         fields = ("status", "reason", "bytes", "duration_ms")
         values = {name: _GET[name](Record(0.0, exchange, self._sent)) for name in fields}
         self.records.append(json.loads(json.dumps(values)))
-        self.pending.record(exchange)
+        self.aggregator.record(exchange)
 
     @property
     def counted(self) -> list[int]:
-        self.pending.fold()
-        return [counted.key.status for counted in self.pending.batch()]
+        self.aggregator.aggregate()
+        return [counted.key.status for counted in self.aggregator.batch()]
 
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
@@ -279,14 +280,12 @@ def test_interim_response_after_a_test_is_whole() -> None:
 
     def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
         connection: Any = environ["rgate.connection"]
-        connection._response.test_client()
-        connection._response.send_continue()
-        connection._response.test_client()
+        connection.response.test_client()
+        connection.response.send_continue()
+        connection.response.test_client()
         asked.set()
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
-
-    from ..serving.live import serving
 
     with serving(app) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
         client.send(GET)

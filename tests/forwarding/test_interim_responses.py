@@ -11,9 +11,9 @@ import pytest
 from rgate import Middleware, hookimpl, send_interim
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import passed
 
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 PASSED = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
@@ -176,4 +176,4 @@ def test_interim_status_never_becomes_a_final_one() -> None:
         for _ in range(3):
             assert heads(client, NAVIGATES) == [PASSED]
         with pytest.raises(ValueError, match="200 to 599"):
-            live.server.heads.write("103 Early Hints", [])
+            live.server.shared.head_encoder.encode("103 Early Hints", [])

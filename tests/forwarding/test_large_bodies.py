@@ -14,9 +14,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import passed
 
 MIB = 1024 * 1024
 SIZE = int(os.environ.get("RGATE_TEST_BODY_MIB", "256")) * MIB

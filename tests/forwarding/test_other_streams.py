@@ -11,7 +11,7 @@ import pytest
 from rgate import Gateway
 from rgate.testing import ScriptedBackend, ScriptedConnection, assert_error, client, http_response, running_gateway
 
-from ..waiting import eventually, passed
+from ..support.waiting import eventually, passed
 
 
 class Stream:

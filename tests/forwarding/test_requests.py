@@ -12,9 +12,8 @@ from rgate.forwarding.forwarded import CDN_LOOP, VIA
 from rgate.testing import RawRequest, ScriptedBackend, http_response
 
 from ..http1.test_target import KEPT
-from ..raw_client import RawClient
-from ..security.live import gateway_before
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ def test_request_that_has_been_here_is_a_loop(live: Forwarding, backend: Scripte
 
 def test_request_without_via_has_cdn_loop_instead(backend: ScriptedBackend) -> None:
     added = FORWARDED.replace(f"Via: {VIA}".encode(), f"CDN-Loop: {CDN_LOOP}".encode())
-    with gateway_before(backend, via=False) as live, RawClient(live.url) as client:
+    with forwarding(backend, via=False) as live, RawClient(live.url) as client:
         for headers in ((), ("Via: 1.1 other",)):
             client.send(get(*headers))
             assert client.response().status == 200

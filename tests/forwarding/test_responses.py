@@ -11,9 +11,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient, RawResponse
+from ..support.waiting import passed
 
 
 def sends(*blocks: bytes | threading.Event, close: bool = False) -> Callable[[ScriptedConnection], None]:

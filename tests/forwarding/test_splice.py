@@ -16,9 +16,9 @@ from rgate.forwarding import upload as body
 from rgate.forwarding.upload import SPLICE, SplicePipe
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
 pytestmark = pytest.mark.skipif(not SPLICE, reason="there is no splice(2) here")
 

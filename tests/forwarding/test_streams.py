@@ -20,11 +20,11 @@ from rgate.serving.connection import Connection
 from rgate.serving.stream_relay import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import PATIENCE_SECONDS, RawClient, RawResponse
-from ..serving.live import serving
-from ..tls.live import TLS, SecureClient
-from ..waiting import eventually, passed
-from .live import Forwarding, forwarding
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.tls_client import TLS, SecureClient
+from ..support.waiting import DEADLINE_SECONDS, eventually, passed
 from .test_tls import CERTIFICATES, https, over_tls
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -69,7 +69,12 @@ def test_streams_hold_no_threads_and_others_are_served() -> None:
             assert client.until(b"one").startswith(b"HTTP/1.1 200 OK"), "refused, as if it were waiting"
         relays(live, 50)
         assert live.in_flight == 50, "for policies that look for the endpoint with the fewest"
-        assert live.gateway.readiness.load() == {"connections": 50, "streams": 50, "tunnels": 0, "threads": live.server.threads}
+        assert live.gateway.readiness.server.open_counts() == {
+            "connections": 50,
+            "streams": 50,
+            "tunnels": 0,
+            "threads": live.server.threads,
+        }
         assert live.server.threads <= 3
         with RawClient(live.url) as other:
             assert other.get("/quick").body == b"quick"
@@ -153,7 +158,7 @@ def response_to(client: RawClient, live: Forwarding, plan: Plan) -> RawResponse:
         return client.response()
     finally:
         over.set()
-        thread.join(PATIENCE_SECONDS)
+        thread.join(DEADLINE_SECONDS)
 
 
 @pytest.mark.parametrize("backend_speaks_tls", [False, True], ids=["http", "https"])
@@ -292,7 +297,7 @@ def slow_client(url: str) -> RawClient:
     client.host = "x"
     client.sock = socket.socket()
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    client.sock.settimeout(PATIENCE_SECONDS)
+    client.sock.settimeout(DEADLINE_SECONDS)
     parts = urlsplit(url)
     client.sock.connect((parts.hostname, parts.port))
     return client
@@ -426,7 +431,7 @@ def test_client_that_leaves_a_stream_ends_the_backends_connection(leave: Callabl
         passed(over)
         relays(live, 0)
         eventually(lambda: live.in_flight == 0)
-        eventually(lambda: not live.server._connections)
+        eventually(lambda: not live.server.connections)
 
 
 def test_stream_may_end_while_the_server_drains() -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 from .test_faults import is_fault
 
 CERTIFICATES = Path(__file__).with_name("certificates")

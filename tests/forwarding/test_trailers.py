@@ -10,8 +10,8 @@ import pytest
 from rgate import Exchange, Middleware, hookimpl
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient, RawResponse
-from .live import forwarding
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient, RawResponse
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum, Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n"
 BODY = b"2\r\nok\r\n"

@@ -14,14 +14,14 @@ import pytest
 from rgate import Address, Config, DiscoverySource, Gateway, Instance, hookimpl
 from rgate.config import load_text
 from rgate.runtime.gateway import build
-from rgate.runtime.running import GatewayRuntime
+from rgate.runtime.runtime import Runtime
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 from rgate.testing.gateways import _TestRegistry
 
-from ..raw_client import RawClient, RawResponse
-from ..serving.live import serving
-from ..waiting import eventually
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.waiting import eventually
 
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -65,20 +65,18 @@ class World:
         self.found = found
         self.gateway: Gateway
         self.server: Server
-        self._running: GatewayRuntime
 
-    def compose(self, config: dict[str, Any], before: Gateway | None = None) -> Gateway:
+    def compose(self, config: dict[str, Any], runtime: Runtime | None = None) -> Gateway:
         registry = _TestRegistry()
         registry.register("found", self.found)
         backend = {"name": "b", "match_labels": ["found=nowhere"], **config.pop("backend", {})}
         whole = {"routes": [{"path_prefix": "/", "backend": "b"}], "backends": [backend], **config}
-        return build(load_text(json.dumps(whole), registry, {}), registry, before)
+        return build(load_text(json.dumps(whole), registry, {}), registry, runtime)
 
     def reload(self, **config: Any) -> None:
-        running = GatewayRuntime(self.compose(config, self.gateway), self._running)
-        running.take_over()
-        self.server.reconfigure(running.gateway, running.gateway.config.server, None)
-        self._before, self._running, self.gateway = self._running, running, running.gateway
+        runtime = self.gateway.runtime
+        self.gateway = self.compose(config, runtime)
+        runtime.activate(self.gateway, lambda gateway: self.server.reconfigure(gateway, gateway.config.server, None))
 
     @property
     def waiting(self) -> int:
@@ -93,12 +91,8 @@ class World:
 def world(**config: Any) -> Iterator[World]:
     made = World(Found())
     made.gateway = made.compose(config)
-    made._running = GatewayRuntime(made.gateway)
-    try:
-        with serving(made.gateway, threads=2) as made.server:
-            yield made
-    finally:
-        made._running.end()
+    with made.gateway.running(), serving(made.gateway, threads=2) as made.server:
+        yield made
 
 
 def serves(world: World, backend: ScriptedBackend) -> None:

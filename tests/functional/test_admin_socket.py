@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .processes import PATIENCE_SECONDS, ROOT, rgate
+from ..support.certificates import authority
+from ..support.processes import GatewayProcess, run_rgate
+from ..support.raw_client import RawClient
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 CONFIG = """\
 server: {{workers: {workers}}}
@@ -44,13 +43,12 @@ def test_unix_socket_is_answered_again_when_the_worker_that_has_it_is_killed() -
     with TemporaryDirectory(prefix="rgate-") as folder:
         path, config = Path(folder) / "admin.sock", Path(folder) / "config.yml"
         config.write_text(CONFIG.format(workers=2, path=path))
-        with rgate(config) as processes:
-            processes.url()
+        with GatewayProcess(config) as gateway:
             for _ in range(2):
-                one = eventually(lambda: process_at(path), "somebody answers", PATIENCE_SECONDS)
+                one = eventually(lambda: process_at(path), "a worker answers", PROCESS_DEADLINE_SECONDS)
                 os.kill(one, signal.SIGKILL)
-                eventually(lambda: process_at(path) not in (0, one), "another answers", PATIENCE_SECONDS)  # noqa: B023
-            processes.end(processes.process.pid)
+                eventually(lambda: process_at(path) not in (0, one), "another answers", PROCESS_DEADLINE_SECONDS)  # noqa: B023
+            gateway.stop_all(gateway.process.pid)
         assert not path.exists()
 
 
@@ -58,17 +56,16 @@ def test_unix_socket_goes_to_the_successor_and_comes_back_from_one_that_gives_up
     with TemporaryDirectory(prefix="rgate-") as folder:
         path, config = Path(folder) / "admin.sock", Path(folder) / "config.yml"
         config.write_text(CONFIG.format(workers=1, path=path))
-        with rgate(config) as processes:
-            processes.url()
-            first = processes.process.pid
-            assert eventually(lambda: process_at(path), "it answers", PATIENCE_SECONDS) == first
-            second = processes.upgrade(first)
-            eventually(lambda: process_at(path) == second, "the successor answers", PATIENCE_SECONDS)
+        with GatewayProcess(config) as gateway:
+            first = gateway.process.pid
+            assert eventually(lambda: process_at(path), "it answers", PROCESS_DEADLINE_SECONDS) == first
+            second = gateway.upgrade(first)
+            eventually(lambda: process_at(path) == second, "the successor answers", PROCESS_DEADLINE_SECONDS)
             config.write_text("routes: 1")
             os.kill(second, signal.SIGUSR2)
-            processes.until("no upgrade")
-            eventually(lambda: process_at(path) == second, "it goes on", PATIENCE_SECONDS)
-            processes.end(second)
+            gateway.output.until("no upgrade")
+            eventually(lambda: process_at(path) == second, "it goes on", PROCESS_DEADLINE_SECONDS)
+            gateway.stop_all(second)
         assert not path.exists()
 
 
@@ -81,18 +78,8 @@ plugins: {{disable: [docker], stats: {{database: "sqlite:///{folder}/rgate.db"}}
 
 
 def command(*arguments: str, folder: Path) -> str:
-    """What a command of rgate prints, run in an empty directory with no other gateway than those of `folder`."""
-    environ = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "PYTHONPATH": str(ROOT)}
-    asked = subprocess.run(
-        [sys.executable, "-m", "rgate", *arguments],
-        cwd=folder,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-    assert asked.returncode == 0, asked.stderr
-    return asked.stdout
+    """The output of a command of rgate that knows no other gateways than those of `folder`."""
+    return run_rgate(*arguments, environ={"RUNTIME_DIRECTORY": str(folder)}, cwd=folder, check=True).stdout
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -102,20 +89,20 @@ def test_socket_is_there_by_default_under_the_port_for_this_user_and_over_reload
     with TemporaryDirectory(prefix="rgate-") as folder_name:
         folder, config = Path(folder_name), tmp_path / "config.yml"
         config.write_text(BY_DEFAULT.format(workers=workers, folder=tmp_path))
-        with rgate(config, environ={"RUNTIME_DIRECTORY": folder_name}) as processes:
-            port = int(processes.url().rpartition(":")[2])
+        with GatewayProcess(config, environ={"RUNTIME_DIRECTORY": folder_name}) as gateway:
+            port = int(gateway.url.rpartition(":")[2])
             path = folder / f"{port}.sock"
-            eventually(lambda: process_at(path), "it answers", PATIENCE_SECONDS)
+            eventually(lambda: process_at(path), "it answers", PROCESS_DEADLINE_SECONDS)
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert command("healthcheck", folder=folder) == "ready\n"
             assert command("reload", folder=folder) == "reloaded\n"
             assert command("drain", folder=folder) == "nothing is drained\n"
             assert command("stats", "--by", "endpoint", folder=folder).split() != []
             assert command("reload", "--url", f"http://127.0.0.1:{port}", folder=folder) == "reloaded\n"
-            second = processes.upgrade(processes.process.pid)
-            eventually(lambda: process_at(path), "the successor answers", PATIENCE_SECONDS)
+            second = gateway.upgrade(gateway.process.pid)
+            eventually(lambda: process_at(path), "the successor answers", PROCESS_DEADLINE_SECONDS)
             assert command("reload", folder=folder) == "reloaded\n"
-            processes.end(second)
+            gateway.stop_all(second)
         assert os.listdir(folder) == []
 
 
@@ -145,27 +132,29 @@ def test_commands_work_behind_the_proxy_protocol_and_nobody_is_local_there(tmp_p
 
 
 def commands_work(config: Path, also: Callable[[str], None] = lambda url: None) -> None:
-    with TemporaryDirectory(prefix="rgate-") as name, rgate(config, environ={"RUNTIME_DIRECTORY": name}) as processes:
-        url = processes.until(r"listening on (https?://\S+)")[1]
-        eventually(lambda: process_at(Path(name) / f"{url.rpartition(':')[2]}.sock"), "it answers", PATIENCE_SECONDS)
+    with TemporaryDirectory(prefix="rgate-") as name, GatewayProcess(config, environ={"RUNTIME_DIRECTORY": name}) as gateway:
+        url = gateway.url
+        eventually(lambda: process_at(Path(name) / f"{url.rpartition(':')[2]}.sock"), "it answers", PROCESS_DEADLINE_SECONDS)
         assert command("healthcheck", folder=Path(name)) == "ready\n"
         assert command("reload", folder=Path(name)) == "reloaded\n"
         assert command("drain", folder=Path(name)) == "nothing is drained\n"
         assert "SUCCESS" in command("stats", folder=Path(name))
         also(url)
-        processes.end(processes.process.pid)
+        gateway.stop_all(gateway.process.pid)
 
 
 def test_directory_that_cannot_be_used_is_told_once_by_all_workers_and_requests_are_served(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     config.write_text(BY_DEFAULT.format(workers=2, folder=tmp_path))
-    with rgate(config, sys.executable, "-c", NOWHERE_ELSE) as processes:  # a path that is too long, whoever the user is
-        url = processes.url()
+    with GatewayProcess(
+        config, launcher=[sys.executable, "-c", NOWHERE_ELSE]
+    ) as gateway:  # a path that is too long, whoever the user is
+        url = gateway.url
         with RawClient(url) as client:
             assert client.get("/-/live").status == 200
-        processes.end(processes.process.pid)
-        told = [line for line in processes.seen if "no admin socket" in line]
-        assert len(told) == 1 and "set plugins.admin.address" in told[0], processes.seen
+        gateway.stop_all(gateway.process.pid)
+        told = [line for line in gateway.output.lines if "no admin socket" in line]
+        assert len(told) == 1 and "set plugins.admin.address" in told[0], gateway.output.lines
 
 
 NOWHERE_ELSE = """

@@ -13,7 +13,8 @@ import pytest
 from rgate.cli.http_client import ask
 from rgate.testing import ScriptedBackend, http_response
 
-from .test_example_plugin import DIRECT, EXAMPLES, PATIENCE_SECONDS, config, gateway, installed, output
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
+from .test_example_plugin import DIRECT, EXAMPLES, config, gateway, installed, output
 
 KEY = "shop-key-0123456789"
 
@@ -25,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(url: str, **headers: str) -> tuple[int, str]:
     try:
-        with DIRECT.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE_SECONDS) as response:
+        with DIRECT.open(urllib.request.Request(url, headers=headers), timeout=PROCESS_DEADLINE_SECONDS) as response:
             return response.status, response.read().decode()
     except HTTPError as error:
         with error:

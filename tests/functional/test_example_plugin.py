@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
-from threading import Timer
 
 import pytest
 
 from rgate.testing import ScriptedBackend, http_response
 
-ROOT = Path(__file__).parents[2]
+from ..support.processes import ROOT, GatewayProcess
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
+
 EXAMPLES = ROOT / "examples"
-PATIENCE_SECONDS = 30
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -50,7 +50,7 @@ def run(arguments: list[str], site: Path, cwd: Path) -> subprocess.Popen[str]:
 
 def output(arguments: list[str], site: Path, cwd: Path) -> str:
     with run(arguments, site, cwd) as process:
-        text, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        text, _ = process.communicate(timeout=PROCESS_DEADLINE_SECONDS)
     assert process.returncode == 0, text
     return text
 
@@ -76,34 +76,20 @@ def config(folder: Path, backend: ScriptedBackend, plugins: str) -> Path:
 @contextmanager
 def gateway(config: Path, site: Path) -> Iterator[str]:
     """The URL of a gateway in a process of its own."""
-    with run([str(ROOT / "rgate.py"), "--port", "0", "--config", str(config)], site, config.parent) as process:
-        assert process.stdout is not None
-        guard = Timer(PATIENCE_SECONDS, process.kill)
-        guard.start()
-        try:
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    yield found[0]
-                    break
-            else:
-                pytest.fail("the gateway did not start:\n" + "".join(said))
-        finally:
-            process.terminate()
-            process.stdout.read()
-            process.wait()
-            guard.cancel()
+    environ = {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    with GatewayProcess(config, environ=environ, cwd=config.parent) as running:
+        yield running.url
+        running.stop()
 
 
 def test_plugin_named_in_the_config_is_seen_by_backend_and_client(site: Path, tmp_path: Path) -> None:
     with ScriptedBackend(http_response(b"hello")) as backend:
         path = config(tmp_path, backend, "  request_id: {header: X-Request-ID}\n")
         with gateway(path, site) as url:
-            with DIRECT.open(f"{url}/orders", timeout=PATIENCE_SECONDS) as response:
+            with DIRECT.open(f"{url}/orders", timeout=PROCESS_DEADLINE_SECONDS) as response:
                 made = response.headers.get_all("X-Request-ID")
             request = urllib.request.Request(f"{url}/orders", headers={"X-Request-ID": "from-the-client"})
-            with DIRECT.open(request, timeout=PATIENCE_SECONDS) as response:
+            with DIRECT.open(request, timeout=PROCESS_DEADLINE_SECONDS) as response:
                 kept = response.headers.get_all("X-Request-ID")
     assert made is not None and re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", made[0]) and len(made) == 1, made
     assert kept == ["from-the-client"]
@@ -113,7 +99,7 @@ def test_plugin_named_in_the_config_is_seen_by_backend_and_client(site: Path, tm
 def test_plugin_that_is_installed_and_not_named_is_not_active(site: Path, tmp_path: Path) -> None:
     with ScriptedBackend(http_response(b"hello")) as backend:
         path = config(tmp_path, backend, "")
-        with gateway(path, site) as url, DIRECT.open(f"{url}/orders", timeout=PATIENCE_SECONDS) as response:
+        with gateway(path, site) as url, DIRECT.open(f"{url}/orders", timeout=PROCESS_DEADLINE_SECONDS) as response:
             assert response.headers.get_all("X-Request-ID") is None
         assert backend.requests[0].values("X-Request-ID") == []
         assert listed(site, path) == ["request_id", "rgate-request-id", "1.0.0", "no"]
@@ -131,7 +117,7 @@ def test_config_with_a_wrong_option_of_the_plugin_is_refused_with_its_line(site:
     with ScriptedBackend() as backend:
         path = config(tmp_path, backend, "  request_id: {heder: X}\n")
         with run([str(ROOT / "rgate.py"), "check", str(path)], site, tmp_path) as process:
-            text, _ = process.communicate(timeout=PATIENCE_SECONDS)
+            text, _ = process.communicate(timeout=PROCESS_DEADLINE_SECONDS)
     assert process.returncode == 2
     assert f"{path}:10: plugins.request_id.heder: unknown key 'heder'; did you mean 'header'?" in text
 

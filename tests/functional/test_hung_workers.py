@@ -12,8 +12,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, http_response
 
-from ..raw_client import RawClient
-from .processes import rgate, service_manager
+from ..support.processes import GatewayProcess, service_manager
+from ..support.raw_client import RawClient
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
 
 HANGING = """
 import ctypes
@@ -47,7 +48,7 @@ plugins: {{disable: [docker, stats]}}
 
 def ask(url: str, path: str) -> None:
     with suppress(OSError, AssertionError), RawClient(url) as client:
-        client.sock.settimeout(60)
+        client.sock.settimeout(PROCESS_DEADLINE_SECONDS)
         client.get(path)
 
 
@@ -57,24 +58,23 @@ def test_worker_that_hangs_is_replaced(how: str, tmp_path: Path) -> None:
     with (
         service_manager(tmp_path) as (manager, notified),
         ScriptedBackend(http_response(b"hello")) as backend,
-        rgate(written(tmp_path, backend), environ={**environ, **notified}) as gateway,
+        GatewayProcess(written(tmp_path, backend), environ={**environ, **notified}) as gateway,
     ):
-        url = gateway.url()
+        url = gateway.url
         assert manager.recv(100) == b"READY=1", "all workers serve"
         if how.startswith("a plugin"):
             asking = threading.Thread(target=ask, args=(url, "/hello/hang"))
             asking.start()
-            hung = r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended"
-            pid = gateway.until_both(hung, r"hanging.py\", line \d+ in hold_the_interpreter")[1]
-            gateway.until(rf"\(pid {pid}\) ended with signal SIGABRT; another takes its place now")
-            asking.join(30)
+            hung = r"worker \d \(pid (\d+)\) has hung for 2 s, and is killed"
+            pid = gateway.output.until_both(hung, r"hanging.py\", line \d+ in hold_the_interpreter")[1]
+            gateway.output.until(rf"\(pid {pid}\) ended with signal SIGABRT; another takes its place now")
+            asking.join(PROCESS_DEADLINE_SECONDS)
         else:
-            os.kill(gateway.children()[0], signal.SIGSTOP)
-            pid = gateway.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is ended")[1]
-            gateway.until(rf"\(pid {pid}\) ended with signal SIGKILL; another takes its place now")
+            os.kill(min(gateway.workers()), signal.SIGSTOP)
+            pid = gateway.output.until(r"worker \d \(pid (\d+)\) has hung for 2 s, and is killed")[1]
+            gateway.output.until(rf"\(pid {pid}\) ended with signal SIGKILL; another takes its place now")
         for _ in range(10):
             with RawClient(url) as client:
-                client.sock.settimeout(60)  # the new one may still be starting
+                client.sock.settimeout(PROCESS_DEADLINE_SECONDS)  # the new one may still be starting
                 assert client.get("/hello").body == b"hello"
-        gateway.end(gateway.process.pid)
-        assert gateway.process.wait(30) == 0
+        assert gateway.stop() == 0

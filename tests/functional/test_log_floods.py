@@ -10,8 +10,8 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient
-from .processes import rgate
+from ..support.processes import GatewayProcess
+from ..support.raw_client import RawClient
 
 CONFIG = """\
 server: {{workers: {workers}}}
@@ -49,15 +49,15 @@ def test_failure_with_every_request_is_told_once_and_counted(workers: int, tmp_p
     config = tmp_path / "config.yml"
     with ScriptedBackend(close) as backend:
         config.write_text(CONFIG.format(workers=workers, url=backend.url, requests="none"))
-        with rgate(config, environ={"PYTHONPATH": str(tmp_path)}) as processes:
-            url = processes.url()
+        with GatewayProcess(config, environ={"PYTHONPATH": str(tmp_path)}) as gateway:
+            url = gateway.url
             with RawClient(url) as client:  # one connection, so one process
                 for _ in range(TIMES):
                     assert client.get("/broken").status == 500
                     client.send(b"POST /gone HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
                     assert client.response().status == 502
-            processes.end(processes.process.pid)
-            lines = processes.seen
+            gateway.stop_all(gateway.process.pid)
+            lines = gateway.output.lines
     firsts = [line for line in lines if re.search(r"failed in rgate_middlewares: KeyError\('acme'\)$", line)]
     assert 1 <= len(firsts) < TIMES / 4, "few, however slow the machine is"
     assert lines.count("    KeyError: 'acme'") == len(firsts)
@@ -74,14 +74,14 @@ def test_every_id_that_a_client_is_given_is_found_in_one_line_by_default(workers
     ids = []
     with ScriptedBackend(close) as backend:
         config.write_text(CONFIG.format(workers=workers, url=backend.url, requests="failed"))
-        with rgate(config, environ={"PYTHONPATH": str(tmp_path)}) as processes:
-            with RawClient(processes.url()) as client:
+        with GatewayProcess(config, environ={"PYTHONPATH": str(tmp_path)}) as gateway:
+            with RawClient(gateway.url) as client:
                 for path in ("/broken", "/gone", "/nowhere"):
                     for _ in range(TIMES):
                         client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % path.encode())
                         ids.append(json.loads(client.response().body)["request_id"])
-            processes.end(processes.process.pid)
-            lines = [line for line in processes.seen if " rgate.access: " in line]
+            gateway.stop_all(gateway.process.pid)
+            lines = [line for line in gateway.output.lines if " rgate.access: " in line]
     assert [re.search(r"rgate\.access: (\S+) ", line)[1] for line in lines] == ids  # type: ignore[index]
     reasons = ("internal", "closed", "no_route")
     assert [re.search(r" reason=(\w+)", line)[1] for line in lines] == [each for each in reasons for _ in range(TIMES)]  # type: ignore[index]

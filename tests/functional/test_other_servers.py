@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
 from rgate import ConfigError
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_environ
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
+from ..support.processes import ChildProcess
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
-ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 30.0
 APP = "rgate.wsgi:app"
 SERVERS = {
     "gunicorn": ["gunicorn", "--worker-class", "gthread", "--threads", "8", "--bind", "127.0.0.1:0", "--keep-alive", "5", APP],
@@ -79,14 +74,9 @@ class Hosted:
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._reserved.bind(("127.0.0.1", 0))
         port = str(self._reserved.getsockname()[1])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *(argument.replace("{port}", port) for argument in SERVERS[name])],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "RGATE_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
-        )
-        self.url = self._read_url()
+        command = (argument.replace("{port}", port) for argument in SERVERS[name])
+        self.server = ChildProcess(sys.executable, "-m", *command, environ={"RGATE_CONFIG": str(config)})
+        self.url = self.server.output.until(r"http://127\.0\.0\.1:\d+")[0]
         eventually(self._accepts, f"{name} accepts connections")
 
     def _accepts(self) -> bool:
@@ -96,19 +86,9 @@ class Hosted:
             return False
         return True
 
-    def _read_url(self) -> str:
-        assert self.process.stdout is not None
-        fd, said, deadline = self.process.stdout.fileno(), b"", monotonic() + PATIENCE_SECONDS
-        while not (found := re.search(rb"http://127.0.0.1:\d+", said)):
-            assert select.select([fd], [], [], max(0, deadline - monotonic()))[0], f"{self.name} says only {said!r}"
-            block = os.read(fd, 65_536)
-            assert block, f"{self.name} has ended: {said.decode()}"
-            said += block
-        return found[0].decode()
-
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM if self.name == "gunicorn" else signal.SIGINT)
-        self.process.communicate(timeout=PATIENCE_SECONDS)
+        self.server.stop(signal.SIGTERM if self.name == "gunicorn" else signal.SIGINT)
+        self.server.output.wait_for_end()
         self._reserved.close()
 
 

@@ -11,9 +11,9 @@ import pytest
 from rgate import Endpoint, Exchange, Gateway, GatewayError, Middleware, hookimpl
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..forwarding.live import Forwarding, forwarding
-from ..raw_client import RawClient
-from ..waiting import eventually
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
 
 App = Callable[..., Iterable[bytes]]
 LARGE = b"x" * 1_000_000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rgate.testing import ScriptedBackend, http_response
 
-from ..raw_client import RawClient
-from .processes import rgate
+from ..support.processes import GatewayProcess
+from ..support.raw_client import RawClient
 
 CONFIG = """\
 routes: [{{path_prefix: /, backend: a}}]
@@ -34,14 +34,14 @@ def test_refused_request_is_logged_as_it_was_sent(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     with ScriptedBackend(http_response(b"x")) as backend:
         config.write_text(CONFIG.format(url=backend.url))
-        with rgate(config) as processes:
-            url = processes.url()
+        with GatewayProcess(config) as gateway:
+            url = gateway.url
             for sent, _, _ in SENT:
                 with RawClient(url) as client:
                     client.send(sent)
                     assert client.response().status >= 400
-            processes.end(processes.process.pid)
-    lines = [line for line in processes.seen if " rgate.access: " in line]
+            gateway.stop_all(gateway.process.pid)
+    lines = [line for line in gateway.output.lines if " rgate.access: " in line]
     assert len(lines) == len(SENT), lines
     for line, (_, request, detail) in zip(lines, SENT, strict=True):
         assert request in line and detail in line

@@ -17,11 +17,10 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .processes import ROOT
+from ..support.processes import ROOT, run_rgate
+from ..support.raw_client import RawClient
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
-PATIENCE_SECONDS = 60.0
 CONFIG = """
 server: {{port: 0, workers: {workers}, drain_seconds: 5}}
 log: {{level: {level}}}
@@ -79,15 +78,14 @@ class Gateway:
                     return int(fields[1].rpartition(":")[2], 16)
             return 0
 
-        return eventually(listening, "it listens", PATIENCE_SECONDS)
+        return eventually(listening, "it listens", PROCESS_DEADLINE_SECONDS)
 
     def reload(self) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "rgate.py"), "reload", "--url", f"unix:{self.folder / 'admin.sock'}"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        return run_rgate("reload", "--url", f"unix:{self.folder / 'admin.sock'}")
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_SECONDS)
+        return self.process.wait(PROCESS_DEADLINE_SECONDS)
 
 
 @contextmanager
@@ -182,7 +180,7 @@ def test_stream_that_is_read_again_tells_what_was_lost(tmp_path: Path) -> None:
             for _ in range(1_500):  # more than pipe and queue take
                 assert client.get("/nowhere/" + "x" * 2_000).status == 404
             assert client.get("/a").status == 200
-            while not (found := re.search(rb"WARNING rgate\.log: ([\d,]+) lines are lost: stderr", line)):
+            while not (found := re.search(rb"WARNING rgate\.log: ([\d,]+) lines were lost: stderr", line)):
                 line = lines.readline()
         assert int(found[1].replace(b",", b"")) > 500
 
@@ -213,8 +211,7 @@ def test_log_in_json_has_nothing_else_in_it(tmp_path: Path) -> None:
 
 def test_config_that_cannot_be_used_is_told_in_json_too(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("routes: 1\n")
-    command = [sys.executable, str(ROOT / "rgate.py"), "--log-format", "json"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    ended = run_rgate("--log-format", "json", cwd=tmp_path)
     assert ended.returncode == 2
     assert json.loads(ended.stderr)["message"].startswith("config.yml:1: routes: ")
 

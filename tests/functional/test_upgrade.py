@@ -15,9 +15,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .processes import PATIENCE_SECONDS, Traffic, listening_socket, rgate, service_manager
+from ..support.processes import GatewayProcess, Traffic, listening_socket, service_manager
+from ..support.raw_client import RawClient
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 # What systemd does: the socket as descriptor 3, and for whom it is.
 ACTIVATED = (
@@ -47,16 +47,16 @@ plugins: {{disable: [docker], stats: {{database: "sqlite:///{tmp_path}/rgate.db"
 
 @pytest.mark.parametrize(("workers", "upgrades"), [(1, 2), (2, 1)])
 def test_upgrades_lose_nothing(workers: int, upgrades: int, tmp_path: Path, backend: ScriptedBackend) -> None:
-    with rgate(written(tmp_path, backend, workers)) as gateway:
-        url = gateway.url()
+    with GatewayProcess(written(tmp_path, backend, workers)) as gateway:
+        url = gateway.url
         serving = gateway.process.pid
         with Traffic(url, "/hello", clients=4) as traffic:
             for _ in range(upgrades):
                 before = traffic.count
                 eventually(lambda before=before: traffic.count > before + 50, "requests are answered")
                 serving = gateway.upgrade(serving)
-            gateway.until(" stopped$")
-            assert gateway.process.wait(30) == 0
+            gateway.output.until(" stopped$")
+            assert gateway.wait() == 0
             before = traffic.count
             eventually(lambda: traffic.count > before + 50, "the last one serves")
         assert not traffic.lost
@@ -64,7 +64,7 @@ def test_upgrades_lose_nothing(workers: int, upgrades: int, tmp_path: Path, back
         with RawClient(url, host="localhost") as client:
             stats = client.get("/stats").body
         assert f'"success": {traffic.count}'.encode() in stats, "both processes count into one database"
-        gateway.end(serving)
+        gateway.stop_all(serving)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -75,11 +75,11 @@ def test_gateway_that_has_taken_over_is_on_its_own(workers: int, tmp_path: Path)
     def script(connection: ScriptedConnection) -> None:
         while request := connection.read_request():
             if b"/hello/slow" in request.head:
-                answer.wait(PATIENCE_SECONDS)
+                answer.wait(PROCESS_DEADLINE_SECONDS)
             connection.send(http_response(b"hello"))
 
-    with ScriptedBackend(script) as backend, rgate(written(tmp_path, backend, workers)) as gateway:
-        url = gateway.url()
+    with ScriptedBackend(script) as backend, GatewayProcess(written(tmp_path, backend, workers)) as gateway:
+        url = gateway.url
         with RawClient(url) as slow:
             slow.send(b"GET /hello/slow HTTP/1.1\r\nHost: x\r\n\r\n")
             backend.wait_for_requests(1)
@@ -87,27 +87,26 @@ def test_gateway_that_has_taken_over_is_on_its_own(workers: int, tmp_path: Path)
             assert f"PPid:\t{gateway.process.pid}\n" not in Path(f"/proc/{serving}/status").read_text()
             os.kill(gateway.process.pid, signal.SIGTERM)
             if workers == 1:
-                gateway.until(" stopping, ")
+                gateway.output.until(" stopping, ")
             answer.set()
             assert slow.response().body == b"hello"
-        assert gateway.process.wait(PATIENCE_SECONDS) == 0
+        assert gateway.wait() == 0
         with RawClient(url) as quick:
             assert quick.get("/hello").body == b"hello"
-        gateway.end(serving)
+        gateway.stop_all(serving)
 
 
 def test_upgrade_that_fails_leaves_the_running_gateway_alone(tmp_path: Path, backend: ScriptedBackend) -> None:
     config = written(tmp_path, backend)
-    with rgate(config) as gateway:
-        url = gateway.url()
+    with GatewayProcess(config) as gateway:
+        url = gateway.url
         config.write_text("routes: nonsense")
         os.kill(gateway.process.pid, signal.SIGUSR2)
-        gateway.until(r"config.yml:1: routes")
-        assert gateway.until(r"no upgrade: process \d+ ended with exit code 2; this gateway goes on")
+        gateway.output.until(r"config.yml:1: routes")
+        assert gateway.output.until(r"no upgrade: process \d+ ended with exit code 2; this gateway goes on")
         with RawClient(url) as client:
             assert client.get("/hello").body == b"hello"
-        gateway.end(gateway.process.pid)
-        assert gateway.process.wait(30) == 0
+        assert gateway.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -117,19 +116,19 @@ def test_socket_activation_serves_what_it_is_given_and_tells_systemd(
     with listening_socket() as listener, service_manager(tmp_path) as (manager, environ):
         port = listener.getsockname()[1]
         with RawClient(f"http://127.0.0.1:{port}") as early:
-            early.sock.settimeout(60)
+            early.sock.settimeout(PROCESS_DEADLINE_SECONDS)
             early.send(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
             config = written(tmp_path, backend, workers)
             fds = {"pass_fds": (listener.fileno(),)}
-            with rgate(config, *ACTIVATED, str(listener.fileno()), environ=environ, **fds) as gateway:
+            with GatewayProcess(config, launcher=[*ACTIVATED, str(listener.fileno())], environ=environ, **fds) as gateway:
                 assert early.response().body == b"hello", "who came before rgate is served"
-                assert gateway.url().endswith(f":{port}")
+                assert gateway.url.endswith(f":{port}")
                 assert manager.recv(100) == b"READY=1"
                 serving = gateway.upgrade(gateway.process.pid)
                 assert manager.recv(100) == f"MAINPID={serving}\nSTATUS=".encode(), "nobody but the main process is listened to"
                 with RawClient(f"http://127.0.0.1:{port}") as client:
                     assert client.get("/hello").status == 200
-                gateway.end(serving)
+                gateway.stop_all(serving)
                 assert manager.recv(100) == b"STOPPING=1"
                 with RawClient(f"http://127.0.0.1:{port}") as waiting:
                     listener.accept()[0].close()
@@ -142,8 +141,7 @@ def test_systemd_is_told_when_a_wanted_reload_begins_and_how_it_ends(
 ) -> None:
     config = written(tmp_path, backend, workers)
     config.write_text(config.read_text().replace("server: {", "server: {reload_on_change: false, "))
-    with service_manager(tmp_path) as (manager, environ), rgate(config, environ=environ) as gateway:
-        gateway.url()
+    with service_manager(tmp_path) as (manager, environ), GatewayProcess(config, environ=environ) as gateway:
         assert manager.recv(100) == b"READY=1"
 
         def reload() -> str:
@@ -156,7 +154,7 @@ def test_systemd_is_told_when_a_wanted_reload_begins_and_how_it_ends(
         assert reload() == "READY=1\nSTATUS="
         config.write_text(config.read_text().replace("backend: hello", "backend: nobody"))
         refused = reload()
-        assert refused.startswith("READY=1\nSTATUS=refused, the one before is in force: ")
+        assert refused.startswith("READY=1\nSTATUS=refused, the config before stays active: ")
         assert "routes[0].backend: no backend named 'nobody'" in refused
 
 
@@ -164,6 +162,6 @@ def test_sockets_that_cannot_be_served_are_a_clear_error(tmp_path: Path, backend
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.set_inheritable(True)
         fds = {"pass_fds": (sock.fileno(),)}
-        with rgate(written(tmp_path, backend), *ACTIVATED, str(sock.fileno()), **fds) as gateway:
-            assert gateway.until("LISTEN_FDS: descriptor 3 is no listening TCP socket; write ListenStream=PORT")
-            assert gateway.process.wait(30) == 2
+        with GatewayProcess(written(tmp_path, backend), launcher=[*ACTIVATED, str(sock.fileno())], **fds) as gateway:
+            assert gateway.output.until("LISTEN_FDS: descriptor 3 is no listening TCP socket; write ListenStream=PORT")
+            assert gateway.wait() == 2

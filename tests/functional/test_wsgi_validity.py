@@ -18,8 +18,8 @@ from rgate.plugins import BUILTIN
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response, running_gateway
 
-from ..raw_client import RawClient
-from ..serving.live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
 
 App = Callable[..., Iterable[bytes]]
 TEXT = ("Content-Type", "text/plain")

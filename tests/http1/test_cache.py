@@ -19,7 +19,7 @@ from rgate.http1.fields import FieldParser
 from rgate.http1.request import RequestParser
 from rgate.http1.response import ResponseParser
 from rgate.plugins import normalize
-from rgate.serving.response import HeadEncoder
+from rgate.serving.head_encoder import HeadEncoder
 
 EMPTY_BYTES = 8 * SEEN
 MANY = 1 << 40
@@ -143,7 +143,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "written heads": lambda: kept(
         lambda writer: writer.head_cache,
         HeadEncoder(),
-        lambda writer, n: writer.remember(
+        lambda writer, n: writer.cache(
             "200 OK",
             tuple([(f"{name}", f"{n}") for name in NAMES[:90]] + [("date", "x"), ("content-length", f"{n}")]),
             b"x" * n,

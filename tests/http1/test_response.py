@@ -118,10 +118,10 @@ HOPELESS = [b"\r\n", b"SSH", b"http/1.1", b"HTTP/2", b"<html>", b"\x15\x03", b"H
 def test_response_head_that_can_become_valid_is_waited_for_and_no_other(step: int) -> None:
     def check(head: bytes) -> None:
         reader = ResponseParser()
-        judged = searched = 0
+        checked = scanned = 0
         for end in range(min(step, len(head)), len(head) + step, step):
-            judged = reader.check_partial(head[:end], judged, searched)
-            searched = min(end, len(head))
+            checked = reader.check_partial(head[:end], checked, scanned)
+            scanned = min(end, len(head))
 
     for head in UNFINISHED:
         check(head)

@@ -1,4 +1,4 @@
-"""log: what fails again and again is told at once, and then counted; what fails otherwise is told, too."""
+"""DedupingHandler: a failure that repeats is written once and then counted; every other failure is written."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rgate.log.handler import MOST_KNOWN, LogHandler, about
+from rgate.log.handler import MAX_KEYS, DedupingHandler, exception_key
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 
 class Log:
-    """A logger with one LogHandler, whose time is the test's."""
+    """A logger with one DedupingHandler, whose clock the test sets."""
 
     def __init__(self, name: str = "quiet") -> None:
         self.now = 0.0
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.stream = io.StringIO()
-        self.handler = LogHandler(self.stream, 10, lambda: self.now, self._later)
+        self.handler = DedupingHandler(self.stream, 10, lambda: self.now, self._schedule)
         self.logger = logging.Logger(name, logging.WARNING)
         self.logger.addHandler(self.handler)
 
-    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+    def _schedule(self, seconds: float, act: Callable[[], None]) -> None:
         self.due.append((self.now + seconds, act))
 
     def fail(self, what: object = "x", times: int = 1, **more: object) -> None:
         for number in range(1, times + 1):
-            self.logger.error("%d: %s failed", number, what, extra={"about": (what,)}, **more)  # type: ignore[arg-type]
+            self.logger.error("%d: %s failed", number, what, extra={"dedup_key": (what,)}, **more)  # type: ignore[arg-type]
 
     def wait(self, seconds: float) -> None:
-        """Let time go by, and do what is due meanwhile."""
+        """Advance the clock, and call what is due by then."""
         until = self.now + seconds
         while due := [each for each in self.due if each[0] <= until]:
             first = min(due, key=lambda each: each[0])
@@ -44,7 +44,7 @@ class Log:
 
     @property
     def lines(self) -> list[str]:
-        """What has been written since this was last asked."""
+        """The lines written since this was last read."""
         text = self.stream.getvalue()
         self.stream.seek(0)
         self.stream.truncate()
@@ -58,7 +58,7 @@ def log() -> Iterator[Log]:
     log.handler.close()
 
 
-def test_first_is_written_at_once_and_the_rest_is_counted(log: Log) -> None:
+def test_first_record_is_written_immediately_and_others_are_counted(log: Log) -> None:
     log.fail(times=1_235)
     assert log.lines == ["1: x failed"]
     log.wait(9.9)
@@ -67,13 +67,13 @@ def test_first_is_written_at_once_and_the_rest_is_counted(log: Log) -> None:
     assert log.lines == ["1235: x failed (1,234 more times in the last 10 s)"]
 
 
-def test_one_more_is_told_as_one(log: Log) -> None:
+def test_one_more_time_is_singular(log: Log) -> None:
     log.fail(times=2)
     log.wait(10)
     assert log.lines == ["1: x failed", "2: x failed (1 more time in the last 10 s)"]
 
 
-def test_failure_that_goes_on_is_told_once_in_ten_seconds(log: Log) -> None:
+def test_continuing_failure_is_written_once_in_ten_seconds(log: Log) -> None:
     for _ in range(60):
         log.fail()
         log.wait(1)
@@ -82,11 +82,11 @@ def test_failure_that_goes_on_is_told_once_in_ten_seconds(log: Log) -> None:
     assert lines[1:] == ["1: x failed (9 more times in the last 10 s)", *["1: x failed (10 more times in the last 10 s)"] * 5]
 
 
-def test_failure_that_comes_back_is_a_first_one_again(log: Log) -> None:
+def test_failure_that_returns_after_a_pause_is_written_immediately(log: Log) -> None:
     log.fail(times=3)
     log.wait(20)
     assert log.lines == ["1: x failed", "3: x failed (2 more times in the last 10 s)"]
-    assert not log.due, "nobody waits while nothing fails"
+    assert not log.due, "nothing is scheduled while nothing fails"
     log.fail()
     assert log.lines == ["1: x failed"]
 
@@ -98,7 +98,7 @@ def test_rare_failure_is_written_every_time(log: Log) -> None:
     assert log.lines == ["1: x failed"] * 5
 
 
-def test_traceback_comes_with_the_first(log: Log) -> None:
+def test_traceback_is_written_with_the_first_record(log: Log) -> None:
     for _ in range(3):
         try:
             raise KeyError("acme")
@@ -118,33 +118,33 @@ def test_different_failures_are_never_counted_together() -> None:
     others.logger.handlers = [log.handler]
     log.fail("x", times=2)
     log.fail("y")
-    log.logger.warning("%d: %s failed", 1, "x", extra={"about": ("x",)})
-    log.logger.error("%d: %s has failed", 1, "x", extra={"about": ("x",)})
+    log.logger.warning("%d: %s failed", 1, "x", extra={"dedup_key": ("x",)})
+    log.logger.error("%d: %s has failed", 1, "x", extra={"dedup_key": ("x",)})
     others.fail("x")
     assert log.lines == ["1: x failed", "1: y failed", "1: x failed", "1: x has failed", "1: x failed"]
     log.wait(10)
     assert log.lines == ["2: x failed (1 more time in the last 10 s)"]
 
 
-def test_line_that_says_not_what_it_is_about_is_always_written(log: Log) -> None:
+def test_record_without_a_dedup_key_is_always_written(log: Log) -> None:
     for _ in range(3):
         log.logger.error("no matter what")
     assert log.lines == ["no matter what"] * 3
 
 
-def test_what_is_counted_is_written_at_the_end(log: Log) -> None:
+def test_counts_are_written_at_close(log: Log) -> None:
     log.fail(times=5)
     log.now = 3.0
     log.handler.close()
     assert log.lines == ["1: x failed", "5: x failed (4 more times in the last 3 s)"]
 
 
-def test_what_is_counted_is_written_with_the_next_when_no_thread_can_be_had() -> None:
+def test_count_is_written_with_the_next_record_when_no_thread_can_be_started() -> None:
     def no_thread(seconds: float, act: Callable[[], None]) -> None:
         raise RuntimeError("can't start new thread")
 
     log = Log()
-    log.handler = LogHandler(log.stream, 10, lambda: log.now, no_thread)
+    log.handler = DedupingHandler(log.stream, 10, lambda: log.now, no_thread)
     log.logger.handlers = [log.handler]
     log.fail(times=5)
     log.now = 12.0
@@ -152,39 +152,39 @@ def test_what_is_counted_is_written_with_the_next_when_no_thread_can_be_had() ->
     assert log.lines == ["1: x failed", "5: x failed (4 more times in the last 12 s)"]
 
 
-def test_number_of_known_failures_is_bounded_and_nothing_is_lost(log: Log) -> None:
+def test_number_of_keys_is_bounded_and_no_count_is_lost(log: Log) -> None:
     log.fail("first", times=3)
-    for number in range(MOST_KNOWN):
+    for number in range(MAX_KEYS):
         log.fail(number)
     lines = log.lines
-    assert len(lines) == 1 + 1 + MOST_KNOWN
+    assert len(lines) == 1 + 1 + MAX_KEYS
     assert "3: first failed (2 more times in the last 1 s)" in lines
-    log.fail(MOST_KNOWN - 1)
-    assert log.lines == [], "the last is known still"
+    log.fail(MAX_KEYS - 1)
+    assert log.lines == [], "the last key is still kept"
 
 
-def test_about_that_cannot_be_a_key_costs_the_line_and_nothing_else(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
-    log.logger.error("a plugin's mistake", extra={"about": ["a list"]})
+def test_unhashable_dedup_key_costs_the_record_and_nothing_else(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    log.logger.error("a plugin's mistake", extra={"dedup_key": ["a list"]})
     log.fail()
     assert log.lines == ["1: x failed"]
     assert "a plugin's mistake" in capsys.readouterr().err
 
 
-def test_fork_begins_anew(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_process_starts_without_counts(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.fail(times=3)
     monkeypatch.setattr(os, "getpid", lambda: -1)
     log.fail(times=2)
     assert log.lines == ["1: x failed", "1: x failed"]
-    assert len(log.due) == 2, "the thread that waited has stayed in the other process"
+    assert len(log.due) == 2, "the timer thread exists in the parent process only"
 
 
-def test_real_timer_tells() -> None:
+def test_real_timer_writes_the_count() -> None:
     stream = io.StringIO()
-    handler = LogHandler(stream, 0.05)
+    handler = DedupingHandler(stream, 0.05)
     logger = logging.Logger("quiet")
     logger.addHandler(handler)
     for _ in range(3):
-        logger.error("failed", extra={"about": ""})
+        logger.error("failed", extra={"dedup_key": ""})
     eventually(lambda: "more time" in stream.getvalue())
 
 
@@ -208,9 +208,13 @@ def raised(call: Callable[[type[Exception]], None], kind: type[Exception]) -> Ex
     raise AssertionError
 
 
-def test_exceptions_differ_by_type_and_by_the_way_they_have_come() -> None:
-    known = about(raised(one_way, KeyError))
-    assert known == about(raised(one_way, KeyError))
-    others = {about(raised(one_way, ValueError)), about(raised(other_way, KeyError)), about(raised(fail, KeyError))}
+def test_exception_keys_differ_by_type_and_by_traceback() -> None:
+    known = exception_key(raised(one_way, KeyError))
+    assert known == exception_key(raised(one_way, KeyError))
+    others = {
+        exception_key(raised(one_way, ValueError)),
+        exception_key(raised(other_way, KeyError)),
+        exception_key(raised(fail, KeyError)),
+    }
     assert len(others | {known}) == 4
-    assert about(KeyError()) == ("builtins.KeyError", ())
+    assert exception_key(KeyError()) == ("builtins.KeyError", ())

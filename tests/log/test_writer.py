@@ -1,4 +1,4 @@
-"""StreamWriter: who writes never waits, what cannot be written is counted, and the end is in time."""
+"""StreamWriter: callers never wait, lost lines are counted, and flush() keeps its time limit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from rgate.log import StreamWriter, writer
 from rgate.log.writer import BATCH_ENTRIES, MAX_BYTES, MAX_ENTRIES
 
-from ..waiting import PATIENCE_SECONDS, eventually, passed
+from ..support.waiting import DEADLINE_SECONDS, eventually, passed
 
 
 class Reader:
-    """A sink that blocks until it is let go, and fails with `error` while there is one."""
+    """A sink that blocks until `reads` is set, and raises `error` if there is one."""
 
     def __init__(self) -> None:
         self.read = bytearray()
@@ -56,14 +56,14 @@ def stream(reader: Reader) -> Iterator[StreamWriter]:
     yield stream
     reader.error = None
     reader.reads.set()
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
 
 
 def test_lines_are_written_in_order(reader: Reader, stream: StreamWriter) -> None:
     lines = [f"line {number}" for number in range(3 * BATCH_ENTRIES)]
     for line in lines:
         stream.write(f"{line}\n".encode())
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == lines
 
 
@@ -74,20 +74,20 @@ def test_line_is_written_without_a_flush(reader: Reader, stream: StreamWriter) -
     eventually(lambda: reader.lines == ["soon", "a little later"])
 
 
-def test_writing_never_waits_for_the_reader_and_what_is_over_the_bound_is_told(
+def test_writing_never_waits_for_the_reader_and_lost_lines_are_logged(
     reader: Reader, stream: StreamWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader.reads.clear()
     for number in range(MAX_ENTRIES + 1_234):
         stream.write(b"%d\n" % number)
-    assert stream.trouble == "nobody reads it, or too slowly"
-    assert not caplog.messages, "it is told when it flows again"
+    assert stream.loss_reason == "it is not read, or too slowly"
+    assert not caplog.messages, "the loss is logged when the stream works again"
     reader.reads.set()
-    eventually(lambda: caplog.messages == ["1,234 lines are lost: a pipe was not read, or not fast enough"])
+    eventually(lambda: caplog.messages == ["1,234 lines were lost: a pipe was not read, or not fast enough"])
     eventually(lambda: reader.lines == [str(number) for number in range(MAX_ENTRIES)])
-    assert not stream.trouble
+    assert not stream.loss_reason
     stream.write(b"after\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines[-1] == "after" and len(caplog.messages) == 1
 
 
@@ -98,13 +98,13 @@ def test_memory_is_bounded_in_bytes_too(reader: Reader, stream: StreamWriter) ->
     stream.defer(MAX_BYTES, lambda: "too much")
     assert stream._bytes <= MAX_BYTES
     reader.reads.set()
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert len(reader.lines) == MAX_BYTES // 100_000
 
 
-def test_one_block_over_the_bound_is_written_when_nothing_else_waits(reader: Reader, stream: StreamWriter) -> None:
+def test_one_entry_over_the_limit_is_written_when_the_queue_is_empty(reader: Reader, stream: StreamWriter) -> None:
     stream.write(b"x" * (MAX_BYTES + 1) + b"\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert len(reader.read) == MAX_BYTES + 2
 
 
@@ -119,17 +119,17 @@ def test_stream_that_fails_for_a_while_loses_nothing(
     eventually(lambda: reader.lines == ["kept"])
 
 
-def test_flush_of_a_stream_that_blocks_or_fails_is_over_in_time(reader: Reader, stream: StreamWriter) -> None:
+def test_flush_of_a_stream_that_blocks_or_fails_keeps_its_time_limit(reader: Reader, stream: StreamWriter) -> None:
     reader.reads.clear()
     stream.write(b"held\n")
     passed(reader.asked)
-    assert not stream.flush(0.01), "the thread is in the hands of the stream"
+    assert not stream.flush(0.01), "the thread is blocked in the sink"
     reader.error = OSError(28, "No space left on device")
     reader.reads.set()
     began = monotonic()
-    assert stream.flush(PATIENCE_SECONDS), "what cannot be written at the end is lost, and not waited for"
-    assert monotonic() - began < PATIENCE_SECONDS
-    assert stream.trouble == "[Errno 28] No space left on device"
+    assert stream.flush(DEADLINE_SECONDS), "lines that cannot be written at the end are lost, not waited for"
+    assert monotonic() - began < DEADLINE_SECONDS
+    assert stream.loss_reason == "[Errno 28] No space left on device"
 
 
 def test_thread_ends_when_there_is_nothing_to_write(
@@ -142,15 +142,17 @@ def test_thread_ends_when_there_is_nothing_to_write(
     assert reader.lines == ["first", "second"]
 
 
-def test_line_that_cannot_be_made_costs_itself(reader: Reader, stream: StreamWriter, caplog: pytest.LogCaptureFixture) -> None:
+def test_line_whose_formatting_fails_is_the_only_one_lost(
+    reader: Reader, stream: StreamWriter, caplog: pytest.LogCaptureFixture
+) -> None:
     stream.defer(10, lambda: str(1 / 0))
     stream.defer(10, lambda: "another")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == ["another"]
-    assert "cannot be made" in caplog.text
+    assert "formatting a line for a pipe failed" in caplog.text
 
 
-def test_line_waits_when_no_thread_can_be_had(reader: Reader, stream: StreamWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_waits_when_no_thread_can_be_started(reader: Reader, stream: StreamWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -158,11 +160,11 @@ def test_line_waits_when_no_thread_can_be_had(reader: Reader, stream: StreamWrit
         patched.setattr(threading.Thread, "start", no_thread)
         stream.write(b"first\n")
     stream.write(b"second\n")
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert reader.lines == ["first", "second"]
 
 
-def test_pipe_that_another_process_has_made_non_blocking_is_waited_for() -> None:
+def test_pipe_that_another_process_made_non_blocking_is_polled() -> None:
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     stream = StreamWriter.of_descriptor(sender, "a pipe")
@@ -170,15 +172,15 @@ def test_pipe_that_another_process_has_made_non_blocking_is_waited_for() -> None
         for _ in range(8):
             stream.write(b"x" * 65_535 + b"\n")
         assert [len(reading.readline()) for _ in range(8)] == [65_536] * 8
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     os.close(sender)
 
 
-def test_text_stream_of_others_is_written_by_its_own_write() -> None:
+def test_other_text_stream_is_written_through_its_own_write() -> None:
     text = io.StringIO()
     stream = StreamWriter.of(text)
     stream.write("grün\n".encode())
-    assert stream.flush(PATIENCE_SECONDS)
+    assert stream.flush(DEADLINE_SECONDS)
     assert text.getvalue() == "grün\n"
 
 
@@ -205,12 +207,12 @@ os._exit(code)
 """
 
 
-def test_fork_beside_a_stream_that_blocks_is_possible_and_writes_nothing_twice() -> None:
+def test_fork_while_a_stream_blocks_writes_nothing_twice() -> None:
     ended = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "of the child\nof the parent\n", "")
 
 
-def test_own_loss_is_told_in_the_stream_itself(reader: Reader, stream: StreamWriter) -> None:
+def test_loss_is_logged_in_the_stream_itself(reader: Reader, stream: StreamWriter) -> None:
     logger = logging.getLogger("rgate.log")
     handler = logging.Handler()
     handler.emit = lambda record: stream.write(f"{record.getMessage()}\n".encode())  # type: ignore[method-assign]
@@ -220,6 +222,6 @@ def test_own_loss_is_told_in_the_stream_itself(reader: Reader, stream: StreamWri
         for _ in range(MAX_ENTRIES + 1):
             stream.write(b"x\n")
         reader.reads.set()
-        eventually(lambda: reader.lines[-1:] == ["1 line is lost: a pipe was not read, or not fast enough"])
+        eventually(lambda: reader.lines[-1:] == ["1 line was lost: a pipe was not read, or not fast enough"])
     finally:
         logger.removeHandler(handler)

@@ -114,7 +114,7 @@ def test_registries_share_nothing() -> None:
     one, other = with_plugins(mine=Plugin()), Registry()
     assert one.names == ("mine",)
     assert other.names == ()
-    assert other.hook.rgate_check_config(config=Config()) == []
+    assert other.hook.rgate_check_config(config=Config(), policies={}) == []
 
 
 # installed plugins

@@ -179,7 +179,7 @@ routes:
 
 def test_use_entry_can_be_turned_off_by_a_route() -> None:
     config = load_text(ROUTES.replace("PLACE", "name: ~").replace("VALUE", "false"), Registry(), {})
-    assert config.routes[0].plugins == {"ProxyFix": False}
+    assert config.routes[0].options == {"ProxyFix": None}
 
 
 @pytest.mark.parametrize("place", ["before: routing", "before: stats", "after: faults"])
@@ -194,7 +194,9 @@ def test_use_entry_inside_of_routing_can_be_turned_off_by_a_route(place: str) ->
 
 
 def test_use_entry_has_no_options_of_a_route() -> None:
-    with pytest.raises(ConfigError, match="ProxyFix: the options of a 'use' entry stand with it; a route can only turn it off"):
+    with pytest.raises(
+        ConfigError, match="ProxyFix: the options of a 'use' entry are set in that entry; a route can only turn it off"
+    ):
         load_text(ROUTES.replace("PLACE", "name: ~").replace("VALUE", "{x_for: 2}"), Registry(), {})
 
 

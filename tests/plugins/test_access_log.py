@@ -321,7 +321,7 @@ def test_stream_that_fails_loses_lines_and_nothing_else() -> None:
     stream.close()
     AccessLog(AccessLogOptions(), "text", writer).add(record())
     assert writer.flush(10)
-    assert "closed file" in writer.trouble
+    assert "closed file" in writer.loss_reason
 
 
 def test_exchange_knows_where_it_has_come_to() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rgate import ConfigError, Exchange, Gateway
-from rgate.plugins.bulkhead import ConcurrencyLimit
+from rgate.plugins.bulkhead import ConcurrencyLimit, _limit
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
@@ -24,9 +24,9 @@ from rgate.testing import (
     running_gateway,
 )
 
-from ..raw_client import RawClient
-from ..serving.live import send_apart, serving
-from ..waiting import eventually, passed
+from ..support.raw_client import RawClient
+from ..support.serving import send_apart, serving
+from ..support.waiting import eventually, passed
 
 LIMITS = {"server": {"max_in_flight": 3, "threads": 1}}
 
@@ -121,9 +121,8 @@ class Stream:
 
 def waiting(gateway: Gateway, name: str) -> int:
     """How many requests wait for a backend."""
-    kept: ConcurrencyLimit = gateway.resource(
-        f"bulkhead.{name}", gateway.backends[name].max_in_flight, lambda: ConcurrencyLimit("", 0)
-    )
+    limit = _limit(gateway, gateway.backends[name])
+    kept: ConcurrencyLimit = gateway.resource(f"bulkhead.{name}", limit, lambda: ConcurrencyLimit("", 0))
     return len(kept.waiting)
 
 
@@ -153,7 +152,7 @@ def test_stream_counts_while_its_next_block_is_waited_for_and_not_while_the_clie
         passed(body.closed, "the body of the backend is closed")
 
 
-def test_calm_server_counts_nothing_but_for_limits_that_it_could_reach() -> None:
+def test_nothing_is_counted_while_the_server_is_not_saturated_except_for_limits_it_could_reach() -> None:
     seen: list[int] = []
 
     def look(environ: object, start_response: Any) -> Iterable[bytes]:
@@ -163,14 +162,14 @@ def test_calm_server_counts_nothing_but_for_limits_that_it_could_reach() -> None
 
     apps = {"hung": (), "well": look, "other": ()}
     with running_gateway(config(), apps) as gateway:
-        for calm in (False, True):
-            gateway.readiness.calm = calm
+        for saturated in (True, False):
+            gateway.readiness.server.saturated = saturated
             client(gateway).get("/well")
         assert seen == [1, 0]
     seen.clear()
     lower = {**config(other=1), "server": {"max_in_flight": 3, "threads": 2}}
     with running_gateway(lower, apps) as gateway:
-        gateway.readiness.calm = True
+        gateway.readiness.server.saturated = False
         client(gateway).get("/well")
     assert seen == [1], "a backend's limit is lower than the number of threads"
 
@@ -183,14 +182,14 @@ def test_operator_is_told_which_backend_is_at_its_limit(hung: Hanging, caplog: p
             assert_error(client(gateway).get("/hung"), 503, "overloaded")
     words = "backend 'hung': 2 requests in flight, which is max_in_flight; more are answered 503"
     told = [record for record in caplog.records if record.name == "rgate.plugins.bulkhead"]
-    assert [(record.getMessage(), record.__dict__["about"]) for record in told] == [(words, "backend 'hung'")] * 5
+    assert [(record.getMessage(), record.__dict__["dedup_key"]) for record in told] == [(words, "backend 'hung'")] * 5
 
 
 @pytest.mark.parametrize(("backends", "expected"), [(1, 100), (2, 80), (3, 80)])
 def test_default_limit_leaves_something_to_other_backends(backends: int, expected: int) -> None:
     entries = [{"name": f"b{number}", "endpoints": ["http://127.0.0.1:9"]} for number in range(backends)]
     gateway = make_gateway({"backends": entries, "routes": [], "server": {"max_in_flight": 100}})
-    assert {backend.max_in_flight for backend in gateway.backends.values()} == {expected}
+    assert {_limit(gateway, backend) for backend in gateway.backends.values()} == {expected}
 
 
 def test_limit_of_a_backend_over_that_of_the_server_is_a_problem() -> None:
@@ -228,7 +227,7 @@ def test_hung_backend_takes_down_its_own_routes_only() -> None:
         clients = [stack.enter_context(RawClient(served.url)) for _ in range(40)]
         for each in clients:
             each.send(b"GET /hung HTTP/1.1\r\nHost: x\r\n\r\n")
-        hung.wait_for_requests(16)  # 80 %, and those that came while the server was calm
+        hung.wait_for_requests(16)  # 80 %, and those that came before the server was saturated
         slowest = 0.0
         asking = stack.enter_context(RawClient(served.url))
         eventually(lambda: served.threads > 16, "the server has grown")

@@ -197,7 +197,7 @@ def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCapt
         exchange = make_exchange()
         exchange.endpoint = endpoint
         client(guarded(raising(error)), exchange).get("/")
-    first, second, *others = (record.__dict__["about"] for record in caplog.records)
+    first, second, *others = (record.__dict__["dedup_key"] for record in caplog.records)
     assert first == second
     assert len({first, *others}) == 4
     assert caplog.messages[0].endswith(" (route /, backend orders, endpoint a)")

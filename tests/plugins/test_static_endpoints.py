@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate import Address, Backend, Config
 from rgate.discovery import EndpointTable
-from rgate.plugins.static_endpoints import parse_address, rgate_check_config, rgate_discovery_sources
+from rgate.plugins.static_endpoints import StaticEndpointsOptions, parse_address, rgate_check_config, rgate_discovery_sources
 
 
-def config(*endpoints: str) -> Config:
-    return Config.model_validate({"backends": [{"name": "other"}, {"name": "legacy", "endpoints": endpoints}]})
+def config(*endpoints: str | dict[str, Any]) -> Config:
+    options = StaticEndpointsOptions.model_validate({"endpoints": endpoints})
+    legacy = Backend("legacy", options={"static_endpoints": options})
+    return Config(backends=(Backend("other", (("app", "other"),)), legacy))
 
 
 @pytest.mark.parametrize(
@@ -110,8 +114,7 @@ def test_addresses_become_endpoints_of_their_backend() -> None:
     source = rgate_discovery_sources(config("http://b:1", "https://a/v2"))
     assert source is not None
     table = EndpointTable([Backend("other"), Backend("legacy")], [source])
-    table.start()
-    table.stop()
+    table.refresh()
     endpoints = table.snapshot.endpoints
     assert [(e.id, e.name, str(e.address)) for e in endpoints["legacy"]] == [
         ("http://b:1",) * 3,
@@ -137,14 +140,7 @@ def test_any_text_is_an_address_or_a_problem(url: str) -> None:
 
 
 def test_endpoint_with_a_weight_has_it_in_the_table() -> None:
-    read = Config.model_validate(
-        {
-            "backends": [
-                {"name": "legacy", "endpoints": ["http://a", {"url": "http://b", "weight": 3}, {"url": "http://c", "weight": 0}]}
-            ]
-        }
-    )
-    source = rgate_discovery_sources(read)
+    source = rgate_discovery_sources(config("http://a", {"url": "http://b", "weight": 3}, {"url": "http://c", "weight": 0}))
     assert source is not None
     table = EndpointTable([Backend("legacy")], [source])
     table.refresh()
@@ -156,10 +152,8 @@ def test_endpoint_with_a_weight_has_it_in_the_table() -> None:
 
 
 def test_address_that_is_none_is_found_in_either_form() -> None:
-    read = Config.model_validate(
-        {"backends": [{"name": "x", "endpoints": ["http://a", {"url": "nonsense"}, {"url": "http://a"}]}]}
-    )
+    read = config("http://a", {"url": "nonsense"}, {"url": "http://a"})
     assert [str(problem).split(":")[0] for problem in rgate_check_config(read)] == [
-        "backends[0].endpoints[1].url",
-        "backends[0].endpoints[2].url",
+        "backends[1].endpoints[1].url",
+        "backends[1].endpoints[2].url",
     ]

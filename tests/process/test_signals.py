@@ -8,16 +8,16 @@ import threading
 
 import pytest
 
-from rgate.process.signals import ENDING, handle_signals
+from rgate.process.signals import TERMINATING, handle_signals
 
-from ..waiting import passed
+from ..support.waiting import passed
 
 
 def test_until_signalled_without_a_signal_changes_nothing() -> None:
-    before = [signal.getsignal(number) for number in ENDING]
+    before = [signal.getsignal(number) for number in TERMINATING]
     with handle_signals(lambda: pytest.fail("stopped"), lambda: pytest.fail("ended")):
         pass
-    assert [signal.getsignal(number) for number in ENDING] == before
+    assert [signal.getsignal(number) for number in TERMINATING] == before
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-signals"]
 
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..support.waiting import PROCESS_DEADLINE_SECONDS
+
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 30
 
 ASKING = """
 import os, threading
@@ -21,12 +22,12 @@ def say(line):
     os.write(1, line.encode() + b"\\n")
 
 def main(index, first_time, channel):
-    siblings = WorkerChannel()
+    workers = WorkerChannel()
     ended = threading.Event()
-    siblings.answer("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
-    siblings.connect(channel, on_lost=ended.set, on_told={"stop": ended.set})
+    workers.on_command("note", lambda argument: say(f"worker {index} is asked {argument!r}"))
+    workers.connect(channel, on_lost=ended.set, on_notice={"stop": ended.set})
     if index == 2:  # the others are there already
-        while not siblings.broadcast("note", "all of it: 100 %", timeout_seconds=20):
+        while not workers.broadcast("note", "all of it: 100 %", timeout_seconds=20):
             pass
         say("and worker 2 has its answer")
         os.kill(os.getppid(), 15)
@@ -44,7 +45,7 @@ def test_ask_reaches_every_other_worker_and_waits_for_all() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=PROCESS_DEADLINE_SECONDS,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     *asked, answered, code = ended.stdout.splitlines()

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, build, hookimpl
-from rgate.discovery.model import Backend
 from rgate.testing import ScriptedBackend, answering, assert_error, client, make_gateway, running_gateway
 
-from ..waiting import eventually
+from ..support.waiting import eventually
 
 CONFIG = """
 routes:
@@ -38,11 +37,13 @@ backends:
 
 def test_gateway_has_the_nouns_of_its_config() -> None:
     gateway = make_gateway(CONFIG)
-    orders = Backend("orders", (("app_name", "orders"), ("note", "a=b"), ("empty", "")), "round_robin", max_in_flight=204)
-    assert gateway.backends == {"orders": orders, "legacy": Backend("legacy", max_in_flight=204)}
+    orders = gateway.backends["orders"]
+    assert orders.match_labels == (("app_name", "orders"), ("note", "a=b"), ("empty", ""))
+    assert gateway.options("selection", backend=orders).policy == "round_robin"
+    assert gateway.backends.keys() == {"orders", "legacy"}
     route, other = gateway.routes
     assert (route.name, route.path_prefix, route.backend) == ("orders", "/api/orders", orders)
-    assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), (("x-version", "2"),))
+    assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), {"X-Version": "2"})
     assert (route.strip_prefix, route.timeouts) == (True, Timeouts(1, 5))
     assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(4, 30))
     assert gateway.policies.keys() == {"random_of_two", "least_in_flight", "random", "round_robin", "hash"}
@@ -167,7 +168,7 @@ def test_build_policy_of_a_plugin_can_be_chosen() -> None:
 
 
 def test_build_two_plugins_with_one_policy_are_refused() -> None:
-    with pytest.raises(PluginError, match="two plugins bring a selection policy named 'first'"):
+    with pytest.raises(PluginError, match="two plugins have a selection policy named 'first'"):
         make_gateway({}, {}, {name: Plugin(policies=First()) for name in ("one", "two")})
 
 
@@ -233,7 +234,7 @@ def test_running_that_fails_half_way_leaves_what_it_has_entered() -> None:
     ):
         pass
     assert left == ["good"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "rgate-upstreams"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "rgate-maintenance"]
 
 
 def test_running_ends_every_lifespan_and_names_the_plugin_whose_end_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +258,7 @@ def test_running_ends_every_lifespan_and_names_the_plugin_whose_end_fails(caplog
 
 
 def test_running_closes_connections_that_rest_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.runtime.running.UPKEEP_SECONDS", 0.01)
+    monkeypatch.setattr("rgate.runtime.runtime.MAINTENANCE_INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr("rgate.forwarding.upstream.MAX_IDLE_SECONDS", 0.05)
     with ScriptedBackend() as backend:
         config = {
@@ -286,24 +287,24 @@ def test_options_are_the_routes_own_or_else_the_gateways() -> None:
     assert gateway.options("normalize", gateway.routes[1]).max_body_bytes == 1
 
 
-def test_keep_goes_on_in_the_next_gateway_while_the_key_is_equal() -> None:
+def test_resource_goes_on_in_the_next_gateway_while_the_key_is_equal() -> None:
     first = make_gateway()
-    kept = first.resource("counts", ("a", 1), list)
-    assert first.resource("counts", ("a", 1), list) is kept
-    assert build(first.config, first.registry, first).resource("counts", ("a", 1), list) is kept
-    assert build(first.config, first.registry, first).resource("counts", ("a", 2), list) is not kept
+    counts = first.resource("counts", ("a", 1), list)
+    assert first.resource("counts", ("a", 1), list) is counts
+    assert build(first.config, first.registry, first.runtime).resource("counts", ("a", 1), list) is counts
+    assert build(first.config, first.registry, first.runtime).resource("counts", ("a", 2), list) is not counts
 
 
-def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:
+def test_resource_is_closed_at_the_end_of_running_after_the_lifespans() -> None:
     happened: list[str] = []
 
-    class ResourcePool:
+    class Closing:
         def close(self) -> None:
             happened.append("closed")
 
     @contextmanager
     def lifespan(gateway: Gateway) -> Iterator[None]:
-        gateway.resource("it", None, ResourcePool)
+        gateway.resource("it", None, Closing)
         yield
         happened.append("left")
 
@@ -312,6 +313,6 @@ def test_keep_closes_at_the_end_of_running_after_the_lifespans() -> None:
     assert happened == ["left", "closed"]
 
 
-def test_condition_goes_along_to_the_next_gateway() -> None:
+def test_readiness_is_that_of_the_process() -> None:
     first = make_gateway()
-    assert build(first.config, first.registry, first).readiness is first.readiness
+    assert build(first.config, first.registry, first.runtime).readiness is first.readiness

@@ -8,15 +8,16 @@ import signal
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from rgate.testing import ScriptedBackend, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import Live, live
+from ..support.processes import GatewayProcess
+from ..support.raw_client import RawClient
+from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 ROUTE = "routes: [{{path_prefix: /{path}, backend: one}}]\n"
 REST = """
@@ -47,15 +48,24 @@ def backend() -> Iterator[ScriptedBackend]:
         yield backend
 
 
-def get(running: Live, path: str) -> int:
+@contextmanager
+def live(config: Path) -> Iterator[GatewayProcess]:
+    """A gateway process that must end with exit code 0 at SIGTERM."""
+    with GatewayProcess(config) as gateway:
+        assert gateway.url
+        yield gateway
+        assert gateway.stop() == 0, gateway.output.lines
+
+
+def get(running: GatewayProcess, path: str) -> int:
     """The status of a request on a connection of its own."""
     with RawClient(running.url) as client:
         return client.get(path).status
 
 
-def ready(running: Live) -> dict[str, str]:
+def ready(running: GatewayProcess) -> dict[str, str]:
     with urllib.request.urlopen(f"{running.url}/-/ready", timeout=30) as response:
-        notices: dict[str, str] = json.load(response)["notices"]
+        notices: dict[str, str] = json.load(response)["warnings"]
         return notices
 
 
@@ -65,7 +75,7 @@ def test_changed_file_is_taken_up_by_all_without_being_asked(backend: ScriptedBa
     with live(config.path) as running:
         assert (get(running, "/a"), get(running, "/b")) == (200, 404)
         config.write("b")
-        running.said("config.yml reloaded")
+        running.output.containing("config.yml reloaded")
         assert [get(running, "/b") for _ in range(8)] == [200] * 8
         assert [get(running, "/a") for _ in range(8)] == [404] * 8
 
@@ -79,7 +89,9 @@ def test_reload_command_tells_how_it_went(backend: ScriptedBackend, tmp_path: Pa
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"{config.path}:6: nonsense: unknown key 'nonsense'"), done.stderr
         assert [get(running, "/a") for _ in range(8)] == [200] * 8
-        assert [ready(running)["config"] for _ in range(4)] == [f"refused, the one before is in force: {done.stderr.strip()}"] * 4
+        assert [ready(running)["config"] for _ in range(4)] == [
+            f"refused, the config before stays active: {done.stderr.strip()}"
+        ] * 4
 
         config.path.write_text(
             config.path.read_text().replace("nonsense: true\n", "").replace("server: {", "server: {threads: 3, ")
@@ -89,19 +101,19 @@ def test_reload_command_tells_how_it_went(backend: ScriptedBackend, tmp_path: Pa
         assert (done.returncode, done.stdout, done.stderr) == (0, f"reloaded\n{stays}\n", "")
         assert [ready(running) for _ in range(4)] == [{"restart": stays}] * 4
         assert [get(running, "/c") for _ in range(8)] == [200] * 8
-        running.said(stays)
+        running.output.containing(stays)
 
 
 def test_bad_file_is_told_once_and_what_mends_it_is_taken_up(backend: ScriptedBackend, tmp_path: Path) -> None:
     config = Config(tmp_path, backend.url, 1, watch=True)
     with live(config.path) as running:
         config.write("b", "nonsense: true\n")
-        running.said("unknown key 'nonsense'")
+        running.output.containing("unknown key 'nonsense'")
         assert (get(running, "/a"), get(running, "/b")) == (200, 404)
         config.write("b")
-        running.said("config.yml reloaded")
+        running.output.containing("config.yml reloaded")
         assert get(running, "/b") == 200
-        assert len([line for line in running.lines if "refused" in line]) == 1
+        assert len([line for line in running.output.lines if "refused" in line]) == 1
 
 
 def test_worker_that_takes_anothers_place_has_the_config_in_force(backend: ScriptedBackend, tmp_path: Path) -> None:
@@ -109,11 +121,11 @@ def test_worker_that_takes_anothers_place_has_the_config_in_force(backend: Scrip
     with live(config.path) as running:
         config.write("b")
         running.hang_up()
-        running.said("config.yml reloaded")
+        running.output.containing("config.yml reloaded")
         before = running.workers()
         for worker in before:
             os.kill(worker, signal.SIGKILL)
-        eventually(lambda: len(running.workers() - before) == 2, "two others take their places", 30)
+        eventually(lambda: len(running.workers() - before) == 2, "two others take their places", PROCESS_DEADLINE_SECONDS)
         assert [get(running, "/b") for _ in range(8)] == [200] * 8
 
 
@@ -137,7 +149,7 @@ def test_clients_notice_nothing_of_many_reloads_and_every_request_is_counted(
         for number in range(1, 21):
             config.write("a", f"default_response: {{body: '{number}'}}\n")
             running.hang_up()
-            running.said("config.yml reloaded", times=number)
+            running.output.containing("config.yml reloaded", times=number)
         over.set()
         for client in clients:
             client.join()

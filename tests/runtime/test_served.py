@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import trustme
 import yaml
 
 from rgate import Gateway
-from rgate.runtime.config_file import ConfigFile
-from rgate.runtime.reload_coordinator import ReloadCoordinator
+from rgate.runtime.reload import ConfigFile
+from rgate.runtime.runtime import Runtime
 from rgate.serving.server import Server
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..serving.live import serving
-from ..tls.live import SecureClient
+from ..support.certificates import authority
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import SecureClient
+from ..support.waiting import eventually, passed
 from ..tls.test_backends import SecureBackend
-from ..waiting import eventually, passed
 
 
 class Served:
@@ -48,10 +49,27 @@ class Served:
         self.config["routes"][0]["path_prefix"] = path
         self.write()
 
-    def start(self, server: Server, gateway: Gateway) -> ReloadCoordinator:
-        self.server = server
-        return ReloadCoordinator(
-            gateway, self.source.compose, lambda after: server.reconfigure(after.app, after.config.server, after.tls)
+    @contextmanager
+    def serving(self) -> Iterator[Server]:
+        """Inside, the gateway runs and is served."""
+        first = self.source.build_gateway()
+        self.runtime: Runtime = first.runtime
+        tls = first.config.server.tls
+        with serving(first, **({"tls": tls} if tls else {})) as server, first.running():
+            self.server = server
+            yield server
+            server.stop()
+            eventually(lambda: not server._connections, "the connections end")
+
+    @property
+    def gateway(self) -> Gateway:
+        assert self.runtime.current is not None
+        return self.runtime.current
+
+    def reload(self) -> str:
+        return self.runtime.reload(
+            self.source.build_gateway,
+            lambda gateway: self.server.reconfigure(gateway.app, gateway.config.server, gateway.tls),
         )
 
 
@@ -62,22 +80,10 @@ def backend() -> Iterator[ScriptedBackend]:
 
 
 @pytest.fixture
-def served(backend: ScriptedBackend, tmp_path: Path) -> Served:
-    return Served(tmp_path, backend.url)
-
-
-@pytest.fixture
-def succession(served: Served) -> Iterator[ReloadCoordinator]:
-    gateway = served.source.compose()
-    tls = gateway.config.server.tls
-    with serving(gateway, **({"tls": tls} if tls else {})) as server:
-        succession = served.start(server, gateway)
-        try:
-            yield succession
-        finally:
-            server.stop()
-            eventually(lambda: not server._connections, "the connections end")
-            succession.close()
+def served(backend: ScriptedBackend, tmp_path: Path) -> Iterator[Served]:
+    served = Served(tmp_path, backend.url)
+    with served.serving():
+        yield served
 
 
 def get(served: Served, path: str) -> int:
@@ -85,19 +91,17 @@ def get(served: Served, path: str) -> int:
         return client.get(path).status
 
 
-def test_connection_that_is_kept_alive_survives_many_reloads(
-    served: Served, succession: ReloadCoordinator, backend: ScriptedBackend
-) -> None:
+def test_connection_that_is_kept_alive_survives_many_reloads(served: Served, backend: ScriptedBackend) -> None:
     with RawClient(served.server.url) as client:
         for number in range(100):
             served.route(f"/{number}")
-            assert succession.reload() == ""
+            assert served.reload() == ""
             assert client.get(f"/{number}").status == 200
             assert client.get(f"/{number - 1}").status == 404
     assert len(backend.connections) == 1, "connections to backends go on too"
 
 
-def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: Served, succession: ReloadCoordinator) -> None:
+def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: Served) -> None:
     over = threading.Event()
     statuses: list[int] = []
 
@@ -112,7 +116,7 @@ def test_clients_in_full_flight_lose_nothing_and_everything_is_counted(served: S
     for number in range(25):
         served.config["default_response"] = {"body": str(number)}
         served.write()
-        assert succession.reload() == ""
+        assert served.reload() == ""
     over.set()
     for client in clients:
         client.join()
@@ -133,50 +137,45 @@ def test_response_across_a_reload_is_completed_by_the_chain_it_began_with(tmp_pa
 
     with ScriptedBackend(slow) as backend:
         served = Served(tmp_path, backend.url)
-        gateway = served.source.compose()
-        with serving(gateway) as server, RawClient(server.url) as client:
-            succession = served.start(server, gateway)
+        with served.serving() as server, RawClient(server.url) as client:
             client.send(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.until(b"\r\n\r\nfirst").endswith(b"first")
             served.route("/b")
-            assert succession.reload() == ""
+            assert served.reload() == ""
             assert get(served, "/a") == 404, "the next request finds the next config"
-            assert [thread.name for thread in threading.enumerate()].count("rgate-retire") == 1, "the old one waits for it"
+            assert [thread.name for thread in threading.enumerate()].count("rgate-drain") == 1, "the old one waits for it"
             go_on.set()
             assert client.read(5) == b" half"
             assert client.get("/b").status == 200, "on the same connection"
-            eventually(lambda: "rgate-retire" not in [t.name for t in threading.enumerate()], "the old one ends after it")
-            server.stop()
-            eventually(lambda: not server._connections, "the connections end")
-            succession.close()
+            eventually(lambda: "rgate-drain" not in [t.name for t in threading.enumerate()], "the old one ends after it")
 
 
-def test_load_of_an_endpoint_goes_on(served: Served, succession: ReloadCoordinator) -> None:
+def test_load_of_an_endpoint_goes_on(served: Served) -> None:
     assert get(served, "/a") == 200
-    before = succession.gateway.table.snapshot.endpoints["one"][0]
+    before = served.gateway.table.snapshot.endpoints["one"][0]
     served.route("/b")
-    succession.reload()
-    after = succession.gateway.table.snapshot.endpoints["one"][0]
+    served.reload()
+    after = served.gateway.table.snapshot.endpoints["one"][0]
     assert after.state is before.state
 
 
-def test_limits_and_timeouts_of_the_server_change(served: Served, succession: ReloadCoordinator) -> None:
+def test_limits_and_timeouts_of_the_server_change(served: Served) -> None:
     served.config["server"] |= {"max_body_bytes": 10, "keep_alive_seconds": 33.0, "threads": 7}
     served.write()
-    assert succession.reload() == ""
-    assert served.source.stays == ("server.threads stays 2 until a restart (the config says 7)",)
+    assert served.reload() == ""
+    assert served.source.needs_restart == ("server.threads stays 2 until a restart (the config says 7)",)
     assert served.server.config.keep_alive_seconds == 33.0
     with RawClient(served.server.url) as client:
         client.send(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n12345678901")
         assert client.response().status == 413
 
 
-def test_config_that_is_refused_changes_nothing(served: Served, succession: ReloadCoordinator) -> None:
+def test_config_that_is_refused_changes_nothing(served: Served) -> None:
     served.path.write_text("routes: [{path_prefix: /b, backend: one}")
-    problems = succession.reload()
+    problems = served.reload()
     assert "config.yml:1: not valid YAML" in problems
     assert (get(served, "/a"), get(served, "/b")) == (200, 404)
-    assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
+    assert served.gateway.readiness.warnings == {"config": f"refused, the config before stays active: {problems}"}
 
 
 def issue(served: Served, name: str) -> trustme.CA:
@@ -187,7 +186,7 @@ def issue(served: Served, name: str) -> trustme.CA:
     return ca
 
 
-def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(served: Served) -> None:
+def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(backend: ScriptedBackend, tmp_path: Path) -> None:
     def trusted(ca: trustme.CA) -> bool:
         context = ssl.create_default_context()
         ca.configure_trust(context)
@@ -197,25 +196,21 @@ def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(served: Ser
         except ssl.SSLCertVerificationError:
             return False
 
+    served = Served(tmp_path, backend.url)
     first = issue(served, "localhost")
     served.config["server"]["tls"] = {"certificate": str(served.folder / "server.pem")}
     served.write()
-    gateway = served.source.compose()
-    with serving(gateway, tls=gateway.config.server.tls) as server:
-        succession = served.start(server, gateway)
+    with served.serving() as server:
         assert trusted(first)
-        kept = succession.gateway.tls
-        assert succession.reload() == ""
-        assert succession.gateway.tls is kept, "what has not changed goes on, with its sessions"
+        kept = served.gateway.tls
+        assert served.reload() == ""
+        assert served.gateway.tls is kept, "what has not changed goes on, with its sessions"
         second = issue(served, "localhost")
-        assert succession.reload() == ""
+        assert served.reload() == ""
         assert (trusted(first), trusted(second)) == (False, True)
         (served.folder / "server.pem").write_text("no certificate")
-        assert "contains no certificate in PEM form" in succession.reload()
+        assert "contains no certificate in PEM form" in served.reload()
         assert trusted(second)
-        server.stop()
-        eventually(lambda: not server._connections, "the connections end")
-        succession.close()
 
 
 def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tmp_path: Path) -> None:
@@ -227,21 +222,16 @@ def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tm
         served.config["backends"][0]["tls"] = {"ca": str(ca)}
         served.write()
         ca.write_bytes(Path(theirs.file).read_bytes())
-        gateway = served.source.compose()
-        with serving(gateway) as server:
-            succession = served.start(server, gateway)
+        with served.serving():
             assert get(served, "/a") == 502
             ca.write_bytes(Path(ours.file).read_bytes())
-            assert succession.reload() == ""
+            assert served.reload() == ""
             assert get(served, "/a") == 200
-            backend_of = succession.gateway.backends["one"]
-            assert succession.reload() == ""
-            assert succession.gateway.backends["one"] is backend_of, "what is equal is the same"
+            backend_of = served.gateway.backends["one"]
+            assert served.reload() == ""
+            assert served.gateway.backends["one"] is backend_of, "what is equal is the same"
             assert get(served, "/a") == 200
             assert len(backend.connections) == 2, "one that was refused, and then the same one"
             ca.write_text("nothing")
-            assert "ca.pem contains no certificate in PEM form" in succession.reload()
+            assert "ca.pem contains no certificate in PEM form" in served.reload()
             assert get(served, "/a") == 200
-            server.stop()
-            eventually(lambda: not server._connections, "the connections end")
-            succession.close()

@@ -8,44 +8,44 @@ from collections.abc import Iterator
 
 import pytest
 
-from rgate.runtime.worker_channel import WorkerChannel, encode_arg
+from rgate.runtime.worker_channel import WorkerChannel, Workers, encode_arg
 
-PATIENCE_SECONDS = 10
+from ..support.waiting import DEADLINE_SECONDS
 
 
 @pytest.fixture
 def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
-    ours.settimeout(PATIENCE_SECONDS)
+    ours.settimeout(DEADLINE_SECONDS)
     with ours, theirs:
         yield ours, theirs
 
 
-def test_ask_without_siblings_is_answered_at_once() -> None:
+def test_broadcast_without_other_workers_returns_at_once() -> None:
     assert WorkerChannel().broadcast("anything", timeout_seconds=0)
 
 
-def test_ask_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_broadcast_waits_until_the_supervisor_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
     workers = WorkerChannel()
     workers.connect(theirs)
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(workers.broadcast("stats.flush", timeout_seconds=PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.broadcast("stats.flush", timeout_seconds=DEADLINE_SECONDS)))
     asking.start()
     assert ours.recv(100) == b"ask 1 stats.flush\n"
     assert not answers
     ours.sendall(b"done 1\n")
-    asking.join(PATIENCE_SECONDS)
+    asking.join(DEADLINE_SECONDS)
     assert answers == [True]
 
 
-def test_ask_not_answered_in_time_says_so(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_broadcast_without_a_reply_in_time_says_so(channel: tuple[socket.socket, socket.socket]) -> None:
     workers = WorkerChannel()
     workers.connect(channel[1])
     assert not workers.broadcast("stats.flush", timeout_seconds=0.01)
 
 
-def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_command_runs_and_then_says_done(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
     workers = WorkerChannel()
     asked: list[str] = []
@@ -57,7 +57,7 @@ def test_answer_runs_the_action_and_then_says_done(channel: tuple[socket.socket,
 
 
 @pytest.mark.parametrize("argument", ["", "http://127.0.0.1:9000", "two words", "100 % ünïcode\n"])
-def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.socket, socket.socket], argument: str) -> None:
+def test_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.socket, socket.socket], argument: str) -> None:
     supervisor, worker = channel
     workers = WorkerChannel()
     workers.connect(worker)
@@ -72,7 +72,7 @@ def test_ask_argument_is_any_text_and_arrives_as_it_was(channel: tuple[socket.so
 
 
 @pytest.mark.parametrize("topic", ["unknown", "failing"])
-def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
+def test_command_that_fails_still_says_done(channel: tuple[socket.socket, socket.socket], topic: str) -> None:
     ours, theirs = channel
     workers = WorkerChannel()
     workers.on_command("failing", lambda _: 1 / 0)
@@ -81,13 +81,13 @@ def test_answer_that_cannot_be_given_still_says_done(channel: tuple[socket.socke
     assert ours.recv(100) == b"done 8\n"
 
 
-def test_supervisor_gone_is_told(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_loss_of_the_supervisor_is_reported(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
     workers = WorkerChannel()
     lost = threading.Event()
     workers.connect(theirs, on_lost=lost.set)
     ours.shutdown(socket.SHUT_RDWR)
-    assert lost.wait(PATIENCE_SECONDS)
+    assert lost.wait(DEADLINE_SECONDS)
     assert workers.broadcast("stats.flush", timeout_seconds=0)
 
 
@@ -95,33 +95,33 @@ def test_words_go_both_ways(channel: tuple[socket.socket, socket.socket]) -> Non
     supervisor, worker = channel
     workers = WorkerChannel()
     stopped = threading.Event()
-    workers.connect(worker, on_told={"stop": stopped.set})
+    workers.connect(worker, on_notice={"stop": stopped.set})
     workers.notify_supervisor("up")
     assert supervisor.recv(100) == b"up\n"
     supervisor.sendall(b"stop\n")
-    assert stopped.wait(PATIENCE_SECONDS)
+    assert stopped.wait(DEADLINE_SECONDS)
 
 
-def test_reload_gives_back_the_supervisors_answer(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_reload_returns_the_supervisors_reply(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
     workers = WorkerChannel()
     workers.connect(worker)
     answers: list[str | None] = []
-    asking = threading.Thread(target=lambda: answers.append(workers.reload(PATIENCE_SECONDS)))
+    asking = threading.Thread(target=lambda: answers.append(workers.reload(DEADLINE_SECONDS)))
     asking.start()
     assert supervisor.recv(100) == b"reload 1\n"
     supervisor.sendall(b"done 1 " + encode_arg("config.yml:3: port: no number\nand more").encode() + b"\n")
-    asking.join(PATIENCE_SECONDS)
+    asking.join(DEADLINE_SECONDS)
     assert answers == ["config.yml:3: port: no number\nand more"]
 
 
-def test_reload_not_answered_in_time_is_not_known(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_reload_without_a_reply_in_time_is_not_known(channel: tuple[socket.socket, socket.socket]) -> None:
     workers = WorkerChannel()
     workers.connect(channel[1])
     assert workers.reload(timeout_seconds=0.01) is None
 
 
-def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_reply_of_a_command_that_is_text_is_sent_back(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
     workers = WorkerChannel()
     workers.on_command("reload", lambda argument: f"no: {argument}")
@@ -130,14 +130,29 @@ def test_answer_of_an_action_that_is_text_is_handed_back(channel: tuple[socket.s
     assert supervisor.recv(100) == b"done 3 no%3A%20all%20of%20it\n"
 
 
-def test_actions_are_those_of_the_gateway_that_has_taken_over(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_commands_are_those_of_the_process_and_of_the_current_gateway(channel: tuple[socket.socket, socket.socket]) -> None:
     supervisor, worker = channel
-    before = WorkerChannel()
+    current: list[Workers] = []
+    process = WorkerChannel(lambda: current[0] if current else None)
+    before, after = Workers(process), Workers(process)
+    process.on_command("reload", lambda _: "process")
+    before.on_command("reload", lambda _: "not asked")
     before.on_command("who", lambda _: "before")
-    before.connect(worker)
-    after = WorkerChannel(before)
     after.on_command("who", lambda _: "after")
-    for answer in (b"before", b"after"):
+    process.connect(worker)
+    for workers, reply in ((before, b"before"), (after, b"after")):
+        current[:] = [workers]
         supervisor.sendall(b"ask 1 who\n")
-        assert supervisor.recv(100) == b"done 1 " + answer + b"\n"
-        after.take_over()
+        assert supervisor.recv(100) == b"done 1 " + reply + b"\n"
+        supervisor.sendall(b"ask 2 reload\n")
+        assert supervisor.recv(100) == b"done 2 process\n"
+
+
+def test_connect_calls_the_current_gateway_once(channel: tuple[socket.socket, socket.socket]) -> None:
+    connected = threading.Event()
+    process = WorkerChannel(lambda: workers)
+    workers = Workers(process)
+    workers.on_connect(connected.set)
+    assert not connected.is_set()
+    process.connect(channel[1])
+    assert connected.wait(DEADLINE_SECONDS)

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from rgate import ConfigSection, Middleware, hookimpl
 from rgate.testing import ScriptedBackend, running_gateway
 
-from ..raw_client import RawClient
-from ..serving.live import serving
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import serving
 from .strict import StrictBackend
 
 if TYPE_CHECKING:
@@ -400,8 +400,8 @@ def strict() -> StrictBackend:
 
 
 @pytest.fixture(scope="module")
-def live(strict: StrictBackend) -> Iterator[Live]:
-    with ScriptedBackend(strict) as backend, gateway_before(backend) as running:
+def live(strict: StrictBackend) -> Iterator[Forwarding]:
+    with ScriptedBackend(strict) as backend, forwarding(backend) as running:
         yield running
 
 
@@ -420,7 +420,7 @@ APART = {f"{name}, byte by byte": (case, True) for name, case in REFUSED.items()
 
 @pytest.mark.parametrize(("case", "apart"), [*ONCE.values(), *APART.values()], ids=[*ONCE, *APART])
 def test_request_of_an_advisory_is_refused(
-    live: Live, strict: StrictBackend, case: bytes | tuple[bytes, int], apart: bool
+    live: Forwarding, strict: StrictBackend, case: bytes | tuple[bytes, int], apart: bool
 ) -> None:
     request, status = case if isinstance(case, tuple) else (case, 400)
     whole = len(strict.requests)
@@ -436,7 +436,7 @@ def test_request_of_an_advisory_is_refused(
 @pytest.mark.parametrize("apart", [False, True], ids=["at once", "byte by byte"])
 @pytest.mark.parametrize(("request_", "expected"), PASSED.values(), ids=PASSED)
 def test_request_of_an_advisory_has_one_reading(
-    live: Live, strict: StrictBackend, request_: bytes, expected: list[tuple[str, dict[str, list[str]], bytes]], apart: bool
+    live: Forwarding, strict: StrictBackend, request_: bytes, expected: list[tuple[str, dict[str, list[str]], bytes]], apart: bool
 ) -> None:
     whole = len(strict.requests)
     with RawClient(live.url) as client:
@@ -455,7 +455,7 @@ def test_request_of_an_advisory_has_one_reading(
 
 @pytest.mark.parametrize(("request_", "expected"), PASSED.values(), ids=PASSED)
 def test_request_of_an_advisory_has_one_reading_at_every_split(
-    live: Live, strict: StrictBackend, request_: bytes, expected: list[tuple[str, dict[str, list[str]], bytes]]
+    live: Forwarding, strict: StrictBackend, request_: bytes, expected: list[tuple[str, dict[str, list[str]], bytes]]
 ) -> None:
     whole = len(strict.requests)
     splits = range(1, len(request_), 1 + len(request_) // 60)
@@ -476,7 +476,7 @@ def test_request_of_an_advisory_has_one_reading_at_every_split(
     assert [(request.line, request.body) for request in got] == [(line, body) for line, _, body in expected] * len(splits)
 
 
-def test_request_refused_behind_a_good_one_ends_the_connection(live: Live, strict: StrictBackend) -> None:
+def test_request_refused_behind_a_good_one_ends_the_connection(live: Forwarding, strict: StrictBackend) -> None:
     """CVE-2024-49768 waitress, CVE-2022-24801 and CVE-2023-46137 Twisted: what stands behind a bad request is not looked at."""
     whole = len(strict.requests)
     with RawClient(live.url) as client:
@@ -506,7 +506,7 @@ def test_body_that_nobody_read_is_never_the_next_request(head: bytes, framing: s
     else:
         framed, body = b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)
     route = {"path_prefix": "/limited", "max_body_bytes": 10}
-    with ScriptedBackend(strict) as backend, gateway_before(backend, route=route) as live, RawClient(live.url) as client:
+    with ScriptedBackend(strict) as backend, forwarding(backend, route=route) as live, RawClient(live.url) as client:
         send(client, head + framed + (b"" if "split" in framing else body), apart=False)
         if "split" in framing:
             client.sock.settimeout(0.2)
@@ -540,7 +540,7 @@ class _Nothing(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def guarded(strict: StrictBackend) -> Iterator[Live]:
+def guarded(strict: StrictBackend) -> Iterator[Forwarding]:
     """/admin with a plugin that lets nobody in, /public with its prefix taken away, all else open; one backend."""
 
     def admit(app: WSGIApplication, options: object) -> WSGIApplication:
@@ -567,13 +567,13 @@ def guarded(strict: StrictBackend) -> Iterator[Live]:
         ]
         config = {"backends": [{"name": "backend", "endpoints": [backend.url]}], "routes": routes, "plugins": {"guard": {}}}
         with running_gateway(config, plugins={"guard": Guard()}) as gateway, serving(gateway) as server:
-            yield Live(gateway, server)
+            yield Forwarding(gateway, server)
 
 
 @pytest.mark.parametrize("target", SPLIT_VIEWS.values(), ids=SPLIT_VIEWS)
 @pytest.mark.parametrize("before", [b"", b"/public"], ids=["", "behind a prefix that is taken away"])
 def test_path_that_another_route_guards_in_a_reading_of_the_backend_is_refused(
-    guarded: Live, strict: StrictBackend, target: bytes, before: bytes
+    guarded: Forwarding, strict: StrictBackend, target: bytes, before: bytes
 ) -> None:
     whole = len(strict.requests)
     with RawClient(guarded.url) as client:
@@ -591,7 +591,7 @@ def test_path_that_another_route_guards_in_a_reading_of_the_backend_is_refused(
 
 
 @pytest.mark.parametrize("target", [b"/public../admin", b"/public%2e%2e/admin", b"/public%2e/admin", b"/public./admin"])
-def test_prefix_that_is_taken_away_ends_with_its_segment(guarded: Live, strict: StrictBackend, target: bytes) -> None:
+def test_prefix_that_is_taken_away_ends_with_its_segment(guarded: Forwarding, strict: StrictBackend, target: bytes) -> None:
     """CVE-2026-48020 and CVE-2026-40912 Traefik: what is left of /public../admin must not become /../admin."""
     whole = len(strict.requests)
     with RawClient(guarded.url) as client:
@@ -615,7 +615,7 @@ EARLY = {
 def test_body_that_ends_early_is_never_whole_at_the_backend(framed: bytes) -> None:
     """RFC 9112 8; HAProxy's fix of chunked uploads that were aborted: the last chunk is the client's word, not ours."""
     strict = StrictBackend()
-    with ScriptedBackend(strict) as backend, gateway_before(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(strict) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framed)
         client.half_close()
         client.rest()

@@ -11,9 +11,9 @@ from rgate import BodyTooLarge
 from rgate.forwarding.body_limit import BodyLimit
 from rgate.testing import ScriptedBackend, ScriptedConnection, client, http_response, make_environ, make_exchange
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
 
 LIMIT = 1_000
 
@@ -25,8 +25,8 @@ def backend() -> Iterator[ScriptedBackend]:
 
 
 @pytest.fixture(scope="module")
-def live(backend: ScriptedBackend) -> Iterator[Live]:
-    with gateway_before(backend, route={"max_body_bytes": LIMIT}) as running:
+def live(backend: ScriptedBackend) -> Iterator[Forwarding]:
+    with forwarding(backend, route={"max_body_bytes": LIMIT}) as running:
         yield running
 
 
@@ -39,7 +39,7 @@ def chunked(size: int, chunk: int = 100) -> bytes:
 @pytest.mark.parametrize(
     "body", [b"Content-Length: 1000\r\n\r\n" + b"x" * LIMIT, b"Transfer-Encoding: chunked\r\n\r\n" + chunked(LIMIT)]
 )
-def test_body_at_the_limit_of_its_route_passes(live: Live, backend: ScriptedBackend, body: bytes) -> None:
+def test_body_at_the_limit_of_its_route_passes(live: Forwarding, backend: ScriptedBackend, body: bytes) -> None:
     count = len(backend.requests)
     with RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + body)
@@ -51,7 +51,7 @@ def test_body_at_the_limit_of_its_route_passes(live: Live, backend: ScriptedBack
 @pytest.mark.parametrize("announced", [LIMIT + 1, 10**6, 10**15])
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"], ids=["", "expect"])
 def test_body_announced_over_the_limit_is_413_before_any_of_it_has_come(
-    live: Live, backend: ScriptedBackend, announced: int, expect: str
+    live: Forwarding, backend: ScriptedBackend, announced: int, expect: str
 ) -> None:
     count = len(backend.requests)
     with RawClient(live.url) as client:
@@ -63,14 +63,14 @@ def test_body_announced_over_the_limit_is_413_before_any_of_it_has_come(
     assert len(backend.requests) == count, "the backend has heard of it"
 
 
-def test_body_over_the_limit_of_a_client_that_sends_all_the_same_is_413_that_it_can_read(live: Live) -> None:
+def test_body_over_the_limit_of_a_client_that_sends_all_the_same_is_413_that_it_can_read(live: Forwarding) -> None:
     with RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n")
         client.send(b"x" * 3_000_000)
         assert client.response().status == 413
 
 
-def test_body_at_hand_over_the_limit_is_not_the_next_request(live: Live, backend: ScriptedBackend) -> None:
+def test_body_at_hand_over_the_limit_is_not_the_next_request(live: Forwarding, backend: ScriptedBackend) -> None:
     count = len(backend.requests)
     smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     with RawClient(live.url) as client:
@@ -93,7 +93,7 @@ def test_body_chunked_over_the_limit_is_413_and_never_complete_at_the_backend() 
             over.set()
 
     streamed = {"body_buffer_bytes": 100}
-    with ScriptedBackend(script) as backend, gateway_before(backend, route={"max_body_bytes": LIMIT}, **streamed) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"max_body_bytes": LIMIT}, **streamed) as live:
         with RawClient(live.url) as client:
             client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(LIMIT)[:-5])
             eventually(lambda: backend.connections, "the body streams")
@@ -104,7 +104,7 @@ def test_body_chunked_over_the_limit_is_413_and_never_complete_at_the_backend() 
     assert b"0\r\n\r\n" not in b"".join(got), "a body that was cut looks complete to the backend"
 
 
-def test_body_chunked_over_the_limit_that_is_small_is_413_and_not_heard_of(live: Live, backend: ScriptedBackend) -> None:
+def test_body_chunked_over_the_limit_that_is_small_is_413_and_not_heard_of(live: Forwarding, backend: ScriptedBackend) -> None:
     count = len(backend.requests)
     with RawClient(live.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(LIMIT + 1))
@@ -114,7 +114,7 @@ def test_body_chunked_over_the_limit_that_is_small_is_413_and_not_heard_of(live:
 
 
 def test_body_limit_of_the_server_holds_for_every_route(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, max_body_bytes=10) as live, RawClient(live.url) as client:
+    with forwarding(backend, max_body_bytes=10) as live, RawClient(live.url) as client:
         client.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n")
         assert client.response().status == 413
 

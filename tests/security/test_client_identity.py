@@ -11,10 +11,10 @@ from rgate import Middleware, hookimpl
 from rgate.http1.environ import FIELDS_KEY, edited_fields, from_foreign_environ
 from rgate.testing import ScriptedBackend, http_response, make_environ
 
-from ..raw_client import RawClient
-from ..tls.live import SecureClient
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.tls_client import SecureClient
 from ..tls.test_client_certificates import ALICE, asking
-from .live import gateway_before
 
 SAID = [
     "X-Forwarded-For: 6.6.6.6, 203.0.113.5",
@@ -43,7 +43,7 @@ def way(backend: ScriptedBackend) -> dict[str, list[str]]:
 
 
 def test_peer_that_is_not_trusted_is_not_believed(backend: ScriptedBackend) -> None:
-    with gateway_before(backend) as live, RawClient(live.url) as client:
+    with forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get("/", *SAID).status == 200
     assert way(backend) == {
         "x-forwarded-for": ["6.6.6.6, 203.0.113.5, 127.0.0.1"],
@@ -54,7 +54,7 @@ def test_peer_that_is_not_trusted_is_not_believed(backend: ScriptedBackend) -> N
 
 
 def test_peer_that_is_trusted_is_believed(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, trusted_proxies=["127.0.0.0/8"]) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=["127.0.0.0/8"]) as live, RawClient(live.url) as client:
         assert client.get("/", *SAID).status == 200
     assert way(backend) == {
         "x-forwarded-for": ["6.6.6.6, 203.0.113.5, 127.0.0.1"],
@@ -69,7 +69,7 @@ def test_peer_that_is_trusted_is_believed(backend: ScriptedBackend) -> None:
 
 
 def test_peer_that_is_trusted_and_says_little_leaves_the_rest_to_the_gateway(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
         assert client.get("/", "X-Forwarded-Proto: https").status == 200
         assert way(backend) == {
             "x-forwarded-for": ["127.0.0.1"],
@@ -82,14 +82,14 @@ def test_peer_that_is_trusted_and_says_little_leaves_the_rest_to_the_gateway(bac
 
 
 def test_peer_elsewhere_than_the_trusted_networks_is_not_believed(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, trusted_proxies=["10.0.0.0/8"]) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=["10.0.0.0/8"]) as live, RawClient(live.url) as client:
         assert client.get("/", *SAID).status == 200
     assert way(backend)["x-forwarded-proto"] == ["http"]
     assert "x-real-ip" not in way(backend)
 
 
 def test_port_is_the_one_that_the_client_addressed(backend: ScriptedBackend) -> None:
-    with gateway_before(backend) as live, RawClient(live.url) as client:
+    with forwarding(backend) as live, RawClient(live.url) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n")
         assert client.response().status == 200
     assert way(backend)["x-forwarded-port"] == ["8080"]
@@ -97,10 +97,10 @@ def test_port_is_the_one_that_the_client_addressed(backend: ScriptedBackend) -> 
 
 def test_prefix_that_the_route_takes_away_is_told(backend: ScriptedBackend) -> None:
     route = {"path_prefix": "/api", "strip_prefix": True}
-    with gateway_before(backend, route=route) as live, RawClient(live.url) as client:
+    with forwarding(backend, route=route) as live, RawClient(live.url) as client:
         assert client.get("/api/x", "X-Forwarded-Prefix: /evil").status == 200
     assert way(backend)["x-forwarded-prefix"] == ["/api"]
-    with gateway_before(backend, route=route, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+    with forwarding(backend, route=route, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
         assert client.get("/api/x", "X-Forwarded-Prefix: /shop/").status == 200
     assert way(backend)["x-forwarded-prefix"] == ["/shop/api"]
 
@@ -117,14 +117,14 @@ OTHER_CLAIMS = [
 @pytest.mark.parametrize("name", OTHER_CLAIMS)
 def test_claim_under_another_name_is_only_a_trusted_proxys(backend: ScriptedBackend, name: str, trusted: list[str]) -> None:
     """Symfony's CVE-2018-14773 and its kin: X-Original-URL leads a backend to another path than the gateway has routed."""
-    with gateway_before(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
         assert client.get("/", f"{name}: /admin", f"Connection: {name}").status == 200
     assert backend.requests[-1].values(name) == (["/admin"] if trusted else [])
 
 
 def test_header_proxy_goes_no_further(backend: ScriptedBackend) -> None:
     """CVE-2016-5385 (httpoxy): CGI makes HTTP_PROXY of it, which clients there believe."""
-    with gateway_before(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as client:
         assert client.get("/", "Proxy: http://evil.example").status == 200
     assert backend.requests[-1].values("Proxy") == []
 
@@ -132,7 +132,7 @@ def test_header_proxy_goes_no_further(backend: ScriptedBackend) -> None:
 @pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-host", "X-Forwarded-User", "Forwarded", "X-Real-IP"])
 @pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
 def test_connection_cannot_take_away_what_is_said_of_the_way(backend: ScriptedBackend, name: str, trusted: list[str]) -> None:
-    with gateway_before(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=trusted) as live, RawClient(live.url) as client:
         client.get("/", *SAID)
         before = way(backend)
         client.get("/", f"Connection: {name}", *SAID)
@@ -163,7 +163,7 @@ class Seeing:
 def test_plugin_sees_the_client_in_remote_addr(backend: ScriptedBackend) -> None:
     plugin = Seeing()
     with (
-        gateway_before(backend, plugins={"seeing": plugin}, trusted_proxies=["127.0.0.1"]) as live,
+        forwarding(backend, plugins={"seeing": plugin}, trusted_proxies=["127.0.0.1"]) as live,
         RawClient(live.url) as client,
     ):
         client.get("/", *SAID)
@@ -175,7 +175,7 @@ def test_plugin_sees_the_client_in_remote_addr(backend: ScriptedBackend) -> None
 
 def test_plugin_sees_the_peer_in_remote_addr_when_nobody_is_trusted(backend: ScriptedBackend) -> None:
     plugin = Seeing()
-    with gateway_before(backend, plugins={"seeing": plugin}) as live, RawClient(live.url) as client:
+    with forwarding(backend, plugins={"seeing": plugin}) as live, RawClient(live.url) as client:
         client.get("/", *SAID)
     (seen,) = plugin.seen
     assert (seen["REMOTE_ADDR"], seen.get("rgate.peer"), seen["wsgi.url_scheme"]) == ("127.0.0.1", None, "http")
@@ -184,7 +184,7 @@ def test_plugin_sees_the_peer_in_remote_addr_when_nobody_is_trusted(backend: Scr
 @pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]], ids=["untrusted", "trusted"])
 def test_plugin_may_say_who_the_user_is_where_a_client_may_not(backend: ScriptedBackend, trusted: list[str]) -> None:
     plugin = Seeing(lambda environ: environ.update(HTTP_X_FORWARDED_USER="authenticated"))
-    with gateway_before(backend, plugins={"seeing": plugin}, trusted_proxies=trusted) as live, RawClient(live.url) as client:
+    with forwarding(backend, plugins={"seeing": plugin}, trusted_proxies=trusted) as live, RawClient(live.url) as client:
         client.get("/", "X-Forwarded-User: forged", "X-Forwarded-Email: forged")
     told = way(backend)
     assert told["x-forwarded-user"] == ["authenticated"]
@@ -193,7 +193,7 @@ def test_plugin_may_say_who_the_user_is_where_a_client_may_not(backend: Scripted
 
 def test_access_log_has_the_client(backend: ScriptedBackend, capsys: pytest.CaptureFixture[str]) -> None:
     log = {"access_log": {"format": "text"}}
-    with gateway_before(backend, trusted_proxies=["127.0.0.1"], options=log) as live, RawClient(live.url) as client:
+    with forwarding(backend, trusted_proxies=["127.0.0.1"], options=log) as live, RawClient(live.url) as client:
         client.get("/logged", *SAID)
     assert ' 203.0.113.5 "GET /logged" ' in capsys.readouterr().out
 
@@ -213,7 +213,7 @@ def test_client_with_a_certificate_may_not_say_more_than_others(backend: Scripte
     """Not even through a chain that edits requests, where what a plugin says must be told from what the client has said."""
     plugin = Seeing(lambda environ: environ.update(HTTP_X_EDITED="1"))
     more = {"plugins": {"seeing": plugin}, **asking(True)}
-    with gateway_before(backend, **more) as live, SecureClient(live.url, pair=ALICE) as client:
+    with forwarding(backend, **more) as live, SecureClient(live.url, pair=ALICE) as client:
         assert client.get("/", *SAID, "X-Forwarded-Client-Cert: Subject=CN=Root").status == 200
     told = way(backend)
     assert told.keys() == {*(f"x-forwarded-{name}" for name in ("for", "proto", "host", "port", "client-cert"))}

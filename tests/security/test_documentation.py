@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from rgate.config import models
 from rgate.errors import GatewayError
@@ -15,8 +14,7 @@ from rgate.forwarding import connection as upstream_connection
 from rgate.http1 import client_address as client
 from rgate.http1 import proxy_protocol, request
 from rgate.http1.chunked import ChunkedDecoder
-from rgate.serving import acceptor as doors
-from rgate.serving import connection, slow_clients
+from rgate.serving import acceptor, connection, slow_clients
 
 from ..meta.source import ROOT
 
@@ -40,19 +38,19 @@ def rows(heading: str, columns: int) -> list[list[str]]:
     return [line for line in lines if len(line) == columns and not line[0].startswith("---")][1:]
 
 
-def limits(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+def limits(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """The options of a model that limit something, with their defaults."""
     return {
         f"{prefix}{name}": field.default
-        for name, field in model.model_fields.items()
+        for name, field in model.__pydantic_fields__.items()
         if name.startswith("max_") or name.endswith("_seconds")
     }
 
 
 EXPECTED = {
     **limits(models.ServerConfig),
-    **limits(models.RouteConfig, "routes[]."),
-    **limits(models.TimeoutsConfig, "routes[].timeouts."),
+    **limits(models.Route, "routes[]."),
+    **limits(models.Timeouts, "routes[].timeouts."),
 }
 
 
@@ -86,10 +84,10 @@ FIXED = {
     "interim responses before a response": upstream_connection.MAX_INTERIM_RESPONSES,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
-    "what waits in the kernel to be sent, on each connection": doors.UNSENT_BYTES,
+    "what waits in the kernel to be sent, on each connection": acceptor.NOTSENT_LOWAT_BYTES,
     "what is taken from a client that has its answer but goes on sending": connection.LINGER_SECONDS,
     "the same, in bytes": connection.LINGER_BYTES,
-    "what is taken from a client whose idle connection is being closed": connection.LEAVING_SECONDS,
+    "what is taken from a client whose idle connection is being closed": connection.IDLE_LINGER_SECONDS,
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
     "a request to a backend, head and body": forwarder.READ_BYTES,
     "connections to one endpoint that are being made at a time": connecting.MAX_CONNECTING,
@@ -100,12 +98,12 @@ FIXED = {
 def test_page_says_fixed_limits_as_they_are() -> None:
     said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
     assert said == FIXED
-    assert doors.UNSENT_BYTES == upstream_connection.UNSENT_BYTES
+    assert acceptor.NOTSENT_LOWAT_BYTES == upstream_connection.UNSENT_BYTES
     assert (
         f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
         in PAGE
     )
-    assert f"requests for at least {slow_clients.PATIENCE_SECONDS:g} seconds)" in PAGE
+    assert f"requests for at least {slow_clients.GRACE_SECONDS:g} seconds)" in PAGE
 
 
 def test_page_says_how_to_report_and_whom_to_trust() -> None:

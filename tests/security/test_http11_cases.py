@@ -9,9 +9,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend
 
-from ..raw_client import RawClient
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
 from .http11_cases import CASES, NEXT, Case
-from .live import Live, gateway_before
 from .strict import Request, StrictBackend
 
 
@@ -37,13 +37,13 @@ def strict() -> StrictBackend:
 
 
 @pytest.fixture(scope="module")
-def live(strict: StrictBackend) -> Iterator[Live]:
-    with ScriptedBackend(strict) as backend, gateway_before(backend) as running:
+def live(strict: StrictBackend) -> Iterator[Forwarding]:
+    with ScriptedBackend(strict) as backend, forwarding(backend) as running:
         yield running
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_case_of_a_public_probe_is_answered_as_the_rfcs_want(live: Live, strict: StrictBackend, case: Case) -> None:
+def test_case_of_a_public_probe_is_answered_as_the_rfcs_want(live: Forwarding, strict: StrictBackend, case: Case) -> None:
     whole, invalid = len(strict.requests), len(strict.invalid)
     with RawClient(live.url) as client:
         for step, status in zip(case.steps, case.statuses, strict=False):

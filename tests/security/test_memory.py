@@ -13,8 +13,8 @@ from rgate.plugins import normalize
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
 from ..meta.source import ROOT
-from ..raw_client import RawClient
-from .live import gateway_before
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
 
 NAMES = ["".join(letters) for letters in product(ascii_lowercase + digits, repeat=2)]
 OFTEN = 600
@@ -53,7 +53,7 @@ FLOODS = {
 def test_memory_of_everything_stays_within_its_budget(flood: object) -> None:
     assert callable(flood)
     options = {"normalize": {"format": "envelope"}}
-    with ScriptedBackend(respond) as backend, gateway_before(backend, options=options) as live:
+    with ScriptedBackend(respond) as backend, forwarding(backend, options=options) as live:
         for number in range(OFTEN):
             if number % 50 == 0:
                 client = RawClient(live.url)
@@ -67,7 +67,7 @@ def test_memory_of_everything_stays_within_its_budget(flood: object) -> None:
 
 
 def test_memory_of_everything_is_on_the_page_with_its_budget() -> None:
-    with ScriptedBackend(respond) as backend, gateway_before(backend) as live, RawClient(live.url):
+    with ScriptedBackend(respond) as backend, forwarding(backend) as live, RawClient(live.url):
         text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
         rows = {
             name: int(kib.replace(",", "")) * 1024 for name, kib in re.findall(r"^\| ([a-z ]+) \| ([\d,]+) KiB \|", text, re.M)
@@ -80,7 +80,7 @@ def test_memory_of_everything_is_on_the_page_with_its_budget() -> None:
 
 
 def test_host_that_no_name_can_have_is_refused() -> None:
-    with ScriptedBackend(respond) as backend, gateway_before(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend(respond) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: %b:8080\r\n\r\n" % (b"a" * 255))
         assert client.response().status == 200
         for host, target in ((b"a" * 256, b"/"), (b"a", b"http://" + b"a" * 256 + b"/")):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from rgate.testing import ScriptedBackend
 
-from ..raw_client import RawClient
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
 from .strict import StrictBackend
 
 LINES = st.sampled_from(
@@ -66,15 +66,15 @@ def strict() -> StrictBackend:
 
 
 @pytest.fixture(scope="module")
-def live(strict: StrictBackend) -> Iterator[Live]:
-    with ScriptedBackend(strict) as backend, gateway_before(backend) as running:
+def live(strict: StrictBackend) -> Iterator[Forwarding]:
+    with ScriptedBackend(strict) as backend, forwarding(backend) as running:
         yield running
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(requests(), min_size=1, max_size=3), st.lists(st.integers(1, 400), max_size=4))
 def test_backend_receives_only_what_is_strictly_valid(
-    live: Live, strict: StrictBackend, sent: list[bytes], cuts: list[int]
+    live: Forwarding, strict: StrictBackend, sent: list[bytes], cuts: list[int]
 ) -> None:
     mark = next(MARKS)
     whole = b"".join(sent).replace(b"MARK", mark)

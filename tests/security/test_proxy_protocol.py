@@ -10,10 +10,10 @@ import pytest
 
 from rgate.testing import ScriptedBackend, http_response
 
-from ..raw_client import RawClient
-from ..serving.live import send_apart
-from ..tls.live import TLS, MemoryClient
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import send_apart
+from ..support.tls_client import TLS, MemoryClient
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -43,13 +43,13 @@ def backend() -> Iterator[ScriptedBackend]:
 
 
 @pytest.fixture
-def live(backend: ScriptedBackend) -> Iterator[Live]:
-    with gateway_before(backend, proxy_protocol=True) as running:
+def live(backend: ScriptedBackend) -> Iterator[Forwarding]:
+    with forwarding(backend, proxy_protocol=True) as running:
         yield running
 
 
 @pytest.mark.parametrize(("header", "client"), HEADERS.values(), ids=HEADERS)
-def test_connection_announced_is_the_clients(live: Live, backend: ScriptedBackend, header: bytes, client: str) -> None:
+def test_connection_announced_is_the_clients(live: Forwarding, backend: ScriptedBackend, header: bytes, client: str) -> None:
     with RawClient(live.url) as raw:
         raw.send(header + GET + GET)
         assert [raw.response().body for _ in range(2)] == [b"ok", b"ok"], "the header is for the connection, not for a request"
@@ -57,7 +57,9 @@ def test_connection_announced_is_the_clients(live: Live, backend: ScriptedBacken
 
 
 @pytest.mark.parametrize(("header", "client"), HEADERS.values(), ids=HEADERS)
-def test_connection_announced_byte_by_byte_is_the_same(live: Live, backend: ScriptedBackend, header: bytes, client: str) -> None:
+def test_connection_announced_byte_by_byte_is_the_same(
+    live: Forwarding, backend: ScriptedBackend, header: bytes, client: str
+) -> None:
     whole = header + GET
     with RawClient(live.url) as raw:
         raw.send(*[whole[at : at + 1] for at in range(len(whole))])
@@ -66,7 +68,7 @@ def test_connection_announced_byte_by_byte_is_the_same(live: Live, backend: Scri
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-def test_connection_announced_at_every_split_is_the_same(live: Live, backend: ScriptedBackend, name: str) -> None:
+def test_connection_announced_at_every_split_is_the_same(live: Forwarding, backend: ScriptedBackend, name: str) -> None:
     header, client = HEADERS[name]
     whole = header + GET
     for at in range(1, len(whole)):
@@ -83,21 +85,23 @@ def test_connection_announced_at_every_split_is_the_same(live: Live, backend: Sc
 @pytest.mark.parametrize(
     "garbage", [GET, b"\x16\x03\x01", b"PROXY TCP4 1.1.1.1 1.1.1.1 1 1 \r\n" + GET, SIGNATURE + b"\x31\x11\0\0"]
 )
-def test_connection_that_is_not_announced_is_closed_without_a_word(live: Live, backend: ScriptedBackend, garbage: bytes) -> None:
+def test_connection_that_is_not_announced_is_closed_without_a_word(
+    live: Forwarding, backend: ScriptedBackend, garbage: bytes
+) -> None:
     with RawClient(live.url) as raw:
         raw.send(garbage)
         assert raw.is_closed()
     assert not backend.requests
 
 
-def test_header_twice_is_no_request(live: Live, backend: ScriptedBackend) -> None:
+def test_header_twice_is_no_request(live: Forwarding, backend: ScriptedBackend) -> None:
     with RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] * 2 + GET)
         assert raw.response().status == 400
     assert not backend.requests
 
 
-def test_header_between_requests_is_no_request(live: Live, backend: ScriptedBackend) -> None:
+def test_header_between_requests_is_no_request(live: Forwarding, backend: ScriptedBackend) -> None:
     """A client behind the proxy cannot say that it is another one."""
     with RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] + GET)
@@ -108,7 +112,7 @@ def test_header_between_requests_is_no_request(live: Live, backend: ScriptedBack
 
 
 def test_header_from_a_peer_that_is_not_trusted_is_no_request(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, proxy_protocol=True, trusted_proxies=["10.0.0.0/8"]) as live:
+    with forwarding(backend, proxy_protocol=True, trusted_proxies=["10.0.0.0/8"]) as live:
         with RawClient(live.url) as raw:
             raw.send(HEADERS["v1"][0] + GET)
             assert raw.response().status == 400
@@ -118,7 +122,7 @@ def test_header_from_a_peer_that_is_not_trusted_is_no_request(backend: ScriptedB
 
 
 def test_header_from_a_trusted_peer_is_believed_and_its_client_is_not(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, proxy_protocol=True, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as raw:
+    with forwarding(backend, proxy_protocol=True, trusted_proxies=["127.0.0.1"]) as live, RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] + GET.replace(b"Host: x\r\n", b"Host: x\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 6.6.6.6\r\n"))
         assert raw.response().body == b"ok"
     (request,) = backend.requests
@@ -128,14 +132,14 @@ def test_header_from_a_trusted_peer_is_believed_and_its_client_is_not(backend: S
 
 def test_trusted_proxy_behind_another_one_is_believed(backend: ScriptedBackend) -> None:
     trusted = ["127.0.0.1", "203.0.113.5"]
-    with gateway_before(backend, proxy_protocol=True, trusted_proxies=trusted) as live, RawClient(live.url) as raw:
+    with forwarding(backend, proxy_protocol=True, trusted_proxies=trusted) as live, RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] + GET.replace(b"Host: x\r\n", b"Host: x\r\nX-Forwarded-Proto: https\r\n"))
         assert raw.response().body == b"ok"
     assert backend.requests[0].values("X-Forwarded-Proto") == ["https"]
 
 
 def test_header_that_is_late_ends_the_connection_without_a_word(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, proxy_protocol=True, head_seconds=0.2) as live:
+    with forwarding(backend, proxy_protocol=True, head_seconds=0.2) as live:
         for begun in (b"", b"PROXY TCP4 1"):
             with RawClient(live.url) as raw:
                 if begun:
@@ -144,12 +148,12 @@ def test_header_that_is_late_ends_the_connection_without_a_word(backend: Scripte
 
 
 def test_request_after_a_header_that_is_late_is_408(backend: ScriptedBackend) -> None:
-    with gateway_before(backend, proxy_protocol=True, head_seconds=0.2) as live, RawClient(live.url) as raw:
+    with forwarding(backend, proxy_protocol=True, head_seconds=0.2) as live, RawClient(live.url) as raw:
         raw.send(HEADERS["v1"][0] + b"GET / HT")
         assert raw.response().status == 408
 
 
-def test_client_that_leaves_within_its_header_is_forgotten(live: Live) -> None:
+def test_client_that_leaves_within_its_header_is_forgotten(live: Forwarding) -> None:
     with RawClient(live.url) as raw:
         raw.send(b"PROXY TCP4 1")
         raw.half_close()
@@ -161,7 +165,7 @@ def test_client_that_leaves_within_its_header_is_forgotten(live: Live) -> None:
 
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "apart"])
 def test_header_before_a_tls_handshake_is_read(backend: ScriptedBackend, pause: bool) -> None:
-    with gateway_before(backend, proxy_protocol=True, **TLS) as live, RawClient(live.url) as raw:
+    with forwarding(backend, proxy_protocol=True, **TLS) as live, RawClient(live.url) as raw:
         client = MemoryClient()
         header, hello = HEADERS["v2"][0], client.to_send()
         raw.send(header, hello) if pause else raw.send(header + hello)

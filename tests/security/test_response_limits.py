@@ -13,19 +13,19 @@ import pytest
 from rgate.forwarding.connection import MAX_INTERIM_RESPONSES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
-from ..raw_client import RawClient, RawResponse
-from .live import Live, gateway_before
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient, RawResponse
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
 
 
 @contextmanager
-def before(script: bytes | Callable[[ScriptedConnection], object], **server: Any) -> Iterator[Live]:
-    with ScriptedBackend(script) as backend, gateway_before(backend, **server) as live:
+def before(script: bytes | Callable[[ScriptedConnection], object], **server: Any) -> Iterator[Forwarding]:
+    with ScriptedBackend(script) as backend, forwarding(backend, **server) as live:
         yield live
 
 
-def answer_of(live: Live) -> RawResponse:
+def answer_of(live: Forwarding) -> RawResponse:
     with RawClient(live.url) as client:
         return client.get("/")
 
@@ -101,7 +101,7 @@ def test_response_head_that_comes_ever_so_slowly_is_504() -> None:
             connection.send(b"a")
 
     began = monotonic()
-    with ScriptedBackend(script) as backend, gateway_before(backend, route={"timeouts": {"response_seconds": 0.5}}) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"response_seconds": 0.5}}) as live:
         answer = answer_of(live)
         stop.set()
     assert (answer.status, b'"response_timeout"' in answer.body) == (504, True)
@@ -114,6 +114,6 @@ def test_response_that_stalls_is_cut_after_response_seconds() -> None:
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, gateway_before(backend, route={"timeouts": {"response_seconds": 0.2}}) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"response_seconds": 0.2}}) as live:
         answer = answer_of(live)
     assert (answer.status, answer.body, answer.complete) == (200, b"hello", False)

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rgate.serving.connection import REQUESTS_AT_ONCE
+from rgate.serving.connection import PIPELINED_AT_ONCE
 from rgate.serving.server import Server
 
-from ..raw_client import RawClient
-from ..serving.live import connection_of, serving
-from ..waiting import eventually, passed
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, serving
+from ..support.waiting import eventually, passed
 
 THOUSAND = 1_000
 LARGE = b"x" * 16_000_000  # more than the buffers of both sockets take
@@ -47,7 +47,7 @@ def slow(server: Server, count: int, request: bytes, staying: int | None = None)
             if request:
                 sock.sendall(request)
             sockets.append(sock)
-        eventually(lambda: len(server._connections) >= (count if staying is None else staying), "all are accepted", 30)
+        eventually(lambda: len(server.connections) >= (count if staying is None else staying), "all are accepted", 30)
         yield sockets
 
 
@@ -101,7 +101,7 @@ def test_many_requests_sent_at_once_do_not_hold_up_others() -> None:
             assert many.response().body == b"ok"
         assert many.is_silent()
         assert many.get("/after").body == b"ok"
-    assert order.index("/one") <= 3 * REQUESTS_AT_ONCE, "it came after all the others"
+    assert order.index("/one") <= 3 * PIPELINED_AT_ONCE, "it came after all the others"
     assert order.count("/many") == 3_000
 
 
@@ -110,12 +110,12 @@ def test_many_requests_sent_at_once_and_then_the_end_are_all_answered() -> None:
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         client.half_close()
         assert client.rest().count(b"HTTP/1.1 200 OK") == 100
-        eventually(lambda: not server._connections, "the connection is closed")
+        eventually(lambda: not server.connections, "the connection is closed")
 
 
 @pytest.mark.parametrize("kind", ["slow large bodies", SENT_BY_THREAD])
 def test_slow_clients_over_their_number_are_cut_the_slowest_first(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.3)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 3}
     with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS[kind], staying=3):
         with RawClient(server.url) as client:
@@ -141,7 +141,7 @@ def test_slow_clients_are_not_cut_while_there_are_threads() -> None:
 
 
 def test_slow_clients_of_one_address_have_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.3)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 100, "max_slow_clients_per_client": 3}
     with serving(app, drain_seconds=0.1, **limits) as server, slow(server, 9, KINDS["slow readers"], staying=3):
         with RawClient(server.url) as client:
@@ -150,18 +150,18 @@ def test_slow_clients_of_one_address_have_a_share(monkeypatch: pytest.MonkeyPatc
 
 
 def test_slow_clients_of_a_trusted_proxy_have_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.0)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 100, "max_slow_clients_per_client": 3}
     trusted = {"trusted_proxies": ["127.0.0.1"]}
     with serving(app, drain_seconds=0.1, **limits, **trusted) as server, slow(server, 9, KINDS["slow readers"]):
         with RawClient(server.url) as client:
             assert client.get("/").body == b"ok"
-        assert len(server._connections) >= 9
+        assert len(server.connections) >= 9
 
 
 def test_slow_clients_that_move_the_least_are_cut_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then is no progress: whoever sends one is cut before whoever sends some kilobytes."""
-    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.5)
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 4, "max_spooled_body_bytes": 0}
     size = 8_000_000
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * 70_000
@@ -194,7 +194,7 @@ def test_slow_clients_that_move_the_least_are_cut_first(monkeypatch: pytest.Monk
 
 def test_slow_clients_are_cut_when_there_are_no_more_threads_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a limit of processes or of address space has it, long before max_slow_clients is reached."""
-    monkeypatch.setattr("rgate.serving.slow_clients.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("rgate.serving.slow_clients.GRACE_SECONDS", 0.3)
     start = threading.Thread.start
 
     def start_few(thread: threading.Thread) -> None:
@@ -204,7 +204,7 @@ def test_slow_clients_are_cut_when_there_are_no_more_threads_to_be_had(monkeypat
 
     limits = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 1_000}
     with serving(app, drain_seconds=0.1, **limits) as server:
-        monkeypatch.setattr("rgate.serving.thread_pool._Worker.start", start_few)
+        monkeypatch.setattr("rgate.serving.thread_pool._PoolThread.start", start_few)
         with slow(server, 12, KINDS["slow readers"], staying=3), RawClient(server.url) as client:
             assert client.get("/").body == b"ok", "nobody is served while slow clients hold every thread"
             assert server.threads <= 6

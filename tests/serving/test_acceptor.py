@@ -1,4 +1,4 @@
-"""Acceptor: who is being taken in while they close."""
+"""Acceptor: connections that are being accepted while it closes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 
 from rgate.serving.acceptor import Acceptor
 from rgate.serving.connection import Connection
-from tests.waiting import eventually, passed
+
+from ..support.waiting import eventually, passed
 
 
 class NoPoll:
@@ -16,27 +17,27 @@ class NoPoll:
     def unregister(self, fd: int, /) -> None: ...
 
 
-def test_doors_that_are_closed_tell_that_somebody_is_still_being_taken_in() -> None:
-    held, go_on = threading.Event(), threading.Event()
+def test_closed_acceptor_tells_that_a_connection_is_still_being_accepted() -> None:
+    entered, go_on = threading.Event(), threading.Event()
 
-    def take_in(kind: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
-        held.set()
+    def on_accept(connection_class: type[Connection], sock: socket.socket, peer: tuple[str, int]) -> None:
+        entered.set()
         passed(go_on)
         sock.close()
 
     listener = socket.create_server(("127.0.0.1", 0))
     fd = listener.fileno()
-    doors = Acceptor(NoPoll(), take_in, 1.0, lambda: None)
-    doors.add(listener, Connection)
+    acceptor = Acceptor(NoPoll(), on_accept, 1.0, lambda: None)
+    acceptor.add(listener, Connection)
     with socket.create_connection(listener.getsockname()):
-        assert not doors.taking_in
-        knocking = threading.Thread(target=doors.knock, args=(fd,))
-        knocking.start()
-        passed(held)
-        doors.close()
-        assert doors.taking_in, "the server would end, and with it a connection that nobody has served"
+        assert not acceptor.accepting
+        thread = threading.Thread(target=acceptor.accept_ready, args=(fd,))
+        thread.start()
+        passed(entered)
+        acceptor.close()
+        assert acceptor.accepting, "otherwise the server would stop before it has served this connection"
         go_on.set()
-        knocking.join()
-        eventually(lambda: not doors.taking_in)
-        doors.knock(fd)
-        assert not doors.taking_in
+        thread.join()
+        eventually(lambda: not acceptor.accepting)
+        acceptor.accept_ready(fd)
+        assert not acceptor.accepting

@@ -13,11 +13,12 @@ import pytest
 
 from rgate import BodyTooLarge, ClientClosed, RequestError, RequestTimeout
 from rgate.serving.connection import LINGER_BYTES, RECEIVE_BYTES
+from rgate.serving.connection_state import State
 from rgate.testing import make_gateway, running_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.waiting import eventually, passed
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -284,7 +285,7 @@ def test_body_very_large_that_is_not_read_is_taken_up_to_a_limit_and_the_respons
             for _ in range(1_000):  # 64 MB
                 client.send(b"x" * 65_536)
         assert client.response().body == b"ok"
-        assert connection._lingered_bytes <= LINGER_BYTES + RECEIVE_BYTES
+        assert connection._discarded_bytes <= LINGER_BYTES + RECEIVE_BYTES
 
 
 def test_body_of_a_client_that_lingers_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +295,7 @@ def test_body_of_a_client_that_lingers_for_ever_is_not_waited_for(monkeypatch: p
         client.send(HEAD + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")
         client.response()
         assert client.is_closed()
-        eventually(lambda: not server._connections, "the connection is given up")
+        eventually(lambda: not server.connections, "the connection is given up")
 
 
 def test_body_of_a_client_that_sends_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +386,7 @@ def test_expect_of_a_client_that_has_left_is_the_clients_error() -> None:
 
     with serving(held) as server, RawClient(server.url) as client:
         client.send(EXPECTING_LARGE)
-        eventually(lambda: any(c.busy for c in list(server._connections.values())))
+        eventually(lambda: any(c.state is State.BUSY for c in server.connections))
         client.reset()
         reading.set()
         passed(app.done)

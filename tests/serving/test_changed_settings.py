@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from rgate.config.models import ServerConfig
-from rgate.serving.connection_limits import IDLE_AT_ONCE
+from rgate.serving.connection_limits import IDLE_BATCH
+from rgate.serving.connection_state import State
 from rgate.serving.server import Server
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import connection_of, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, serving
+from ..support.waiting import eventually
 
 FORWARDED = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.5\r\n\r\n"
 
@@ -75,11 +76,11 @@ def test_connection_that_has_been_idle_longest_goes_first_whatever_has_changed()
         assert used.get().status == 200
         idle_since = connection_of(server, used).idle_since
         eventually(lambda: server.now > idle_since, "the server's clock goes on")
-        for _ in range(IDLE_AT_ONCE):
+        for _ in range(IDLE_BATCH):
             later = stack.enter_context(RawClient(server.url))
             last = connection_of(server, later)
-        change(server, max_requests_per_connection=9, max_connections=IDLE_AT_ONCE + 1)
+        change(server, max_requests_per_connection=9, max_connections=IDLE_BATCH + 1)
         newest = stack.enter_context(RawClient(server.url))
         assert newest.get().status == 200
         assert used.is_closed()
-        assert not last.late and later.get().status == 200
+        assert last.state is State.IDLE and later.get().status == 200

@@ -11,9 +11,9 @@ import pytest
 
 from rgate.chain.exchange import ENVIRON_KEY, Exchange
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import passed
-from .live import serving
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.waiting import passed
 
 Headers = list[tuple[str, str]]
 

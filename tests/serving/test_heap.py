@@ -1,4 +1,4 @@
-"""What connections have had in memory is free when they are over, and free memory goes back to the system."""
+"""Memory of closed connections is freed immediately, and free memory is returned to the system."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from rgate.serving.connection import Connection
-from rgate.serving.heap import BUSY_SECONDS, QUIET_SECONDS, Heap
+from rgate.serving.heap import BUSY_SECONDS, IDLE_SECONDS, Heap
 
-from ..raw_client import RawClient
-from ..tls.live import TLS, SecureClient
-from ..waiting import eventually
-from .live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.tls_client import TLS, SecureClient
+from ..support.waiting import eventually
 
 CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 
@@ -27,8 +27,8 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 
 
 @pytest.mark.parametrize("kind", [RawClient, SecureClient])
-def test_connection_that_is_over_needs_no_collector(kind: type[RawClient]) -> None:
-    """OpenSSL has tens of kilobytes for each, which would be there until the collector comes, in thousands."""
+def test_closed_connection_is_freed_without_the_garbage_collector(kind: type[RawClient]) -> None:
+    """OpenSSL holds tens of kilobytes for each, and thousands would wait for the collector."""
 
     def left() -> int:
         return sum(isinstance(each, Connection) for each in gc.get_objects())
@@ -43,12 +43,12 @@ def test_connection_that_is_over_needs_no_collector(kind: type[RawClient]) -> No
                     assert client.get().body == b"ok"
                     client.send(CHUNKED_POST)
                     assert client.response().body == b"ok"
-            eventually(lambda: left() <= before, "all are gone")
+            eventually(lambda: left() <= before, "all are freed")
         finally:
             gc.enable()
 
 
-def test_memory_is_given_back_when_traffic_has_ceased_and_now_and_then_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heap_is_trimmed_when_idle_and_every_minute_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: list[int] = []
     limits: list[tuple[int, int]] = []
     library = SimpleNamespace(malloc_trim=trimmed.append, mallopt=lambda *limit: limits.append(limit))
@@ -56,22 +56,22 @@ def test_memory_is_given_back_when_traffic_has_ceased_and_now_and_then_in_betwee
     monkeypatch.setattr("rgate.serving.heap.monotonic", lambda: 0.0)
     heap = Heap()
     assert limits == [(-8, 2)]
-    heap.look(QUIET_SECONDS, quiet=True)
-    assert not trimmed, "nothing has happened"
-    heap.look(QUIET_SECONDS, quiet=False)
-    heap.look(BUSY_SECONDS - 1, quiet=False)
+    heap.trim_if_due(IDLE_SECONDS, idle=True)
+    assert not trimmed, "there was no traffic"
+    heap.trim_if_due(IDLE_SECONDS, idle=False)
+    heap.trim_if_due(BUSY_SECONDS - 1, idle=False)
     assert not trimmed
-    heap.look(BUSY_SECONDS - 1, quiet=True)
+    heap.trim_if_due(BUSY_SECONDS - 1, idle=True)
     assert trimmed == [0]
-    heap.look(BUSY_SECONDS, quiet=False)
-    heap.look(2 * BUSY_SECONDS - 2, quiet=False)
+    heap.trim_if_due(BUSY_SECONDS, idle=False)
+    heap.trim_if_due(2 * BUSY_SECONDS - 2, idle=False)
     assert trimmed == [0]
-    heap.look(2 * BUSY_SECONDS - 1, quiet=False)
+    heap.trim_if_due(2 * BUSY_SECONDS - 1, idle=False)
     assert trimmed == [0, 0]
 
 
-def test_memory_is_left_alone_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_happens_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
     heap = Heap()
-    heap.look(1e9, quiet=False)
-    heap.look(2e9, quiet=True)
+    heap.trim_if_due(1e9, idle=False)
+    heap.trim_if_due(2e9, idle=True)

@@ -20,9 +20,9 @@ from rgate.serving.sockets import listen
 from rgate.serving.thread_pool import SWITCH_SECONDS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_gateway, running_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.waiting import eventually, passed
 
 
 @pytest.fixture
@@ -72,28 +72,28 @@ def test_deadline_request_that_meets_the_end_of_an_idle_connection_is_not_reset(
         for _ in range(20):
             client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
         assert client.is_closed() and not client.was_reset
-        (connection,) = server._connections.values()
-        assert connection.remaining == server.config.max_requests_per_connection - 1, "it was served, but to nobody"
+        (connection,) = server.connections
+        assert connection.requests_left == server.config.max_requests_per_connection - 1, "it was served, but to nobody"
 
 
 def test_deadline_request_that_comes_just_before_the_end_of_an_idle_connection_is_served() -> None:
     with serving(echo) as server, RawClient(server.url) as client:
         assert client.get().status == 200
         connection = connection_of(server, client)
-        with connection.turn:  # so nobody takes it before the end has been decided on
+        with connection.lock:  # so nobody takes it before the end has been decided on
             client.send(get("/late"))
             eventually(lambda: connection.events, "it has come")
-        connection.retire()
+        connection.close_if_idle()
         assert client.response().body == b"GET /late "
         assert client.get("/next").status == 200
 
 
 @pytest.mark.usefixtures("quick_checks")
 def test_deadline_idle_connection_of_a_client_that_does_not_care_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rgate.serving.connection.LEAVING_SECONDS", 0.05)
+    monkeypatch.setattr("rgate.serving.connection.IDLE_LINGER_SECONDS", 0.05)
     with serving(echo, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
         assert client.get().status == 200
-        eventually(lambda: not server._connections, "it is closed")
+        eventually(lambda: not server.connections, "it is closed")
 
 
 @pytest.mark.usefixtures("quick_checks")
@@ -252,7 +252,7 @@ def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatc
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
         for client in clients:
             client.send(get("/0"))
-        eventually(lambda: server.readiness.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
+        eventually(lambda: server.readiness.server.max_in_flight == 8 - 2 * 2, "the server knows that it gets no more")
         gates[0].set()
         statuses = [client.response().status for client in clients]
         assert statuses.count(200) >= 4 and set(statuses) <= {200, 503}
@@ -289,7 +289,7 @@ def test_connection_reset_while_idle_is_forgotten() -> None:
     with serving(echo) as server, RawClient(server.url) as client:
         assert client.get().status == 200
         client.reset()
-        eventually(lambda: not server._connections)
+        eventually(lambda: not server.connections)
 
 
 def test_connection_head_in_tiny_pieces_costs_little() -> None:
@@ -407,8 +407,8 @@ def test_accepting_pauses_when_there_are_no_sockets_and_goes_on(
                     raise OSError(errno.EMFILE, "Too many open files")
                 return self._listener.accept()
 
-        ((fd, (listener, kind)),) = server._doors._doors.items()
-        server._doors._doors[fd] = Listener(listener), kind  # type: ignore[assignment]
+        ((fd, (listener, kind)),) = server._acceptor._listeners.items()
+        server._acceptor._listeners[fd] = Listener(listener), kind  # type: ignore[assignment]
         with RawClient(server.url) as client:
             client.send(get("/"))
             eventually(lambda: "cannot accept connections at present: Too many open files" in caplog.text)
@@ -436,7 +436,7 @@ def test_connection_that_cannot_be_watched_is_closed_and_forgotten() -> None:
         with RawClient(server.url) as second:
             assert second.is_closed()
         server._epoll = epoll
-        assert list(server._connections.values()) == [connection], "the one that could not be watched is forgotten"
+        assert server.connections == [connection], "the one that could not be watched is forgotten"
 
 
 # Listening

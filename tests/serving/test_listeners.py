@@ -1,4 +1,4 @@
-"""Which sockets a gateway listens at, and whose they are."""
+"""Listeners: which sockets are made, inherited, closed, and given to worker processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_open_makes_one_socket_for_each_process_on_one_port() -> None:
     with closing(Listeners.open(config(), 3)) as listeners:
         assert len(listeners.main) == 3
         assert len({it.getsockname() for it in listeners.main}) == 1
-        assert (listeners.redirect, listeners.lent) == ((), False)
+        assert (listeners.redirect, listeners.externally_owned) == ((), False)
 
 
 def test_open_with_a_redirect_has_a_second_port() -> None:
@@ -43,13 +43,13 @@ def test_open_leaves_nothing_open_when_one_port_is_taken(processes: int) -> None
         listen("127.0.0.1", port).close()
 
 
-def test_open_prefers_what_is_inherited() -> None:
-    inherited = InheritedSockets((listen("127.0.0.1", 0),), lent=True)
+def test_open_prefers_inherited_sockets() -> None:
+    inherited = InheritedSockets((listen("127.0.0.1", 0),), externally_owned=True)
     with closing(Listeners.open(config(port=1), 2, inherited)) as listeners:
-        assert (listeners.main, listeners.redirect, listeners.lent) == (inherited.main, (), True)
+        assert (listeners.main, listeners.redirect, listeners.externally_owned) == (inherited.main, (), True)
 
 
-def test_open_closes_an_inherited_redirect_that_nobody_wants_and_makes_one_that_is_missing() -> None:
+def test_open_closes_an_unneeded_inherited_redirect_socket_and_makes_a_missing_one() -> None:
     main, redirect = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     with closing(Listeners.open(config(), 1, InheritedSockets((main,), (redirect,)))) as listeners:
         assert (listeners.redirect, redirect.fileno()) == ((), -1)
@@ -61,11 +61,11 @@ def test_open_closes_an_inherited_redirect_that_nobody_wants_and_makes_one_that_
     ("sockets", "processes", "shares"),
     [(2, 2, ["0", "1"]), (1, 3, ["0", "0", "0"]), (2, 3, ["0", "1", "0"]), (3, 2, ["02", "1"]), (4, 1, ["0123"])],
 )
-def test_share_gives_everybody_one_and_every_socket_to_somebody(sockets: int, processes: int, shares: list[str]) -> None:
+def test_every_worker_has_a_socket_and_every_socket_a_worker(sockets: int, processes: int, shares: list[str]) -> None:
     common = socket.socket()
-    listeners = Listeners(tuple(socket.socket() for _ in range(sockets)), (common,), lent=True)
+    listeners = Listeners(tuple(socket.socket() for _ in range(sockets)), (common,), externally_owned=True)
     with closing(listeners):
         for index, expected in enumerate(shares):
-            share = listeners.share(index, processes)
+            share = listeners.for_worker(index, processes)
             assert "".join(str(listeners.main.index(it)) for it in share.main) == expected
-            assert (share.redirect, share.lent) == ((common,), True)
+            assert (share.redirect, share.externally_owned) == ((common,), True)

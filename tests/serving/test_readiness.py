@@ -1,11 +1,17 @@
 from rgate.serving.readiness import Readiness
 
 
-def test_a_condition_is_ready_until_somebody_objects_and_again_when_nobody_does() -> None:
-    condition = Readiness()
-    assert condition.ready
-    condition.not_ready_reasons["stopping"] = "SIGTERM"
-    condition.notices["config"] = "the earlier one is kept"
-    assert not condition.ready
-    condition.not_ready_reasons.pop("stopping")
-    assert condition.ready, "a notice alone keeps nobody out"
+def test_process_is_ready_unless_there_is_a_reason_against_it() -> None:
+    readiness = Readiness()
+    assert readiness.ready
+    readiness.not_ready_reasons["stopping"] = "SIGTERM"
+    readiness.warnings["config"] = "the previous one stays active"
+    assert not readiness.ready
+    readiness.not_ready_reasons.pop("stopping")
+    assert readiness.ready, "a warning alone does not make it unready"
+
+
+def test_limits_are_checked_under_another_wsgi_server() -> None:
+    server = Readiness().server
+    assert server.saturated
+    assert server.open_counts() == {}

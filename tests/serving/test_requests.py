@@ -12,9 +12,9 @@ import pytest
 from rgate.serving.server import Server
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import echo, send_apart, serving
+from ..support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_requests_pipelined_beyond_one_block_and_then_the_end_are_answered_and_c
     client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n%b" % (b"x" * 100_000) * 3 + AFTER[0])
     client.half_close()
     assert client.rest().endswith(AFTER[1])
-    eventually(lambda: not server._connections, "the end of the stream is seen")
+    eventually(lambda: not server.connections, "the end of the stream is seen")
 
 
 def test_request_head_over_many_blocks_is_read(client: RawClient) -> None:

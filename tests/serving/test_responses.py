@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from rgate.serving.response import HeadEncoder
+from rgate.serving.head_encoder import HeadEncoder
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import eventually, passed
-from .live import serving
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import serving
+from ..support.waiting import eventually, passed
 
 Headers = list[tuple[str, str]]
 
@@ -327,8 +327,8 @@ def test_head_writer_memory_is_bounded() -> None:
     for number in range(4_000):
         headers = (("Date", "x"), ("Content-Length", str(number)))
         for _ in range(2):
-            writer.write(f"200 {number}", headers)
-            writer.remember("200 OK", headers, b"head", number)
+            writer.encode(f"200 {number}", headers)
+            writer.cache("200 OK", headers, b"head", number)
         assert 0 < writer._lines.bytes <= HeadEncoder.MAX_LINES_BYTES
         assert 0 < writer._status_lines.bytes <= HeadEncoder.MAX_STATUS_LINES_BYTES
         assert 0 < writer.head_cache.bytes <= HeadEncoder.MAX_HEADS_BYTES
@@ -339,11 +339,11 @@ def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
     large = "a" * 2_000
     headers = (("Set-Cookie", "a=1"), ("X", large), ("Date", "x"), ("Content-Length", "1"))
     for _ in range(2):
-        writer.write(f"200 {large}", headers)
-        writer.remember("200 OK", headers, b"head", 1)
-        writer.remember("200 OK", headers[2:], b"x" * 2_000, 1)
-        writer.remember("200 OK", (("X-Auth-Token", "x"), *headers[2:]), b"x", 1)
-        writer.remember("200 OK", (("Location", "/?code=x"), *headers[2:]), b"Location: /?code=x", 1)
+        writer.encode(f"200 {large}", headers)
+        writer.cache("200 OK", headers, b"head", 1)
+        writer.cache("200 OK", headers[2:], b"x" * 2_000, 1)
+        writer.cache("200 OK", (("X-Auth-Token", "x"), *headers[2:]), b"x", 1)
+        writer.cache("200 OK", (("Location", "/?code=x"), *headers[2:]), b"Location: /?code=x", 1)
     assert not writer.head_cache
     assert not [pair for pair in writer._lines if pair[0] in ("Set-Cookie", "X")]
     assert not writer._status_lines, "a hostile backend could fill the memory with long status lines"
@@ -352,7 +352,7 @@ def test_head_writer_keeps_no_credentials_and_nothing_large() -> None:
 def test_head_writer_date_changes_with_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = HeadEncoder()
     now = 784_111_777.9
-    monkeypatch.setattr("rgate.serving.response.time", lambda: now)
+    monkeypatch.setattr("rgate.serving.head_encoder.time", lambda: now)
     assert writer.date() == b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
     now += 0.2
     assert writer.date() == b"Date: Sun, 06 Nov 1994 08:49:38 GMT\r\n"

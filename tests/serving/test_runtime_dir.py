@@ -1,4 +1,4 @@
-"""runtime_dir: where admin sockets are, and which of them somebody listens at."""
+"""runtime_dir: where admin sockets are, and which of them a process listens on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from rgate.serving.runtime_dir import admin_sockets, directories, prepare, socket_name
+from rgate.serving.runtime_dir import admin_sockets, directories, make_directory, socket_name
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def listening(path: Path) -> socket.socket:
     return sock
 
 
-def test_directories_are_the_units_the_systems_the_users_and_one_in_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_are_of_the_unit_the_system_the_user_and_one_in_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.serving.runtime_dir.SYSTEM", "/run/rgate")
     own = f"/tmp/rgate-{os.geteuid()}"
     assert directories({}) == ["/run/rgate", own]
@@ -39,17 +39,17 @@ def test_directories_are_the_units_the_systems_the_users_and_one_in_tmp(monkeypa
     ("host", "name"),
     [("127.0.0.1", "8080.sock"), ("0.0.0.0", "8080.sock"), ("::", "8080.sock"), ("192.0.2.1", "192.0.2.1:8080.sock")],
 )
-def test_socket_is_called_by_the_port_and_by_an_address_of_its_own(host: str, name: str) -> None:
+def test_socket_name_has_the_port_and_a_specific_address(host: str, name: str) -> None:
     assert socket_name(host, 8080) == name
 
 
-def test_only_sockets_that_somebody_listens_at_are_found(folder: Path) -> None:
+def test_only_sockets_with_a_listener_are_found(folder: Path) -> None:
     (folder / "8081.sock").touch()
     (folder / "other.sock").touch()
     listening(folder / "8082.sock").close()
     with listening(folder / "8083.sock"), listening(folder / "[::1]:8084.sock"):
         found = admin_sockets({"RUNTIME_DIRECTORY": str(folder)})
-        assert [(Path(each.path).name, each.host, each.port, each.validate_app) for each in found] == [
+        assert [(Path(each.path).name, each.host, each.port, each.accessible) for each in found] == [
             ("8083.sock", "", 8083, True),
             ("[::1]:8084.sock", "[::1]", 8084, True),
         ]
@@ -57,33 +57,33 @@ def test_only_sockets_that_somebody_listens_at_are_found(folder: Path) -> None:
 
 
 def test_directory_is_made_for_its_user_alone(folder: Path) -> None:
-    prepare(str(folder / "rgate" / "8080.sock"))
+    make_directory(str(folder / "rgate" / "8080.sock"))
     assert (folder / "rgate").stat().st_mode & 0o777 == 0o700
-    prepare(str(folder / "rgate" / "8080.sock"))
+    make_directory(str(folder / "rgate" / "8080.sock"))
 
 
 def test_directory_in_tmp_that_others_may_write_to_is_not_used(folder: Path) -> None:
-    """Anybody may have made it, and would be sent what is meant for the gateway."""
+    """Another user may have made it, and would receive requests meant for the gateway."""
     with listening(folder / "8080.sock"):
         folder.chmod(0o777)
-        with pytest.raises(OSError, match="not this user's alone"):
-            prepare(str(folder / "8080.sock"))
+        with pytest.raises(OSError, match="accessible to other users"):
+            make_directory(str(folder / "8080.sock"))
         assert admin_sockets({"RUNTIME_DIRECTORY": str(folder)}) == []
         folder.chmod(0o700)
         link = folder / "link"
         link.symlink_to(folder)
-        with pytest.raises(OSError, match="not this user's alone"):
-            prepare(str(link / "8080.sock"))
+        with pytest.raises(OSError, match="accessible to other users"):
+            make_directory(str(link / "8080.sock"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_directory_in_tmp_of_another_user_is_not_used(folder: Path) -> None:
     os.chown(folder, 12_345, -1)
-    with pytest.raises(OSError, match="not this user's alone"):
-        prepare(str(folder / "8080.sock"))
+    with pytest.raises(OSError, match="accessible to other users"):
+        make_directory(str(folder / "8080.sock"))
     os.chown(folder, os.geteuid(), -1)
 
 
 def test_path_that_is_too_long_for_a_socket_is_refused(folder: Path) -> None:
     with pytest.raises(OSError, match="more than 96 bytes"):
-        prepare(str(folder / ("x" * 90) / "8080.sock"))
+        make_directory(str(folder / ("x" * 90) / "8080.sock"))

@@ -15,12 +15,13 @@ import pytest
 from rgate import RequestTimeout
 from rgate.serving.body_buffer import SPILL_BYTES
 from rgate.serving.connection import MAX_EMPTY_LINES
+from rgate.serving.connection_state import State
 from rgate.serving.server import Server
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart, serving
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.waiting import eventually, passed
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -122,7 +123,7 @@ def test_body_slower_than_the_lowest_rate_is_408_however_steadily_it_comes(monke
         def trickle() -> bool:
             pause.wait(0.001)
             client.send(b"x")
-            return connection.late or connection._lingering
+            return connection.state in (State.EXPIRED, State.LINGERING)
 
         eventually(trickle, "it is given up")
         response = client.response()
@@ -203,7 +204,7 @@ def test_large_body_is_spooled_while_others_have_the_threads(framing: str) -> No
         client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) if framing == "length" else CHUNKED)
         client.send(coded[:-100_000])
         connection = connection_of(server, client)
-        eventually(lambda: connection.collecting and connection.collecting.size > 800_000, "it is spooled")
+        eventually(lambda: connection.buffering and connection.buffering.size > 800_000, "it is spooled")
         assert server.spool.files == 1 and server.spool.bytes > 700_000
         assert app.calls == [] and connection.body is None
         client.send(coded[-100_000:] + b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -350,7 +351,7 @@ def test_connection_that_is_being_closed_for_its_idleness_ends_although_the_clie
                 client.send(b"\r\n" * 100)
             except ConnectionError:
                 return True
-            return not server._connections
+            return not server.connections
 
         eventually(is_over, "the connection is over")
 
@@ -365,7 +366,7 @@ def test_request_that_is_late_is_408_although_the_client_still_sends(monkeypatch
 
         def trickle() -> bool:
             client.send(b"x")
-            return connection._lingering
+            return connection.state in (State.BUSY, State.LINGERING)
 
         eventually(trickle, "it has its answer")
         assert client.response().status == 408

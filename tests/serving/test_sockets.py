@@ -1,4 +1,4 @@
-"""Listening sockets in the kernel's own terms."""
+"""sockets: refusing new connections, and pending handshakes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when re
 ROW = "   0: 0100007F:{port:04X} 0100007F:C350 {state} 00000000:00000000 00:00000000 00000000 0 0 12345\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="socket filters are Linux's")
-def test_newcomers_are_ignored_and_those_who_have_come_are_not() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="socket filters exist on Linux only")
+def test_new_connections_are_dropped_and_established_ones_are_not() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as before:
         drop_new_syns(listener)
         with socket.socket() as after:
@@ -34,13 +34,13 @@ def test_newcomers_are_ignored_and_those_who_have_come_are_not() -> None:
                 listener.accept()
 
 
-@pytest.mark.parametrize(("port", "state", "under_way"), [(8080, "03", True), (8080, "01", False), (8081, "03", False)])
-def test_handshakes_are_those_of_the_port(tmp_path: Path, port: int, state: str, under_way: bool) -> None:
+@pytest.mark.parametrize(("port", "state", "pending"), [(8080, "03", True), (8080, "01", False), (8081, "03", False)])
+def test_pending_handshakes_are_found_by_port(tmp_path: Path, port: int, state: str, pending: bool) -> None:
     table = tmp_path / "tcp"
     table.write_text(HEADING + ROW.format(port=9, state="03") + ROW.format(port=port, state=state))
-    assert has_pending_handshakes(8080, (str(tmp_path / "none"), str(table))) is under_way
+    assert has_pending_handshakes(8080, (str(tmp_path / "none"), str(table))) is pending
 
 
-def test_handshakes_of_a_quiet_port_are_none() -> None:
+def test_port_without_new_connections_has_no_pending_handshakes() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         assert not has_pending_handshakes(listener.getsockname()[1])

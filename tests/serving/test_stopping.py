@@ -15,9 +15,9 @@ from rgate.serving.server import Server
 from rgate.serving.sockets import listen
 from rgate.testing import make_gateway
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import connection_of, echo, send_apart
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart
+from ..support.waiting import eventually, passed
 
 
 class Holding:
@@ -125,9 +125,9 @@ def test_stop_keeps_a_connection_whose_response_has_promised_that_it_stays(
     server, thread = running(app, idle_drain_seconds=8)
     with RawClient(server.url) as client:
         client.send(get("/"))
-        (connection,) = eventually(lambda: [each for each in server._connections.values() if each._response.began])
+        (connection,) = eventually(lambda: [each for each in server.connections if each.response.head_sent])
         server.stop()
-        eventually(lambda: connection._response.ending)
+        eventually(lambda: connection.response.close_after)
         go_on.set()
         first = client.response()
         assert (first.body, first.value("Connection")) == (b"ok", None)
@@ -198,7 +198,7 @@ def test_stop_serves_who_has_connected_and_was_not_accepted_yet(
 ) -> None:
     server, thread = running(echo, drain_seconds=5)
     eventually(lambda: server.threads)
-    server._doors.shut()
+    server._acceptor.pause()
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]  # more than are accepted at once
         for client in clients:
@@ -326,7 +326,7 @@ def test_retire_serves_those_that_only_it_may_have_been_told_of(
     server, thread = running(echo)
     with server.listeners.main[0].dup():  # the next gateway's
         eventually(lambda: server.threads)
-        server._doors.shut()
+        server._acceptor.pause()
         with RawClient(server.url) as client:
             client.send(get("/"))
             server.retire()

@@ -13,9 +13,9 @@ from rgate import Exchange, GatewayError, NoEndpoint, SuspendedResponse
 from rgate.chain.exchange import ENVIRON_KEY
 from rgate.chain.scope import ExchangeScope
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import serving
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.waiting import eventually
 
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -117,7 +117,7 @@ def test_client_that_leaves_is_no_longer_waited_for(leave: Callable[[RawClient],
         eventually(lambda: app.suspended)
         leave(client)
         eventually(lambda: app.ended == 1)
-        eventually(lambda: not server._connections)
+        eventually(lambda: not server.connections)
     ((status, error),) = app.over
     assert (status, error and error.reason) == (499, "client_closed")
 

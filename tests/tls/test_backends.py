@@ -14,11 +14,11 @@ import pytest
 from rgate import TLSFailed
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, running_gateway
 
-from ..certificates import PASSWORD, Pair, authority
 from ..forwarding.test_faults import is_fault
-from ..raw_client import RawClient
-from ..serving.live import serving
-from ..waiting import eventually, passed
+from ..support.certificates import PASSWORD, Pair, authority
+from ..support.raw_client import RawClient
+from ..support.serving import serving
+from ..support.waiting import eventually, passed
 
 TRUSTED = authority()
 LEDGER = TRUSTED.issue("ledger.internal")

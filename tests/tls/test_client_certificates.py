@@ -16,12 +16,12 @@ from rgate import Middleware, hookimpl
 from rgate.testing import ScriptedBackend
 from rgate.tls.client_certificate import MAX_HEADER_BYTES, forwarded_client_cert, ssl_environ
 
-from ..certificates import Pair, authority
-from ..raw_client import RawClient
-from ..security.live import gateway_before
-from ..serving.live import echo, serving
-from ..waiting import eventually
-from .live import SHOP, SecureClient
+from ..support.certificates import Pair, authority
+from ..support.forwarding import forwarding
+from ..support.raw_client import RawClient
+from ..support.serving import echo, serving
+from ..support.tls_client import SHOP, SecureClient
+from ..support.waiting import eventually
 
 STAFF = authority("staff")
 ALICE = STAFF.issue("alice.example", "alice@example.org", common_name="Alice", organization="Example, Inc.")
@@ -53,7 +53,7 @@ def expected(pair: Pair) -> str:
 def test_client_with_a_certificate_is_told_to_the_backend() -> None:
     with (
         ScriptedBackend() as backend,
-        gateway_before(backend, **asking(True)) as live,
+        forwarding(backend, **asking(True)) as live,
         SecureClient(live.url, pair=ALICE) as client,
     ):
         for _ in range(2):
@@ -103,7 +103,7 @@ def test_certificate_that_is_refused_is_told_at_info(caplog: pytest.LogCaptureFi
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 ask(SecureClient(server.url, pair=pair))
         assert eventually(lambda: len(caplog.messages) == 2)
-    assert all(message.startswith("127.0.0.1: no TLS: ") for message in caplog.messages)
+    assert all(message.startswith("127.0.0.1: TLS handshake failed: ") for message in caplog.messages)
     assert "CERTIFICATE_VERIFY_FAILED" in caplog.messages[0] and "PEER_DID_NOT_RETURN_A_CERTIFICATE" in caplog.messages[1]
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
@@ -137,7 +137,7 @@ def test_client_without_a_certificate_is_refused_where_one_is_required(version: 
 
 
 def test_client_without_a_certificate_is_nobody_where_one_is_optional() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **asking(False)) as live, SecureClient(live.url) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **asking(False)) as live, SecureClient(live.url) as client:
         assert client.get().status == 200
         assert told(backend) == []
 
@@ -155,7 +155,7 @@ def test_client_without_a_certificate_is_nobody_where_one_is_optional() -> None:
     ids=["plain", "twice", "underscores", "nominated", "nominated only"],
 )  # fmt: skip
 def test_client_cannot_say_who_it_is(pair: Pair | None, forged: list[str]) -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **asking(False)) as live:
+    with ScriptedBackend() as backend, forwarding(backend, **asking(False)) as live:
         with SecureClient(live.url, pair=pair) as client:
             assert client.get("/", *forged).status == 200
         request = backend.requests[-1]
@@ -165,7 +165,7 @@ def test_client_cannot_say_who_it_is(pair: Pair | None, forged: list[str]) -> No
 
 
 def test_client_over_plain_http_cannot_say_who_it_is() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend) as live, RawClient(live.url) as client:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get("/", f'{HEADER}: Subject="CN=Root"').status == 200
         assert told(backend) == []
 
@@ -173,7 +173,7 @@ def test_client_over_plain_http_cannot_say_who_it_is() -> None:
 def test_client_is_told_after_what_a_trusted_proxy_says() -> None:
     with ScriptedBackend() as backend:
         live_options = {"trusted_proxies": ["127.0.0.1/32"], **asking(True)}
-        with gateway_before(backend, **live_options) as live, SecureClient(live.url, pair=ALICE) as client:
+        with forwarding(backend, **live_options) as live, SecureClient(live.url, pair=ALICE) as client:
             assert client.get("/", f'{HEADER}: Subject="CN=Bob"').status == 200
         first, second = told(backend)
         assert first == 'Subject="CN=Bob"' and second.startswith(expected(ALICE))
@@ -197,7 +197,7 @@ def test_client_is_told_to_middleware_and_through_edited_requests() -> None:
 
     with ScriptedBackend() as backend:
         more: dict[str, Any] = {"plugins": {"edit": Plugin()}, "options": {"edit": True}, **asking(True)}
-        with gateway_before(backend, **more) as live, SecureClient(live.url, pair=ALICE) as client:
+        with forwarding(backend, **more) as live, SecureClient(live.url, pair=ALICE) as client:
             assert client.get("/", f'{HEADER}: Subject="CN=Root"').status == 200
         (value,) = told(backend)
         assert backend.requests[-1].values("X-Edited") == ["yes"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,21 @@ import pytest
 from rgate.cli.main import main
 from rgate.testing import ScriptedBackend, http_response
 
-from ..certificates import authority
-from ..cli.test_main import GatewayRuntime, config, running
-from ..raw_client import RawClient
-from .live import SHOP, MemoryClient, SecureClient
+from ..cli.test_main import config, running
+from ..support.certificates import authority
+from ..support.processes import GatewayProcess
+from ..support.raw_client import RawClient
+from ..support.tls_client import SHOP, MemoryClient, SecureClient
 
 
 def tls(more: str = "", certificate: str = SHOP.both) -> str:
     return f"server:\n  tls: {{certificate: {certificate}, redirect_port: 0}}\n{more}"
 
 
-def urls(gateway: GatewayRuntime) -> tuple[str, str]:
+def urls(gateway: GatewayProcess) -> tuple[str, str]:
     """Where TLS is spoken, and where plain HTTP is."""
-    secure = gateway.until(r"^rgate .* listening on (https://127\.0\.0\.1:\d+) ")[1]
-    port = gateway.until(r"^and plain HTTP on port (\d+), answered with where https is$")[1]
+    secure = gateway.output.until(r"^rgate .* listening on (https://127\.0\.0\.1:\d+) ")[1]
+    port = gateway.output.until(r"^and plain HTTP on port (\d+), answered with where https is$")[1]
     return secure, f"http://127.0.0.1:{port}"
 
 
@@ -63,9 +63,9 @@ def test_client_that_asks_for_no_host_name_fills_no_log(tmp_path: Path) -> None:
             with RawClient(secure) as client:
                 client.send(hello)
                 assert client.rest().startswith(b"\x15\x03"), "no alert"
-        assert gateway.end(signal.SIGTERM) == 0
-        lines = list(iter(lambda: gateway.err.get(timeout=10), ""))
-        assert not [line for line in lines if " INFO rgate.process: " not in line]
+        assert gateway.stop() == 0
+        assert gateway.errors.unread()
+        assert not [line for line in gateway.errors.lines if " INFO rgate.process: " not in line]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -83,4 +83,4 @@ def test_tls_is_served_until_the_signal(workers: int, tmp_path: Path) -> None:
                     session = client.tls.session
             with RawClient(plain) as client_:
                 assert client_.get("/orders").value("Location") == f"https://x:{secure.rpartition(':')[2]}/orders"
-            assert gateway.end(signal.SIGTERM) == 0
+            assert gateway.stop() == 0

@@ -12,7 +12,7 @@ from rgate.config.models import TLSConfig
 from rgate.testing import make_gateway
 from rgate.tls.server_context import ServerTLS
 
-from ..certificates import authority
+from ..support.certificates import authority
 
 END = datetime(2031, 5, 17, 12, 30, tzinfo=UTC)
 ENDING = authority().issue("ending.example", not_after=END)
@@ -56,12 +56,13 @@ def test_certificate_is_told_of_by_one_process_only(caplog: pytest.LogCaptureFix
 
 def test_certificate_that_has_expired_is_noted_until_another_one_is_there() -> None:
     gateway = make_gateway({"server": {"tls": {"certificate": EXPIRED.certificate, "key": EXPIRED.key}}})
-    gateway.tidy()
-    assert "has expired (2024-01-02 03:04 UTC)" in gateway.readiness.notices["certificates"]
-    gateway.tls = tls()
-    gateway.tidy()
-    assert "certificates" not in gateway.readiness.notices
-    gateway.close()
+    runtime = gateway.runtime
+    runtime.run_maintenance()
+    assert "has expired (2024-01-02 03:04 UTC)" in gateway.readiness.warnings["certificates"]
+    object.__setattr__(gateway, "tls", tls())  # a gateway is frozen
+    runtime.run_maintenance()
+    assert "certificates" not in gateway.readiness.warnings
+    runtime.stop()
 
 
 def test_certificate_among_several_is_named() -> None:

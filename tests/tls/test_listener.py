@@ -21,11 +21,11 @@ from rgate.serving.server import Server
 from rgate.testing import make_gateway
 from rgate.tls.server_context import ServerTLS
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..serving.live import connection_of, echo, send_apart, serving
-from ..waiting import eventually
-from .live import SHOP, TLS, MemoryClient, SecureClient, address
+from ..support.certificates import authority
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.tls_client import SHOP, TLS, MemoryClient, SecureClient, address
+from ..support.waiting import eventually
 
 MIB = 1024 * 1024
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -154,7 +154,7 @@ def test_certificate_is_the_one_for_the_host(asked: str | None, shown: str) -> N
 
 def test_certificates_can_be_exchanged_while_it_serves() -> None:
     with serving(echo, **TLS) as server, SecureClient(server.url) as before:
-        server.tls = ServerTLS(TLSConfig(certificate=ADMIN.both))
+        server.reconfigure(echo, server.config, ServerTLS(TLSConfig(certificate=ADMIN.both)))
         with SecureClient(server.url, "admin.example") as after:
             assert (before.get().status, after.get().status) == (200, 200)
             assert "admin.example" in names(after)
@@ -181,7 +181,7 @@ def test_handshake_that_is_slow_holds_no_thread(sent: bytes) -> None:
             assert server.threads == 1
         for raw in slow:
             raw.close()
-        eventually(lambda: not server._connections, "those that left are forgotten")
+        eventually(lambda: not server.connections, "those that left are forgotten")
 
 
 def test_handshake_has_head_seconds() -> None:
@@ -230,7 +230,7 @@ def test_handshake_longer_than_the_socket_takes_holds_no_thread() -> None:
         sock.connect(address(server.url))
         client = MemoryClient()
         sock.sendall(client.to_send())
-        eventually(lambda: any(c._stream.wants_write for c in server._connections.values()), "the socket is full")  # type: ignore[attr-defined]
+        eventually(lambda: any(c._stream.wants_write for c in server.connections), "the socket is full")  # type: ignore[attr-defined]
         with SecureClient(server.url) as other:
             assert other.get().status == 200
         client.shake_hands_over(sock)
@@ -259,7 +259,7 @@ def test_client_that_does_not_believe_us_is_only_logged_quietly(caplog: pytest.L
     with serving(echo, **TLS) as server:
         with pytest.raises(ssl.SSLCertVerificationError):
             SecureClient(server.url, context=ssl.create_default_context(cafile=authority("stranger").file))
-        eventually(lambda: not server._connections)
+        eventually(lambda: not server.connections)
     assert not [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")]
 
 
@@ -316,8 +316,8 @@ def test_handshake_that_is_refused_is_the_end_however_much_is_sent() -> None:
         with suppress(ConnectionError):
             for _ in range(500):  # 32 MB
                 client.send(b"x" * 65_536)
-        eventually(lambda: not server._connections, "the connection is over")
-    assert 0 < connection._lingered_bytes <= LINGER_BYTES + RECEIVE_BYTES
+        eventually(lambda: not server.connections, "the connection is over")
+    assert 0 < connection._discarded_bytes <= LINGER_BYTES + RECEIVE_BYTES
 
 
 def test_slow_body_has_body_seconds() -> None:
@@ -334,7 +334,7 @@ def test_reader_that_does_not_read_is_cut_after_write_seconds() -> None:
 
     with serving(app, write_seconds=0.2, **TLS) as server, SecureClient(server.url) as client:
         client.send(GET)
-        eventually(lambda: not server._connections, "the connection is cut")
+        eventually(lambda: not server.connections, "the connection is cut")
         client.rest()
         assert client.was_cut or client.was_reset
 
@@ -400,7 +400,7 @@ def test_client_that_says_goodbye_with_its_request_gets_the_answer() -> None:
             client.tls.unwrap()
         raw.send(client.to_send())
         assert client.read_over(raw.sock).startswith(b"HTTP/1.1 200 OK\r\n")
-        eventually(lambda: not server._connections, "the connection is closed")
+        eventually(lambda: not server.connections, "the connection is closed")
 
 
 def test_client_that_is_reset_is_forgotten() -> None:
@@ -408,7 +408,7 @@ def test_client_that_is_reset_is_forgotten() -> None:
         MemoryClient().shake_hands_over(raw.sock)
         raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.close()
-        eventually(lambda: not server._connections)
+        eventually(lambda: not server.connections)
 
 
 def test_renegotiation_is_refused() -> None:

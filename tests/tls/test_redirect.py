@@ -10,23 +10,23 @@ import pytest
 from rgate import Exchange, Middleware, hookimpl
 from rgate.testing import ScriptedBackend
 
-from ..raw_client import RawClient, RawResponse
-from ..security.live import Live, gateway_before
-from ..serving.live import connection_of
-from .live import SHOP, TLS, SecureClient
+from ..support.forwarding import Forwarding, forwarding
+from ..support.raw_client import RawClient, RawResponse
+from ..support.serving import connection_of
+from ..support.tls_client import SHOP, TLS, SecureClient
 
 
 def redirecting(**more: Any) -> dict[str, Any]:
     return {"tls": {"certificate": SHOP.both, "redirect_port": 0, **more}}
 
 
-def plain(live: Live) -> RawClient:
+def plain(live: Forwarding) -> RawClient:
     return RawClient(f"http://127.0.0.1:{live.server.redirect_port}")
 
 
 def asked(request: bytes, **more: Any) -> RawResponse:
     """The answer of the plain port to a request; {port} in it is the public one."""
-    with ScriptedBackend() as backend, gateway_before(backend, **redirecting(public_port=443, **more)) as live:
+    with ScriptedBackend() as backend, forwarding(backend, **redirecting(public_port=443, **more)) as live:
         with plain(live) as client:
             client.send(request)
             response = client.response(request.split(b" ")[0].decode())
@@ -58,7 +58,7 @@ def test_options_of_the_server_are_asked_for_over_https_too() -> None:
 
 
 def test_port_in_the_answer_is_the_one_that_is_listened_at() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **redirecting()) as live, plain(live) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **redirecting()) as live, plain(live) as client:
         location = client.get("/x", method="HEAD").value("Location")
         assert location == f"https://x:{live.server.port}/x"
         with SecureClient(live.url) as secure:
@@ -87,7 +87,7 @@ def test_statistics_are_no_way_around_it() -> None:
 
 
 def test_connection_is_kept() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **redirecting()) as live, plain(live) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **redirecting()) as live, plain(live) as client:
         for number in range(3):
             location = client.get(f"/{number}").value("Location")
             assert location == f"https://x:{live.server.port}/{number}"
@@ -109,13 +109,13 @@ def test_redirects_are_seen_by_the_chain() -> None:
             return Middleware("counting", wrap, before="stats")
 
     more: dict[str, Any] = {"plugins": {"counting": Counting()}, "options": {"counting": True}, **redirecting()}
-    with ScriptedBackend() as backend, gateway_before(backend, **more) as live, plain(live) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **more) as live, plain(live) as client:
         assert client.get().status == 308
     assert seen == [(308, "http")]
 
 
 def test_environ_of_the_plain_port_is_that_of_plain_http() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **redirecting()) as live, plain(live) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **redirecting()) as live, plain(live) as client:
         assert client.get().status == 308
         template = connection_of(live.server, client)._template
         assert template["wsgi.url_scheme"] == "http" and "HTTPS" not in template
@@ -124,7 +124,7 @@ def test_environ_of_the_plain_port_is_that_of_plain_http() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "PROPFIND"])
 def test_plain_http_at_the_port_of_tls_is_told_so(method: str) -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **TLS) as live, RawClient(live.url) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **TLS) as live, RawClient(live.url) as client:
         response = client.get("/x", method=method)
         assert (response.status, response.value("Connection")) == (400, "close")
         if method != "HEAD":
@@ -134,7 +134,7 @@ def test_plain_http_at_the_port_of_tls_is_told_so(method: str) -> None:
 
 
 def test_plain_http_at_the_port_of_tls_is_told_so_although_more_comes() -> None:
-    with ScriptedBackend() as backend, gateway_before(backend, **TLS) as live, RawClient(live.url) as client:
+    with ScriptedBackend() as backend, forwarding(backend, **TLS) as live, RawClient(live.url) as client:
         client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000)
         assert client.response().status == 400
         assert client.is_closed() and not client.was_reset

@@ -15,8 +15,8 @@ from rgate.config.models import TLSConfig
 from rgate.tls.server_context import ServerTLS
 from rgate.tls.stream import PlaintextReceived, TLSStream
 
-from ..certificates import authority
-from .live import SHOP, MemoryClient
+from ..support.certificates import authority
+from ..support.tls_client import SHOP, MemoryClient
 from .records import APPLICATION_DATA, Sealer, logging_context
 
 CONTEXT = ServerTLS(TLSConfig(certificate=SHOP.certificate, key=SHOP.key)).context

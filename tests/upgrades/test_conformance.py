@@ -13,9 +13,9 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient
-from ..security.live import Live
-from .live import ACCEPT, HANDSHAKE, echo, open_tunnel, switching, tunnelling
+from ..support.forwarding import Forwarding
+from ..support.raw_client import RawClient
+from .tunnelling import ACCEPT, HANDSHAKE, echo, open_tunnel, switching, tunnelling
 
 pytest.importorskip("websockets", reason="needs the websockets library")
 from websockets.frames import Frame
@@ -27,7 +27,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
-    """A frame as a client sends it, whether it is a good one or not."""
+    """A frame as a client sends it, valid or not."""
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     size = len(payload)
     mask = 0x80 if masked else 0
@@ -46,7 +46,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
 
 
 def message(opcode: int, *parts: bytes, between: bytes = b"") -> bytes:
-    """A message in so many fragments, with something between them."""
+    """A message in fragments, with other frames between them."""
     opcodes = [opcode, *[0] * (len(parts) - 1)]
     frames = [frame(code, part, fin=at == len(parts) - 1) for at, (code, part) in enumerate(zip(opcodes, parts, strict=True))]
     return between.join(frames)
@@ -95,7 +95,7 @@ CASES: dict[str, bytes] = {
     "6 UTF-8 that is broken, in fragments": message(TEXT, GREEK, b"\xf4\x90\x80\x80", b"edited") + END,
     "6 UTF-8 that ends within a letter": frame(TEXT, GREEK[:-1]) + END,
     "6 UTF-8 that is overlong": frame(TEXT, b"\xc0\xaf") + END,
-    "6 UTF-8 that is no letter": frame(TEXT, b"\xff") + END,
+    "6 UTF-8 that is not a letter": frame(TEXT, b"\xff") + END,
     "7 close": END,
     "7 close without a code": close(None),
     "7 close of one byte": frame(CLOSE, b"x"),
@@ -124,7 +124,7 @@ CASES: dict[str, bytes] = {
 
 
 def frames_of(connection: ScriptedConnection) -> Iterator[bytes]:
-    """What a client sends, frame by frame, whatever the pieces it comes in."""
+    """Splits what a client sends into frames, independent of how it is divided into packets."""
     pending = bytearray()
     while block := connection.read_some():
         pending += block
@@ -191,13 +191,13 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def live(endpoint: str) -> Iterator[Live]:
+def live(endpoint: str) -> Iterator[Forwarding]:
     with tunnelling(endpoint) as running:
         yield running
 
 
 def answer(url: str, said: bytes, step: int) -> bytes:
-    """All that an endpoint answers, to its end."""
+    """Everything an endpoint answers, until it closes."""
     with RawClient(url) as client:
         client.send(HANDSHAKE)
         assert client.response().value("Sec-WebSocket-Accept") == ACCEPT
@@ -217,7 +217,7 @@ def answer(url: str, said: bytes, step: int) -> bytes:
 
 
 @pytest.mark.parametrize("said", CASES.values(), ids=CASES)
-def test_endpoint_says_through_the_gateway_what_it_says_without(live: Live, endpoint: str, said: bytes) -> None:
+def test_endpoint_says_through_the_gateway_what_it_says_without(live: Forwarding, endpoint: str, said: bytes) -> None:
     direct = answer(endpoint, said, len(said))
     assert answer(live.url, said, len(said)) == direct
     if len(said) < 1_000:

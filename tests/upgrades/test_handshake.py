@@ -1,4 +1,4 @@
-"""What passes as a WebSocket handshake, what does not, and what becomes of the rest (RFC 6455 §4)."""
+"""WebSocket handshakes: which requests count as one, and how all others are served (RFC 6455 §4)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from rgate import Gateway, Middleware, hookimpl
 from rgate.testing import RawRequest, ScriptedBackend, ScriptedConnection, client, http_response
 
-from ..raw_client import RawClient
-from ..waiting import eventually
-from .live import (
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually
+from .tunnelling import (
     ACCEPT,
     ASKING,
     HANDSHAKE,
@@ -34,12 +34,12 @@ OK = http_response(b"ok")
 
 
 def assert_ordinary(asked: RawRequest) -> None:
-    """That a request has reached the backend without an upgrade."""
+    """Check that the request has reached the backend without an upgrade."""
     for name in ("Upgrade", "HTTP2-Settings", "Connection"):
         assert not asked.values(name), f"{name} was passed on: {asked.head!r}"
 
 
-def test_handshake_reaches_the_backend_written_anew() -> None:
+def test_handshake_is_rewritten_for_the_backend() -> None:
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
         client.send(
             request("Upgrade: WebSocket", "connection: keep-alive, Upgrade", SECRET, VERSION, "Origin: http://a", "Cookie: a=1")
@@ -92,7 +92,7 @@ NO_HANDSHAKES = {
 
 
 @pytest.mark.parametrize("head", NO_HANDSHAKES.values(), ids=NO_HANDSHAKES)
-def test_request_that_is_no_handshake_goes_on_without_the_upgrade(head: bytes) -> None:
+def test_request_that_is_not_a_handshake_is_forwarded_without_upgrade(head: bytes) -> None:
     with ScriptedBackend(OK) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
         client.send(head)
         assert client.response("HEAD" if head.startswith(b"HEAD") else "GET").status == 200
@@ -153,7 +153,7 @@ def test_request_behind_a_refused_handshake_is_read_as_a_request() -> None:
         assert_ordinary(asked)
 
 
-def test_frames_behind_a_refused_handshake_are_no_request() -> None:
+def test_frames_behind_a_refused_handshake_are_not_a_request() -> None:
     with ScriptedBackend(OK) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
         client.send(HANDSHAKE + b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58")
         assert client.response().status == 200
@@ -208,7 +208,7 @@ def test_handshake_after_interim_responses_succeeds() -> None:
         assert client.read(5) == b"hello"
 
 
-def test_switch_with_framing_has_none_for_the_client() -> None:
+def test_framing_fields_of_a_101_are_removed() -> None:
     def script(connection: ScriptedConnection) -> None:
         connection.read_request()
         connection.send(SWITCHED[:-2] + b"Content-Length: 3\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\n\r\nabc")
@@ -315,11 +315,11 @@ def test_switch_that_does_not_reach_the_client_ends_both_connections(wrap: Any) 
 def test_handshakes_leave_no_trace_in_the_memory_of_heads() -> None:
     """Each has a key of its own: a thousand clients that come back at once would drive out what does come again."""
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend) as live, RawClient(live.url) as client:
-        remembered = len(live.server.requests.head_cache)
+        remembered = len(live.server.settings.request_parser.head_cache)
         switch(client)
         with RawClient(live.url) as another:
             switch(another)
-        assert len(live.server.requests.head_cache) == remembered
+        assert len(live.server.settings.request_parser.head_cache) == remembered
 
 
 def test_client_that_leaves_before_the_switch_ends_the_attempt() -> None:

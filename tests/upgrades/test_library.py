@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ..security.live import Live
-from ..waiting import PATIENCE_SECONDS, eventually
-from .live import gone, tunnelling
+from ..support.forwarding import Forwarding
+from ..support.waiting import DEADLINE_SECONDS, eventually
+from .tunnelling import gone, tunnelling
 
 pytest.importorskip("websockets", reason="needs the websockets library")
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, InvalidStatus
@@ -37,16 +37,16 @@ def backend(talk: Callable[[ServerConnection], None] = echo, **options: Any) -> 
             yield server
         finally:
             server.shutdown()
-            thread.join(PATIENCE_SECONDS)
+            thread.join(DEADLINE_SECONDS)
 
 
 @contextmanager
-def through_gateway(talk: Callable[[ServerConnection], None] = echo, **options: Any) -> Iterator[Live]:
+def through_gateway(talk: Callable[[ServerConnection], None] = echo, **options: Any) -> Iterator[Forwarding]:
     with backend(talk, **options) as server, tunnelling(f"http://127.0.0.1:{server.socket.getsockname()[1]}") as live:
         yield live
 
 
-def connected(live: Live, **options: Any) -> ClientConnection:
+def connected(live: Forwarding, **options: Any) -> ClientConnection:
     connection: ClientConnection = connect(live.url.replace("http:", "ws:") + "/chat", max_size=None, proxy=None, **options)
     return connection
 
@@ -60,7 +60,7 @@ def connected(live: Live, **options: Any) -> ClientConnection:
 def test_message_comes_back_as_it_was(message: str | bytes, compression: str | None) -> None:
     with through_gateway() as live, connected(live, compression=compression) as connection:
         connection.send(message)
-        assert connection.recv(PATIENCE_SECONDS) == message
+        assert connection.recv(DEADLINE_SECONDS) == message
         assert bool(connection.protocol.extensions) == bool(compression)
 
 
@@ -68,18 +68,18 @@ def test_message_comes_back_as_it_was(message: str | bytes, compression: str | N
 def test_fragments_make_one_message(fragments: list[Any]) -> None:
     with through_gateway() as live, connected(live) as connection:
         connection.send(fragments)
-        assert connection.recv(PATIENCE_SECONDS) == fragments[0][:0].join(fragments)
+        assert connection.recv(DEADLINE_SECONDS) == fragments[0][:0].join(fragments)
 
 
 def test_ping_is_answered_by_the_other_end_from_both_sides() -> None:
     answered: list[bool] = []
 
     def talk(connection: ServerConnection) -> None:
-        answered.append(connection.ping(b"from the backend").wait(PATIENCE_SECONDS))
+        answered.append(connection.ping(b"from the backend").wait(DEADLINE_SECONDS))
         echo(connection)
 
     with through_gateway(talk) as live, connected(live) as connection:
-        assert connection.ping(b"from the client").wait(PATIENCE_SECONDS)
+        assert connection.ping(b"from the client").wait(DEADLINE_SECONDS)
         eventually(lambda: answered == [True])
 
 
@@ -94,13 +94,13 @@ def test_messages_keep_their_order_in_both_directions_at_once() -> None:
 
         sending = threading.Thread(target=send)
         sending.start()
-        received.extend(str(connection.recv(PATIENCE_SECONDS)) for _ in range(count))
-        sending.join(PATIENCE_SECONDS)
+        received.extend(str(connection.recv(DEADLINE_SECONDS)) for _ in range(count))
+        sending.join(DEADLINE_SECONDS)
 
     with through_gateway(talk) as live, connected(live) as connection:
         for number in range(count):
             connection.send(f"up {number}")
-        assert [connection.recv(PATIENCE_SECONDS) for _ in range(count)] == [f"down {number}" for number in range(count)]
+        assert [connection.recv(DEADLINE_SECONDS) for _ in range(count)] == [f"down {number}" for number in range(count)]
         eventually(lambda: received == [f"up {number}" for number in range(count)])
 
 
@@ -126,9 +126,9 @@ def test_close_of_the_backend_reaches_the_client_with_its_code() -> None:
         connection.close(CloseCode.SERVICE_RESTART, "later")
 
     with through_gateway(talk) as live, connected(live) as connection:
-        assert connection.recv(PATIENCE_SECONDS) == "last words"
+        assert connection.recv(DEADLINE_SECONDS) == "last words"
         with pytest.raises(ConnectionClosed) as closed:
-            connection.recv(PATIENCE_SECONDS)
+            connection.recv(DEADLINE_SECONDS)
         gone(live)
     assert closed.value.rcvd is not None and (closed.value.rcvd.code, closed.value.rcvd.reason) == (1012, "later")
 
@@ -160,7 +160,7 @@ def test_subprotocol_and_headers_are_settled_between_the_ends() -> None:
         connected(live, subprotocols=["v1", "v3"], additional_headers={"Cookie": "a=1; b=2"}) as connection,
     ):
         assert connection.subprotocol == "v1"
-        assert connection.recv(PATIENCE_SECONDS) == "a=1; b=2"
+        assert connection.recv(DEADLINE_SECONDS) == "a=1; b=2"
 
 
 def test_refusal_of_the_backend_is_the_clients_answer() -> None:

@@ -1,4 +1,4 @@
-"""How many tunnels there may be and for how long, what a stop does with them, and what is told of them."""
+"""Tunnels: their number, their limits of time, how they end at a stop, and what plugins learn of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rgate.serving import tunnels
 from rgate.serving.tunnels import TunnelRelay
 from rgate.testing import ScriptedBackend, closed_port_url, http_response
 
-from ..raw_client import RawClient, RawResponse
-from ..waiting import eventually
-from .live import HANDSHAKE, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
+from ..support.raw_client import RawClient, RawResponse
+from ..support.waiting import eventually
+from .tunnelling import HANDSHAKE, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
 
 
 def ask(client: RawClient) -> RawResponse:
@@ -52,7 +52,7 @@ def test_cap_of_a_route_bounds_that_route() -> None:
         gone(live)
 
 
-def test_cap_of_all_bounds_a_route_that_says_more() -> None:
+def test_global_cap_bounds_a_route_with_a_higher_one() -> None:
     config: dict[str, Any] = {
         "options": {"websocket": {"max_tunnels": 1}},
         "route": {"plugins": {"websocket": {"max_tunnels": 5}}},
@@ -63,14 +63,14 @@ def test_cap_of_all_bounds_a_route_that_says_more() -> None:
         gone(live)
 
 
-def test_cap_of_none_leaves_other_requests_alone() -> None:
+def test_cap_of_zero_does_not_affect_other_requests() -> None:
     options = {"websocket": {"max_tunnels": 0}}
     with ScriptedBackend() as backend, tunnelling(backend, options=options) as live, RawClient(live.url) as client:
         assert ask(client).status == 503
         assert client.get("/").status == 200
 
 
-def test_place_is_free_again_after_every_failure() -> None:
+def test_cap_counts_no_upgrade_that_failed() -> None:
     answers = {
         403: http_response(b"no", "403 Forbidden"),
         502: b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
@@ -112,7 +112,7 @@ def open_between(tunnel: Tunnel) -> TunnelRelay:
     client, backend = socket.socket(), socket.socket()
     opened = TunnelRelay(tunnel, client, backend, b"", backend.close)
     opened.close_client = client.close
-    opened.opened = opened.active = 1_000.0
+    opened.opened_at = opened.active_at = 1_000.0
     return opened
 
 
@@ -130,12 +130,12 @@ def test_limits_count_from_the_last_byte_and_from_the_start(
     idle_seconds: float, max_duration_seconds: float | None, active: float, now: float, ends_by: str
 ) -> None:
     opened = open_between(Tunnel("websocket", idle_seconds, max_duration_seconds))
-    opened.active = active
-    assert opened.overdue(now) == ends_by
+    opened.active_at = active
+    assert opened.expiry_reason(now) == ends_by
     opened.end("stop")
 
 
-def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_a_tunnel_calls_every_callback_even_if_one_fails(caplog: pytest.LogCaptureFixture) -> None:
     told: list[Tunnel] = []
     opened = open_between(Tunnel("websocket", 10, on_close=told.append))
 
@@ -149,13 +149,13 @@ def test_ending_of_a_tunnel_tells_everybody_even_when_one_of_them_fails(caplog: 
     opened.client.sock.close()
 
 
-def test_stop_gives_tunnels_their_time_and_closes_them_then() -> None:
+def test_stop_lets_tunnels_run_for_the_drain_time_and_closes_them_then() -> None:
     ended: list[bytes] = []
     held = switching(lambda connection: ended.append(connection.read(5)))
     with ScriptedBackend(held) as backend, tunnelling(backend, drain_seconds=2) as live, open_tunnel(live) as client:
         live.server.stop()
         eventually(lambda: live.server.draining)
-        assert len(live.server.tunnels) == 1, "it has its time"
+        assert len(live.server.tunnels) == 1, "it may run for drain_seconds"
         client.send(b"he")
         assert client.is_closed()
         eventually(lambda: ended == [b"he"], "the backend's connection is closed")
@@ -171,7 +171,7 @@ def test_stop_waits_no_longer_than_the_last_tunnel() -> None:
         gone(live)
 
 
-def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
+def test_tunnel_added_after_the_stop_is_rejected() -> None:
     all_tunnels = tunnels.Tunnels()
     all_tunnels.stop()
     told: list[Tunnel] = []
@@ -179,7 +179,7 @@ def test_tunnel_that_begins_after_the_stop_is_ended_at_once() -> None:
     assert [tunnel.closed_by for tunnel in told] == ["stop"]
 
 
-def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
+def test_tunnel_whose_sockets_are_not_connected_ends_once() -> None:
     told: list[Tunnel] = []
     all_tunnels = tunnels.Tunnels()
     opened = open_between(Tunnel("websocket", 10, on_close=told.append))  # neither end is connected
@@ -190,7 +190,7 @@ def test_tunnel_that_is_lost_before_it_is_relayed_ends_once() -> None:
 
 
 class ReloadTrigger:
-    """A plugin that keeps the exchanges, with what is so when they are finished."""
+    """A plugin that keeps the exchanges, and their state when they finish."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
@@ -207,7 +207,7 @@ class ReloadTrigger:
         return Middleware("watching", wrap, modifies_request=False)
 
 
-def test_exchange_is_over_with_the_switch_and_its_endpoint_busy_until_the_end() -> None:
+def test_exchange_ends_at_the_switch_and_its_endpoint_is_busy_until_the_tunnel_ends() -> None:
     watching = ReloadTrigger()
     plugins = {"watching": watching}
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend, plugins=plugins) as live:
@@ -234,7 +234,7 @@ def test_statistics_have_the_exchange_while_the_tunnel_is_open(tmp_path: Path) -
         gone(live)
 
 
-def test_end_of_a_tunnel_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_a_tunnel_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "rgate.plugins.websocket")
     with ScriptedBackend(switching(echo, b"welcome")) as backend, tunnelling(backend) as live:
         with open_tunnel(live) as client:
@@ -257,7 +257,7 @@ def test_access_log_has_one_line_for_the_switch(capsys: pytest.CaptureFixture[st
 
 
 def test_thread_that_has_opened_a_tunnel_is_free_for_the_next() -> None:
-    """An open tunnel takes no thread, so one is enough for any number."""
+    """An open tunnel holds no thread, so one thread is enough for any number."""
     holding = Holding()
     few = {"threads": 1, "max_in_flight": 1, "max_slow_clients": 1}
     with ScriptedBackend(switching(holding)) as backend, tunnelling(backend, **few) as live:

@@ -15,12 +15,12 @@ import pytest
 
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..certificates import authority
-from ..raw_client import RawClient
-from ..security.live import Live
-from ..tls.live import SHOP, TLS, SecureClient
-from ..waiting import PATIENCE_SECONDS, eventually, passed
-from .live import HANDSHAKE, Holding, echo, gone, switching, tunnelling
+from ..support.certificates import authority
+from ..support.forwarding import Forwarding
+from ..support.raw_client import RawClient
+from ..support.tls_client import SHOP, TLS, SecureClient
+from ..support.waiting import DEADLINE_SECONDS, eventually, passed
+from .tunnelling import HANDSHAKE, Holding, echo, gone, switching, tunnelling
 
 MIB = 1024 * 1024
 
@@ -37,7 +37,7 @@ def over_tls(script: Callable[[ScriptedConnection], None]) -> Callable[[Scripted
 
 
 class Kind:
-    """Which of the two sides speak TLS."""
+    """The sides that use TLS."""
 
     def __init__(self, client: bool, backend: bool) -> None:
         self.client = client
@@ -56,7 +56,7 @@ class Kind:
                 assert response.status == 101, response
                 yield live, client
 
-    def connect(self, live: Live) -> RawClient:
+    def connect(self, live: Forwarding) -> RawClient:
         return SecureClient(live.url) if self.client else RawClient(live.url)
 
 
@@ -66,7 +66,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 @pytest.fixture(autouse=True)
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's own trust store has our authority in it."""
+    """Make the system's trust store contain the test CA."""
     monkeypatch.setenv("SSL_CERT_FILE", authority().file)
 
 
@@ -122,7 +122,7 @@ def test_bytes_behind_both_heads_are_the_first_of_the_tunnel(kind: Kind) -> None
 
 @each_kind
 def test_client_that_ends_still_gets_everything(kind: Kind) -> None:
-    """Its end comes in one packet with its last bytes."""
+    """Its close_notify arrives in one packet with its last bytes."""
     whole = random.Random(17).randbytes(MIB)
 
     def answer(connection: ScriptedConnection) -> None:
@@ -136,7 +136,7 @@ def test_client_that_ends_still_gets_everything(kind: Kind) -> None:
 
 
 def last_words(client: RawClient, block: bytes) -> None:
-    """Send them, and in the same packet that there are no more."""
+    """Send the bytes and close_notify in one packet."""
     if isinstance(client, SecureClient):
         tls: Any = vars(client.tls)["_sslobj"]  # as SSLSocket.unwrap() does, but without waiting for the other end's goodbye
         client.sock.setblocking(False)
@@ -145,7 +145,7 @@ def last_words(client: RawClient, block: bytes) -> None:
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.shutdown()
         client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-        client.sock.settimeout(PATIENCE_SECONDS)
+        client.sock.settimeout(DEADLINE_SECONDS)
     else:
         client.send(block)
         client.half_close()
@@ -172,7 +172,7 @@ def test_backend_that_ends_still_gets_everything(kind: Kind) -> None:
             connection.sock.setblocking(False)
             with contextlib.suppress(ssl.SSLWantReadError):
                 tls.shutdown()
-            connection.sock.settimeout(PATIENCE_SECONDS)
+            connection.sock.settimeout(DEADLINE_SECONDS)
         else:
             connection.sock.shutdown(socket.SHUT_WR)
         received.append(connection.read(len(whole)))
@@ -186,7 +186,7 @@ def test_backend_that_ends_still_gets_everything(kind: Kind) -> None:
 
 
 def test_client_that_ends_after_the_backend_has_said_all() -> None:
-    """Both have sent their last; what is still on its way to a slow backend must arrive."""
+    """Both have closed; bytes still on their way to a slow backend must arrive."""
     whole = random.Random(17).randbytes(8 * MIB)
     go_on = threading.Event()
     received: list[bytes] = []
@@ -234,7 +234,8 @@ def test_client_that_is_reset_closes_the_backends_connection(kind: Kind) -> None
 def test_stop_closes_both_sides(kind: Kind) -> None:
     holding = Holding()
     with kind.open(holding) as (live, client):
-        live.server.config = live.server.config.model_copy(update={"drain_seconds": 0.05})
+        config = live.server.config.model_copy(update={"drain_seconds": 0.05})
+        live.server.reconfigure(live.server.app, config, live.server.tls)
         live.server.stop()
         assert client.is_closed()
         gone(live)

@@ -1,4 +1,4 @@
-"""What a tunnel does with bytes and with ends (RFC 6455 §7)."""
+"""How a tunnel relays bytes, half-closes and resets (RFC 6455 §7)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from rgate.serving import tunnels
 from rgate.testing import ScriptedBackend, ScriptedConnection
 
-from ..raw_client import RawClient
-from ..waiting import eventually, passed
-from .live import HANDSHAKE, SWITCHED, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
+from ..support.raw_client import RawClient
+from ..support.waiting import eventually, passed
+from .tunnelling import HANDSHAKE, SWITCHED, Holding, echo, gone, in_flight, open_tunnel, switch, switching, tunnelling
 
 MIB = 1024 * 1024
 
@@ -150,8 +150,8 @@ def test_backend_that_is_reset_closes_the_clients_connection() -> None:
 
 
 @pytest.mark.parametrize("full", ["client", "backend"])
-def test_reset_of_a_side_that_is_held_up_is_noticed(full: str) -> None:
-    """Nothing is read from it at that time, so that only epoll can tell."""
+def test_reset_of_a_blocked_side_is_detected(full: str) -> None:
+    """It is not being read, so only epoll can report the reset."""
     holding = Holding()
     with ScriptedBackend(switching(holding)) as backend, tunnelling(backend) as live, open_tunnel(live) as client:
         sender = client.sock if full == "backend" else holding.connection.sock
@@ -165,12 +165,12 @@ def test_reset_of_a_side_that_is_held_up_is_noticed(full: str) -> None:
         holding.let_go()
 
 
-def test_backend_that_has_closed_does_not_take_its_last_words_from_the_client() -> None:
-    """What the client sends to a closed socket is answered with a reset; its own connection must not be, before it has read."""
+def test_client_gets_the_last_bytes_of_a_backend_that_has_closed() -> None:
+    """The closed backend resets its connection when the client sends; the client's must not be reset before it has read."""
     whole = some_bytes(50_000)
     with ScriptedBackend(switching(lambda connection: connection.send(whole))) as backend, tunnelling(backend) as live:
         with open_tunnel(live) as client:
-            eventually(lambda: live.server.tunnels._ending, "the backend's end is noticed")
+            eventually(lambda: live.server.tunnels._ending, "the backend's half-close is received")
             for _ in range(20):
                 client.send(b"are you still there? " * 100)
             assert client.rest() == whole
@@ -178,7 +178,7 @@ def test_backend_that_has_closed_does_not_take_its_last_words_from_the_client() 
         gone(live)
 
 
-def test_end_that_is_never_answered_ends_the_tunnel_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_close_that_is_never_answered_ends_the_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnels, "HALF_CLOSED_SECONDS", 0.05)
     holding = Holding()
     with ScriptedBackend(switching(holding)) as backend, tunnelling(backend) as live, open_tunnel(live) as client:
@@ -189,8 +189,8 @@ def test_end_that_is_never_answered_ends_the_tunnel_after_a_while(monkeypatch: p
         holding.let_go()
 
 
-def test_backend_that_sends_on_to_a_client_that_has_closed_is_ended() -> None:
-    """One that does not care for ends must not keep the tunnel of a client that is gone."""
+def test_backend_that_continues_to_send_to_a_closed_client_is_disconnected() -> None:
+    """A backend that ignores half-closes must not keep the tunnel of a disconnected client open."""
     go_on, stopped = threading.Event(), threading.Event()
 
     def talk(connection: ScriptedConnection) -> None:
@@ -210,8 +210,8 @@ def test_backend_that_sends_on_to_a_client_that_has_closed_is_ended() -> None:
         gone(live)
 
 
-def test_tunnel_that_waits_for_a_slow_backend_only_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a client has ended and been told of the end, epoll tells of it always and again."""
+def test_tunnel_that_waits_for_a_slow_backend_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once both directions to a client are closed, epoll reports it continuously."""
     turns = 0
     advance = tunnels.Tunnels._advance
 
@@ -245,7 +245,7 @@ def test_tunnel_that_waits_for_a_slow_backend_only_waits(monkeypatch: pytest.Mon
 
 
 def fill(sock: socket.socket) -> int:
-    """Send until nothing goes any more and gives that a moment; how many bytes that was."""
+    """Send until the socket stays full; returns the number of bytes."""
     sent = 0
     pause = threading.Event()
     for _ in range(20):
@@ -295,7 +295,7 @@ def is_readable(sock: socket.socket) -> bool:
     return eventually(readable, "something comes")
 
 
-def test_tunnels_are_idle_by_the_hundred_at_no_threads_cost() -> None:
+def test_hundreds_of_idle_tunnels_hold_no_threads() -> None:
     count = 500
     connections: list[ScriptedConnection] = []
     listener = socket.create_server(("127.0.0.1", 0), backlog=count)
@@ -332,7 +332,7 @@ def test_tunnels_are_idle_by_the_hundred_at_no_threads_cost() -> None:
         eventually(lambda: not live.server.tunnels, "all are over")
 
 
-def test_thread_of_tunnels_is_there_only_after_the_first() -> None:
+def test_thread_of_tunnels_starts_with_the_first() -> None:
     def names() -> list[str]:
         return [thread.name for thread in threading.enumerate()]
 

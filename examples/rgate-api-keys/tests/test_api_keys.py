@@ -20,52 +20,52 @@ SHOP, BILLING = "shop-key-0123456789", "billing-key-0123456789"
 KEYS = {"shop": SHOP, "billing": BILLING}
 
 
-def telling(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """A backend that answers with what it has been sent."""
+def echo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """A backend that answers with the headers that it was sent."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"{environ.get('HTTP_X_CLIENT')} {environ.get('HTTP_X_API_KEY')}".encode()]
 
 
 def gateway(options: dict[str, Any], **route: Any) -> AbstractContextManager[Gateway]:
     config = {"plugins": {"api_keys": options}, "routes": [{"path_prefix": "/", "backend": "orders", **route}]}
-    return running_gateway(config, {"orders": telling}, {"api_keys": rgate_api_keys})
+    return running_gateway(config, {"orders": echo}, {"api_keys": rgate_api_keys})
 
 
 def get(running: Gateway, key: str | None = None, path: str = "/") -> TestResponse:
     return client(running).get(path, headers={} if key is None else {"X-API-Key": key})
 
 
-def test_client_with_a_key_comes_in_and_the_backend_learns_who_it_is() -> None:
+def test_client_with_a_key_is_admitted_and_the_backend_gets_its_name() -> None:
     with gateway({"keys": KEYS}) as running:
         assert get(running, SHOP).text == "shop None"
         assert get(running, BILLING).text == "billing None"
 
 
 @pytest.mark.parametrize("key", [None, "", SHOP[:-1], SHOP + "x", "\xe4" * 20])
-def test_client_without_a_right_key_stays_out(key: str | None) -> None:
+def test_client_without_a_valid_key_is_refused(key: str | None) -> None:
     with gateway({"keys": KEYS}) as running:
         response = get(running, key)
         assert_error(response, 401, "unauthorized")
         assert response.headers["WWW-Authenticate"] == 'ApiKey header="X-API-Key"'
 
 
-def test_nobody_comes_in_while_there_are_no_keys() -> None:
+def test_no_client_is_admitted_while_there_are_no_keys() -> None:
     with gateway({}) as running:
         assert_error(get(running, ""), 401, "unauthorized")
 
 
-def test_client_cannot_say_in_a_header_who_it_is() -> None:
+def test_client_cannot_name_itself_in_a_header() -> None:
     with gateway({"keys": KEYS}) as running:
         headers = {"X-API-Key": SHOP, "X-Client": "billing"}
         assert client(running).get("/", headers=headers).text == "shop None"
 
 
-def test_route_that_is_for_everybody_needs_no_key() -> None:
+def test_route_without_the_plugin_needs_no_key() -> None:
     with gateway({"keys": KEYS}, plugins={"api_keys": False}) as running:
         assert get(running).text == "None None"
 
 
-def test_more_requests_than_allowed_are_told_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_requests_than_allowed_get_a_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(Clients.__init__, "__defaults__", (lambda: now[0],))
     with gateway({"keys": KEYS, "requests_per_minute": 2}) as running:
@@ -73,17 +73,17 @@ def test_more_requests_than_allowed_are_told_when_to_come_again(monkeypatch: pyt
         response = get(running, SHOP)
         assert_error(response, 429, "too_many_requests")
         assert response.headers["Retry-After"] == "31"
-        assert get(running, BILLING).status_code == 200, "every client has its own"
+        assert get(running, BILLING).status_code == 200, "every client has a bucket of its own"
         now[0] += 30
         assert [get(running, SHOP).status_code for _ in range(2)] == [200, 429]
 
 
-def test_route_may_have_a_number_of_its_own() -> None:
+def test_route_may_have_a_limit_of_its_own() -> None:
     with gateway({"keys": KEYS}, plugins={"api_keys": {"requests_per_minute": 1}}) as running:
         assert [get(running, SHOP).status_code for _ in range(2)] == [200, 429]
 
 
-def test_page_says_how_many_requests_there_were_at_the_admin_socket_only() -> None:
+def test_page_shows_the_number_of_requests_at_the_admin_socket_only() -> None:
     with gateway({"keys": KEYS}) as running:
         get(running, SHOP)
         page = running.local_routes["/-/api-keys"]
@@ -100,12 +100,12 @@ def test_page_says_how_many_requests_there_were_at_the_admin_socket_only() -> No
         ({"requests_per_minute": 0}, r"plugins\.api_keys\.requests_per_minute: expected at least 1"),
     ],
 )
-def test_option_that_is_wrong_is_refused_without_showing_a_key(options: dict[str, Any], problem: str) -> None:
+def test_invalid_option_is_refused_without_showing_a_key(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught, gateway(options):
         pass
     assert SHOP not in str(caught.value)
 
 
-def test_failing_cannot_let_anybody_in() -> None:
+def test_failing_plugin_cannot_be_skipped() -> None:
     with pytest.raises(PluginError, match="no request may pass without it"), gateway({"keys": KEYS, "on_error": "skip"}):
         pass

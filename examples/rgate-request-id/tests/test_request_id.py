@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 PLUGINS = {"request_id": rgate_request_id}
 
 
-def telling(key: str = "HTTP_X_REQUEST_ID", *headers: tuple[str, str]) -> WSGIApplication:
-    """A backend that answers with the id that it has been sent."""
+def echo(key: str = "HTTP_X_REQUEST_ID", *headers: tuple[str, str]) -> WSGIApplication:
+    """A backend that answers with the id that it was sent."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain"), *headers])
@@ -28,7 +28,7 @@ def telling(key: str = "HTTP_X_REQUEST_ID", *headers: tuple[str, str]) -> WSGIAp
 
 
 def get(options: dict[str, object], headers: dict[str, str], backend: WSGIApplication | None = None) -> TestResponse:
-    backends = {"orders": telling() if backend is None else backend}
+    backends = {"orders": echo() if backend is None else backend}
     with running_gateway({"plugins": {"request_id": options}}, backends, PLUGINS) as gateway:
         return client(gateway).get("/orders", headers=headers)
 
@@ -49,7 +49,7 @@ def test_id_of_the_client_is_kept() -> None:
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "a,b", "x" * 129, "ä", "<script>", "a;b"])
-def test_id_of_the_client_that_is_no_plain_word_is_replaced(sent: str) -> None:
+def test_id_of_the_client_that_is_not_a_plain_word_is_replaced(sent: str) -> None:
     response = get({}, {"X-Request-ID": sent})
     assert response.text == response.headers["X-Request-ID"] != sent
 
@@ -60,17 +60,17 @@ def test_id_of_the_client_is_replaced_when_it_is_not_trusted() -> None:
 
 
 def test_header_can_have_another_name() -> None:
-    response = get({"header": "X-Correlation-Id"}, {"X-Correlation-Id": "mine"}, telling("HTTP_X_CORRELATION_ID"))
+    response = get({"header": "X-Correlation-Id"}, {"X-Correlation-Id": "mine"}, echo("HTTP_X_CORRELATION_ID"))
     assert response.text == response.headers["X-Correlation-Id"] == "mine"
     assert "X-Request-ID" not in response.headers
 
 
-def test_id_of_the_backend_gives_way() -> None:
-    response = get({}, {"X-Request-ID": "mine"}, telling("HTTP_X_REQUEST_ID", ("x-request-id", "theirs")))
+def test_id_of_the_backend_is_replaced() -> None:
+    response = get({}, {"X-Request-ID": "mine"}, echo("HTTP_X_REQUEST_ID", ("x-request-id", "theirs")))
     assert response.headers.getlist("X-Request-ID") == ["mine"]
 
 
-def test_answer_of_the_gateway_itself_has_the_id_too() -> None:
+def test_answer_of_the_gateway_itself_has_the_id() -> None:
     with running_gateway({"plugins": {"request_id": {}}}, {"empty": ()}, PLUGINS) as gateway:
         response = client(gateway).get("/empty")
     assert_error(response, 503, "no_endpoint")
@@ -78,6 +78,6 @@ def test_answer_of_the_gateway_itself_has_the_id_too() -> None:
 
 
 @pytest.mark.parametrize("options", [{"header": "a b"}, {"heder": "X"}, {"trust_incoming": "perhaps"}])
-def test_option_that_is_wrong_is_refused(options: dict[str, object]) -> None:
+def test_invalid_option_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"plugins\.request_id\.(header|heder|trust_incoming): "):
         get(options, {})

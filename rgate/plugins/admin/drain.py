@@ -1,79 +1,81 @@
-"""`/-/drain`: endpoints that get no new requests because an operator says so.
+"""`/-/drain`: endpoints that get no new requests because an operator drained them.
 
-    GET   /-/drain                         those that are drained
-    POST  /-/drain?endpoint=orders_1       no new requests for it; what it has goes on
-    POST  /-/drain?endpoint=orders_1&undo  new requests again
+    GET   /-/drain                         the drained endpoints
+    POST  /-/drain?endpoint=orders_1       drain it: no new requests; those in flight go on
+    POST  /-/drain?endpoint=orders_1&undo  give it new requests again
 
-An endpoint is named by its name, its id (the first characters will do) or its address. All worker processes are told. It stays
-drained over reloads, until that is undone or the endpoint is gone.
+An endpoint is given by its name, its id (four or more of its first characters will do) or its address. The drain applies in all
+worker processes. It survives reloads, and ends when it is undone or the endpoint is gone.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
 
 from rgate import Address, Endpoint, RequestError
 
-from .answer import Answer
-from .backends import shown_endpoint
+from .pages import shown_endpoint
 
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
     from rgate import Gateway
 
 __all__ = ["BY", "Drain"]
 
 BY: Final = "drain"
 REASON: Final = "drained by an operator"
-TELL: Final = "admin.drain"
-ASK: Final = "admin.drained"
+APPLY: Final = "admin.drain"  # the command that applies a drain in another worker process
+ASK: Final = "admin.drained"  # the command by which a new worker process asks the others for theirs
 SHORTEST_ID: Final = 4
 NAMES_SHOWN: Final = 8
 
 
 class UnknownEndpoint(RequestError):
-    """No endpoint is called so, or several are."""
+    """No endpoint has this name, id or address, or several ids begin so."""
 
     status = 404
     reason = "unknown_endpoint"
 
 
 class Drain:
-    """Drains the endpoints of one gateway, in this process and in its siblings."""
+    """Drains endpoints of one gateway, in this process and in the other worker processes."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._table = gateway.table
         self._workers = gateway.workers
-        self._workers.on_command(TELL, self._told)
-        self._workers.on_command(ASK, self._asked)
-        self._workers.on_connect(lambda: self._workers.broadcast(ASK))  # this may be the process that follows one that died
+        self._workers.on_command(APPLY, self._apply_message)
+        self._workers.on_command(ASK, self._answer)
+        self._workers.on_connect(lambda: self._workers.broadcast(ASK))  # this process may replace one that died
 
-    def show(self) -> Answer:
-        """What is drained."""
+    def get(self, environ: WSGIEnvironment) -> tuple[int, dict[str, Any]]:
+        """The drained endpoints."""
         return 200, {"drained": [shown_endpoint(endpoint) for endpoint in self._drained()]}
 
-    def act(self, query: Mapping[str, str]) -> Answer:
-        """Drain the endpoints that `query` names, or undo that. Raises UnknownEndpoint."""
+    def post(self, environ: WSGIEnvironment) -> tuple[int, dict[str, Any]]:
+        """Drain the endpoints that the query names, or undo that. Raises UnknownEndpoint."""
+        query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
         undo = "undo" in query
-        wanted = query.get("endpoint", "")
-        found = self._named(wanted)
-        were = {endpoint.key for endpoint in self._drained()}
-        changed = [endpoint for endpoint in found if (endpoint.key in were) is undo]
+        found = self._find(query.get("endpoint", ""))
+        drained = {endpoint.key for endpoint in self._drained()}
+        changed = [endpoint for endpoint in found if (endpoint.key in drained) is undo]
         told = True
         for endpoint in changed:
             self._apply(endpoint, undo)
-            told = self._workers.broadcast(TELL, _message(endpoint, undo)) and told
+            told = self._workers.broadcast(APPLY, _message(endpoint, undo)) and told
         shown = [shown_endpoint(endpoint) for endpoint in found]
         return 200, {"endpoints": shown, "drained": not undo, "changed": len(changed), "workers_told": told}
 
     def _drained(self) -> list[Endpoint]:
-        asides = (aside for several in self._table.snapshot.excluded.values() for aside in several)
-        return list({aside.endpoint.key: aside.endpoint for aside in asides if BY in aside.reasons}.values())
+        excluded = (each for several in self._table.snapshot.excluded.values() for each in several)
+        return list({each.endpoint.key: each.endpoint for each in excluded if BY in each.reasons}.values())
 
-    def _named(self, wanted: str) -> list[Endpoint]:
-        """The endpoints of that name or address, else the one whose id begins so."""
+    def _find(self, wanted: str) -> list[Endpoint]:
+        """The endpoints with that name, id or address, else the one whose id begins so."""
         every = {endpoint.key: endpoint for several in self._table.snapshot.found.values() for endpoint in several}
         found = [endpoint for endpoint in every.values() if wanted in _names(endpoint)]
         if not found and len(wanted) >= SHORTEST_ID:
@@ -83,7 +85,7 @@ class Drain:
         if not found:
             names = sorted({endpoint.name for endpoint in every.values()})
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            there = f"there are {', '.join(names[:NAMES_SHOWN])}{more}" if names else "there are none"
+            there = f"there are {', '.join(names[:NAMES_SHOWN])}{more}" if names else "there are no endpoints"
             raise _unknown(f"no endpoint is called {wanted!r}; {there}")
         return found
 
@@ -93,20 +95,20 @@ class Drain:
         else:
             self._table.exclude(endpoint, BY, REASON)
 
-    def _asked(self, _: str) -> None:
-        """Tell a new sibling what is drained; in a thread of its own, because this one has to read the answers."""
+    def _answer(self, _: str) -> None:
+        """Send the drained endpoints to a new worker process, from a separate thread: this one has to read the replies."""
         drained = self._drained()
         if drained:
-            threading.Thread(target=self._tell_all, args=(drained,), name="rgate-admin-drain", daemon=True).start()
+            threading.Thread(target=self._send_all, args=(drained,), name="rgate-admin-drain", daemon=True).start()
 
-    def _tell_all(self, drained: list[Endpoint]) -> None:
+    def _send_all(self, drained: list[Endpoint]) -> None:
         for endpoint in drained:
-            self._workers.broadcast(TELL, _message(endpoint, undo=False))
+            self._workers.broadcast(APPLY, _message(endpoint, undo=False))
 
-    def _told(self, message: str) -> None:
-        said = json.loads(message)
-        address = Address(said["scheme"], said["host"], said["port"], said["base_path"])
-        self._apply(Endpoint(said["id"], said["name"], "", address), said["undo"])
+    def _apply_message(self, message: str) -> None:
+        fields = json.loads(message)
+        address = Address(fields["scheme"], fields["host"], fields["port"], fields["base_path"])
+        self._apply(Endpoint(fields["id"], fields["name"], "", address), fields["undo"])
 
 
 def _names(endpoint: Endpoint) -> Iterator[str]:

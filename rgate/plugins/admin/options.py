@@ -1,4 +1,4 @@
-"""The options of the admin pages: `plugins: {admin: …}` in config.yml."""
+"""AdminOptions: the options of `plugins: {admin: …}` in config.yml."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _ADDRESS = re.compile(r"unix:(?P<path>/[!-~]{1,90})|(?P<host>\[[0-9A-Fa-f:.]+\]|
 
 
 class AdminOptions(BaseModel):
-    """Where the admin pages are answered, and to whom.
+    """The options of `plugins: {admin: …}`: where the admin pages are served, and to which clients.
 
-    address        where they are answered, as are `/stats` and all other local routes. Default None: at a unix socket in a
-                   runtime directory, /run/rgate/8080.sock for the gateway at port 8080 (see rgate/serving/runtime_dir.py), where the
-                   commands find it. "unix:/run/rgate/admin.sock": at this one. "127.0.0.1:9901" or "[::1]:9901": at a port of
-                   their own. False: nowhere but on the gateway's port, for those whom `allow` names
+    address        where the pages, `/stats` and all other local routes are served. Default None: at a unix socket in a runtime
+                   directory, /run/rgate/8080.sock for the gateway on port 8080, where the commands find it.
+                   "unix:/run/rgate/admin.sock": at this one. "127.0.0.1:9901" or "[::1]:9901": at a port of their own.
+                   False: only on the gateway's port, for the clients that `allow` names
     mode           of the unix socket, in octal: "600", the default, is for this user only, "660" for its group too
-    allow          networks whose machines get an answer at a port: the one of `address`, or else the gateway's. Default None:
-                   whoever reaches that of `address`; nobody on the gateway's
-    hosts          names by which they may ask for this machine at a port, beside its addresses and localhost. Default ()
-    probes         who gets `/-/live` and `/-/ready` on the gateway's port. "public": everybody, but who is not allowed learns
-                   nothing but yes or no. "allowed": those whom `allow` names. Default "public"
+    allow          networks whose clients get an answer at a port: that of `address`, or else the gateway's. Default None:
+                   every client at the port of `address`, no client on the gateway's
+    hosts          host names by which those clients may address this machine at a port, beside its addresses and localhost.
+                   Default ()
+    probes         which clients get `/-/live` and `/-/ready` on the gateway's port. "public", the default: every client, but
+                   those that are not allowed get yes or no only. "allowed": those that `allow` names
     stale_seconds  how old the list of a discovery source may be before the gateway is not ready. Default 300, 1 to 86,400;
-                   None: any age will do
+                   None: any age
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +49,9 @@ class AdminOptions(BaseModel):
             return address
         found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
         if found is None or int(found["port"] or 0) > 65_535:
-            like = "127.0.0.1:9901 or [::1]:9901, or the path of a unix socket like unix:/run/rgate/admin.sock; false is none"
+            like = (
+                "127.0.0.1:9901 or [::1]:9901, or the path of a unix socket like unix:/run/rgate/admin.sock; false turns it off"
+            )
             raise ValueError(f"{address!r} is not an address with a port; write one like {like}")
         return address
 
@@ -74,17 +77,17 @@ class AdminOptions(BaseModel):
 
     @property
     def is_unix(self) -> bool:
-        """Whether they are answered at a unix socket."""
+        """Whether the pages are served at a unix socket."""
         return self.address is None or (self.address is not False and self.address.startswith("unix:"))
 
     @property
     def allow_at_port(self) -> tuple[str, ...]:
-        """The networks whose machines get all of them on the gateway's port."""
+        """The networks whose clients get all pages on the gateway's port."""
         return (self.allow or ()) if self.is_unix or self.address is False else ()
 
     @property
     def listen(self) -> tuple[str, int] | None:
-        """Host and port of `address`, None where that is no definite one; a unix socket is a host without a port."""
+        """Host and port of `address`; None for the default and for False. A unix socket is returned as a host with port 0."""
         if self.address is None or self.address is False:
             return None
         if self.is_unix:

@@ -1,62 +1,61 @@
-"""`/-/reload`: the config read again, in all worker processes, now.
+"""`/-/reload`: reloads the config in all worker processes.
 
-POST  /-/reload   200 when it is in force in all of them, 409 with every problem when it is refused
-GET   /-/reload   what an operator should know about the config that is in force
+POST  /-/reload   200 when the new config is active in all of them; 409 with every problem when it was refused
+GET   /-/reload   warnings about the active config
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rgate import RequestError, RgateError
 
-from .answer import Answer
-
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
     from rgate import Gateway
 
 __all__ = ["Reload"]
 
 
 class ConfigRefused(RequestError):
-    """The config cannot be taken up; the message has every problem, and the config before is in force."""
+    """The new config cannot be used; the message has every problem. The previous config stays active."""
 
     status = 409
     reason = "config_refused"
 
 
 class ReloadFailed(RequestError):
-    """It is not known whether all processes have the config, or none of them can read it again."""
+    """It is not known whether all processes have the new config, or this gateway cannot reload it."""
 
     status = 503
     reason = "reload_failed"
 
 
 class Reload:
-    """Reads the config of one gateway again."""
+    """Reloads the config of one gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def show(self) -> Answer:
-        """What is to be known of the config in force."""
-        notices = self._gateway.readiness.notices
-        return 200, {"notices": {by: notices[by] for by in ("config", "restart") if by in notices}}
+    def get(self, environ: WSGIEnvironment) -> tuple[int, dict[str, Any]]:
+        """The warnings about the active config."""
+        warnings = self._gateway.readiness.warnings
+        return 200, {"warnings": {by: warnings[by] for by in ("config", "restart") if by in warnings}}
 
-    def act(self, query: Mapping[str, str]) -> Answer:
-        """Read it again. Raises ConfigRefused, ReloadFailed."""
+    def post(self, environ: WSGIEnvironment) -> tuple[int, dict[str, Any]]:
+        """Reload. Raises ConfigRefused, ReloadFailed."""
         try:
             problems = self._gateway.reload()
         except RgateError as error:
-            raise _said(ReloadFailed, str(error)) from None
+            raise _with_message(ReloadFailed, str(error)) from None
         if problems:
-            raise _said(ConfigRefused, problems)
-        _, shown = self.show()
+            raise _with_message(ConfigRefused, problems)
+        _, shown = self.get(environ)
         return 200, {"reloaded": True, **shown}
 
 
-def _said(kind: type[RequestError], message: str) -> RequestError:
+def _with_message(kind: type[RequestError], message: str) -> RequestError:
     fault = kind(message)
     fault.message = message
     return fault

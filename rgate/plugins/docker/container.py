@@ -1,4 +1,4 @@
-"""Container: what a Docker engine says of one, in the words rgate needs, read from either of its two shapes. Pure."""
+"""Container: the fields of a container that rgate needs, read from either of the two JSON forms of the engine. No I/O."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _HEALTH_IN_STATUS = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
-    """A tcp port of a container. `host_port` is where the engine's machine publishes it, on `host_ip`; 0 when it does not."""
+    """A TCP port of a container. The engine's machine publishes it at `host_ip` and `host_port`; 0 if it is not published."""
 
-    number: int
+    container_port: int
     host_ip: str = ""
     host_port: int = 0
 
@@ -26,13 +26,13 @@ class Port:
 class Container:
     """One container.
 
-    id        64 hexadecimal digits
-    state     the engine's word: created, running, paused, restarting, exited, removing, dead; or stopping, which is ours
-    health    what its HEALTHCHECK says: healthy, unhealthy, starting; empty without one
-    mode      its network mode: bridge, host, none, container:ID, or a network's name
-    networks  its address in each network that it is attached to at present; IPv4 where there is one
-    ports     its tcp ports, published or only exposed, in order
-    created   when it was created (seconds since the epoch, the engine's clock); 0 where it is not said
+    id            64 hexadecimal digits
+    state         the engine's word: created, running, paused, restarting, exited, removing, dead; or stopping, which is rgate's
+    health        the result of its HEALTHCHECK: healthy, unhealthy, starting; empty without one
+    network_mode  bridge, host, none, container:ID, or a network's name
+    networks      its address in each network that it is attached to; the IPv4 address if there is one
+    ports         its TCP ports, published or only exposed, in order
+    created       when it was created (seconds since the epoch, the engine's clock); 0 if the engine does not say
     """
 
     id: str
@@ -40,7 +40,7 @@ class Container:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     state: str = "running"
     health: str = ""
-    mode: str = "bridge"
+    network_mode: str = "bridge"
     networks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     ports: tuple[Port, ...] = ()
     created: int = 0
@@ -50,25 +50,27 @@ class Container:
         return self.state == "running"
 
     @property
-    def sharing(self) -> str:
-        """The id of the container whose network this one uses, or nothing."""
-        return self.mode.removeprefix("container:") if self.mode.startswith("container:") else ""
+    def network_container_id(self) -> str:
+        """The id of the container whose network this one uses; empty if it has its own."""
+        return self.network_mode.removeprefix("container:") if self.network_mode.startswith("container:") else ""
 
     @classmethod
     def from_list(cls, record: Mapping[str, Any]) -> Container:
         """From an element of GET /containers/json."""
         id = str(record.get("Id") or "")
         names = [str(name).removeprefix("/") for name in _list(record.get("Names"))]
-        health = _dict(record.get("Health")).get("Status")  # since API 1.52; before that only in the words of Status
+        health = _dict(record.get("Health")).get("Status")  # since API 1.52; before that only in the text of Status
         if health is None and (found := _HEALTH_IN_STATUS.search(str(record.get("Status") or ""))):
             health = found[1]
         return cls(
             id=id,
-            name=next((name for name in names if "/" not in name), id[:12]),  # a name with a slash is another's link to it
+            name=next(
+                (name for name in names if "/" not in name), id[:12]
+            ),  # a name with a slash is a link from another container
             labels=_labels(record.get("Labels")),
             state=str(record.get("State") or "unknown"),
             health="" if health in (None, "none") else str(health),
-            mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
+            network_mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
             networks=_networks(record),
             ports=tuple(sorted(_listed_ports(_list(record.get("Ports"))))),
             created=_number(record.get("Created")),
@@ -87,7 +89,7 @@ class Container:
             labels=_labels(config.get("Labels")),
             state=str(state.get("Status") or "unknown"),
             health="" if health in (None, "none") else str(health),
-            mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
+            network_mode=str(_dict(record.get("HostConfig")).get("NetworkMode") or ""),
             networks=_networks(record),
             ports=tuple(sorted(_inspected_ports({**dict.fromkeys(_dict(config.get("ExposedPorts"))), **published}))),
         )

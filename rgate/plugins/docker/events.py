@@ -1,4 +1,4 @@
-"""Event: what an engine's event means to a gateway, and which signals mean that a container is being stopped. Pure."""
+"""Event: an event of a Docker engine, and the signals by which a container is stopped. No I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["Event", "is_stop", "stop_signal", "stop_timeout_seconds"]
 
-# As Linux numbers them, whatever rgate itself runs on; from 1.
+# The numbers of Linux, from 1, whatever system rgate itself runs on.
 _NAMES = (
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU XFSZ"
     " VTALRM PROF WINCH IO PWR SYS"
@@ -24,8 +24,8 @@ _DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 class Event:
     """One event of a container, or of a container and a network.
 
-    `action` is without what follows a colon ("health_status: healthy"). `attributes` of a container's event hold its labels.
-    `time_ns` is the engine's own clock.
+    `action` is without the text after a colon ("health_status: healthy"). `attributes` of a container's event include its
+    labels. `time_ns` is the time by the engine's clock.
     """
 
     action: str
@@ -49,28 +49,28 @@ class Event:
             time_ns=time_ns if isinstance(time_ns, int) else 0,
         )
 
-    def carries(self, label_names: Iterable[str]) -> bool:
-        """Whether the container has one of these labels. What engines add (image, name, …) can only make this true more often."""
+    def has_any_label(self, label_names: Iterable[str]) -> bool:
+        """Whether the container has one of these labels. True as well for an attribute of that name (image, name, …)."""
         return any(name in self.attributes for name in label_names)
 
     @property
     def signal(self) -> int:
-        """The number of the signal that a `kill` sent; 0 when the engine does not say."""
+        """The number of the signal that a `kill` event reports; 0 if it reports none."""
         return _number(self.attributes.get("signal"))
 
 
 def is_stop(signal: int) -> bool:
-    """Whether this signal ends any ordinary program. One that is not known counts as one."""
+    """Whether this signal ends any ordinary program. An unknown signal (0) counts as one that does."""
     return signal == 0 or signal in _STOPS
 
 
 def stop_signal(record: Mapping[str, Any]) -> int:
-    """The number of the signal that `docker stop` sends to this container, from GET /containers/{id}/json."""
+    """The number of the signal that `docker stop` sends to this container. `record` is from GET /containers/{id}/json."""
     return _number(_config(record).get("StopSignal")) or _NUMBERS["TERM"]
 
 
 def stop_timeout_seconds(record: Mapping[str, Any]) -> float:
-    """How long `docker stop` waits before it kills this container, unless told otherwise."""
+    """How long `docker stop` waits by default before it kills this container."""
     seconds = _config(record).get("StopTimeout")
     return float(seconds) if isinstance(seconds, int) and seconds >= 0 else _DEFAULT_STOP_TIMEOUT_SECONDS
 
@@ -81,7 +81,7 @@ def _config(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _number(signal: Any) -> int:
-    """15 for 15, "15", "TERM" and "SIGTERM"; 37 for "SIGRTMIN+3"; 0 for what is none."""
+    """15 for 15, "15", "TERM" and "SIGTERM"; 37 for "SIGRTMIN+3"; 0 for anything that is not a signal."""
     name = str(signal or "").upper().removeprefix("SIG")
     base, name = (_FIRST_REALTIME, name.removeprefix("RTMIN") or "0") if name.startswith("RTMIN") else (0, name)
     try:

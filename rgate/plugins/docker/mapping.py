@@ -1,14 +1,12 @@
-"""From a container to an instance: its address, or the reason why it has none, and what is wrong with its labels.
+"""Maps a container to an instance: its address, or the reason why it has none, and notes about its labels. No I/O.
 
-Pure; every rule is a line of a table test.
+The address is the first of these that applies:
 
-The address is, first that applies:
+1. the container's own address in the network that the label `rgate.network`, else the option `plugins.docker.network`, names;
+2. when rgate runs in a container itself: the address in the first network (by name) that both are in;
+3. the port that the engine's machine publishes.
 
-1. in the network that the label `rgate.network`, else the config's `docker.network`, names: the container's own address;
-2. when rgate runs in a container itself: its address in the first network (by name) that both are in;
-3. otherwise the port that the engine's machine publishes.
-
-The port is what the label `rgate.port` says, else the only tcp port there is (under 3. the only published one).
+The port is that of the label `rgate.port`, else the only TCP port there is (in case 3 the only published one).
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ ONE_OFF_LABEL = "com.docker.compose.oneoff"  # set by compose: "True" for `docke
 _OURS = re.compile(r"rgate[^0-9a-z]", re.IGNORECASE)
 _NOTES_SHOWN = 5
 _CANDIDATES_SHOWN = 8
-# One reason from being told to stop until being removed, so that it is told once and not at every step.
+# The same reason for all steps from stopping to removal, so that the log has one line and not one per step.
 _STOPPED = "stopped or stopping"
 _STATE_REASONS = {
     "created": "not started",
@@ -52,11 +50,11 @@ _STATE_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class NetworkContext:
-    """Where rgate stands.
+    """The networks that rgate itself can reach.
 
-    engine_host  the engine's machine, when it is another one: what published ports are reached at
-    networks     the networks of rgate's own container; None when it runs in none, or on its host's network
-    network      the config's `docker.network`
+    engine_host  host name of the engine's machine, at which published ports are reached; empty if it is this machine
+    networks     the networks of rgate's own container; None if it runs in none, or on its host's network
+    network      the option `plugins.docker.network`
     """
 
     engine_host: str = ""
@@ -65,19 +63,19 @@ class NetworkContext:
 
 
 class _Unusable(Exception):
-    """Why a container has no address."""
+    """The reason why a container has no address."""
 
 
 def to_instance(
-    container: Container, vantage: NetworkContext, sharing: Container | None = None, matched: Collection[str] = ()
+    container: Container, context: NetworkContext, network_owner: Container | None = None, matched: Collection[str] = ()
 ) -> Instance:
-    """The instance that a container is. `sharing` is the container whose network it uses, when there is one; `matched` are
-    the names of labels that some backend asks for, which may be called as anybody likes."""
+    """The instance for a container. `network_owner` is the container whose network it uses, if there is one. `matched` are
+    the label names that backends match on; they are never reported as unknown."""
     address, reason = None, None
     try:
         _check_one_off(container.labels)
         _check_state(container)
-        address = _address(container, vantage, sharing)
+        address = _address(container, context, network_owner)
     except _Unusable as why:
         reason = str(why)
     return Instance(container.id, container.name, container.labels, address, reason, notes=_notes(container.labels, matched))
@@ -93,7 +91,7 @@ def _shown(name: str) -> str:
 
 
 def _did_you_mean(name: str) -> str:
-    ours = {label.removeprefix("rgate."): label for label in KNOWN_LABELS}  # what all have in common says nothing
+    ours = {label.removeprefix("rgate."): label for label in KNOWN_LABELS}  # without the prefix that all have in common
     close = difflib.get_close_matches(name[len("rgate.") :].lower(), ours, 1)
     return f"; did you mean {ours[close[0]]}?" if close else f"; rgate knows {', '.join(sorted(KNOWN_LABELS))}"
 
@@ -112,54 +110,54 @@ def _check_state(container: Container) -> None:
         raise _Unusable("starting, its HEALTHCHECK says")
 
 
-def _address(container: Container, vantage: NetworkContext, sharing: Container | None) -> Address:
+def _address(container: Container, context: NetworkContext, network_owner: Container | None) -> Address:
     scheme, wanted = _scheme(container.labels), _wanted_port(container.labels)
-    if container.sharing and sharing is None:
-        raise _Unusable(f"it uses the network of container {container.sharing[:12]}, which does not exist")
-    seat = sharing or container
-    if container.sharing and not seat.running:
-        raise _Unusable(f"it uses the network of container {seat.name}, which is not running")
-    ports = sorted({*container.ports, *seat.ports})
-    if seat.mode == "host":
-        return Address(scheme, *_on_host_network(vantage, wanted))
-    network = container.labels.get(NETWORK_LABEL, "").strip() or vantage.network
-    if network and network not in seat.networks:
-        raise _Unusable(f"not in network {network!r} (it is in: {_listed(seat.networks)}); connect it, or set {NETWORK_LABEL}")
-    if not network and vantage.networks is not None:
-        network = next((name for name in sorted(seat.networks) if name in vantage.networks), "")
+    if container.network_container_id and network_owner is None:
+        raise _Unusable(f"it uses the network of container {container.network_container_id[:12]}, which does not exist")
+    owner = network_owner or container
+    if container.network_container_id and not owner.running:
+        raise _Unusable(f"it uses the network of container {owner.name}, which is not running")
+    ports = sorted({*container.ports, *owner.ports})
+    if owner.network_mode == "host":
+        return Address(scheme, *_on_host_network(context, wanted))
+    network = container.labels.get(NETWORK_LABEL, "").strip() or context.network
+    if network and network not in owner.networks:
+        raise _Unusable(f"not in network {network!r} (it is in: {_listed(owner.networks)}); connect it, or set {NETWORK_LABEL}")
+    if not network and context.networks is not None:
+        network = next((name for name in sorted(owner.networks) if name in context.networks), "")
         if not network:
-            both = f"it is in: {_listed(seat.networks)}; rgate is in: {_listed(sorted(vantage.networks))}"
+            both = f"it is in: {_listed(owner.networks)}; rgate is in: {_listed(sorted(context.networks))}"
             raise _Unusable(f"in no network with rgate's own container ({both}); connect one of them")
     if network:
-        return Address(scheme, seat.networks[network], wanted or _only(ports, f"no tcp port; expose one, or set {PORT_LABEL}"))
-    return Address(scheme, *_published(ports, vantage, wanted))
+        return Address(scheme, owner.networks[network], wanted or _only(ports, f"no tcp port; expose one, or set {PORT_LABEL}"))
+    return Address(scheme, *_published(ports, context, wanted))
 
 
-def _on_host_network(vantage: NetworkContext, wanted: int) -> tuple[str, int]:
+def _on_host_network(context: NetworkContext, wanted: int) -> tuple[str, int]:
     if not wanted:
         raise _Unusable(f"on the host's network, where ports are not listed; set {PORT_LABEL}")
-    if vantage.networks is not None:
+    if context.networks is not None:
         raise _Unusable("on the host's network, where rgate's own container is not; run both on one network")
-    return vantage.engine_host or "127.0.0.1", wanted
+    return context.engine_host or "127.0.0.1", wanted
 
 
-def _published(ports: Iterable[Port], vantage: NetworkContext, wanted: int) -> tuple[str, int]:
+def _published(ports: Iterable[Port], context: NetworkContext, wanted: int) -> tuple[str, int]:
     ports = tuple(ports)
-    published = [port for port in ports if port.host_port and wanted in (0, port.number)]
+    published = [port for port in ports if port.host_port and wanted in (0, port.container_port)]
     if not published:
         what = f"port {wanted} is not published" if wanted else f"no published tcp port ({_exposed(ports)})"
         raise _Unusable(f"{what}; publish it, or set {NETWORK_LABEL} to a network that rgate can reach")
     number = _only(published, "")
-    # IPv4 first, then a fixed order, so that the choice stays the same from list to list.
-    bindings = sorted((":" in port.host_ip, port.host_ip, port.host_port) for port in published if port.number == number)
+    # IPv4 first, then in a fixed order, so that every listing chooses the same one.
+    bindings = sorted((":" in port.host_ip, port.host_ip, port.host_port) for port in published if port.container_port == number)
     for _, bound, host_port in bindings:
-        if host := _reachable(bound, vantage.engine_host):
+        if host := _reachable(bound, context.engine_host):
             return host, host_port
-    raise _Unusable(f"port {number} is published on {bindings[0][1]} of {vantage.engine_host} only; publish it on 0.0.0.0")
+    raise _Unusable(f"port {number} is published on {bindings[0][1]} of {context.engine_host} only; publish it on 0.0.0.0")
 
 
 def _reachable(bound: str, engine_host: str) -> str:
-    """The host to connect to for a port that the engine's machine listens on at `bound`; nothing when that is not possible."""
+    """The host to connect to for a port that the engine's machine publishes on address `bound`; empty if it cannot be reached."""
     try:
         ip = ip_address(bound or "0.0.0.0")
     except ValueError:
@@ -170,7 +168,7 @@ def _reachable(bound: str, engine_host: str) -> str:
 
 
 def _only(ports: Iterable[Port], none: str) -> int:
-    numbers = sorted({port.number for port in ports})
+    numbers = sorted({port.container_port for port in ports})
     if not numbers:
         raise _Unusable(none)
     if len(numbers) > 1:
@@ -180,10 +178,10 @@ def _only(ports: Iterable[Port], none: str) -> int:
 
 def _wanted_port(labels: Mapping[str, str]) -> int:
     text = labels.get(PORT_LABEL, "").strip()
-    if not text:  # an empty label is what `rgate.port=${PORT}` leaves when PORT is not set
+    if not text:  # `rgate.port=${PORT}` leaves an empty label when PORT is not set
         return 0
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65_535:
-        raise _Unusable(f"label {PORT_LABEL}={text!r} is no port from 1 to 65535")
+        raise _Unusable(f"label {PORT_LABEL}={text!r} is not a port from 1 to 65535")
     return int(text)
 
 
@@ -198,7 +196,7 @@ def _scheme(labels: Mapping[str, str]) -> Literal["http", "https"]:
 
 
 def _exposed(ports: Iterable[Port]) -> str:
-    numbers = sorted({port.number for port in ports})
+    numbers = sorted({port.container_port for port in ports})
     return f"exposed: {_listed(map(str, numbers))}" if numbers else "none exposed either"
 
 

@@ -25,25 +25,39 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
-from rgate import Config, ConfigProblem, Gateway, hookimpl
+from rgate import Config, ConfigProblem, ConfigSection, Gateway, hookimpl
 
 from .monitor import Health
+from .options import HealthOptions
 
 __all__ = ["Health"]
 
 
 @hookimpl
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("health", HealthOptions, per_backend=True)
+
+
+@hookimpl
 def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
     """Times that do not go together, and options of checks where there are none."""
-    for index, backend in enumerate(config.backends):
-        health, path = backend.health, ("backends", index, "health")
+    for path, health in _sections(config):
         if health.max_eject_seconds < health.eject_seconds:
             message = f"less than eject_seconds, which is {health.eject_seconds:g}"
             yield ConfigProblem((*path, "max_eject_seconds"), message)
         if health.path is None:
             for key in ("interval_seconds", "timeout_seconds", "expected_status", "headers", "healthy_after", "unhealthy_after"):
                 if key in health.model_fields_set:
-                    yield ConfigProblem((*path, key), "has no effect without path, which is what to ask for")
+                    yield ConfigProblem((*path, key), "has no effect without path, which is what checks request")
+
+
+def _sections(config: Config) -> Iterator[tuple[tuple[str | int, ...], HealthOptions]]:
+    """The options and where they stand: globally, and in backends that have some."""
+    if (options := config.options("health")) is not None:
+        yield ("plugins", "health"), options
+    for index, backend in enumerate(config.backends):
+        if (options := backend.options.get("health")) is not None:
+            yield ("backends", index, "health"), options
 
 
 @hookimpl

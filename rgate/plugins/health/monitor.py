@@ -9,8 +9,9 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from rgate import Address, Endpoint, Gateway, GatewayError, HealthConfig, Snapshot
+from rgate import Address, Endpoint, Gateway, GatewayError, Snapshot
 
+from .options import OFF, HealthOptions
 from .outlier import FAINT, Record
 from .scheduler import Scheduler
 
@@ -54,7 +55,7 @@ class Health:
         self._clock, self._chance = clock, chance
         self._jobs = jobs()
         self._gateway: Gateway
-        self._rules: dict[str, HealthConfig] = {}
+        self._rules: dict[str, HealthOptions] = {}
         self._records: dict[tuple[str, Address], Record] = {}
         self._growing = False  # _grow() is due
         self._growth_lock = threading.Lock()  # of `_growing`, and of what it follows from; nothing else is locked within it
@@ -75,11 +76,9 @@ class Health:
         self._gateway.table.weights_changed()
 
     def look_at(self, gateway: Gateway, snapshot: Snapshot) -> None:
-        """Follow the endpoints that there are now. Called with every new snapshot, within the table's lock."""
-        if not gateway.table.in_force:
-            return
+        """Follow the endpoints that there are now. Called with every new snapshot of the current gateway, within discovery's lock."""
         self._gateway = gateway
-        self._rules = {backend.name: backend.health for backend in gateway.config.backends}
+        self._rules = {b.name: gateway.options("health", backend=b) or OFF for b in gateway.backends.values()}
         seen: set[tuple[str, Address]] = set()
         for backend, endpoints in snapshot.found.items():
             for endpoint in endpoints:
@@ -91,7 +90,7 @@ class Health:
                 self._records.pop(key, None)  # the others are forgotten when their next job finds that they are gone
         self._begun = self._begun or bool(seen)
 
-    def _follow(self, endpoint: Endpoint, rules: HealthConfig) -> None:
+    def _follow(self, endpoint: Endpoint, rules: HealthOptions) -> None:
         record = self._records.get(endpoint.key)
         before = record.rules if record else None
         if record is None:

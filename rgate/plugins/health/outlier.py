@@ -20,11 +20,12 @@ from rgate import (
     Endpoint,
     Exchange,
     GatewayError,
-    HealthConfig,
     ResponseTimeout,
     Unreachable,
     UpstreamTruncated,
 )
+
+from .options import HealthOptions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -73,7 +74,7 @@ class Record:
         self._clock = clock
         self._lock = threading.Lock()
         self.endpoint: Endpoint
-        self.rules: HealthConfig
+        self.rules: HealthOptions
         self.state: Literal["well", "ejected", "on trial"] = "well"
         self.passing: bool | None = None  # what the checks say; None before the first
         self.is_checked = False  # a next check is due
@@ -86,7 +87,7 @@ class Record:
         self._trial: Exchange | None = None
         self._checks = 0  # of one outcome in a row
 
-    def follow(self, endpoint: Endpoint, rules: HealthConfig) -> None:
+    def follow(self, endpoint: Endpoint, rules: HealthOptions) -> None:
         """Be the record of this endpoint, by these rules, from now on. The table's lock is held."""
         self.endpoint, self.rules = endpoint, rules
         activity = endpoint.state

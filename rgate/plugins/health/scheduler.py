@@ -78,6 +78,6 @@ class Scheduler:
             try:
                 job()
             except Exception as error:
-                _log.exception("job %r failed", job, extra={"about": (repr(job), repr(error))})
+                _log.exception("job %r failed", job, extra={"dedup_key": (repr(job), repr(error))})
             with self._changed:
                 self._idle += 1

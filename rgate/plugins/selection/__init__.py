@@ -29,13 +29,27 @@ The middleware stands innermost, so that a retry outside of it chooses anew amon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rgate import Config, ConfigProblem, Endpoint, Exchange, Gateway, Middleware, NoEndpoint, SelectionPolicy, Snapshot, hookimpl
+from rgate import (
+    Config,
+    ConfigProblem,
+    ConfigSection,
+    Endpoint,
+    Exchange,
+    Gateway,
+    Middleware,
+    NoEndpoint,
+    SelectionPolicy,
+    Snapshot,
+    did_you_mean,
+    hookimpl,
+)
 
 from .affinity import StickyCookie, key_of
+from .options import SelectionOptions
 from .policies import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
 
 if TYPE_CHECKING:
@@ -50,17 +64,35 @@ def rgate_selection_policies(config: Config) -> Iterable[SelectionPolicy]:
 
 
 @hookimpl
-def rgate_check_config(config: Config) -> Iterable[ConfigProblem]:
-    """What a backend says about selection to no effect, and cookies that would overwrite each other."""
+def rgate_config_sections() -> ConfigSection:
+    return ConfigSection("selection", SelectionOptions, per_backend="inline")
+
+
+@hookimpl
+def rgate_check_config(config: Config, policies: Mapping[str, SelectionPolicy]) -> Iterable[ConfigProblem]:
+    """Policies that do not exist, options of a backend that have no effect, and cookies that would overwrite each other."""
+    for path, options in _sections(config):
+        if options.policy not in policies:
+            hint = did_you_mean(options.policy, policies) or f"; the policies are {', '.join(sorted(policies))}"
+            yield ConfigProblem((*path, "policy"), f"no selection policy is named {options.policy!r}{hint}")
+        if "hash_by" in options.model_fields_set and options.policy != ConsistentHash.name:
+            yield ConfigProblem((*path, "hash_by"), f"has no effect with policy {options.policy}; set policy: hash")
     cookies: dict[str, str] = {}
     for index, backend in enumerate(config.backends):
-        if "hash_by" in backend.model_fields_set and backend.policy != ConsistentHash.name:
-            yield ConfigProblem(("backends", index, "hash_by"), f"has no effect with policy {backend.policy}; set policy: hash")
-        if backend.sticky is not None:
-            name = backend.sticky.cookie
+        options = config.options("selection", backend=backend)
+        if options.sticky is not None:
+            name = options.sticky.cookie
             if (other := cookies.setdefault(name, backend.name)) != backend.name:
                 path = ("backends", index, "sticky", "cookie")
                 yield ConfigProblem(path, f"backend {other!r} has a cookie {name!r} already, and one would overwrite the other")
+
+
+def _sections(config: Config) -> Iterator[tuple[tuple[str | int, ...], SelectionOptions]]:
+    """The options and where they stand: in backends that have some, and globally if one has none."""
+    for index, backend in enumerate(config.backends):
+        if "selection" in backend.options:
+            yield ("backends", index), backend.options["selection"]
+    yield ("plugins", "selection"), config.options("selection") or SelectionOptions()
 
 
 @hookimpl
@@ -74,18 +106,22 @@ class Selection:
     """How endpoints are chosen, for all routes of a gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
-        policies = {backend.name: gateway.policies[backend.policy] for backend in gateway.backends.values()}
+        options: dict[str, SelectionOptions] = {
+            backend.name: gateway.options("selection", backend=backend) or SelectionOptions()
+            for backend in gateway.backends.values()
+        }
+        policies = {backend: gateway.policies[own.policy] for backend, own in options.items()}
         self._picks = {name: policy.pick for name, policy in policies.items()}
         self._weighing = {name: getattr(policy, "pick_weighted", None) for name, policy in policies.items()}
         self._uneven: set[str] = set()
         self._keys: dict[str, Callable[[WSGIEnvironment], str]] = {}
         self._cookies: dict[str, StickyCookie] = {}
-        for backend in gateway.config.backends:
-            if backend.policy == ConsistentHash.name:
-                self._keys[backend.name] = key_of(backend.hash_by)
-            if (sticky := backend.sticky) is not None:
-                make = partial(StickyCookie, backend.name, sticky.cookie, sticky.secret, sticky.max_age_seconds)
-                self._cookies[backend.name] = gateway.resource(f"selection {backend.name}", sticky, make)
+        for backend, own in options.items():
+            if own.policy == ConsistentHash.name:
+                self._keys[backend] = key_of(own.hash_by)
+            if (sticky := own.sticky) is not None:
+                make = partial(StickyCookie, backend, sticky.cookie, sticky.secret, sticky.max_age_seconds)
+                self._cookies[backend] = gateway.resource(f"selection {backend}", sticky, make)
 
     def look_at(self, snapshot: Snapshot) -> None:
         """Find the backends whose endpoints are not alike, so that requests need not."""

@@ -1,11 +1,12 @@
-"""Latencies as a log-linear histogram: how seconds become a small number, and percentiles come back.
+"""Log-linear histograms of latencies: seconds are mapped to numbered buckets, and percentiles are computed from bucket counts.
 
-The bucket of a latency is the upper 15 bits of it as a 32-bit float (IEEE 754): the sign, which is 0, 8 bits of exponent, 6
-of mantissa. So every octave has 64 buckets of equal width, their order is that of the latencies, and the middle of a
-bucket is at most 1/128 (0.8 %) off anything in it. Threads, processes, machines and minutes merge by adding counts.
+The bucket of a latency is the upper 15 bits of its value as a 32-bit float (IEEE 754): the sign, which is 0, 8 bits of exponent
+and 6 of mantissa. So every octave has 64 buckets of equal width, buckets have the order of the latencies, and the middle of a
+bucket differs from any latency in it by at most 1/128 (0.8 %). Histograms of threads, processes, machines and minutes are merged
+by adding counts.
 
-Bits rather than arithmetic, because a list of latencies is then sorted into buckets without running Python code for each:
-0.09 µs a latency, where int(), bit_length() and a shift took 0.75.
+The bits of the float are used instead of arithmetic, because a list of latencies is then sorted into buckets without running
+Python code for each: 0.09 µs per latency, where int(), bit_length() and a shift took 0.75 µs.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ __all__ = ["buckets", "count_into", "middle_seconds", "percentiles_seconds"]
 _UPPER = 1 if sys.byteorder == "little" else 0
 
 
-def count_into(halves: Counter[int], latencies_seconds: list[float]) -> None:
-    """Add latencies (zero or more) to a count of half buckets. A half is a bucket with one bit more: what 16 bits hold."""
+def count_into(half_buckets: Counter[int], latencies_seconds: list[float]) -> None:
+    """Add latencies (none negative) to counts of half buckets. A half bucket has one bit more than a bucket, 16 in all."""
     bits = memoryview(array("f", latencies_seconds)).cast("B").cast("H")
-    halves.update(bits[_UPPER::2].tolist())
+    half_buckets.update(bits[_UPPER::2].tolist())
 
 
-def buckets(halves: Mapping[int, int]) -> dict[int, int]:
+def buckets(half_buckets: Mapping[int, int]) -> dict[int, int]:
     """Bucket → count."""
     whole: dict[int, int] = {}
-    for half, count in halves.items():
+    for half, count in half_buckets.items():
         whole[half >> 1] = whole.get(half >> 1, 0) + count
     return whole
 
 
 def middle_seconds(bucket: int) -> float:
-    """The middle of a bucket, at most 1 % off every latency in it."""
+    """The middle of a bucket; it differs from every latency in the bucket by less than 1 %."""
     lowest, next_lowest = struct.unpack("=2f", struct.pack("=2I", bucket << 17, (bucket + 1) << 17))
     return float(lowest + next_lowest) / 2
 
@@ -44,7 +45,7 @@ def middle_seconds(bucket: int) -> float:
 def percentiles_seconds(counts: Mapping[int, int], percents: Sequence[int]) -> list[float]:
     """The nearest-rank percentiles of a histogram (bucket → count) for whole `percents` in ascending order.
 
-    The p-th is the smallest latency that at least p % of all do not exceed. 0.0 for an empty histogram.
+    The p-th percentile is the smallest latency that at least p % of all do not exceed. All are 0.0 for an empty histogram.
     """
     total = sum(counts.values())
     if not total:

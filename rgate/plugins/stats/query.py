@@ -1,4 +1,4 @@
-"""What a report is asked for: `?by=route,status&since=1h`."""
+"""Query: the parameters of a report, `?by=route,status&since=1h`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
-__all__ = ["BY", "BY_NAME", "Query", "QueryError"]
+from rgate import QueryError
+
+__all__ = ["BY", "BY_NAME", "Query"]
 
 BY = ("route", "backend", "endpoint", "status", "plugin")
-"""What counts can be divided by: requests by the first four, the time in timed plugins by `plugin`, `route` and `backend`."""
+"""The columns of a report: requests can be divided by the first four, the time in timed plugins by plugin, route, backend."""
 
 BY_NAME = ("route", "backend", "status")
-"""Of these, what holds nothing but names out of the config, and no address."""
+"""Those of BY whose values are names from the config and contain no address."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_AHEAD_SECONDS = 60.0  # that the clock of whoever asks may be fast
+_AHEAD_SECONDS = 60.0  # by which the clock of the client may be fast
 _SINCE = "a number with s, m, h or d (30s, 15m, 1h, 7d), or an ISO 8601 time (2026-01-31T12:00:00Z)"
-
-
-class QueryError(ValueError):
-    """The question has no answer; str() says why and names what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`by` divides the report; `since_minute` (whole minutes since 1970, UTC, never in the future) leaves out what is older."""
+    """`by` divides the report into groups; counts older than `since_minute` (whole minutes since 1970, UTC) are left out."""
 
     by: tuple[str, ...] = ()
     since_minute: int | None = None
 
     @classmethod
     def of(cls, by: Sequence[str], since: str | None, now_seconds: float) -> Query:
-        """The query in the words of a person. A time without an offset is UTC. Raises QueryError."""
+        """A query from the words of `?by=…&since=…`. A time without an offset is UTC. Raises QueryError."""
         for name in by:
             if name not in BY:
                 raise QueryError(f"by={name} is not known; allowed are {', '.join(BY)}, one or several with commas between")
@@ -46,7 +44,7 @@ class Query:
 
     @classmethod
     def parse(cls, query_string: str, now_seconds: float) -> Query:
-        """The query of a URL. Raises QueryError."""
+        """A query from the query string of a URL. Raises QueryError."""
         by: list[str] = []
         since: str | None = None
         for name, value in parse_qsl(query_string, keep_blank_values=True):
@@ -66,7 +64,7 @@ def _minute(since: str, now_seconds: float) -> int:
         seconds = now_seconds - int(match[1]) * _SECONDS[match[2]]
     else:
         try:
-            # In a URL the + of an offset stands for a space.
+            # In a URL, the + of an offset is decoded to a space.
             moment = datetime.fromisoformat(since.replace(" ", "+") if "T" in since else since)
             seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):

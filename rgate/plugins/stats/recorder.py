@@ -1,9 +1,9 @@
-"""One process's statistics: counted in memory, saved off the request path.
+"""Recorder: saves the counts of one process outside of the request path, and makes reports.
 
-    request threads ──> Pending ── every half second, or before a report ──> Store
+    request threads ──> Aggregator ── every half second, or before a report ──> Store
 
-Saving is done by the writer thread and by whoever asks for a report, which is why a report holds every exchange that
-ended before it was asked for. Trouble with the database is never a request's: counts wait in `Aggregator`, and saving is
+The writer thread saves, and so does every thread that makes a report; a report therefore includes each exchange that ended
+before it was requested. A database that cannot be used never delays a request: counts wait in the Aggregator, and saving is
 tried again.
 """
 
@@ -17,66 +17,65 @@ from contextlib import contextmanager
 from random import uniform
 from typing import TYPE_CHECKING, Any
 
-from .aggregator import Aggregator
+from .aggregator import Aggregator, Kind
 from .query import Query
-from .report import Report
-from .storage_error import StorageError
+from .report import Report, StorageError
 
 if TYPE_CHECKING:
     from .store import Store
 
 __all__ = ["Recorder"]
 
-_BATCH_COUNTS = 100  # keys saved in one transaction, with some hundred latency buckets each
-_RETRY_SECONDS = 1.0  # from one failed attempt to the next
-_RETRY_LOCKED_SECONDS = 0.2  # and when another process was writing
-_LOCKED_SECONDS = 5.0  # so long a database may be locked without a word: processes that share it wait for each other
-_LOCK_SECONDS = 2.0  # how long a report waits while another thread is at the database
-_TIDY_STEPS = 20  # between two flushes, each in a transaction of its own
+_BATCH_COUNTS = 100  # keys saved in one transaction, each with some hundred latency buckets
+_RETRY_SECONDS = 1.0  # between attempts after an error
+_RETRY_LOCKED_SECONDS = 0.2  # between attempts while another process is writing
+_LOCKED_SECONDS = 5.0  # a lock held for less than this is not logged: processes that share a database wait for each other
+_LOCK_SECONDS = 2.0  # how long a report waits while another thread uses the database
+_COMPACT_STEPS = 20  # between two flushes, each in a transaction of its own
 _STOP_SECONDS = 5.0  # for the writer thread to end
 _LAST_ATTEMPTS = 6
 _log = logging.getLogger("rgate.plugins.stats")
 
 
 class Recorder:
-    """Saves what `pending` has counted, and reports. Every method may be called from any thread.
+    """Saves what `aggregator` has counted, and reports. Every method may be called from any thread.
 
-    While it is entered, a thread saves every `flush_seconds` and tidies the database every minute; otherwise counts wait in
-    memory, and the database is open only while it is being asked. `wall` is the time of day, `clock` a monotonic one, both
-    in seconds.
+    As a context manager it runs a thread that saves every `flush_seconds` and compacts the database every minute. Outside of
+    that, counts wait in memory, and the database is open only during a report. `wall` is the time of day, `clock` a monotonic
+    one, both in seconds.
 
-    `flush_siblings` is called before every report. Where several processes share the database it is set to have the
-    others `flush()`, so that the report holds their exchanges too; what it raises is logged. Default: nothing to do.
-    `notices` has the trouble with the database under "statistics" while there is some.
+    `flush_siblings` is called before every report; with several worker processes it makes the others `flush()`, so that the
+    report includes their exchanges. What it raises is logged. Default: does nothing. `warnings` has an entry "statistics" while
+    the database cannot be used.
     """
 
     def __init__(
         self,
         store: Store,
-        pending: Aggregator,
+        aggregator: Aggregator,
         *,
         flush_seconds: float = 0.5,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.pending = pending
+        self.aggregator = aggregator
         self.flush_siblings: Callable[[], object] = lambda: None
-        self.notices: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
         self._store = store
-        self._store_lock = threading.Lock()
+        self._store_lock = threading.Lock()  # one thread at a time uses the store; protects all below as well
         self._flush_seconds = flush_seconds
         self._wall = wall
         self._clock = clock
         self._state = "ok"
-        self._since = 0.0  # on the clock, when the state has become that
-        self._told = ""  # the trouble that the log has told of and that is not over
+        self._since = 0.0  # when the state became that, by the clock
+        self._logged_state = ""  # of an error that was logged and is not over
         self._retry_at = float("-inf")
-        self._tidied_minute = 0
+        self._compacted_minute = 0
         self._running = False
         self._stopping = threading.Event()
 
     def __enter__(self) -> Recorder:
-        """Save regularly from now on. Enter it in the process that serves, after any fork."""
+        """Start saving regularly. Enter it in the process that serves, after any fork."""
         self._stopping.clear()
         self._running = True
         self._writer = threading.Thread(target=self._write_regularly, name="rgate-stats", daemon=True)
@@ -84,41 +83,42 @@ class Recorder:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Save once more, and be done."""
+        """Stop the thread and save once more."""
         self._stopping.set()
         self._writer.join(_STOP_SECONDS)
         self._running = False
         self._save_finally()
 
     def flush(self) -> bool:
-        """Save everything counted so far. False when some of it has to wait for the database."""
-        self.pending.fold()
+        """Save everything counted so far. False if some of it has to wait for the database."""
+        self.aggregator.aggregate()
         with self._at_store() as free:
             return free and self._save()
 
     def report(self, query: Query) -> dict[str, Any]:
-        """What `/stats` answers: what any process has saved, and what this one could not save yet.
+        """The report for a query: what all processes have saved, and what this one could not save yet.
 
-        Never raises: while the database cannot be read, the answer is what this process remembers, and says so.
+        Never raises: if the database cannot be read, the report has only the counts in this process's memory, and `storage`
+        says so.
         """
         try:
             self.flush_siblings()
         except Exception as error:
-            _log.exception("statistics: the other processes could not be asked to save", extra={"about": repr(error)})
-        self.pending.fold()
+            _log.exception("statistics: the other processes could not be told to save", extra={"dedup_key": repr(error)})
+        self.aggregator.aggregate()
         report = Report(query)
         with self._at_store() as free:
             if free:
                 try:
                     saved = self._save()
-                    report.add_reading(self._store.read(query.by, query.since_minute, self._minute()))
+                    report.add_saved(self._store.read(query.by, query.since_minute, self._minute()))
                     if saved:
-                        self._recovered()
-                except StorageError as trouble:
-                    self._troubled(trouble)
+                        self._on_recovered()
+                except StorageError as error:
+                    self._on_error(error)
             report.state = self._state if free else "busy"
-            # With the store still ours: what is saved later is not in the reading, and must not be missing here either.
-            report.add_unsaved(self.pending.batch())
+            # Before the lock is released: what is saved later is missing from the result above and must be counted here.
+            report.add_unsaved(self.aggregator.batch())
         return report.json()
 
     @contextmanager
@@ -136,61 +136,61 @@ class Recorder:
         return int(self._wall() // 60)
 
     def _save(self) -> bool:
-        """Save what is folded; the store must be ours. True when nothing is left."""
+        """Save all aggregated counts. The caller holds the store lock. True when nothing is left."""
         if self._clock() < self._retry_at:
             return False
         try:
-            while batch := self.pending.batch(_BATCH_COUNTS):
+            while batch := self.aggregator.batch(_BATCH_COUNTS):
                 self._store.add(batch)
-                self.pending.settle(batch)
-                self._recovered()
-        except StorageError as trouble:
-            self._troubled(trouble)
+                self.aggregator.commit(batch)
+                self._on_recovered()
+        except StorageError as error:
+            self._on_error(error)
             return False
         return True
 
-    def _troubled(self, trouble: StorageError) -> None:
+    def _on_error(self, error: StorageError) -> None:
         now = self._clock()
-        locked = trouble.state == "locked"
+        locked = error.state == "locked"
         self._retry_at = now + (_RETRY_LOCKED_SECONDS if locked else _RETRY_SECONDS)
-        if trouble.state != self._state:
-            self._state, self._since = trouble.state, now
-        if trouble.state != self._told and (not locked or now - self._since >= _LOCKED_SECONDS):
-            self._told = trouble.state
-            self.notices["statistics"] = f"database {trouble.state}: {trouble}"
-            _log.warning("statistics: database %s (%s); counts wait in memory", trouble.state, trouble)
+        if error.state != self._state:
+            self._state, self._since = error.state, now
+        if error.state != self._logged_state and (not locked or now - self._since >= _LOCKED_SECONDS):
+            self._logged_state = error.state
+            self.warnings["statistics"] = f"database {error.state}: {error}"
+            _log.warning("statistics: database %s (%s); counts wait in memory", error.state, error)
 
-    def _recovered(self) -> None:
+    def _on_recovered(self) -> None:
         self._state = "ok"
-        if self._told:
-            self._told = ""
-            self.notices.pop("statistics", None)
+        if self._logged_state:
+            self._logged_state = ""
+            self.warnings.pop("statistics", None)
             _log.warning("statistics: database ok again")
 
     def _write_regularly(self) -> None:
-        # Not in step with other processes that share the database.
+        # The interval varies so that processes that share the database do not write in step.
         while not self._stopping.wait(self._flush_seconds * uniform(0.8, 1.0)):
             try:
                 self.flush()
-                self._tidy()
+                self._compact()
             except Exception as error:
-                _log.exception("statistics: writing failed; trying on", extra={"about": repr(error)})
+                _log.exception("statistics: writing failed; trying again", extra={"dedup_key": repr(error)})
 
-    def _tidy(self) -> None:
-        """Once a minute: add what is over up into hours and days, and drop what is past its age, a little at a time."""
+    def _compact(self) -> None:
+        """Once a minute: roll finished minutes up into hours and days and drop what is past its age, a little at a time."""
         minute = self._minute()
-        if minute == self._tidied_minute:
+        if minute == self._compacted_minute:
             return
-        for _ in range(_TIDY_STEPS):
+        for _ in range(_COMPACT_STEPS):
             with self._at_store() as free:
                 try:
-                    if free and self._store.tidy(minute):
+                    if free and self._store.compact(minute):
                         continue
-                    if free and not self.pending.batch(1):
-                        self._recovered()
-                except StorageError as trouble:  # the first time that is soon after the start, before there is anything to save
-                    self._troubled(trouble)
-                self._tidied_minute = minute
+                    if free and not self.aggregator.batch(1):
+                        self._on_recovered()
+                except StorageError as error:  # the first call comes soon after the start, before there is anything to save
+                    self._on_error(error)
+                self._compacted_minute = minute
                 return
 
     def _save_finally(self) -> None:
@@ -198,6 +198,6 @@ class Recorder:
             self._retry_at = float("-inf")
             if self.flush():
                 break
-        left = sum(counted.total() for counted in self.pending.batch())
+        left = sum(counted.total() for counted in self.aggregator.batch() if counted.key.kind is Kind.REQUEST)
         if left:
             _log.error("statistics: %d exchanges could not be saved and are lost", left)

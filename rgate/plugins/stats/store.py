@@ -1,12 +1,11 @@
-"""The counts in SQL: one table that is added to, and dropped from by age. The one module that knows SQLAlchemy.
+"""Store: the counts in SQL. Rows are added to one table and dropped from it by age. Only this package imports SQLAlchemy.
 
-A row is keyed by span (minute, hour, day), start, route, backend, endpoint, status and latency bucket. Adding is an upsert,
-so processes that share a database need not know of each other. Each minute is added up into its hour and day once it is
-over; `added_up_to` in the other table is the last such minute, and what still comes for it goes to all three at once.
+A row is keyed by span (minute, hour, day), start, route, backend, endpoint, status, kind and latency bucket. Adding is an
+upsert, so processes that share a database do not have to know of each other. Each minute is rolled up into its hour and day
+once it is over. META's `rolled_up_to` is the last such minute; counts that arrive later for it are added to all three spans.
 
-A batch is one JSON parameter that the database takes apart itself: row by row the sqlite3 module would let go of the
-interpreter and wait for it again, which took 54 ms of processor time for 450 rows beside two busy threads, where one
-statement takes 4.
+A batch is passed as one JSON parameter, which the database unpacks itself. Row by row, the sqlite3 module would release the
+interpreter lock and wait for it again: 450 rows took 54 ms of CPU time beside two busy threads; one statement takes 4 ms.
 """
 
 from __future__ import annotations
@@ -29,15 +28,12 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rgate import PluginError
 
-from .aggregator import CLIENT_CLOSED, LOST, NO_BUCKET, PLUGIN, RETRIED, SeriesCounts
-from .databases import READ, WRITE, WRITE_AT_ONCE, postgresql_engine, sqlite_engine
-from .options import DIALECTS
-from .report import PluginTimeRow, QueryResult, TrafficRow
-from .resolutions import Resolution, floor, periods, reaching_back
-from .rows import rows_of
+from . import DIALECTS
+from .aggregator import CLIENT_CLOSED, NO_BUCKET, Kind, SeriesCounts
+from .databases import READ, WRITE, WRITE_AT_ONCE, SqliteFile, postgresql_engine, sqlite_engine
+from .report import PluginTimeRow, QueryResult, StorageError, TrafficRow
+from .resolutions import Resolution, finest_covering, floor, resolutions, rows_of
 from .schema import META, MIGRATIONS, TRAFFIC, read_meta, write_meta
-from .sqlite_file import SqliteFile
-from .storage_error import StorageError
 
 __all__ = ["Store"]
 
@@ -48,7 +44,7 @@ _SQLITE_STATES = {  # sqlite.org/rescode
     8: "read_only",
     11: "corrupt",
     13: "full",
-    14: "read_only",  # neither opened nor made
+    14: "read_only",  # neither opened nor created
     26: "corrupt",
 }
 _log = logging.getLogger("rgate.plugins.stats")
@@ -61,11 +57,11 @@ class _Span(NamedTuple):
 
 
 class Store:
-    """The database at a SQLAlchemy URL (sqlite or postgresql). Opened when first used, and again after trouble.
+    """The database at a SQLAlchemy URL (sqlite or postgresql). It is opened when first used, and again after an error.
 
-    One thread at a time. Every method but `close` raises Trouble when the database does not play along, within about
-    half a second for sqlite; nothing is half added then. A corrupt sqlite file is renamed and a new one begun.
-    `read_only` changes and repairs nothing. Raises PluginError for a URL that cannot be used or a driver that is missing.
+    Use it from one thread at a time. Every method but `close` raises StorageError when the database cannot be used, within about
+    half a second for SQLite; then nothing has been added. A corrupt SQLite file is renamed and a new one created. With
+    `read_only` nothing is changed, migrated or repaired. Raises PluginError for a URL that cannot be used or a missing driver.
     """
 
     def __init__(
@@ -80,11 +76,11 @@ class Store:
         self._max_pages = max_megabytes * 1024 * 1024 // _PAGE_BYTES
         self._read_only = read_only
         self._wall = wall
-        self._periods = periods(retention_days)
-        self._engine, self._file = self._prepared(url)
+        self._resolutions = resolutions(retention_days)
+        self._engine, self._file = self._make_engine(url)
         self._add = _addition(self._engine.dialect.name)
-        self._add_if = _addition(self._engine.dialect.name, if_added_up_to=True)
-        self._added_up_to = -1  # as last seen
+        self._add_if = _addition(self._engine.dialect.name, if_rolled_up_to=True)
+        self._rolled_up_to = -1  # as last read
         self._opened = False
         self._because = ""
 
@@ -93,64 +89,64 @@ class Store:
         if self._file and self._added_at_once(batch):
             return
         with self._transaction(WRITE) as connection:
-            self._added_up_to = _added_up_to(connection)
-            connection.execute(self._add, {"rows": json.dumps(rows_of(batch, self._added_up_to, self._periods))})
+            self._rolled_up_to = _rolled_up_to(connection)
+            connection.execute(self._add, {"rows": json.dumps(rows_of(batch, self._rolled_up_to, self._resolutions))})
 
     def _added_at_once(self, batch: Sequence[SeriesCounts]) -> bool:
-        """Add counts in one statement; False, and nothing is added, when minutes have been added up since the last time.
+        """Add counts in one statement. False, and nothing is added, if minutes were rolled up since the last time.
 
-        So the file is locked for a few milliseconds of sqlite's own. In a transaction of several statements this thread would
-        have to wait for the interpreter before each, busy as it is with requests, and every other process for this one.
+        One statement locks the file for a few milliseconds of SQLite's own. In a transaction of several statements this thread
+        would wait for the interpreter, which is busy with requests, before each, and every other process for this one.
         """
-        rows = json.dumps(rows_of(batch, self._added_up_to, self._periods))
+        rows = json.dumps(rows_of(batch, self._rolled_up_to, self._resolutions))
         with self._transaction(WRITE_AT_ONCE) as connection:
-            connection.execute(self._add_if, {"rows": rows, "added_up_to": str(self._added_up_to)})
+            connection.execute(self._add_if, {"rows": rows, "rolled_up_to": str(self._rolled_up_to)})
             return bool(connection.exec_driver_sql("SELECT changes()").scalar_one())
 
     def read(self, by: Sequence[str], since_minute: int | None, now_minute: int) -> QueryResult:
-        """Sums by latency bucket, divided by the columns `by`, from the finest counts that reach back to `since_minute`."""
+        """Sums by latency bucket and the columns `by`, from the finest counts that cover the time since `since_minute`."""
         with self._transaction(READ) as connection:
             meta = read_meta(connection)
             if not meta:
                 return QueryResult(since_minute)
-            start, these = self._these(since_minute, now_minute, meta)
+            start, condition = self._row_filter(since_minute, now_minute, meta)
             divided = by if "plugin" not in by else ()
             rows = [
                 TrafficRow(tuple(row[: len(divided)]), *map(int, row[len(divided) :]))
-                for row in connection.execute(_requests(divided).where(these))
+                for row in connection.execute(_traffic_query(divided).where(condition))
             ]
-            spent = []
+            plugin_times = []
             if "plugin" in by:
-                found = connection.execute(_in_plugins(by).where(these))
-                spent = [PluginTimeRow(tuple(row[: len(by)]), *map(int, row[len(by) :])) for row in found]
+                found = connection.execute(_plugin_time_query(by).where(condition))
+                plugin_times = [PluginTimeRow(tuple(row[: len(by)]), *map(int, row[len(by) :])) for row in found]
             begun = json.loads(meta["begun"])
             begun_minute = datetime.fromisoformat(begun["at"]).timestamp() // 60
-        recent = begun_minute >= self._periods[-1].oldest_kept(now_minute)
-        return QueryResult(start, rows, spent, begun if recent and begun["because"] else None)
+        recent = begun_minute >= self._resolutions[-1].oldest_kept(now_minute)
+        return QueryResult(start, rows, plugin_times, begun if recent and begun["because"] else None)
 
-    def tidy(self, now_minute: int) -> bool:
-        """One step of what is to be done every minute: True when there may be more.
+    def compact(self, now_minute: int) -> bool:
+        """Do one step of the maintenance that is due every minute; True if there may be more to do.
 
-        Adds minutes that are over up into hours and days, then drops one span that is past its age, then, while the file
-        is nearly full, the oldest there is, minutes first. When it is so full that nothing can be added up, the oldest minute
-        is counted as lost.
+        Rolls finished minutes up into hours and days, then drops one span that is past its age, then, while the file is nearly
+        full, the oldest span there is, minutes first. If the file is too full to roll anything up, the oldest minute is dropped
+        and counted as lost.
         """
         try:
             with self._transaction(WRITE) as connection:
-                if _add_up(connection, now_minute - 2, self._periods):  # what a process has not saved yet is younger
+                if _roll_up(connection, now_minute - 2, self._resolutions):  # what a process has not saved yet is younger
                     return True
-                for period in self._periods:
-                    if _dropped(connection, period, before=period.oldest_kept(now_minute)) is not None:
+                for resolution in self._resolutions:
+                    if _drop_oldest(connection, resolution, before=resolution.oldest_kept(now_minute)) is not None:
                         return True
-                return self._crowded(connection) and self._make_room(connection, now_minute)
-        except StorageError as trouble:
-            if trouble.state != "full":
+                return self._is_near_limit(connection) and self._evict(connection, now_minute)
+        except StorageError as error:
+            if error.state != "full":
                 raise
         with self._transaction(WRITE) as connection:
-            return self._lose_oldest(connection, now_minute) or self._make_room(connection, now_minute)
+            return self._lose_oldest(connection, now_minute) or self._evict(connection, now_minute)
 
     def close(self) -> None:
-        """Let go of the connection; the next use opens it again."""
+        """Close the connection; the next use opens it again."""
         self._engine.dispose()
         self._opened = False
 
@@ -162,12 +158,12 @@ class Store:
                 yield connection
             if begin != READ and self._file and self._file.moved():
                 raise FileNotFoundError("the file was moved away while it was written to")
-        except (SQLAlchemyError, OSError, LookupError, ValueError) as error:  # the last two: not what rgate writes
-            raise self._trouble(error) from error
+        except (SQLAlchemyError, OSError, LookupError, ValueError) as error:  # the last two: contents not written by rgate
+            raise self._storage_error(error) from error
 
     def _open(self) -> None:
         if self._opened and self._file and self._file.moved():
-            _log.warning("statistics: %s is no longer the file it was; opening what is there now", self._file.path)
+            _log.warning("statistics: %s was replaced by another file; opening that one", self._file.path)
             self.close()
         if self._opened:
             return
@@ -175,19 +171,23 @@ class Store:
             self._file.note()
             if self._read_only and not self._file.noted:
                 raise FileNotFoundError(f"there is no {self._file.path}")
-            if not self._file.noted and "mode" not in self._engine.url.query:  # which may say that none is to be made
+            if not self._file.noted and "mode" not in self._engine.url.query:  # a mode may say not to create the file
                 self._file.create()
                 self._file.note()
         with self._engine.connect().execution_options(sqlite_begin=READ) as connection, connection.begin():
             version = int(read_meta(connection).get("schema_version", 0))
         if version > len(MIGRATIONS):
             raise StorageError("newer", f"its schema has version {version}; this rgate knows up to {len(MIGRATIONS)}")
-        if version < len(MIGRATIONS) and not self._read_only:
-            self._migrate()
+        if version < len(MIGRATIONS):
+            if not self._read_only:
+                self._migrate()
+            elif version:
+                way_out = f"a gateway that uses it migrates it to {len(MIGRATIONS)} when it starts"
+                raise StorageError("older", f"its schema has version {version}; {way_out}")
         if self._file and not self._file.noted:
             self._file.note()
         self._opened = True
-        self._because = "the counts had vanished"  # if it comes to another beginning in this process
+        self._because = "the counts had vanished"  # if this process has to create the database again
 
     def _migrate(self) -> None:
         with self._engine.connect().execution_options(sqlite_begin=WRITE) as connection, connection.begin():
@@ -197,45 +197,49 @@ class Store:
             if version == 0:
                 at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
                 write_meta(connection, "begun", json.dumps({"at": at, "because": self._because}))
-                write_meta(connection, "added_up_to", str(int(self._wall() // 60) - 1))
+                write_meta(connection, "rolled_up_to", str(int(self._wall() // 60) - 1))
             write_meta(connection, "schema_version", str(len(MIGRATIONS)))
 
-    def _these(
+    def _row_filter(
         self, since_minute: int | None, now_minute: int, meta: dict[str, str]
     ) -> tuple[int | None, sa.ColumnElement[bool]]:
-        """The rows that answer for the time since then, and where they begin."""
-        complete_from = {period: int(meta.get(_complete_from(period), 0)) for period in self._periods}
-        period, start = reaching_back(since_minute, now_minute, complete_from)
-        these = sa.and_(_t.span_minutes == period.span_minutes, _t.start_minute >= (start or 0))
-        if period.span_minutes > 1:
-            not_in_these = max(start or 0, int(meta["added_up_to"]) + 1)
-            these = sa.or_(these, sa.and_(_t.span_minutes == 1, _t.start_minute >= not_in_these))
-        return start, these
+        """Where the counts that cover the time since `since_minute` begin, and the condition that selects their rows."""
+        complete_from = {resolution: int(meta.get(_complete_from(resolution), 0)) for resolution in self._resolutions}
+        resolution, start = finest_covering(since_minute, now_minute, complete_from)
+        condition = sa.and_(_t.span_minutes == resolution.span_minutes, _t.start_minute >= (start or 0))
+        if resolution.span_minutes > 1:
+            not_rolled_up = max(start or 0, int(meta["rolled_up_to"]) + 1)
+            condition = sa.or_(condition, sa.and_(_t.span_minutes == 1, _t.start_minute >= not_rolled_up))
+        return start, condition
 
-    def _crowded(self, connection: sa.Connection) -> bool:
+    def _is_near_limit(self, connection: sa.Connection) -> bool:
         if self._file is None:
             return False
         pages, free = (connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "freelist_count"))
         return bool(pages - free > self._max_pages * 3 // 4)
 
-    def _make_room(self, connection: sa.Connection, now_minute: int) -> bool:
-        before = min(now_minute - 1, _added_up_to(connection) + 1)
-        for period in self._periods:
-            dropped = _dropped(connection, period, before=floor(before, period.span_minutes))
+    def _evict(self, connection: sa.Connection, now_minute: int) -> bool:
+        """Drop the oldest span of the finest resolution that has one which is rolled up already."""
+        before = min(now_minute - 1, _rolled_up_to(connection) + 1)
+        for resolution in self._resolutions:
+            dropped = _drop_oldest(connection, resolution, before=floor(before, resolution.span_minutes))
             if dropped is not None:
-                write_meta(connection, _complete_from(period), str(dropped.start_minute + period.span_minutes))
+                write_meta(connection, _complete_from(resolution), str(dropped.start_minute + resolution.span_minutes))
                 return True
         return False
 
     def _lose_oldest(self, connection: sa.Connection, now_minute: int) -> bool:
-        dropped = _dropped(connection, self._periods[0], before=now_minute)
+        """Drop the oldest minute; if it is not rolled up yet, count its requests as lost."""
+        dropped = _drop_oldest(connection, self._resolutions[0], before=now_minute)
         if dropped is None:
             return False
-        if dropped.start_minute > _added_up_to(connection):
-            connection.execute(self._add, {"rows": json.dumps([(1, now_minute, "", "", "", LOST, 0, {0: dropped.requests})])})
+        if dropped.start_minute > _rolled_up_to(connection):
+            lost = [(1, now_minute, "", "", "", 0, Kind.LOST, 0, {0: dropped.requests})]
+            connection.execute(self._add, {"rows": json.dumps(lost)})
         return True
 
-    def _trouble(self, error: Exception) -> StorageError:
+    def _storage_error(self, error: Exception) -> StorageError:
+        """Translate an error, close the connection, and rename the file if it is corrupt."""
         self.close()
         cause = getattr(error, "orig", None) or error
         state = _SQLITE_STATES.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF, "unavailable")
@@ -246,7 +250,7 @@ class Store:
                 return StorageError(state, f"{cause}; not set aside: {failure}")
             if name:
                 self._because = f"the file was corrupt and is set aside as {name}"
-                _log.error("statistics: %s is corrupt (%s); set aside as %s, a new one is begun", self._file.path, cause, name)
+                _log.error("statistics: %s is corrupt (%s); renamed to %s, starting a new one", self._file.path, cause, name)
         where = f"{self._file.path}: " if self._file else ""
         way_out = ""
         if state == "read_only" and self._file and not self._read_only:
@@ -255,7 +259,7 @@ class Store:
             way_out = f"; {able}, or name another file in plugins.stats.database"
         return StorageError(state, f"{where}{cause}{way_out}")
 
-    def _prepared(self, text: str) -> tuple[sa.Engine, SqliteFile | None]:
+    def _make_engine(self, text: str) -> tuple[sa.Engine, SqliteFile | None]:
         try:
             url = make_url(text)
             dialect = url.get_backend_name()
@@ -271,16 +275,16 @@ class Store:
                 return postgresql_engine(url), None
         except (ArgumentError, ImportError) as error:
             raise PluginError(f"plugin 'stats': the database cannot be used: {error}") from error
-        raise PluginError(f"plugin 'stats': the database cannot be used: {dialect} is none of {', '.join(DIALECTS)}")
+        raise PluginError(f"plugin 'stats': the database cannot be used: {dialect} is not one of {', '.join(DIALECTS)}")
 
 
-def _addition(dialect: str, *, if_added_up_to: bool = False) -> sa.Executable:
-    """INSERT … SELECT from the JSON parameter `rows` (a list of Rows), adding to rows that are there.
+def _addition(dialect: str, *, if_rolled_up_to: bool = False) -> sa.Executable:
+    """INSERT … SELECT from the JSON parameter `rows` (a list of UpsertRow), adding to existing rows.
 
-    With `if_added_up_to` it adds nothing unless minutes have been added up to and with the parameter of that name.
+    With `if_rolled_up_to` it adds nothing unless `rolled_up_to` in META equals the parameter of that name.
     """
     rows = sa.bindparam("rows", type_=sa.Text)
-    names = ("span_minutes", "start_minute", "route", "backend", "endpoint", "status", "sum_us")
+    names = ("span_minutes", "start_minute", "route", "backend", "endpoint", "status", "kind", "sum_us")
     fields: list[sa.ColumnElement[Any]]
     if dialect == "sqlite":
         item = sa.func.json_each(rows).table_valued("value").c.value
@@ -291,40 +295,41 @@ def _addition(dialect: str, *, if_added_up_to: bool = False) -> sa.Executable:
         fields = [*(sa.cast(item[at].astext, _t[name].type) for at, name in enumerate(names)), item[len(names)]]
         each_bucket = sa.func.jsonb_each_text
     labelled = [field.label(name) for field, name in zip(fields, (*names, "buckets"), strict=True)]
-    these = sa.select(*labelled)
-    if if_added_up_to:
-        these = these.where(sa.exists().where(META.c.name == "added_up_to", META.c.value == sa.bindparam("added_up_to")))
-    series = these.cte("series").prefix_with("MATERIALIZED")  # not taken apart again for every bucket
+    unpacked = sa.select(*labelled)
+    if if_rolled_up_to:
+        unpacked = unpacked.where(sa.exists().where(META.c.name == "rolled_up_to", META.c.value == sa.bindparam("rolled_up_to")))
+    series = unpacked.cte("series").prefix_with("MATERIALIZED")  # else it would be unpacked again for every bucket
     bucket = each_bucket(series.c.buckets).table_valued("key", "value")
     key = [series.c[name] for name in names[:-1]]
     new = sa.select(*key, sa.cast(bucket.c.key, sa.Integer), sa.cast(bucket.c.value, sa.BigInteger), sa.literal(0))
     sums = sa.select(*key, sa.literal(NO_BUCKET), sa.literal(0), series.c.sum_us).where(
-        sa.true()
-    )  # or sqlite takes ON for JOIN's
+        sa.true()  # else sqlite reads the ON of ON CONFLICT as that of a join
+    )
     return _upsert(dialect, new.select_from(series.join(bucket, sa.true())).union_all(sums))
 
 
-def _requests(by: Sequence[str]) -> sa.Select[Any]:
-    """Sums, in the order of their fields."""
+def _traffic_query(by: Sequence[str]) -> sa.Select[Any]:
+    """Selects the fields of TrafficRow, in their order."""
     columns = [_t[name] for name in by]
+    is_request, is_client_closed = _t.kind == Kind.REQUEST.value, _t.status == CLIENT_CLOSED
     cases = (
-        (_t.status.between(0, 399), _t.count),
-        (sa.and_(_t.status > 399, _t.status != CLIENT_CLOSED), _t.count),
-        (_t.status == LOST, _t.count),
-        (_t.status == RETRIED, _t.count),
-        (_t.status == RETRIED, _t.sum_us),
-        (sa.and_(_t.status >= LOST, _t.status != CLIENT_CLOSED), _t.sum_us),
-        (_t.status == CLIENT_CLOSED, _t.count),
+        (sa.and_(is_request, _t.status < 400), _t.count),
+        (sa.and_(is_request, _t.status >= 400, ~is_client_closed), _t.count),
+        (_t.kind == Kind.LOST.value, _t.count),
+        (_t.kind == Kind.RETRIED.value, _t.count),
+        (_t.kind == Kind.RETRY.value, _t.count),
+        (sa.and_(is_request, ~is_client_closed), _t.sum_us),
+        (sa.and_(is_request, is_client_closed), _t.count),
     )
     sums = (sa.func.sum(sa.case(case, else_=0)) for case in cases)
-    return sa.select(*columns, _t.bucket, *sums).where(_t.status != PLUGIN).group_by(*columns, _t.bucket)
+    return sa.select(*columns, _t.bucket, *sums).where(_t.kind != Kind.PLUGIN.value).group_by(*columns, _t.bucket)
 
 
-def _in_plugins(by: Sequence[str]) -> sa.Select[Any]:
-    """Spent, in the order of their fields."""
+def _plugin_time_query(by: Sequence[str]) -> sa.Select[Any]:
+    """Selects the fields of PluginTimeRow, in their order."""
     columns = [_t.endpoint if name == "plugin" else _t[name] for name in by]
     query = sa.select(*columns, _t.bucket, sa.func.sum(_t.count), sa.func.sum(_t.sum_us))
-    return query.where(_t.status == PLUGIN).group_by(*columns, _t.bucket)
+    return query.where(_t.kind == Kind.PLUGIN.value).group_by(*columns, _t.bucket)
 
 
 def _upsert(dialect: str, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> sa.Executable:
@@ -336,17 +341,17 @@ def _upsert(dialect: str, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> sa.E
     )
 
 
-def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Resolution]) -> bool:
-    """Add minutes up to and with `up_to` up into hours and days. False when that is done already."""
-    done = connection.execute(sa.select(META.c.value).where(META.c.name == "added_up_to")).scalar_one()
+def _roll_up(connection: sa.Connection, up_to: int, kept: Sequence[Resolution]) -> bool:
+    """Add the minutes up to and including `up_to` to their hours and days. False if that is done already."""
+    done = connection.execute(sa.select(META.c.value).where(META.c.name == "rolled_up_to")).scalar_one()
     if int(done) >= up_to:
         return False
-    ours = sa.update(META).where(META.c.name == "added_up_to", META.c.value == done).values(value=str(up_to))
-    if connection.execute(ours).rowcount:  # or another process was quicker
-        for period in lengths[1:]:
+    ours = sa.update(META).where(META.c.name == "rolled_up_to", META.c.value == done).values(value=str(up_to))
+    if connection.execute(ours).rowcount:  # else another process was quicker
+        for resolution in kept[1:]:
             minutes = sa.select(
-                sa.literal(period.span_minutes).label("span_minutes"),
-                (_t.start_minute - _t.start_minute % period.span_minutes).label("start_minute"),
+                sa.literal(resolution.span_minutes).label("span_minutes"),
+                (_t.start_minute - _t.start_minute % resolution.span_minutes).label("start_minute"),
                 *list(_t)[2:],
             ).where(_t.span_minutes == 1, _t.start_minute > int(done), _t.start_minute <= up_to)
             each = minutes.subquery().c
@@ -356,23 +361,24 @@ def _add_up(connection: sa.Connection, up_to: int, lengths: Sequence[Resolution]
     return True
 
 
-def _added_up_to(connection: sa.Connection) -> int:
-    # FOR SHARE, where there is such a thing: what is added as a young minute must not become an old one meanwhile.
-    query = sa.select(META.c.value).where(META.c.name == "added_up_to").with_for_update(read=True)
+def _rolled_up_to(connection: sa.Connection) -> int:
+    # FOR SHARE, where the database has it: a minute that is added to as not rolled up must not be rolled up meanwhile.
+    query = sa.select(META.c.value).where(META.c.name == "rolled_up_to").with_for_update(read=True)
     return int(connection.execute(query).scalar_one())
 
 
-def _dropped(connection: sa.Connection, period: Resolution, *, before: int) -> _Span | None:
-    """Drop the oldest span of a period and return it, if there is one before `before`."""
-    of_period = _t.span_minutes == period.span_minutes
-    start = connection.execute(sa.select(sa.func.min(_t.start_minute)).where(of_period)).scalar()
+def _drop_oldest(connection: sa.Connection, resolution: Resolution, *, before: int) -> _Span | None:
+    """Drop the oldest span of a resolution that starts before `before`, and return it; None if there is none."""
+    of_resolution = _t.span_minutes == resolution.span_minutes
+    start = connection.execute(sa.select(sa.func.min(_t.start_minute)).where(of_resolution)).scalar()
     if start is None or start >= before:
         return None
-    this = sa.and_(of_period, _t.start_minute == start)
-    requests = connection.execute(sa.select(sa.func.sum(_t.count)).where(this, _t.status >= LOST)).scalar()
-    connection.execute(sa.delete(TRAFFIC).where(this))
+    span = sa.and_(of_resolution, _t.start_minute == start)
+    is_exchange = _t.kind.in_([Kind.REQUEST.value, Kind.LOST.value])
+    requests = connection.execute(sa.select(sa.func.sum(_t.count)).where(span, is_exchange)).scalar()
+    connection.execute(sa.delete(TRAFFIC).where(span))
     return _Span(start, int(requests or 0))
 
 
-def _complete_from(period: Resolution) -> str:
-    return f"complete_from_{period.span_minutes}"
+def _complete_from(resolution: Resolution) -> str:
+    return f"complete_from_{resolution.span_minutes}"

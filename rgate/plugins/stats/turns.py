@@ -1,4 +1,4 @@
-"""One report at a time: whoever asks for one may keep a thread and the database busy, and there may be many who do."""
+"""QueryTurns: makes one report at a time, because each occupies a thread and the database, and many clients may request one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .query import Query
 
 __all__ = ["QueryTurns"]
 
-WAITING: Final = 4  # threads, the one that makes a report included
+WAITING: Final = 4  # threads in a queue, the one that makes a report included
 WAIT_SECONDS: Final = 2.0
 RECENT_SECONDS: Final = 1.0
 CHEAP_SECONDS: Final = 0.01  # a report that takes no longer costs no more than a request
-PAUSE: Final = 3  # times as long as a dear one took
+PAUSE: Final = 3  # the pause after an expensive report, as a multiple of its CPU time
 MAX_PAUSE_SECONDS: Final = 1.0
 REMEMBERED: Final = 8  # reports, of different queries
 
@@ -29,13 +29,15 @@ class _Made(NamedTuple):
 
 
 class QueryTurns:
-    """What `report(query)` returns, made by one thread at a time. Each line() is for those who may hold up only each other.
+    """Calls `report(query)` from one thread at a time. Each `queue()` is for clients that may delay only each other.
 
-    Nobody gets a report that was begun before he asked, so what has ended by then is in it; but those who have waited for their
-    turn share one that was begun meanwhile for the same query. In a line four may wait, for two seconds each. Whoever else
-    comes gets the last report for his query if it was ready a second ago at most, and otherwise Overloaded is raised. After one
-    that took more than 10 ms of CPU there is a pause of three times as long, at most a second, so reports cannot keep a core to
-    themselves. `clock` is monotonic, `cpu` the time that this thread has computed, both in seconds; `pause` waits for so long.
+    A client never gets a report that was started before its request, so the report includes every exchange that ended before.
+    Clients that waited for their turn share a report for the same query that was started in the meantime. Four threads of a
+    queue may wait, for two seconds each. Any further client gets the last report for its query if that is at most one second
+    old; otherwise Overloaded is raised.
+
+    After a report that took more than 10 ms of CPU there is a pause of three times as long, one second at most, so that reports
+    cannot occupy a core. `clock` is monotonic, `cpu` the CPU time of the current thread, both in seconds; `pause` sleeps.
     """
 
     def __init__(
@@ -53,8 +55,8 @@ class QueryTurns:
         self._made: dict[Query, _Made] = {}
         self._next = float("-inf")
 
-    def line(self) -> Callable[[Query], dict[str, Any]]:
-        """A function that returns the report for a query, or raises Overloaded. From any thread."""
+    def queue(self) -> Callable[[Query], dict[str, Any]]:
+        """A new queue: a function that returns the report for a query, or raises Overloaded. Call it from any thread."""
         waiting = threading.BoundedSemaphore(WAITING)
 
         def report(query: Query) -> dict[str, Any]:
@@ -85,14 +87,14 @@ class QueryTurns:
         answer = self._report(query)
         ended, took = self._clock(), self._cpu() - computed
         self._next = ended + min(MAX_PAUSE_SECONDS, PAUSE * took) if took > CHEAP_SECONDS else ended
-        made_by_now = {**self._made, query: _Made(began, ended, answer)}
-        while len(made_by_now) > REMEMBERED:
-            del made_by_now[min(made_by_now, key=lambda each: made_by_now[each].began)]
-        self._made = made_by_now  # exchanged, as others read it without the turn
+        remembered = {**self._made, query: _Made(began, ended, answer)}
+        while len(remembered) > REMEMBERED:
+            del remembered[min(remembered, key=lambda each: remembered[each].began)]
+        self._made = remembered  # replaced as a whole, because other threads read it without a lock
         return answer
 
     def _recent(self, query: Query, now: float) -> dict[str, Any]:
         made = self._made.get(query)
         if made is None or now - made.ended > RECENT_SECONDS:
-            raise Overloaded("too many reports are asked for at one time")
+            raise Overloaded("too many reports are requested at one time")
         return made.answer

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rgate import AdminServer, ConfigError, Gateway, IPAllowlist, LocalRoute, LocalRoutes, PluginError, hookimpl
 from rgate.config import load_text
+from rgate.plugin.lifespan import Lifespan
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
-from rgate.runtime.running import GatewayRuntime
+from rgate.runtime.runtime import Runtime
 from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
-from ...raw_client import RawClient, RawResponse
+from ...support.raw_client import RawClient, RawResponse
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> int:
@@ -83,17 +85,17 @@ def test_address_answers_nobody_who_asks_for_another_host(host: str, status: int
 def test_address_answers_no_web_page(header: str) -> None:
     with running_gateway(config(), {}, {"local": Local()}) as gateway:
         assert asked(gateway, "/-/config", header).status == asked(gateway, "/numbers", header).status == 404
-        assert asked(gateway, "/-/config", "Sec-Fetch-Site: none").status == 200, "somebody has typed the URL"
+        assert asked(gateway, "/-/config", "Sec-Fetch-Site: none").status == 200, "a person has typed the URL"
 
 
-def test_probes_stay_on_the_port_of_the_gateway_for_everybody() -> None:
+def test_probes_stay_on_the_port_of_the_gateway_for_every_client() -> None:
     """Load balancers and container engines ask there."""
     with running_gateway(config()) as gateway:
         for path in ("/-/live", "/-/ready"):
             for address in ("127.0.0.1", "192.0.2.7"):
                 answer = client(gateway).get(path, environ_base={"REMOTE_ADDR": address})
                 assert (answer.status_code, answer.json) == (200, {path.rpartition("/")[2]: True})
-        assert "notices" in json.loads(asked(gateway, "/-/ready").body)
+        assert "warnings" in json.loads(asked(gateway, "/-/ready").body)
         assert_error(client(gateway).get("/-/config"), 404, "no_route")
 
 
@@ -129,44 +131,48 @@ def test_address_may_be_one_of_ipv6() -> None:
         assert asked(gateway, "/-/live").status == 200
 
 
-def running_with(address: str, prefix: str, before: Gateway | None = None) -> Gateway:
+def made_with(address: str, prefix: str, runtime: Runtime | None = None) -> Gateway:
     registry = Registry()
     text = f"""
 routes: [{{path_prefix: {prefix}, backend: a}}]
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
 plugins: {{disable: [stats, docker], admin: {{address: "{address}"}}}}
 """
-    return build(load_text(text, registry), registry, before)
+    return build(load_text(text, registry), registry, runtime)
 
 
 def prefixes(gateway: Gateway) -> list[str]:
     return [route["path_prefix"] for route in json.loads(asked(gateway, "/-/routes").body)["routes"]]
 
 
-def test_address_goes_on_over_a_reload_and_shows_the_gateway_in_force() -> None:
+def test_address_goes_on_over_a_reload_and_shows_the_current_gateway() -> None:
     address = f"127.0.0.1:{free_port()}"
-    first = running_with(address, "/one")
-    running = GatewayRuntime(first)
-    second = running_with(address, "/two", first)
-    after = GatewayRuntime(second, running)
-    with RawClient(f"http://{address}", host="localhost") as raw:
-        assert prefixes(first) == ["/one"], "the next one is not in force yet"
-        after.take_over()
-        running.end()
+    first = made_with(address, "/one")
+    with first.running(), RawClient(f"http://{address}", host="localhost") as raw:
+        second = made_with(address, "/two", first.runtime)
+        assert prefixes(first) == ["/one"], "the next one is not current yet"
+        first.runtime.activate(second)
         assert prefixes(second) == ["/two"]
         assert raw.get("/-/live").status == 200, "the connection that was there goes on"
-    after.end()
     with pytest.raises(ConnectionRefusedError):
         asked(second, "/-/live")
 
 
-def test_address_goes_on_when_the_next_gateway_is_given_up() -> None:
+def test_address_goes_on_when_the_next_gateway_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_port()}"
-    first = running_with(address, "/one")
-    running = GatewayRuntime(first)
-    GatewayRuntime(running_with(address, "/two", first), running).end()
-    assert prefixes(first) == ["/one"]
-    running.end()
+    first = made_with(address, "/one")
+    with first.running():
+        second = made_with(address, "/two", first.runtime)
+        lifespans = second.registry.lifespans
+
+        def failing(gateway: Gateway) -> Iterator[Lifespan]:
+            yield from lifespans(gateway)
+            raise PluginError("another lifespan cannot begin")
+
+        monkeypatch.setattr(second.registry, "lifespans", failing)
+        with pytest.raises(PluginError, match="cannot begin"):
+            first.runtime.activate(second)
+        assert prefixes(first) == ["/one"]
 
 
 def test_side_server_that_is_not_entered_has_no_url() -> None:

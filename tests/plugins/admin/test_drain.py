@@ -14,7 +14,7 @@ from rgate import Gateway
 from rgate.plugins.admin.drain import Drain
 from rgate.testing import answering, assert_error, client, running_gateway
 
-from ...waiting import passed
+from ...support.waiting import passed
 
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 
@@ -121,7 +121,7 @@ class Worker:
         self.actions: dict[str, Any] = {}
         self.others = others
         self.asked = threading.Event()
-        gateway.workers = self  # type: ignore[assignment]
+        object.__setattr__(gateway, "workers", self)  # a gateway is frozen
         self.drain = Drain(gateway)
 
     def on_command(self, topic: str, action: Any) -> None:
@@ -140,7 +140,7 @@ class Worker:
 def test_every_worker_drains_what_one_is_told_to(gateway: Gateway) -> None:
     with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as second:
         other = Worker(second, [])
-        Worker(gateway, [other]).drain.act({"endpoint": "orders-1"})
+        Worker(gateway, [other]).drain.post({"QUERY_STRING": "endpoint=orders-1"})
         assert [endpoint.name for endpoint in second.table.snapshot.endpoints["orders"]] == ["orders-2"]
 
 
@@ -148,7 +148,7 @@ def test_worker_that_follows_one_that_died_learns_what_is_drained(gateway: Gatew
     with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as second:
         fresh = Worker(second, [])
         old = Worker(gateway, [])
-        old.drain.act({"endpoint": "orders-1"})
+        old.drain.post({"QUERY_STRING": "endpoint=orders-1"})
         fresh.others, old.others = [old], [fresh]
         old.asked.clear()
         fresh.connected()

@@ -70,8 +70,8 @@ def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -
 
 @pytest.mark.parametrize("path", [*PAGES, "/-/drain", "/-/reload", "/-/", "/-/live/", "/%2d/ready"])
 @pytest.mark.parametrize("address", ["192.0.2.7", "127.0.0.1"])
-def test_page_is_the_routes_for_everybody_whom_allow_does_not_name(path: str, address: str) -> None:
-    """By default nobody on the gateway's port; and whoever is allowed has to spell the path as it is."""
+def test_page_is_the_routes_for_every_client_that_allow_does_not_name(path: str, address: str) -> None:
+    """By default no client on the gateway's port; an allowed client has to spell the path as it is."""
     with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
         assert asked(gateway, path, address).data == b"the backend's"
 
@@ -128,9 +128,9 @@ def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
 
 
 def test_ready_with_a_condition_says_every_reason_and_notice(gateway: Gateway, local: Client) -> None:
-    assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "notices": {}}
-    gateway.readiness.notices["config"] = "config.yml:12: refused, so the one before is in force"
-    assert local.get("/-/ready").json["notices"] == gateway.readiness.notices
+    assert local.get("/-/ready").json == {"ready": True, "process": os.getpid(), "reasons": {}, "warnings": {}}
+    gateway.readiness.warnings["config"] = "config.yml:12: refused, so the previous one stays active"
+    assert local.get("/-/ready").json["warnings"] == gateway.readiness.warnings
     gateway.readiness.not_ready_reasons["stopping"] = "SIGTERM"
     response = local.get("/-/ready")
     assert (response.status_code, response.json["reasons"]) == (503, {"stopping": "SIGTERM"})
@@ -147,7 +147,7 @@ def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gatewa
     replaced(gateway, listed=monotonic() - 200, error="the engine is gone")
     response = local.get("/-/ready")
     assert response.status_code == 200
-    assert response.json["notices"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
+    assert response.json["warnings"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
     replaced(gateway, listed=monotonic() - 301)
     response = local.get("/-/ready")
     assert response.status_code == 503
@@ -222,6 +222,6 @@ def test_config_is_shown_without_secrets() -> None:
     assert shown["routes"][0]["headers"] == {"Authorization": "***"}
     assert shown["default_response"]["body"] == "${GREETING:-hello}"
     assert shown["server"]["port"] == "${PORT}"
-    assert shown["server"]["threads"] == 8, "what the file leaves out is in force too"
+    assert shown["server"]["threads"] == 8, "defaults are active too"
     assert shown["plugins"]["disable"] == ["websocket"]
     assert "disabled" not in shown

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,11 @@ from rgate.cli import main as cli
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
-from rgate.runtime.running import GatewayRuntime
+from rgate.runtime.runtime import Runtime
 from rgate.serving.unix_socket import UnixSocketPath
 from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_socket_that_a_killed_process_has_left_is_replaced(path: Path) -> None:
 def test_file_that_is_no_socket_is_left_alone_and_stops_the_start(path: Path) -> None:
     path.write_text("precious")
     gateway = make_gateway(config(path))
-    words = rf"cannot listen on unix:{path}: there is something else than a socket"
+    words = rf"cannot listen on unix:{path}: the path exists and is not a socket"
     with pytest.raises(PluginError, match=words), gateway.running():
         pass
     assert path.read_text() == "precious"
@@ -102,7 +103,7 @@ def test_socket_of_another_user_is_left_alone(path: Path) -> None:
         other.bind(str(path))
         os.chown(path, 12_345, -1)
         with pytest.raises(OSError, match="of another user"):
-            UnixSocketPath(str(path), 0o600).take()
+            UnixSocketPath(str(path), 0o600).bind()
     assert path.exists()
 
 
@@ -130,23 +131,23 @@ def test_options_that_cannot_be_are_problems(admin: dict[str, Any], problem: str
 
 def test_last_one_has_the_place_and_the_one_before_removes_nothing(path: Path) -> None:
     first, second = UnixSocketPath(str(path), 0o600), UnixSocketPath(str(path), 0o600)
-    with first.take() as one, second.take() as two:
-        assert first.is_served() and second.is_served()
-        first.leave()
+    with first.bind() as one, second.bind() as two:
+        assert first.is_listening() and second.is_listening()
+        first.unlink()
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             two.accept()[0].close()
         one.setblocking(False)
         with pytest.raises(BlockingIOError):
             one.accept()
-        second.leave()
-    assert not first.is_served()
+        second.unlink()
+    assert not first.is_listening()
 
 
 def test_place_is_taken_again_when_the_one_that_had_it_is_gone(path: Path) -> None:
     """As when a worker process is killed, or a successor gives up."""
     with running_gateway(config(path)):
-        with UnixSocketPath(str(path), 0o600).take():
+        with UnixSocketPath(str(path), 0o600).bind():
             pass
         assert path.exists(), "it has left its socket there"
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
@@ -157,32 +158,29 @@ def test_socket_that_somebody_removes_is_made_again_as_soon_as_it_can(path: Path
     with running_gateway(config(path)):
         path.unlink()
         path.mkdir()
-        eventually(lambda: f"cannot listen on unix:{path}: there is something else" in caplog.text, within_seconds=30)
+        eventually(lambda: f"cannot listen on unix:{path}: the path exists and" in caplog.text, within_seconds=30)
         path.rmdir()
         eventually(lambda: is_answered(path), "the gateway is there again", within_seconds=30)
 
 
-def running_with(path: Path, prefix: str, mode: str, before: Gateway | None = None) -> Gateway:
+def made_with(path: Path, prefix: str, mode: str, runtime: Runtime | None = None) -> Gateway:
     registry = Registry()
     text = f"""
 routes: [{{path_prefix: {prefix}, backend: a}}]
 backends: [{{name: a, endpoints: ["http://127.0.0.1:9"]}}]
 plugins: {{disable: [stats, docker], admin: {{address: "unix:{path}", mode: "{mode}"}}}}
 """
-    return build(load_text(text, registry), registry, before)
+    return build(load_text(text, registry), registry, runtime)
 
 
 @pytest.mark.parametrize("mode", ["600", "660"])
 def test_socket_is_there_over_a_reload_also_with_another_mode(mode: str, path: Path) -> None:
-    first = running_with(path, "/one", "600")
-    running = GatewayRuntime(first)
-    second = running_with(path, "/two", mode, first)
-    after = GatewayRuntime(second, running)
-    after.take_over()
-    running.end()
-    assert [route["path_prefix"] for route in asked(path, "/-/routes")[1]["routes"]] == ["/two"]
-    assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
-    after.end()
+    first = made_with(path, "/one", "600")
+    with first.running():
+        first.runtime.activate(made_with(path, "/two", mode, first.runtime))
+        eventually(lambda: "rgate-drain" not in [thread.name for thread in threading.enumerate()], "the first one has ended")
+        assert [route["path_prefix"] for route in asked(path, "/-/routes")[1]["routes"]] == ["/two"]
+        assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
     assert not path.exists()
 
 
@@ -196,13 +194,13 @@ def test_side_server_says_where_it_listens(path: Path) -> None:
 def test_commands_reach_a_gateway_at_its_unix_socket(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"unix:{path}"
     with running_gateway(config(path), {"orders": answering(b"hello")}) as gateway:
-        gateway.on_reload = lambda: ""
+        gateway.runtime.on_reload = lambda: ""
         for command in (["healthcheck"], ["reload"], ["drain", "orders-1"], ["drain"]):
             assert cli.main([*command, "--url", url]) == 0, capsys.readouterr().err
-        assert cli.main(["drain", "nobody", "--url", url]) == 2
+        assert cli.main(["drain", "orders-9", "--url", url]) == 2
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["ready", "reloaded"]
-    assert "o endpoint is called 'nobody'; there are orders-1" in err
+    assert "o endpoint is called 'orders-9'; there are orders-1" in err
     for name in ("healthcheck", "reload"):
         assert cli.main([name, "--url", url]) == 1
         assert f"no gateway answers at {url}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the tests of the talk with an engine share."""
+"""Fixtures of the tests of Engine."""
 
 from __future__ import annotations
 

@@ -14,9 +14,8 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from ...certificates import authority
-
-DEADLINE_SECONDS = 10.0
+from ...support.certificates import authority
+from ...support.waiting import DEADLINE_SECONDS
 
 Answer: TypeAlias = "tuple[int, bytes] | Callable[[Request], None]"
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rgate import RgateError
-from rgate.discovery.source_watcher import STANDARD
+from rgate.discovery.source_watcher import DEFAULT_TIMING
 from rgate.plugins.docker import engine as talk
 from rgate.plugins.docker.engine import Engine, EngineError
 
@@ -114,7 +114,7 @@ class TestRequests:
 
     def test_connect_and_the_pause_after_it_end_within_what_is_promised(self) -> None:
         for failures in range(1, 20):
-            pause = STANDARD.retry_after(failures, 0.0, talk._CONNECT_SECONDS)
+            pause = DEFAULT_TIMING.retry_after(failures, 0.0, talk._CONNECT_SECONDS)
             assert talk._CONNECT_SECONDS + pause <= 3.0
 
     def test_answer_that_breaks_off_is_an_error(self, engine: Engine, fake: FakeEngine) -> None:
@@ -200,12 +200,12 @@ class TestEvents:
         fake.answers["/events"] = lambda request: request.stream(line("start") + garbage, end=True)
         events = iter(engine.events("1"))
         assert next(events)["Action"] == "start"
-        with pytest.raises(EngineError, match="sent what is no event"):
+        with pytest.raises(EngineError, match="sent something that is not an event"):
             next(events)
 
     def test_event_without_end_is_an_error(self, engine: Engine, fake: FakeEngine) -> None:
         fake.answers["/events"] = lambda request: request.stream(*[b"x" * 65_536] * 20)
-        with pytest.raises(EngineError, match="an event without end"):
+        with pytest.raises(EngineError, match="an endless event"):
             list(engine.events("1"))
 
     def test_close_from_another_thread_ends_the_iteration(self, engine: Engine, fake: FakeEngine) -> None:

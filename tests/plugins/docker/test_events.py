@@ -1,4 +1,4 @@
-"""What events and signals mean, and which container is rgate's own. Pure, but for files in a directory of the test's."""
+"""Event, signals, and rgate's own container. No I/O, but for files in a directory of the test's."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_event_of_a_container_is_read() -> None:
     read = Event.read(record)
     assert read == Event("kill", "c", attributes, 7)
     assert read.signal == 15
-    assert read.carries(["env", "app"])
-    assert not read.carries(["env"])
+    assert read.has_any_label(["env", "app"])
+    assert not read.has_any_label(["env"])
 
 
 def test_event_of_a_network_is_about_its_container() -> None:
@@ -39,7 +39,7 @@ def test_event_of_health_is_read_without_what_it_says() -> None:
 def test_no_event_makes_reading_crash(record: dict[str, Any], actor: Any) -> None:
     read = Event.read({**record, "Actor": actor})
     assert isinstance(is_stop(read.signal), bool)
-    assert not read.carries(["app"])
+    assert not read.has_any_label(["app"])
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def container(
 
 
 @pytest.mark.parametrize(
-    ("found", "vantage", "address"),
+    ("found", "context", "address"),
     [
         # published ports
         (container(EIGHTY), HOST, "http://127.0.0.1:32768"),
@@ -84,10 +84,10 @@ def container(
         (container(EIGHTY, networks={"other": "10.3.0.2", "front": "10.2.0.2"}), INSIDE, "http://10.2.0.2:80"),
         (container(EIGHTY, networks={"other": "10.3.0.2"}, labels={"rgate.network": "other"}), INSIDE, "http://10.3.0.2:80"),
         # the host's network
-        (container(mode="host", networks={}, labels={"rgate.port": "9000"}), HOST, "http://127.0.0.1:9000"),
-        (container(mode="host", networks={}, labels={"rgate.port": "9000"}), REMOTE, "http://docker.example:9000"),
+        (container(network_mode="host", networks={}, labels={"rgate.port": "9000"}), HOST, "http://127.0.0.1:9000"),
+        (container(network_mode="host", networks={}, labels={"rgate.port": "9000"}), REMOTE, "http://docker.example:9000"),
         (
-            container(mode="host", networks={}, labels={"rgate.port": "9000"}),
+            container(network_mode="host", networks={}, labels={"rgate.port": "9000"}),
             NetworkContext(network="front"),
             "http://127.0.0.1:9000",
         ),
@@ -97,27 +97,27 @@ def container(
         (container(EIGHTY, health="healthy"), HOST, "http://127.0.0.1:32768"),
     ],
 )
-def test_container_that_can_be_reached_has_its_address(found: Container, vantage: NetworkContext, address: str) -> None:
-    instance = to_instance(found, vantage)
+def test_container_that_can_be_reached_has_its_address(found: Container, context: NetworkContext, address: str) -> None:
+    instance = to_instance(found, context)
     assert instance.reason is None
     assert str(instance.address) == address
     assert (instance.id, instance.name, instance.labels, instance.backend) == (found.id, "web", found.labels, None)
 
 
 @pytest.mark.parametrize(
-    ("found", "vantage", "reason"),
+    ("found", "context", "reason"),
     [
         (container(), HOST, "no published tcp port (none exposed either)" + PUBLISH),
         (container(Port(80)), HOST, "no published tcp port (exposed: 80)" + PUBLISH),
         (container(EIGHTY, Port(81, "0.0.0.0", 32770)), HOST, "several tcp ports: 80, 81" + PICK),
         (container(*MANY), HOST, "several tcp ports: 1, 2, 3, 4, 5, 6, 7, 8 and 992 more" + PICK),
         (container(EIGHTY, labels={"rgate.port": "81"}), HOST, "port 81 is not published" + PUBLISH),
-        (container(EIGHTY, labels={"rgate.port": "http"}), HOST, "label rgate.port='http' is no port from 1 to 65535"),
-        (container(EIGHTY, labels={"rgate.port": "0"}), HOST, "label rgate.port='0' is no port from 1 to 65535"),
-        (container(EIGHTY, labels={"rgate.port": "65536"}), HOST, "label rgate.port='65536' is no port from 1 to 65535"),
-        (container(EIGHTY, labels={"rgate.port": "-80"}), HOST, "label rgate.port='-80' is no port from 1 to 65535"),
-        (container(EIGHTY, labels={"rgate.port": "٨٠"}), HOST, "label rgate.port='٨٠' is no port from 1 to 65535"),
-        (container(EIGHTY, labels={"rgate.port": "80/tcp"}), HOST, "label rgate.port='80/tcp' is no port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "http"}), HOST, "label rgate.port='http' is not a port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "0"}), HOST, "label rgate.port='0' is not a port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "65536"}), HOST, "label rgate.port='65536' is not a port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "-80"}), HOST, "label rgate.port='-80' is not a port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "٨٠"}), HOST, "label rgate.port='٨٠' is not a port from 1 to 65535"),
+        (container(EIGHTY, labels={"rgate.port": "80/tcp"}), HOST, "label rgate.port='80/tcp' is not a port from 1 to 65535"),
         (
             container(EIGHTY, labels={"com.docker.compose.oneoff": "True"}),
             HOST,
@@ -148,14 +148,18 @@ def test_container_that_can_be_reached_has_its_address(found: Container, vantage
             INSIDE,
             "in no network with rgate's own container (it is in: a; rgate is in: back, front); connect one of them",
         ),
-        (container(mode="host", networks={}), HOST, "on the host's network, where ports are not listed; set rgate.port"),
+        (container(network_mode="host", networks={}), HOST, "on the host's network, where ports are not listed; set rgate.port"),
         (
-            container(mode="host", networks={}, labels={"rgate.port": "80"}),
+            container(network_mode="host", networks={}, labels={"rgate.port": "80"}),
             INSIDE,
             "on the host's network, where rgate's own container is not; run both on one network",
         ),
-        (container(mode="none", networks={}), HOST, "no published tcp port (none exposed either)" + PUBLISH),
-        (container(mode="container:" + "d" * 64), HOST, "it uses the network of container dddddddddddd, which does not exist"),
+        (container(network_mode="none", networks={}), HOST, "no published tcp port (none exposed either)" + PUBLISH),
+        (
+            container(network_mode="container:" + "d" * 64),
+            HOST,
+            "it uses the network of container dddddddddddd, which does not exist",
+        ),
         (container(EIGHTY, health="unhealthy"), HOST, "unhealthy, its HEALTHCHECK says"),
         (container(EIGHTY, health="starting"), HOST, "starting, its HEALTHCHECK says"),
         (container(EIGHTY, state="created"), HOST, "not started"),
@@ -170,9 +174,9 @@ def test_container_that_can_be_reached_has_its_address(found: Container, vantage
     ],
 )
 def test_container_that_cannot_be_reached_says_why_and_the_way_out(
-    found: Container, vantage: NetworkContext, reason: str
+    found: Container, context: NetworkContext, reason: str
 ) -> None:
-    instance = to_instance(found, vantage)
+    instance = to_instance(found, context)
     assert instance.address is None
     assert instance.reason == reason
 
@@ -182,21 +186,31 @@ GUEST_MODE = "container:" + OWNER.id
 
 
 @pytest.mark.parametrize(
-    ("guest", "owner", "vantage", "expected"),
+    ("guest", "owner", "context", "expected"),
     [
-        (container(mode=GUEST_MODE, networks={}), OWNER, HOST, "http://127.0.0.1:32768"),
-        (container(mode=GUEST_MODE, networks={}), OWNER, INSIDE, "http://10.2.0.2:80"),
-        (container(mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}), OWNER, INSIDE, "http://10.2.0.2:9"),
-        (container(mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}), OWNER, HOST, "port 9 is not published"),
-        (container(mode=GUEST_MODE, networks={}), container(EIGHTY, state="exited"), HOST, "container web, which is not running"),
-        (container(mode=GUEST_MODE, networks={}), container(EIGHTY, health="unhealthy"), HOST, "http://127.0.0.1:32768"),
-        (container(mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}), container(mode="host"), HOST, "http://127.0.0.1:9"),
+        (container(network_mode=GUEST_MODE, networks={}), OWNER, HOST, "http://127.0.0.1:32768"),
+        (container(network_mode=GUEST_MODE, networks={}), OWNER, INSIDE, "http://10.2.0.2:80"),
+        (container(network_mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}), OWNER, INSIDE, "http://10.2.0.2:9"),
+        (container(network_mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}), OWNER, HOST, "port 9 is not published"),
+        (
+            container(network_mode=GUEST_MODE, networks={}),
+            container(EIGHTY, state="exited"),
+            HOST,
+            "container web, which is not running",
+        ),
+        (container(network_mode=GUEST_MODE, networks={}), container(EIGHTY, health="unhealthy"), HOST, "http://127.0.0.1:32768"),
+        (
+            container(network_mode=GUEST_MODE, networks={}, labels={"rgate.port": "9"}),
+            container(network_mode="host"),
+            HOST,
+            "http://127.0.0.1:9",
+        ),
     ],
 )
 def test_container_in_anothers_network_is_reached_there(
-    guest: Container, owner: Container, vantage: NetworkContext, expected: str
+    guest: Container, owner: Container, context: NetworkContext, expected: str
 ) -> None:
-    instance = to_instance(guest, vantage, owner)
+    instance = to_instance(guest, context, owner)
     assert expected in str(instance.address or instance.reason)
 
 
@@ -252,7 +266,7 @@ def test_record_of_either_shape_is_read_alike(read: Any, record: Mapping[str, An
         labels={"app_name": "payment", "odd": "a=b", "": ""},
         state="running",
         health="healthy",
-        mode="default",
+        network_mode="default",
         networks={"bridge": "172.17.0.2", "six": "fd00::2"},
         ports=(Port(8000, "0.0.0.0", 32768), Port(8000, "::", 32768), Port(9000)),
         created=created,
@@ -302,7 +316,7 @@ def test_no_record_makes_reading_crash(record: Mapping[str, Any]) -> None:
 
 _PORTS = st.builds(
     Port,
-    number=st.integers(1, 65_535),
+    container_port=st.integers(1, 65_535),
     host_ip=st.sampled_from(["", "0.0.0.0", "::", "127.0.0.1", "::1", "10.1.2.3", "fe80::1%eth0", "no address"]),
     host_port=st.integers(0, 65_535),
 )
@@ -316,7 +330,7 @@ _CONTAINERS = st.builds(
     name=st.just("n"),
     labels=_LABELS,
     state=st.sampled_from(["running", "running", "running", "paused"]),
-    mode=st.sampled_from(["bridge", "host", "none", "container:x"]),
+    network_mode=st.sampled_from(["bridge", "host", "none", "container:x"]),
     networks=_NETWORKS,
     ports=st.lists(_PORTS, max_size=4).map(tuple),
 )
@@ -324,14 +338,14 @@ _CONTAINERS = st.builds(
 
 @given(_CONTAINERS, st.sampled_from([HOST, INSIDE, REMOTE, NetworkContext(network="front")]), st.none() | _CONTAINERS)
 def test_any_container_has_either_an_address_or_a_reason(
-    found: Container, vantage: NetworkContext, owner: Container | None
+    found: Container, context: NetworkContext, owner: Container | None
 ) -> None:
-    instance = to_instance(found, vantage, owner)
+    instance = to_instance(found, context, owner)
     assert (instance.address is None) != (instance.reason is None)
     if instance.address is not None:
         assert 1 <= instance.address.port <= 65_535
         assert instance.address.host not in ("", "0.0.0.0", "::"), "no address to connect to"
-        assert instance == to_instance(found, vantage, owner), "the choice must stay the same from list to list"
+        assert instance == to_instance(found, context, owner), "the choice must stay the same from list to list"
     else:
         assert not re.search(r"[\r\n]", instance.reason or ""), "one reason, one line"
 
@@ -380,7 +394,7 @@ KNOWN = "rgate knows rgate.drain, rgate.network, rgate.port, rgate.scheme, rgate
     ],
 )
 def test_unknown_labels_are_noted_and_take_nothing_out(labels: Mapping[str, str], notes: tuple[str, ...]) -> None:
-    vantage = NetworkContext(network="bridge") if "rgate.network" in labels else HOST
-    instance = to_instance(container(EIGHTY, labels=labels), vantage, matched=["rgate.asked"])
+    context = NetworkContext(network="bridge") if "rgate.network" in labels else HOST
+    instance = to_instance(container(EIGHTY, labels=labels), context, matched=["rgate.asked"])
     assert instance.notes == notes
     assert instance.address is not None

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rgate import Config
-from rgate.plugins.docker import rgate_check_config, rgate_discovery_sources
+from rgate.plugins.docker import DockerOptions, rgate_check_config, rgate_discovery_sources
 from rgate.plugins.docker.source import DockerSource
 
 
 def config(*backends: dict[str, Any], **docker: str) -> Config:
-    return Config.model_validate({"backends": backends, "docker": docker})
+    return Config.model_validate({"backends": backends, "plugins": {"docker": DockerOptions(**docker)}})
 
 
 LABELLED = {"name": "payment", "match_labels": ["app_name=payment", "env=a=b"]}
@@ -55,8 +55,10 @@ def test_docker_host_that_is_one_is_no_problem(host: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("host", ["", "/var/run/docker.sock", "localhost", "unix://", "udp://h:1"])
 def test_docker_host_that_is_none_is_a_problem_with_the_way_out(host: str) -> None:
     (problem,) = rgate_check_config(config(host=host))
-    assert problem.path == ("docker", "host")
-    assert problem.message == (f"{host!r} is no address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT")
+    assert problem.path == ("plugins", "docker", "host")
+    assert problem.message == (
+        f"{host!r} is not the address of a Docker engine; write unix:///var/run/docker.sock or tcp://HOST:PORT"
+    )
 
 
 def test_docker_host_by_ssh_without_its_package_is_a_problem_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Listing and watching with a scripted engine and a clock of the test's own: events, stops, echoes."""
+"""Listing and watching with a scripted engine and a clock of the test's own: events, stops, relists."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from rgate import Instance, RgateError
+from rgate.plugins.docker.probes import NOT_OPEN, Outcome, StartupProbes, StopProbes
 from rgate.plugins.docker.source import DockerSource
-from rgate.plugins.docker.startup_probe import NOT_OPEN, Outcome, StartupProbes
-from rgate.plugins.docker.stop_probe import StopProbes
 
-DEADLINE_SECONDS = 10.0
+from ...support.waiting import DEADLINE_SECONDS, eventually
 
 
 def record(id: str, state: str = "running", **more: Any) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def network_event(action: str, id: str) -> dict[str, Any]:
 class Script:
     """An engine that has what the test gives it. Its events are those that the test puts into `events_queue`; None ends them."""
 
-    machine = ""
+    remote_host = ""
 
     def __init__(self) -> None:
         self.listed: dict[str, list[dict[str, Any]]] = {"app": []}
@@ -182,7 +181,7 @@ class TestList:
 
 
 class ServingOn:
-    """What becomes of a connection to a container that has been told to stop."""
+    """Connections to a container that was told to stop."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -203,16 +202,16 @@ class Watch:
         def clock() -> float:
             return self.now
 
-        self.arrivals = StartupProbes(clock, lambda _: self)
+        self.startup_probes = StartupProbes(clock, lambda _: self)
         self.source = DockerSource(
             script.connect,
             labels or ("app",),
             clock=clock,
-            arrivals=self.arrivals,
-            departures=StopProbes(1.0, clock, lambda _: ServingOn(self)),
+            startup_probes=self.startup_probes,
+            stop_probes=StopProbes(1.0, clock, lambda _: ServingOn(self)),
         )
         self.stop = threading.Event()
-        self.notices = 0
+        self.warnings = 0
         self.error: Exception | None = None
         self._noticed = threading.Condition()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -227,46 +226,44 @@ class Watch:
 
     def _changed(self) -> None:
         with self._noticed:
-            self.notices += 1
+            self.warnings += 1
             self._noticed.notify_all()
 
     def outcome(self) -> Outcome:
-        """What becomes of a connection to a container that has just started."""
+        """The outcome of connections to a container that has just started."""
         return self.ports
 
     def start(self) -> None:
         self._thread.start()
         self.expect(1)
 
-    def expect(self, notices: int) -> None:
-        """So many notices in all, and the watch is through with every event before."""
+    def expect(self, warnings: int) -> None:
+        """So many warnings in all, and the watch is through with every event before."""
         with self._noticed:
-            reached = self._noticed.wait_for(lambda: self.notices >= notices, DEADLINE_SECONDS)
-        assert reached, f"{self.notices} notices instead of {notices}"
-        assert self.notices == notices
+            reached = self._noticed.wait_for(lambda: self.warnings >= warnings, DEADLINE_SECONDS)
+        assert reached, f"{self.warnings} warnings instead of {warnings}"
+        assert self.warnings == warnings
 
-    def after(self, seconds: float, notices: int) -> None:
-        """Let time pass; so many notices come of it."""
-        before = self.notices
+    def after(self, seconds: float, warnings: int) -> None:
+        """Let time pass; so many warnings come of it."""
+        before = self.warnings
         self.now += seconds
         self.settle()
-        self.expect(before + notices)
+        self.expect(before + warnings)
 
-    def tell(self, told: dict[str, Any], notices: int = 1) -> None:
-        """One event, which is worth so many notices."""
-        before = self.notices
+    def tell(self, told: dict[str, Any], warnings: int = 1) -> None:
+        """One event, which is worth so many warnings."""
+        before = self.warnings
         self.script.events_queue.put(told)
         self.settle()
-        self.expect(before + notices)
+        self.expect(before + warnings)
 
     def settle(self) -> None:
         """The watch is through with everything: it has asked twice about an event that changes nothing."""
-        pause = threading.Event()
         for _ in range(2):
             asked = len(self.script.asked)
             self.script.events_queue.put(event("kill", "b", signal="1"))
-            ticks = int(DEADLINE_SECONDS / 0.001)
-            assert any(len(self.script.asked) > asked or pause.wait(0.001) for _ in range(ticks)), "the watch does not go on"
+            eventually(lambda: len(self.script.asked) > asked, "the watch goes on")  # noqa: B023
 
     @property
     def instance(self) -> Instance:
@@ -303,14 +300,14 @@ class TestWatch:
         watch.tell(event(action))
 
     def test_event_of_a_container_we_have_nothing_to_do_with_is_none(self, watch: Watch) -> None:
-        watch.tell({"Type": "container", "Action": "start", "Actor": {"ID": "z", "Attributes": {"other": "label"}}}, notices=0)
+        watch.tell({"Type": "container", "Action": "start", "Actor": {"ID": "z", "Attributes": {"other": "label"}}}, warnings=0)
 
     def test_event_of_a_new_container_with_our_label_is_a_notice(self, watch: Watch) -> None:
         watch.tell(event("start", "new"))
 
     def test_event_of_a_network_counts_for_containers_that_are_listed(self, watch: Watch) -> None:
         watch.tell(network_event("connect", "a"))
-        watch.tell(network_event("disconnect", "z"), notices=0)
+        watch.tell(network_event("disconnect", "z"), warnings=0)
 
     def test_event_is_followed_by_four_more_looks(self, watch: Watch) -> None:
         watch.tell(event("start"))
@@ -360,7 +357,7 @@ class TestStopping:
 
     @pytest.mark.parametrize("signal", ["1", "10", "28", "SIGHUP"])
     def test_container_told_something_else_stays(self, watch: Watch, signal: str) -> None:
-        watch.tell(event("kill", signal=signal), notices=0)
+        watch.tell(event("kill", signal=signal), warnings=0)
         assert watch.reason is None
 
     def test_container_told_to_stop_by_its_own_signal_is_out(self, watch: Watch) -> None:
@@ -370,7 +367,7 @@ class TestStopping:
 
     def test_container_that_runs_on_is_back_two_seconds_after_its_stop_timeout(self, watch: Watch) -> None:
         watch.tell(event("kill", signal="15"))
-        watch.after(1.5, 1)  # the echoes, all due by now
+        watch.after(1.5, 1)  # all relists are due
         watch.after(4.4, 0)
         assert watch.reason == "stopped or stopping"
         watch.after(0.2, 1)
@@ -380,7 +377,7 @@ class TestStopping:
         watch.serves_on = True
         watch.tell(event("kill", signal="15"))
         assert (watch.instance.address, watch.instance.stopping) == (None, False)
-        watch.after(1.6, 1)  # the echoes
+        watch.after(1.6, 1)  # the relists
         watch.after(0.2, 1)
         assert watch.instance.address is not None and watch.instance.stopping
         watch.tell(event("die"))
@@ -406,7 +403,7 @@ class TestStopping:
     def test_engine_that_fails_meanwhile_does_not_break_the_watch(self, watch: Watch) -> None:
         watch.script.error = RgateError("away")
         watch.tell(event("kill", signal="15"))
-        watch.tell(event("kill", signal="28"), notices=0)
+        watch.tell(event("kill", signal="28"), warnings=0)
         watch.script.error = None
         assert watch.reason == "stopped or stopping"
 
@@ -439,7 +436,7 @@ class TestStarting:
         watch.ports = Outcome.UNCLEAR
         watch.tell(event("start"))
         assert watch.reason == NOT_OPEN
-        watch.after(1.5, 1)  # the echoes
+        watch.after(1.5, 1)  # the relists
         assert watch.reason == NOT_OPEN
         watch.after(0.2, 0)
         watch.ports = Outcome.OPEN
@@ -457,12 +454,12 @@ class TestStarting:
         assert watch.reason is None
         (note,) = watch.instance.notes
         assert note == (
-            "in its first 10 s no connection to 127.0.0.1:8080 stood; if its service uses another port, set rgate.port"
+            "in its first 10 s no connection to 127.0.0.1:8080 stayed open; if its service uses another port, set rgate.port"
         )
         watch.ports = Outcome.OPEN
         watch.tell(event("start"))
         watch.after(1.5, 1)
-        assert watch.instance.notes == (), "it has started anew"
+        assert watch.instance.notes == (), "it has started again"
 
     @pytest.mark.parametrize(
         ("labels", "hint"),
@@ -498,7 +495,7 @@ class TestStarting:
         watch.script.listed = {"app": [record("a", state="exited"), record("b")]}
         assert watch.reason == "stopped or stopping"
         watch.after(2.0, 0)
-        assert watch.arrivals.look_in_seconds() == float("inf")
+        assert watch.startup_probes.next_poll_in() == float("inf")
 
     def test_container_that_was_not_running_in_the_list_before_counts_as_started_without_an_event(self, watch: Watch) -> None:
         watch.script.listed = {"app": [record("a", state="exited")]}

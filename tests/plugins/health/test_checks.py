@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from rgate import ConfigError, ConnectionRefused, ConnectTimeout, HealthConfig, ResponseTimeout
+from rgate import ConfigError, ConnectionRefused, ConnectTimeout, ResponseTimeout
+from rgate.plugins.health.options import HealthOptions
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
@@ -18,7 +19,7 @@ from rgate.testing import (
     running_gateway,
 )
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 from .world import world
 
 
@@ -157,17 +158,17 @@ class TestSlowStart:
     ],
 )
 def test_expected_status_is_a_list_of_statuses_and_ranges(expected: object, good: list[int], bad: list[int]) -> None:
-    rules = HealthConfig.model_validate({} if expected is None else {"expected_status": expected})
+    rules = HealthOptions.model_validate({} if expected is None else {"expected_status": expected})
     assert all(map(rules.expects, good)) and not any(map(rules.expects, bad))
 
 
 @pytest.mark.parametrize(
     ("rules", "problem"),
     [
-        ({"expected_status": "2xx"}, "'2xx' is no status; write one like 200, or a range like 200-399"),
-        ({"expected_status": "300-200"}, "is no status"),
+        ({"expected_status": "2xx"}, "'2xx' is not a status; write one like 200, or a range like 200-399"),
+        ({"expected_status": "300-200"}, "is not a status"),
         ({"expected_status": []}, "backends[0].health.expected_status"),
-        ({"path": "health"}, "'health' is no path; write one like /health, maybe with a query"),
+        ({"path": "health"}, "'health' is not a path; write one like /health, with a query if needed"),
         ({"interval_seconds": 1}, "backends[0].health.interval_seconds: has no effect without path"),
         ({"eject_seconds": 5}, "backends[0].health.max_eject_seconds: less than eject_seconds, which is 5"),
     ],

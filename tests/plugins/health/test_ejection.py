@@ -24,6 +24,7 @@ from rgate import (
     build,
 )
 from rgate.discovery.model import EndpointState
+from rgate.testing import running_gateway
 
 from .world import composed, world
 
@@ -285,7 +286,7 @@ class TestComingAndGoing:
         with world() as x:
             x.fails("a", ConnectionRefused(), times=5)
             gone = x["a"]
-            source = x.gateway.table._loops["static_endpoints"].source
+            source = x.gateway.table.watchers["static_endpoints"].source
             source._instances = source._instances[1:]  # type: ignore[attr-defined]
             x.gateway.table.refresh()
             assert gone.key in x.health._records
@@ -315,7 +316,7 @@ class TestComingAndGoing:
             record, endpoint = x.record("a"), x["a"]
 
             class Load(EndpointState):
-                """When `try_acquire_trial` is written for the first time, the time of the ejection is over at this very moment."""
+                """The time of the ejection is over when `try_acquire_trial` is written for the first time."""
 
                 def __setattr__(self, name: str, value: object) -> None:
                     if name == "try_acquire_trial" and record.endpoint.state is self and record.state == "ejected":
@@ -329,8 +330,17 @@ class TestComingAndGoing:
 
     def test_reload_that_is_not_in_force_changes_nothing(self) -> None:
         with world() as x:
-            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway)
+            after = build(*composed(["http://in-process.invalid:1"], {"consecutive_faults": 1}), x.gateway.runtime)
             after.table.on_snapshot(partial(x.health.look_at, after))
             after.table.refresh()
             x.fails("a", ConnectionRefused(), times=4)
             assert x.candidates == "abc"
+
+
+def test_backend_with_health_turned_off_counts_no_faults() -> None:
+    entry = {"match_labels": ["a=b"], "endpoints": ["http://127.0.0.1:9"]}
+    backends = [{"name": "on", **entry}, {"name": "off", **entry, "endpoints": ["http://127.0.0.1:8"], "health": False}]
+    with running_gateway({"backends": backends}) as gateway:
+        found = gateway.table.snapshot.found
+        assert found["on"][0].state.on_failure is not None
+        assert found["off"][0].state.on_failure is None

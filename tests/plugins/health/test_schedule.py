@@ -9,7 +9,7 @@ import pytest
 
 from rgate.plugins.health.scheduler import MOST_THREADS, Scheduler
 
-from ...waiting import PATIENCE_SECONDS, eventually, passed
+from ...support.waiting import DEADLINE_SECONDS, eventually, passed
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def test_jobs_that_block_hold_up_no_other_up_to_eight(workers: Callable[[], list
     schedule, barrier = Scheduler(), threading.Barrier(MOST_THREADS + 1)
     schedule.start()
     for _ in range(MOST_THREADS):
-        schedule.after(0.0, lambda: barrier.wait(PATIENCE_SECONDS))
-    barrier.wait(PATIENCE_SECONDS)
+        schedule.after(0.0, lambda: barrier.wait(DEADLINE_SECONDS))
+    barrier.wait(DEADLINE_SECONDS)
     assert len(workers()) == MOST_THREADS
     schedule.stop()
     assert not workers()

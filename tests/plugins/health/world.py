@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from rgate import Config, Endpoint, Exchange, Gateway, GatewayError, build
+from rgate import Config, ConfigSection, Endpoint, Exchange, Gateway, GatewayError, build, hookimpl
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
 from rgate.plugins.health.monitor import Health
+from rgate.plugins.health.options import HealthOptions
 from rgate.plugins.health.outlier import Record
 
 
@@ -53,7 +54,7 @@ class World:
         self.found: dict[str, int | GatewayError] = {}
         self.probes: list[tuple[str, str]] = []
         self.told: list[str] = []
-        gateway.probe = self.probe  # type: ignore[method-assign]
+        object.__setattr__(gateway, "probe", self.probe)  # a gateway is frozen
         gateway.table.on_change(lambda changes: self.told.extend(map(str, changes)))
 
     def probe(self, endpoint: Endpoint, target: str = "", headers: Any = None, seconds: float = 2.0) -> int:
@@ -114,11 +115,11 @@ class World:
     def reloads(self, endpoints: str, **rules: object) -> None:
         """Another config takes the place of the one in force."""
         urls = [f"http://in-process.invalid:{'abcdefghi'.index(letter) + 1}" for letter in endpoints]
-        after = build(*composed(urls, rules), self.gateway)
-        after.probe = self.probe  # type: ignore[method-assign]
+        after = build(*composed(urls, rules), self.gateway.runtime)
+        object.__setattr__(after, "probe", self.probe)  # a gateway is frozen
         after.table.on_snapshot(partial(self.health.look_at, after))
         after.table.refresh()
-        after.table.take_over(self.gateway.table)
+        after.runtime.activate(after)
         self.gateway = after
 
     def share(self, letter: str) -> float:
@@ -140,8 +141,17 @@ def world(endpoints: str = "abc", **rules: object) -> Iterator[World]:
         yield made
 
 
+class Options:
+    """The options of the plugin without the rest of it: the test has a Health of its own."""
+
+    @hookimpl
+    def rgate_config_sections(self) -> ConfigSection:
+        return ConfigSection("health", HealthOptions, per_backend=True)
+
+
 def composed(urls: Sequence[str], rules: Mapping[str, object]) -> tuple[Config, Registry]:
     registry = Registry()
+    registry.register("health", Options())
     config = {
         "backends": [{"name": "x", "endpoints": urls, "health": rules}],
         "routes": [{"path_prefix": "/", "backend": "x"}],

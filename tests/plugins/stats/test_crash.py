@@ -23,7 +23,7 @@ pause = threading.Event()
 recorder = Recorder(Store("sqlite:///" + sys.argv[1]), Aggregator(), flush_seconds=0.2)
 with recorder:
     for number in range(1, 10**9):
-        recorder.pending.record(finished(ms=1 + number % 50))
+        recorder.aggregator.record(finished(ms=1 + number % 50))
         if number % 100 == 0:
             print(number, time.monotonic(), flush=True)
             pause.wait(0.002)  # requests come with gaps, in which the writer gets its turn

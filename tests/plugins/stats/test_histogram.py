@@ -16,9 +16,9 @@ percents = st.integers(min_value=1, max_value=100)
 
 
 def histogram(latencies: list[float]) -> dict[int, int]:
-    halves: Counter[int] = Counter()
-    count_into(halves, latencies)
-    return buckets(halves)
+    half_buckets: Counter[int] = Counter()
+    count_into(half_buckets, latencies)
+    return buckets(half_buckets)
 
 
 def nearest_rank(latencies: list[float], percent: int) -> float:

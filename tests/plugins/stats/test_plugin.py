@@ -15,7 +15,7 @@ import pytest
 
 from rgate import ConfigError, Gateway, build
 from rgate.plugins import stats
-from rgate.plugins.stats.options import StatsOptions
+from rgate.plugins.stats import StatsOptions
 from rgate.plugins.stats.report import report
 from rgate.testing import answering, assert_error, client, make_exchange, make_gateway, running_gateway
 
@@ -170,7 +170,7 @@ def test_recorder_goes_on_in_the_next_gateway_unless_it_is_to_save_in_another_wa
     after = before.config.model_copy(
         update={"plugins": {**before.config.plugins, "stats": StatsOptions(database=url, **options)}}
     )  # type: ignore[arg-type]
-    assert (stats.recorder_of(build(after, before.registry, before)) is stats.recorder_of(before)) is same
+    assert (stats.recorder_of(build(after, before.registry, before.runtime)) is stats.recorder_of(before)) is same
 
 
 def test_options_have_defaults() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate.plugins.stats.query import BY, Query, QueryError
+from rgate import QueryError
+from rgate.plugins.stats.query import BY, Query
 
 from .traffic import NOON, NOON_MINUTE
 

@@ -12,13 +12,11 @@ import pytest
 from rgate.plugins.stats.aggregator import Aggregator, SeriesCounts
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
-from rgate.plugins.stats.report import QueryResult, report
-from rgate.plugins.stats.storage_error import StorageError
+from rgate.plugins.stats.report import QueryResult, StorageError, report
 from rgate.plugins.stats.store import Store
 
+from ...support.waiting import DEADLINE_SECONDS
 from .traffic import NOON_MINUTE, Clock, finished, success_of
-
-DEADLINE_SECONDS = 10
 
 
 class ScriptedStore(Store):
@@ -28,7 +26,7 @@ class ScriptedStore(Store):
         self.added: list[SeriesCounts] = []
         self.trouble: StorageError | None = None
         self.attempts = 0
-        self.tidied: list[int] = []
+        self.compacted: list[int] = []
         self.steps = 0
         self.written = threading.Event()
         self.closed = False
@@ -50,10 +48,10 @@ class ScriptedStore(Store):
             raise self.trouble
         return QueryResult(since_minute)
 
-    def tidy(self, now_minute: int) -> bool:
+    def compact(self, now_minute: int) -> bool:
         if self.trouble:
             raise self.trouble
-        self.tidied.append(now_minute)
+        self.compacted.append(now_minute)
         self.steps -= 1
         return self.steps > 0
 
@@ -87,7 +85,7 @@ def on_disk(tmp_path: Path) -> Callable[[], Recorder]:
 
 def record(recorder: Recorder, times: int = 1, status: int = 200) -> None:
     for _ in range(times):
-        recorder.pending.record(finished(status))
+        recorder.aggregator.record(finished(status))
 
 
 def test_report_holds_what_has_just_ended_and_saves_it(recorder: Recorder, store: ScriptedStore) -> None:
@@ -127,7 +125,7 @@ def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: py
     recorder.flush_siblings = fail
     record(recorder)
     assert recorder.report(Query())["requests_count"] == {"success": 0, "error": 0}  # all in the scripted store
-    assert "the other processes could not be asked" in caplog.text
+    assert "the other processes could not be told" in caplog.text
 
 
 def test_counts_are_saved_regularly_while_running(store: ScriptedStore) -> None:
@@ -283,41 +281,41 @@ def test_writer_that_never_ends_does_not_hold_up_the_end(
 def test_writer_goes_on_after_an_exception(store: ScriptedStore, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(store, Aggregator(), flush_seconds=0.01)
     failures = iter([ZeroDivisionError()])
-    fold = recorder.pending.fold
+    aggregate = recorder.aggregator.aggregate
 
     def fail_once() -> None:
         for failure in failures:
             raise failure
-        fold()
+        aggregate()
 
-    recorder.pending.fold = fail_once  # type: ignore[method-assign]
+    recorder.aggregator.aggregate = fail_once  # type: ignore[method-assign]
     with recorder:
         record(recorder)
         assert store.written.wait(DEADLINE_SECONDS), "the writer died"
-    assert "writing failed; trying on" in caplog.text
+    assert "writing failed; trying again" in caplog.text
 
 
-def test_database_is_tidied_once_a_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+def test_database_is_compacted_once_a_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
     store.steps = 25
-    recorder._tidy()
-    assert len(store.tidied) == 20, "one go must not take long"
-    recorder._tidy()
-    recorder._tidy()
-    assert store.tidied == [NOON_MINUTE] * 25
+    recorder._compact()
+    assert len(store.compacted) == 20, "one go must not take long"
+    recorder._compact()
+    recorder._compact()
+    assert store.compacted == [NOON_MINUTE] * 25
     clock.seconds += 60
-    recorder._tidy()
-    assert store.tidied[25:] == [NOON_MINUTE + 1]
+    recorder._compact()
+    assert store.compacted[25:] == [NOON_MINUTE + 1]
 
 
-def test_tidying_that_fails_is_left_for_the_next_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
+def test_compacting_that_fails_is_left_for_the_next_minute(recorder: Recorder, store: ScriptedStore, clock: Clock) -> None:
     store.trouble = StorageError("locked", "database is locked")
-    recorder._tidy()
+    recorder._compact()
     store.trouble = None
-    recorder._tidy()
-    assert store.tidied == []
+    recorder._compact()
+    assert store.compacted == []
     clock.seconds += 60
-    recorder._tidy()
-    assert store.tidied == [NOON_MINUTE + 1]
+    recorder._compact()
+    assert store.compacted == [NOON_MINUTE + 1]
 
 
 def test_many_threads_and_reports_at_once_count_exactly(on_disk: Callable[[], Recorder], tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgate import PluginError
-from rgate.plugins.stats.aggregator import LOST, NO_BUCKET, PLUGIN, RETRIED
-from rgate.plugins.stats.query import Query, QueryError
-from rgate.plugins.stats.report import QueryResult, Report, TrafficRow, report
-from rgate.plugins.stats.storage_error import StorageError
+from rgate import PluginError, QueryError
+from rgate.plugins.stats.aggregator import NO_BUCKET, Kind
+from rgate.plugins.stats.query import Query
+from rgate.plugins.stats.report import QueryResult, Report, StorageError, TrafficRow, report
 
 from .traffic import NOON_MINUTE, counted
 
@@ -32,7 +31,7 @@ def test_success_is_up_to_399(status: int, success: int) -> None:
 
 def test_client_that_has_left_is_neither_success_nor_error_and_in_no_latency() -> None:
     answer = Report(Query(("status",)))
-    answer.add_reading(
+    answer.add_saved(
         QueryResult(None, [TrafficRow((499,), NO_BUCKET, client_closed=2), TrafficRow((200,), 500, success=1, sum_us=3_000)])
     )
     answer.add_unsaved([counted([70_000], status=499)])
@@ -55,7 +54,7 @@ def test_average_is_exact_and_percentiles_are_within_one_percent() -> None:
 
 def test_stored_and_unsaved_counts_add_up() -> None:
     answer = Report(Query())
-    answer.add_reading(QueryResult(None, [TrafficRow((), 500, success=2, errors=1), TrafficRow((), NO_BUCKET, sum_us=3_000)]))
+    answer.add_saved(QueryResult(None, [TrafficRow((), 500, success=2, errors=1), TrafficRow((), NO_BUCKET, sum_us=3_000)]))
     answer.add_unsaved([counted([5])])
     assert answer.json()["requests_count"] == {"success": 3, "error": 1}
     assert answer.json()["latency_ms"]["average"] == 2.0
@@ -89,14 +88,14 @@ def test_since_leaves_out_what_is_older_and_is_shown() -> None:
 
 def test_since_shown_is_where_the_database_begins() -> None:
     answer = Report(Query(since_minute=NOON_MINUTE + 5))
-    answer.add_reading(QueryResult(NOON_MINUTE))
+    answer.add_saved(QueryResult(NOON_MINUTE))
     assert answer.json()["since"] == "2027-01-15T12:00:00Z"
 
 
 def test_losses_are_shown_and_in_no_count() -> None:
     answer = Report(Query(("route",)))
-    answer.add_reading(QueryResult(None, [TrafficRow(("",), 0, lost=5)]))
-    answer.add_unsaved([counted(status=LOST), counted([1, 1])])
+    answer.add_saved(QueryResult(None, [TrafficRow(("",), 0, lost=5)]))
+    answer.add_unsaved([counted(kind=Kind.LOST), counted([1, 1])])
     assert answer.json()["storage"] == {"state": "ok", "lost": 6, "unsaved": 2}
     assert answer.json()["requests_count"] == {"success": 2, "error": 0}
     assert [group["route"] for group in answer.json()["groups"]] == ["/api/orders"]
@@ -105,16 +104,18 @@ def test_losses_are_shown_and_in_no_count() -> None:
 def test_trouble_and_a_new_beginning_are_shown() -> None:
     answer = Report(Query())
     begun = {"at": "2027-01-15T12:00:00+00:00", "because": "the counts had vanished"}
-    answer.add_reading(QueryResult(None, begun=begun))
+    answer.add_saved(QueryResult(None, begun=begun))
     answer.state = "locked"
     assert answer.json()["storage"] == {"state": "locked", "lost": 0, "unsaved": 0, "begun": begun}
 
 
 RETRIES = (
     counted([1, 2, 3], status=200),
-    counted([0.001, 0.002], endpoint="", status=RETRIED),  # two requests, of two and of three attempts
+    counted([0, 0], endpoint="", kind=Kind.RETRIED),  # two requests, of two and of three attempts
+    counted([0, 0, 0], endpoint="", kind=Kind.RETRY),
     counted([9], route="/b", backend="b", status=503),
-    counted([0.001], route="/b", backend="b", endpoint="", status=RETRIED),
+    counted([0], route="/b", backend="b", endpoint="", kind=Kind.RETRIED),
+    counted([0], route="/b", backend="b", endpoint="", kind=Kind.RETRY),
 )
 
 
@@ -149,9 +150,9 @@ def test_retries_are_not_in_the_plain_report_and_not_where_there_are_none() -> N
 
 def test_time_in_plugins_is_shown_by_plugin_and_in_no_other_report() -> None:
     times = [
-        counted([1, 3], endpoint="auth", status=PLUGIN),
-        counted([5], endpoint="auth", route="/b", backend="b", status=PLUGIN),
-        counted([7], endpoint="limit", status=PLUGIN),
+        counted([1, 3], endpoint="auth", kind=Kind.PLUGIN),
+        counted([5], endpoint="auth", route="/b", backend="b", kind=Kind.PLUGIN),
+        counted([7], endpoint="limit", kind=Kind.PLUGIN),
     ]
     answer = Report(Query(("plugin",)))
     answer.add_unsaved([*times, counted([10])])
@@ -172,10 +173,12 @@ def test_time_in_plugins_is_shown_by_plugin_and_in_no_other_report() -> None:
     assert other.json() == {**EMPTY, "groups": []}
 
 
-@given(st.lists(st.tuples(st.sampled_from([101, 200, 404, 503, LOST]), st.floats(0, 1e9))))
-def test_any_report_is_valid_json_that_adds_up(exchanges: list[tuple[int, float]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from([101, 200, 404, 503, None]), st.floats(0, 1e9))))
+def test_any_report_is_valid_json_that_adds_up(exchanges: list[tuple[int | None, float]]) -> None:
     answer = Report(Query(("status",)))
-    answer.add_unsaved([counted([ms], status=status) for status, ms in exchanges])
+    answer.add_unsaved(
+        counted([ms], kind=Kind.LOST) if status is None else counted([ms], status=status) for status, ms in exchanges
+    )
     read = json.loads(json.dumps(answer.json(), allow_nan=False))
     counts = read["requests_count"]
     assert counts["success"] + counts["error"] + read.get("storage", {"lost": 0})["lost"] == len(exchanges)
@@ -194,5 +197,5 @@ def test_report_by_what_is_not_known_is_refused(tmp_path: object) -> None:
 
 
 def test_report_of_another_kind_of_database_is_refused() -> None:
-    with pytest.raises(PluginError, match="oracle is none of sqlite, postgresql"):
+    with pytest.raises(PluginError, match="oracle is not one of sqlite, postgresql"):
         report("oracle://host/name")

@@ -13,11 +13,10 @@ import pytest
 from rgate.plugins.stats.aggregator import Aggregator
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.recorder import Recorder
-from rgate.plugins.stats.report import report
-from rgate.plugins.stats.storage_error import StorageError
+from rgate.plugins.stats.report import StorageError, report
 from rgate.plugins.stats.store import Store
 
-from ...waiting import eventually
+from ...support.waiting import eventually
 from .traffic import NOON_MINUTE, Clock, answered, counted, finished, success_of
 
 
@@ -187,9 +186,9 @@ def test_full_database_drops_its_oldest_minute_and_counts_it_as_lost(begin: Call
     now_minute = NOON_MINUTE + 2
     statistics.clock.seconds += 120
     steps = 0
-    while statistics.store.tidy(now_minute):
+    while statistics.store.compact(now_minute):
         steps += 1
-        assert steps < 20, "tidying does not come to an end"
+        assert steps < 20, "compacting does not come to an end"
     statistics.count(5)
     answer = statistics.answer()
     lost = storage_of(answer)["lost"]
@@ -227,7 +226,7 @@ def test_corrupt_database_is_set_aside_and_a_new_one_begun(
     assert success_of(answer) == 3
     begun = storage_of(answer)["begun"]
     assert begun == {"at": "2027-01-15T12:00:00+00:00", "because": f"the file was corrupt and is set aside as {aside.name}"}
-    assert f"set aside as {aside.name}" in caplog.text
+    assert f"renamed to {aside.name}" in caplog.text
     assert storage_of(report(f"sqlite:///{path}"))["begun"] == begun, "it must be known to every process"
 
 
@@ -382,7 +381,7 @@ def test_batch_written_to_a_file_just_moved_away_is_written_again(
         statistics.store.add([counted()])
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM rgate_meta WHERE name = 'added_up_to'", "UPDATE rgate_meta SET value = 'x'"])
+@pytest.mark.parametrize("statement", ["DELETE FROM rgate_meta WHERE name = 'rolled_up_to'", "UPDATE rgate_meta SET value = 'x'"])
 def test_database_that_holds_something_else_is_trouble(statistics: Statistics, path: Path, statement: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(statement)
@@ -392,9 +391,9 @@ def test_database_that_holds_something_else_is_trouble(statistics: Statistics, p
     assert (success_of(answer), storage_of(answer)["state"]) == (1, "unavailable")
 
 
-def test_locked_database_is_not_tidied(statistics: Statistics, path: Path) -> None:
+def test_locked_database_is_not_compacted(statistics: Statistics, path: Path) -> None:
     with locked(path), pytest.raises(StorageError, match="locked"):
-        statistics.store.tidy(NOON_MINUTE)
+        statistics.store.compact(NOON_MINUTE)
 
 
 def test_database_that_cannot_be_made_is_told_at_the_start_with_its_place(
@@ -403,11 +402,11 @@ def test_database_that_cannot_be_made_is_told_at_the_start_with_its_place(
     folder = tmp_path / "none"
     statistics = begin(f"sqlite:///{folder}/rgate.db")
     with statistics.recorder as recorder:
-        notice = eventually(lambda: recorder.notices.get("statistics", ""), "before any request")
+        notice = eventually(lambda: recorder.warnings.get("statistics", ""), "before any request")
         assert f"{folder}/rgate.db" in notice and "plugins.stats.database" in notice
         assert notice.startswith("database read_only: ")
         assert notice.removeprefix("database read_only: ") in caplog.text
         folder.mkdir()
         statistics.later()
         statistics.count()
-        assert recorder.flush() and not recorder.notices
+        assert recorder.flush() and not recorder.warnings

@@ -12,9 +12,7 @@ from rgate import Overloaded
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.turns import WAITING, QueryTurns
 
-from ...waiting import eventually, passed
-
-PATIENCE_SECONDS = 10
+from ...support.waiting import DEADLINE_SECONDS, eventually, passed
 
 
 class Clock:
@@ -84,17 +82,17 @@ class Asking(threading.Thread):
             self.answer = error
 
     def result(self) -> object:
-        self.join(PATIENCE_SECONDS)
+        self.join(DEADLINE_SECONDS)
         return self.answer
 
 
 def test_one_after_the_other_each_gets_a_report_of_its_own(turns: QueryTurns) -> None:
-    line = turns.line()
+    line = turns.queue()
     assert [line(Query())["number"] for _ in range(3)] == [1, 2, 3]
 
 
 def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns: QueryTurns, reports: Reports) -> None:
-    line = turns.line()
+    line = turns.queue()
     reports.go.clear()
     first = Asking(line, Query())
     passed(reports.began)
@@ -107,7 +105,7 @@ def test_those_who_wait_share_a_report_that_was_begun_after_they_had_asked(turns
 
 
 def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns: QueryTurns, reports: Reports) -> None:
-    line = turns.line()
+    line = turns.queue()
     queries = [Query(("route",)), Query(("status",)), Query(("backend",)), Query()]
     asking = [Asking(line, query) for query in queries]
     assert {tuple(each.result().items()) for each in asking} == {(("number", n),) for n in (1, 2, 3, 4)}  # type: ignore[attr-defined]
@@ -117,7 +115,7 @@ def test_those_who_wait_for_different_reports_get_their_own_one_at_a_time(turns:
 def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_is_refused(
     turns: QueryTurns, reports: Reports, clock: Clock
 ) -> None:
-    line, other_line = turns.line(), turns.line()
+    line, other_line = turns.queue(), turns.queue()
     assert line(Query()) == {"number": 1}
     reports.began.clear()
     reports.go.clear()
@@ -138,7 +136,7 @@ def test_whoever_finds_no_place_gets_the_last_report_while_it_is_fresh_and_then_
 
 def test_nobody_waits_for_longer_than_two_seconds(turns: QueryTurns, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.plugins.stats.turns.WAIT_SECONDS", 0.01)
-    line = turns.line()
+    line = turns.queue()
     reports.go.clear()
     first = Asking(line, Query())
     passed(reports.began)
@@ -151,7 +149,7 @@ def test_nobody_waits_for_longer_than_two_seconds(turns: QueryTurns, reports: Re
 def test_after_a_dear_report_there_is_a_pause(
     turns: QueryTurns, reports: Reports, pauses: list[float], takes: float, pause: float | None
 ) -> None:
-    line = turns.line()
+    line = turns.queue()
     reports.takes = takes
     line(Query())
     line(Query())
@@ -162,14 +160,14 @@ def test_report_that_fails_leaves_the_turn_to_the_next(clock: Clock) -> None:
     def fail(query: Query) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    line = QueryTurns(fail, clock).line()
+    line = QueryTurns(fail, clock).queue()
     for _ in range(2 * WAITING):
         with pytest.raises(ZeroDivisionError):
             line(Query())
 
 
 def test_few_reports_are_remembered(turns: QueryTurns) -> None:
-    line = turns.line()
+    line = turns.queue()
     for minute in range(50):
         line(Query(since_minute=minute))
     assert len(turns._made) == 8

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rgate import Address, Backend, Endpoint, Exchange, GatewayError, Route
-from rgate.plugins.stats.aggregator import Key, SeriesCounts
+from rgate.config.models import changed
+from rgate.plugins.stats.aggregator import Key, Kind, SeriesCounts
 from rgate.plugins.stats.histogram import count_into
 from rgate.plugins.stats.query import Query
 from rgate.plugins.stats.report import Report
@@ -47,7 +48,9 @@ def finished(
 
 
 def a_route(name: str = "/api/orders", backend: str = "orders", **options: object) -> Route:
-    return Route(name, name, Backend(backend), options=options)
+    """A route of any name, also of one that a config could not have."""
+    named = changed(Backend("orders"), name=backend)
+    return changed(Route("/", named, plugins=options), name=name)
 
 
 def counted(
@@ -58,17 +61,22 @@ def counted(
     backend: str = "orders",
     endpoint: str = "orders-1",
     status: int = 200,
+    kind: Kind = Kind.REQUEST,
 ) -> SeriesCounts:
     latencies = [ms / 1000 for ms in latencies_ms]
-    halves: Counter[int] = Counter()
-    count_into(halves, latencies)
-    return SeriesCounts(Key(minute, route, backend, endpoint, status), halves, round(sum(latencies) * 1e6))
+    half_buckets: Counter[int] = Counter()
+    count_into(half_buckets, latencies)
+    return SeriesCounts(
+        Key(minute, route, backend, endpoint, status if kind is Kind.REQUEST else 0, kind),
+        half_buckets,
+        round(sum(latencies) * 1e6),
+    )
 
 
 def answered(store: Store, *by: str, since_minute: int | None = None, now_minute: int = NOON_MINUTE) -> dict[str, object]:
-    """What a store makes `/stats` answer."""
+    """The answer of `/stats` with the contents of a store."""
     report = Report(Query(by, since_minute))
-    report.add_reading(store.read(by, since_minute, now_minute))
+    report.add_saved(store.read(by, since_minute, now_minute))
     return report.json()
 
 
