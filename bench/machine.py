@@ -41,7 +41,7 @@ class Cores:
         usable = sorted(os.sched_getaffinity(0))
         if len(usable) < 2:
             raise OSError("two cores are needed: one for the gateway, one for load and backends")
-        return cls(usable[0], validate_app[1], frozenset(validate_app[2:] if len(validate_app) > 3 else ()))
+        return cls(usable[0], usable[1], frozenset(usable[2:] if len(usable) > 3 else ()))
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Properties of what reads bytes from strangers, for a fuzzer and for the tests. See README.md."""
+"""Fuzz targets for the parsers of untrusted bytes, also run by the tests. See README.md."""

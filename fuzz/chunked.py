@@ -1,4 +1,4 @@
-"""The chunked coding: one reading, in whatever pieces it comes, and the one of the grammar."""
+"""The chunked coding: decoded as the grammar says, in whatever pieces it arrives."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
 
 
 def one(data: bytes) -> None:
-    """Judge one input: its first byte says where it is cut, the rest is the coded body."""
+    """Check one input: the first byte says where to cut it, the rest is the coded body."""
     if not data:
         return
     step, coded = data[0] or 1, data[1:]
     whole = read([coded])
-    assert read([coded[at : at + step] for at in range(0, len(coded), step)]) == whole, "it depends on the pieces"
+    assert read([coded[at : at + step] for at in range(0, len(coded), step)]) == whole, "the result depends on the pieces"
     if whole is not None and len(coded) < ChunkedDecoder.MAX_LINE_BYTES:
         payload, complete, rest = whole
         assert by_the_grammar(coded) == ((payload, rest) if complete else None), "not the reading of the grammar"
 
 
 def read(blocks: list[bytes]) -> tuple[bytes, bool, bytes] | None:
-    """Payload, whether it is complete, what is left; None when it is refused."""
-    reader = ChunkedDecoder()
+    """The payload, whether it is complete, and the bytes after it; None when it is refused."""
+    decoder = ChunkedDecoder()
     payload = b""
     for number, block in enumerate(blocks):
         try:
-            payload += reader.feed(block)
+            payload += decoder.feed(block)
         except ValueError:
             return None
-        if reader.complete:
-            return payload, True, reader.trailing_data + b"".join(blocks[number + 1 :])
+        if decoder.complete:
+            return payload, True, decoder.trailing_data + b"".join(blocks[number + 1 :])
     return payload, False, b""
 
 
 def by_the_grammar(coded: bytes) -> tuple[bytes, bytes] | None:
-    """Payload and rest of a complete body (RFC 9112 §7.1), else None."""
+    """Payload of a complete body, and the bytes after it (RFC 9112 §7.1); else None."""
     payload, at = b"", 0
     while match := _SIZE.match(coded, at):
         at, size = match.end(), int(match[1], 16)

@@ -1,4 +1,4 @@
-"""A PROXY header: refused or read the same whatever follows, and never before it is whole."""
+"""A PROXY header: refused or parsed the same whatever follows, and never before it is complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rgate.http1.proxy_protocol import MAX_HEADER_BYTES, ProxyHeader, parse_prox
 
 
 def one(data: bytes) -> None:
-    """Judge one input: the first bytes of a connection."""
+    """Check one input: the first bytes of a connection."""
     read = attempt(data)
     if isinstance(read, ProxyHeader):
         assert 0 < read.size <= min(len(data), MAX_HEADER_BYTES)
@@ -18,13 +18,13 @@ def one(data: bytes) -> None:
         if read.address is not None:
             assert str(ip_address(read.address)) == read.address and 0 <= read.port <= 65_535
     elif read is ValueError:
-        assert attempt(data + b"\r\n\0") is ValueError, "more bytes make it good"
+        assert attempt(data + b"\r\n\0") is ValueError, "more bytes make it valid"
     else:
-        assert len(data) < MAX_HEADER_BYTES, "a header without end"
+        assert len(data) < MAX_HEADER_BYTES, "a header without an end"
 
 
 def attempt(data: bytes) -> ProxyHeader | type[ValueError] | None:
-    """What is read, None when there is too little, ValueError when it is refused."""
+    """The header, None when it is incomplete, ValueError when it is refused."""
     try:
         return parse_proxy_header(data)
     except ValueError:

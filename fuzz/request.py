@@ -1,4 +1,4 @@
-"""A request: whatever is accepted is sent on as one strictly valid request, and is read the same however it comes."""
+"""A request: if accepted, it is forwarded as one strictly valid request, and parsed the same however it arrives."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from rgate.http1.request import RequestHead, RequestParser
 from tests.security import strict
 
 MAX_HEAD_BYTES: Final = 65_536
-_remembering = RequestParser()
+_caching = RequestParser()
 _proxies = TrustedProxies(["127.0.0.0/8", "10.0.0.0/8"])
 
 
 def one(data: bytes) -> None:
-    """Judge one input: the head of a request, up to its empty line."""
+    """Check one input: the head of a request, up to its empty line."""
     head = data.partition(b"\r\n\r\n")[0]
     try:
-        request = RequestParser().read(head)
+        request = RequestParser().parse(head)
     except RequestError as error:
         assert 400 <= error.status < 600
         _never_accepted(head)
         return
-    _same_with_a_memory(head, request)
+    _same_with_a_cache(head, request)
     _accepted_in_pieces(head)
-    _valid_when_sent_on(request)
+    _valid_when_forwarded(request)
     _known_to_a_trusted_proxy(request)
 
 
 def _never_accepted(head: bytes) -> None:
     for _ in range(2):
         try:
-            _remembering.read(head)
+            _caching.parse(head)
         except RequestError:
             continue
-        raise AssertionError("what was refused is accepted by a reader that has read other heads before")
+        raise AssertionError("refused by a new parser, accepted by one that has parsed other heads")
 
 
-def _same_with_a_memory(head: bytes, request: RequestHead) -> None:
+def _same_with_a_cache(head: bytes, request: RequestHead) -> None:
     for _ in range(2):
-        other = _remembering.head_cache.get(head) or _remembering.read(head)
+        other = _caching.head_cache.get(head) or _caching.parse(head)
         mine, theirs = (
-            (r.method, r.target, r.minor, r.content_length, r.chunked, r.keep_alive, r.expects_continue, r.fields.lines)
+            (r.method, r.target, r.http_minor, r.content_length, r.chunked, r.keep_alive, r.expects_continue, r.fields.lines)
             for r in (request, other)
         )
-        assert mine == theirs, f"{mine} is read as {theirs} the next time"
+        assert mine == theirs, f"{mine} is parsed as {theirs} the next time"
 
 
 def _accepted_in_pieces(head: bytes) -> None:
-    """As long as the head is not whole it must not be refused, wherever it is cut."""
+    """A valid head must not be refused while it is incomplete, wherever it is cut."""
     reader = RequestParser()
-    judged = 0
+    scanned = 0
     step = 1 + len(head) // 16
     for end in range(step, len(head) + 1, step):
-        reader.check_incomplete(head[:end], judged, MAX_HEAD_BYTES)
-        judged = end
+        reader.check_partial(head[:end], scanned, MAX_HEAD_BYTES)
+        scanned = end
     for ending in (b"\r", b"\r\n", b"\r\n\r"):
-        reader.check_incomplete(head + ending, judged, MAX_HEAD_BYTES)
+        reader.check_partial(head + ending, scanned, MAX_HEAD_BYTES)
 
 
-def _valid_when_sent_on(request: RequestHead) -> None:
+def _valid_when_forwarded(request: RequestHead) -> None:
     lines = request.fields.lines
     if "HTTP_HOST" not in request.environ:
         lines += b"Host: backend\r\n"
@@ -79,7 +79,7 @@ def _valid_when_sent_on(request: RequestHead) -> None:
 
 def _known_to_a_trusted_proxy(request: RequestHead) -> None:
     environ = {**request.environ, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "1", "wsgi.url_scheme": "http"}
-    _proxies.identify(environ)
+    _proxies.apply(environ)
     assert environ[PEER_KEY] == "127.0.0.1"
     assert environ["wsgi.url_scheme"] in ("http", "https")
-    assert environ["REMOTE_ADDR"] in TrustedProxies([environ["REMOTE_ADDR"]]), "the client is no address"
+    assert environ["REMOTE_ADDR"] in TrustedProxies([environ["REMOTE_ADDR"]]), "the client is not an address"

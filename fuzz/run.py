@@ -12,7 +12,7 @@ def main() -> None:
 
     atheris.enabled_hooks.add("str")
     name = sys.argv.pop(1)
-    sys.argv[0] = f"{sys.executable} -m fuzz.run {name}"  # what -merge=1 starts anew
+    sys.argv[0] = f"{sys.executable} -m fuzz.run {name}"  # the command that -merge=1 starts again
     with atheris.instrument_imports(include=["rgate.http1", "rgate.serving", "fuzz", "tests.security.strict"]):
         target = importlib.import_module(f"fuzz.{name}")
     atheris.Setup(sys.argv, target.one)

@@ -1,4 +1,4 @@
-"""What the chain and the forwarder see of the client's side: its connection and the body of its request.
+"""The client's side as the chain and the forwarder see it: the connection, and the body of the request.
 
 rgate's own server puts both in the environ, under CONNECTION_KEY and REQUEST_STREAM_KEY (rgate/http1/environ.py). Under another
 WSGI server there is no ClientConnection, and forwarding/upload.py adapts its wsgi.input to a RequestStream.

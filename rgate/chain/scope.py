@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import GatewayError, InternalError, PluginError, RequestError, is_process_exit
-from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, adopt
+from ..http1.environ import REJECTION_KEY, TARGET_KEY, TRAILERS_KEY, from_foreign_environ
 from ..log import exception_key
 from .body_wrapper import BodyWrapper, close_body
 from .exchange import ENVIRON_KEY, Exchange, RelayableBody
@@ -99,7 +99,7 @@ class ExchangeScope:
         on_failure, on_failed = self._on_failure, self._on_failed
         if TARGET_KEY not in environ:
             try:
-                adopt(environ)
+                from_foreign_environ(environ)
             except ValueError as error:
                 environ[REJECTION_KEY] = RequestError(str(error))
         if REJECTION_KEY in environ:
@@ -304,7 +304,7 @@ def _close(exchange: Exchange, body: object, on_failure: FailureReporter) -> Non
 
 def _is_plain(target: Target) -> bool:
     """Whether the path is spelled as a local route's is: without escapes and the like."""
-    return target.plain and target.route == target.path
+    return target.is_normalized and target.normalized_path == target.path
 
 
 def _content_length(headers: list[tuple[str, str]]) -> int | None:

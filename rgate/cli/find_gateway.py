@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import ConfigError
 from ..http1.client_address import IPAllowlist, TrustedProxies
+from ..http1.grammar import bracket_host
 from ..serving.runtime_dir import admin_sockets, socket_name, socket_paths
 from .http_client import DEFAULT_URL, GatewayUnreachable, parse_url
 
@@ -143,7 +144,7 @@ def _socket_for(url: str) -> str:
 def _port_url(config: Config) -> str:
     server = config.server
     host = _LOOPBACK_OF.get(server.host, server.host)
-    return f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    return f"{'https' if server.tls else 'http'}://{bracket_host(host)}:{server.port}"
 
 
 def _with_loopback(address: str) -> str:

@@ -20,6 +20,7 @@ import click
 from .. import log
 from ..config import Config, load
 from ..errors import ConfigError, ConfigProblem, PluginError, RgateError
+from ..http1.grammar import unbracket_host
 from ..plugin.registry import Registry
 from ..process.runner import serve, summary
 from ..runtime.gateway import Gateway, build
@@ -75,7 +76,7 @@ class _Commands(click.Group):
 
 
 def _without_brackets(ctx: click.Context, parameter: click.Parameter, host: str | None) -> str | None:
-    return host[1:-1] if host and host.startswith("[") and host.endswith("]") else host
+    return host and unbracket_host(host)
 
 
 @click.group(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticKnownError
 
+from ..http1.grammar import bracket_host, is_token, unbracket_host
 from ..http1.target import parse_target
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "one_or_more",
 ]
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
 # What regular expressions, globs and templates are made of. "*" and "$" may stand in paths, but hardly ever do.
 _PATTERN = re.compile(r"^[\^~]|\.[*+]|\*|\(\?|\{[^}]*\}?|\[[^\]]*\]?|[\^|]|\$$")
@@ -76,7 +76,7 @@ def _path_prefix(text: str) -> str:
         if sign in text:
             raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
     try:
-        canonical = parse_target("GET", text if text.isascii() else "").route
+        canonical = parse_target("GET", text if text.isascii() else "").normalized_path
     except ValueError as error:
         why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
         raise ValueError(f"no request can have this path: {why}") from None
@@ -115,7 +115,7 @@ def _host(text: str) -> str:
 
 
 def _method(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
+    if not is_token(text):
         raise ValueError(f"{text!r} is no HTTP method")
     return text.upper()
 
@@ -123,7 +123,7 @@ def _method(text: str) -> str:
 def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     seen: dict[str, str] = {}
     for name, value in headers.items():
-        if not _TOKEN.fullmatch(name):
+        if not is_token(name):
             raise ValueError(f"{name!r} is no header name")
         if "_" in name:
             raise ValueError(f"{name!r} never matches: headers whose name has an underscore are dropped")
@@ -163,7 +163,7 @@ def _labels(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
 def _listen_host(text: str) -> str:
     if text == "*":
         raise ValueError("'*' is no address; write 0.0.0.0 for all of IPv4, or '::' for IPv6 too")
-    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    host = unbracket_host(text)
     if re.search(r"[\s/\[\]]", host) or (host.count(":") == 1 and not host.startswith(":")):
         raise ValueError(f"{text!r} is no address to listen at; write one like 0.0.0.0 or ::1, and the port under 'port'")
     return host
@@ -178,7 +178,7 @@ def _certificate_host(text: str) -> str:
 
 
 def _server_name(text: str) -> str:
-    return _host(f"[{text}]" if ":" in text and not text.startswith("[") else text).strip("[]")
+    return _host(bracket_host(text)).strip("[]")
 
 
 def _network(text: str) -> str:

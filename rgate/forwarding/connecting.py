@@ -1,8 +1,8 @@
-"""How many connections to one endpoint are being made at a time; the others wait, first come first served.
+"""A limit on the connections to one endpoint that are being opened at the same time; further ones wait in order.
 
 A backend that accepts slowly has a short queue of connections that it has not accepted yet (its backlog: 5 for Python's
-http.server). The kernel drops the first packet of those beyond it, and sends it again only after 1 and 3 s. So whoever opens
-many at once waits for seconds, or in vain, where one after the other would have been accepted within milliseconds.
+http.server). The kernel drops the first packet of connections beyond it, and sends it again only after 1 and 3 s. So a client
+that opens many at once waits for seconds, or in vain, where one after the other would have been accepted within milliseconds.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ __all__ = ["ConnectQueue"]
 
 MAX_CONNECTING: Final = 32
 MIN_CONNECTING: Final = 4
-# What has not been answered by then holds up nobody else: a dead endpoint would have all wait for it, one after the other.
+# A connect that takes longer no longer counts: otherwise all requests to a dead endpoint would wait for it one after the other.
 HOLD_SECONDS: Final = 0.05
-LOST_SECONDS: Final = 0.9  # a connection that has taken so long has lost its first packet (RFC 6298 §2: sent again after 1 s)
-HALVE_SECONDS: Final = 0.25  # losses come in bursts, and a burst is one sign
+LOST_SECONDS: Final = 0.9  # a connect that takes so long has lost its first packet (RFC 6298 §2: sent again after 1 s)
+HALVE_SECONDS: Final = 0.25  # losses come in bursts; a burst counts once
 RECOVER_SECONDS: Final = 2.0
 
 
 class ConnectQueue:
-    """The connections to one endpoint that are being made. Thread-safe.
+    """The queue for opening connections to one endpoint. Thread-safe: a lock of its own protects everything in it.
 
-    enter() is called before connecting and connected() after it. At most MAX_CONNECTING are at it at a time; fewer, down to
-    MIN_CONNECTING, while connections take so long that packets must have been lost. Then each counts until the backend is
-    known to have accepted it, because it has answered (accepted()). None counts for longer than HOLD_SECONDS.
+    Call enter() before connecting and connected() after it. At most MAX_CONNECTING connections count at a time; while connecting
+    takes so long that packets must have been lost, the limit falls to MIN_CONNECTING at the lowest. Then each counts until the
+    backend is known to have accepted it, because it has answered (accepted()). None counts for longer than HOLD_SECONDS.
     """
 
-    __slots__ = ("_changed_at", "_holders", "_lock", "_most", "_waiting")
+    __slots__ = ("_changed_at", "_holders", "_limit", "_lock", "_waiting")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders: dict[object, float] = {}  # until when each counts, the oldest first
+        self._holders: dict[object, float] = {}  # the end of HOLD_SECONDS of each that counts, the oldest first
         self._waiting: deque[threading.Event] = deque()
-        self._most = MAX_CONNECTING
+        self._limit = MAX_CONNECTING
         self._changed_at = 0.0
 
     def enter(self, holder: object, until: float) -> bool:
-        """Wait for a place, at most until this time of the monotonic clock; whether there was one in time."""
+        """Wait for a place, at most until a time of the monotonic clock. Returns whether there was one in time."""
         with self._lock:
             if not self._waiting and self._has_room():
                 self._holders[holder] = monotonic() + HOLD_SECONDS
@@ -64,15 +64,15 @@ class ConnectQueue:
             wake.wait((min(oldest, until) if first else until) - now)
 
     def connected(self, holder: object, seconds: float, answered: bool) -> None:
-        """Say that connecting has ended after so many seconds, and whether anything has come of the other end."""
+        """Report that connecting has ended after so many seconds, and whether the backend has answered at all."""
         with self._lock:
             if seconds >= LOST_SECONDS or not answered:
-                self._lost()
-            if not answered or self._most == MAX_CONNECTING:
+                self._lower_limit()
+            if not answered or self._limit == MAX_CONNECTING:
                 self._leave(holder)
 
     def accepted(self, holder: object) -> None:
-        """Say that the backend has answered on this connection for the first time, or that it is closed."""
+        """Report that the backend has answered on this connection for the first time."""
         if holder in self._holders:
             with self._lock:
                 self._leave(holder)
@@ -92,11 +92,11 @@ class ConnectQueue:
         now = monotonic()
         while holders and next(iter(holders.values())) <= now:
             del holders[next(iter(holders))]
-        if self._most < MAX_CONNECTING and now - self._changed_at > RECOVER_SECONDS:
-            self._most, self._changed_at = min(2 * self._most, MAX_CONNECTING), now
-        return len(holders) < self._most
+        if self._limit < MAX_CONNECTING and now - self._changed_at > RECOVER_SECONDS:
+            self._limit, self._changed_at = min(2 * self._limit, MAX_CONNECTING), now
+        return len(holders) < self._limit
 
-    def _lost(self) -> None:
+    def _lower_limit(self) -> None:
         now = monotonic()
-        if self._most == MAX_CONNECTING or now - self._changed_at > HALVE_SECONDS:
-            self._most, self._changed_at = max(self._most // 2, MIN_CONNECTING), now
+        if self._limit == MAX_CONNECTING or now - self._changed_at > HALVE_SECONDS:
+            self._limit, self._changed_at = max(self._limit // 2, MIN_CONNECTING), now

@@ -1,7 +1,7 @@
-"""What was worked out before, for what comes again: within a budget of bytes, and in one list with all others.
+"""RepeatCache: results of parsing and checking that are kept for input that repeats, within a budget of bytes.
 
-Everything in a process that is remembered of what strangers send is a Remembered, so that memory_use() has all of it and the sum
-of the budgets is the most that a worker process keeps.
+Every cache that is keyed by what clients or backends send is a RepeatCache. So memory_use() can list them all, and the sum of
+their budgets is the most that a worker process keeps.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["MemoryUse", "RepeatCache", "memory_use"]
 K = TypeVar("K")
 V = TypeVar("V")
 
-SEEN: Final = 4_096  # a power of two; 8 bytes each
-ENTRY_BYTES: Final = 120  # the share of the dict itself that an entry has, while the dict is as empty as it gets
+SEEN: Final = 4_096  # slots of the admission filter; a power of two; 8 bytes each
+ENTRY_BYTES: Final = 120  # an entry's share of the dict itself, when the dict is as sparse as it gets
 LARGEST_SHARE: Final = 16  # an entry over a 16th of the budget would push out too many others
 
 _all: list[weakref.ref[RepeatCache[Any, Any]]] = []
 
 
 class MemoryUse(NamedTuple):
-    """How much is remembered under one name: entries, bytes (counted, not measured), and the most that it may be."""
+    """The memory of all caches of one name: entries, bytes (counted, not measured), and the sum of their budgets."""
 
     name: str
     entries: int
@@ -33,16 +33,17 @@ class MemoryUse(NamedTuple):
 
 
 class RepeatCache(dict[K, V]):
-    """A dict for what can be worked out anew, of at most `max_bytes`; it is read like any other.
+    """A dict of at most `max_bytes` for values that can be computed again. Read it like any dict.
 
-    What is kept has come twice of late: much of what a gateway sees never comes again (an id, a cookie, a query), and to
-    keep that would cost more than it saves and push out what does. So ask first, and work out only then what keeping takes:
+    Only what is seen twice is kept. Much of what a gateway sees never repeats (an id, a cookie, a query), and keeping it would
+    cost more than it saves and push out what does. So ask first, and compute the size only then:
 
-        if known.comes_again(key):
-            known.keep(key, value, size_bytes)
+        if cache.admits(key):
+            cache.add(key, value, size_bytes)
 
-    Which keys have come once is known by their hashes, in 32 KB. When it is full it begins anew. Safe to share between
-    threads. `name` is what memory_use() calls it; several of one name are added up there.
+    The admission filter has 4,096 hashes of keys that were seen once (32 KiB), as the doorkeeper of TinyLFU. A full cache is
+    emptied. Safe to share between threads: reads are dict look-ups, add() and clear() take a lock of the cache's own. `name` is
+    its name in memory_use(); caches of one name are added up there.
     """
 
     __slots__ = ("__weakref__", "_lock", "_seen", "bytes", "max_bytes", "name")
@@ -54,44 +55,44 @@ class RepeatCache(dict[K, V]):
         self.bytes = 8 * SEEN
         self._seen = array("q", bytes(8 * SEEN))
         self._lock = threading.Lock()
-        _all[:] = [*(known for known in _all if known() is not None), weakref.ref(self)]
+        _all[:] = [*(cache for cache in _all if cache() is not None), weakref.ref(self)]
 
-    def comes_again(self, key: K) -> bool:
-        """Whether the key has been asked for before, of late. Once for each time that it was not found."""
+    def admits(self, key: K) -> bool:
+        """Whether the key has been seen before, recently. Call it once for each look-up that found nothing."""
         mark = hash(key)
         if self._seen[mark % SEEN] == mark:
             return True
         self._seen[mark % SEEN] = mark
         return False
 
-    def keep(self, key: K, value: V, size_bytes: int) -> None:
-        """Keep this. `size_bytes` is what key and value take with all that nobody else holds, rather too much than too little."""
+    def add(self, key: K, value: V, size_bytes: int) -> None:
+        """Keep an entry. `size_bytes` is the memory of key and value that nothing else shares, rather too high than too low."""
         size_bytes += ENTRY_BYTES
         if size_bytes > self.max_bytes // LARGEST_SHARE:
             return
         with self._lock:
             if key in self:
-                return  # by another thread
+                return  # another thread was faster
             if self.bytes + size_bytes > self.max_bytes:
-                self._forget()
+                self._empty()
             self[key] = value
             self.bytes += size_bytes
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
-            self._forget()
+            self._empty()
 
-    def _forget(self) -> None:
+    def _empty(self) -> None:
         super().clear()
         self.bytes = 8 * SEEN
 
 
 def memory_use() -> list[MemoryUse]:
-    """Everything that is remembered in this process, by name."""
+    """The memory of all caches of this process, by name."""
     found: dict[str, MemoryUse] = {}
-    for known in [known for reference in list(_all) if (known := reference()) is not None]:
-        one = MemoryUse(known.name, len(known), known.bytes, known.max_bytes)
+    for cache in [cache for reference in list(_all) if (cache := reference()) is not None]:
+        one = MemoryUse(cache.name, len(cache), cache.bytes, cache.max_bytes)
         other = found.get(one.name, MemoryUse(one.name, 0, 0, 0))
         found[one.name] = MemoryUse(one.name, *map(sum, zip(one[1:], other[1:], strict=True)))
     return sorted(found.values())

@@ -1,4 +1,4 @@
-"""The chunked coding, read strictly (RFC 9112 §7.1): what is not exactly the grammar is an error, memory is bounded."""
+"""The chunked coding, decoded strictly (RFC 9112 §7.1): anything that does not match the grammar is an error."""
 
 from __future__ import annotations
 
@@ -7,38 +7,41 @@ from collections.abc import Iterable
 from itertools import repeat
 from typing import Final
 
-from .fields import forward_line
+from .fields import encode_field
+from .grammar import TCHAR
 
 __all__ = ["LAST_CHUNK", "ChunkedDecoder", "chunk_head", "last_chunk"]
 
 LAST_CHUNK = b"0\r\n\r\n"
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_TOKEN = TCHAR + rb"++"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
-# chunk-size is 1*HEXDIG; 15 digits stay within 63 bit. Extensions are ignored and never passed on, but must be some.
+# chunk-size is 1*HEXDIG; 15 digits stay within 63 bit.
 MAX_SIZE_DIGITS: Final = 15
 _SIZE_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,%d}" % MAX_SIZE_DIGITS)
-# One extension. Python 3.11.2, which is Debian 12's, reads possessive groups wrongly, so only single characters are possessive.
+# Extensions must be well-formed. They are ignored and never forwarded. Only single characters are possessive (see grammar.py).
 _EXTENSION = re.compile(rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 _HEX = re.compile(rb"[0-9A-Fa-f]+")
 
-SMALL_CHUNK_BYTES: Final = 256  # many chunks up to this size are read together
-SMALL_CHUNKS_FROM_BYTES: Final = 512  # if so much is at hand
+SMALL_CHUNK_BYTES: Final = 256  # runs of chunks up to this size are decoded in one step
+SMALL_CHUNKS_FROM_BYTES: Final = 512  # if at least so much is buffered
 
 _SIZE, _PAYLOAD, _PAYLOAD_END, _TRAILERS, _COMPLETE = range(5)
 
 
 class ChunkedDecoder:
-    """Takes the coded bytes as they come and gives back the payload in them.
+    """Decodes the chunked coding block by block.
 
-    After each `feed`, `complete` says whether the last chunk and the trailers have been seen, `trailers` holds the lines of
-    these (see trailers.py for what may be done with them), and `rest` the bytes after the body. ValueError means that the
-    coding is broken: the connection is of no further use. A size line is at most 4 KiB, all trailers together 16 KiB, and so
-    is what the size lines of a body have more than their payload: each may be 16 bytes, or as long as its chunk.
+    After each `feed`, `complete` says whether the last chunk and the trailers have been decoded, `trailers` has the lines of the
+    trailers (trailers.py says which of them may be forwarded), and `trailing_data` the bytes after the body. After a ValueError
+    the coding is broken and the connection cannot be used any more.
 
-    With `counts_framing` every byte of framing counts against the payload, and a body may have 64 KiB more of it: 16,384
-    chunks of one byte in a row, any number of 5 bytes or more. Each chunk costs some work, so tiny ones without an end
-    would be a cheap way to keep a CPU busy.
+    Limits: 4 KiB per size line, 16 KiB for all trailers, and 16 KiB by which chunk extensions may exceed the payload that they
+    announce. Size lines of up to 16 bytes do not count for the latter.
+
+    With `counts_framing`, bytes of framing may exceed the payload by 64 KiB at any time: 16,384 chunks of one byte in a row, any
+    number of chunks of 5 bytes or more. Each chunk costs some work, so an endless stream of tiny ones would be a cheap way to
+    keep a CPU busy.
     """
 
     MAX_LINE_BYTES: Final = 4_096
@@ -54,7 +57,7 @@ class ChunkedDecoder:
 
     def __init__(self, counts_framing: bool = False) -> None:
         self._counts_framing = counts_framing
-        self._framing_bytes = 0  # more than payload
+        self._framing_bytes = 0  # by which framing exceeds the payload
         self._state = _SIZE
         self._left = 0
         self._pending = b""
@@ -65,12 +68,12 @@ class ChunkedDecoder:
         self.trailers: list[bytes] = []
 
     def feed(self, block: bytes) -> bytes:
-        """The payload in `block`. Raises ValueError when the coding is broken."""
+        """Return the payload in `block`. Raises ValueError when the coding is broken."""
         if self._pending:
             block, self._pending = self._pending + block, b""
         payload: list[bytes] = []
         at, end = 0, len(block)
-        looks_for_small = True
+        try_small = True
         while at < end and self._state != _COMPLETE:
             if self._state == _PAYLOAD:
                 taken = min(self._left, end - at)
@@ -96,8 +99,8 @@ class ChunkedDecoder:
                     break
                 self._read_line(block[at:line_end])
                 if self._state == _PAYLOAD:
-                    if looks_for_small and self._left <= SMALL_CHUNK_BYTES and end - at >= SMALL_CHUNKS_FROM_BYTES:
-                        looks_for_small = False
+                    if try_small and self._left <= SMALL_CHUNK_BYTES and end - at >= SMALL_CHUNKS_FROM_BYTES:
+                        try_small = False
                         if many := _small_chunks(block, at):
                             self._state = _SIZE
                             payload.append(many[0])
@@ -150,9 +153,9 @@ class ChunkedDecoder:
 
 
 def _small_chunks(block: bytes, at: int) -> tuple[bytes, int] | None:
-    """The payload of all whole chunks from `at` on, and where they end; None when it takes more than a glance to read them.
+    """The payload of all complete chunks from `at` on, and where they end; None when they cannot be split in this simple way.
 
-    For many small chunks: a tenth of the time that reading one after the other takes.
+    For many small chunks it takes a tenth of the time of decoding one after the other.
     """
     parts = block[at:].split(b"\r\n")
     count = (len(parts) - 1) // 2
@@ -161,10 +164,10 @@ def _small_chunks(block: bytes, at: int) -> tuple[bytes, int] | None:
         lengths = list(map(int, sizes, repeat(16)))
     except ValueError:
         return None
-    if 0 in lengths:  # the last chunk; what follows is no chunk
+    if 0 in lengths:  # the last chunk; trailers follow
         count = lengths.index(0)
         sizes, payloads, lengths = sizes[:count], payloads[:count], lengths[:count]
-    # int() takes more than the grammar; a payload with CRLF in it is more than one part.
+    # int() accepts more than the grammar; a payload that contains CRLF is more than one part.
     if lengths != list(map(len, payloads)) or not _HEX.fullmatch(b"".join(sizes)) or max(map(len, sizes)) > MAX_SIZE_DIGITS:
         return None
     payload = b"".join(payloads)
@@ -172,12 +175,12 @@ def _small_chunks(block: bytes, at: int) -> tuple[bytes, int] | None:
 
 
 def chunk_head(size: int) -> bytes:
-    """The line before a chunk of `size` bytes. A size of 0 would end the body: callers leave empty blocks out."""
+    """The line before a chunk of `size` bytes. A size of 0 would end the body: callers must not send empty blocks."""
     return b"%x\r\n" % size
 
 
 def last_chunk(trailers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """What ends a body, with these trailer fields. Raises ValueError for a name or value that no field may have."""
+    """The end of a body, with these trailer fields. Raises ValueError for a name or value that a field cannot have."""
     if not trailers:
         return LAST_CHUNK
-    return b"0\r\n%b\r\n" % b"".join([forward_line(name, value) for name, value in trailers])
+    return b"0\r\n%b\r\n" % b"".join([encode_field(name, value) for name, value in trailers])

@@ -1,8 +1,8 @@
-"""Who the client is. What a request says of the way that it came is believed only from proxies that the operator trusts.
+"""The client's address and scheme. What a request says of its way here is believed only from proxies that the operator trusts.
 
-A chain of proxies appends to X-Forwarded-For, each the peer it was called by. So its last entries are written by machines
-that one knows, and everything left of them by whoever. The client is the last address that is not a trusted proxy's: the
-one that a trusted machine has seen with its own eyes (RFC 7239 §8.1 says why nothing else may be used).
+Each proxy of a chain appends the address of its peer to X-Forwarded-For. So the last entries are written by known machines,
+and the entries left of them may be written by anyone. The client is the last address that is not a trusted proxy's: the one
+that a trusted machine has seen itself (RFC 7239 §8.1 says why no other may be used).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
-from .environ import ANNOUNCED_KEY, FIELDS_KEY, PEER_KEY
-from .fields import CLAIM, FORWARDING_KEYS, Fields
+from .environ import FIELDS_KEY, PEER_KEY, PROXY_HEADER_KEY
+from .fields import FORWARDING_KEYS, PROXY_ONLY, Fields
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["IPAllowlist", "TrustedProxies", "is_of_web_page", "normalize_address"]
+__all__ = ["IPAllowlist", "TrustedProxies", "is_from_web_page", "normalize_address"]
 
-_OWN_CERTIFICATE: Final = "HTTP_X_FORWARDED_CLIENT_CERT"  # of a client that has shown one to this gateway, which says so itself
-MAX_HOPS: Final = 64  # more trusted proxies in a row than any request passes
+_OWN_CERTIFICATE: Final = "HTTP_X_FORWARDED_CLIENT_CERT"  # of a client that has shown one to this gateway: written here
+MAX_HOPS: Final = 64  # entries of X-Forwarded-For that are looked at; no request passes so many trusted proxies
 
 
 class TrustedProxies:
-    """The networks (CIDR) whose machines are believed. False when there are none. Raises ValueError for what is no network."""
+    """The networks (CIDR) of the trusted proxies. False without any. Raises ValueError for anything else than a network."""
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         self._networks = tuple(map(ip_network, networks))
@@ -40,8 +40,8 @@ class TrustedProxies:
         return any(parsed in network for network in self._networks)
 
     def client(self, peer: str, forwarded_for: str) -> str:
-        """The client's address, when the trusted `peer` has sent this X-Forwarded-For: from the right, the first address
-        that is not trusted; the leftmost when all are. An entry that is no address hides what stands left of it.
+        """The client's address according to the X-Forwarded-For of the trusted `peer`: from the right, the first address that
+        is not trusted, or the leftmost one when all are. Entries left of one that is not an address are ignored.
         """
         client = peer
         for entry in reversed(forwarded_for.split(",")[-MAX_HOPS:]):
@@ -54,9 +54,9 @@ class TrustedProxies:
                 break
         return client
 
-    def identify(self, environ: WSGIEnvironment) -> None:
-        """Believe what the request of a trusted peer says: REMOTE_ADDR becomes the client's address, wsgi.url_scheme what
-        the client used, and what else only a trusted proxy may say is passed on. The peer is in environ[PEER_KEY].
+    def apply(self, environ: WSGIEnvironment) -> None:
+        """Use what the request of a trusted peer says about its client: REMOTE_ADDR becomes the client's address,
+        wsgi.url_scheme the client's scheme, and PROXY_ONLY fields are forwarded. environ[PEER_KEY] becomes the peer's address.
         """
         environ[PEER_KEY] = peer = environ["REMOTE_ADDR"]
         environ["REMOTE_ADDR"] = client = self.client(peer, environ.get("HTTP_X_FORWARDED_FOR", ""))
@@ -66,32 +66,33 @@ class TrustedProxies:
         if scheme in ("http", "https"):
             environ["wsgi.url_scheme"] = scheme
         sent: Fields = environ[FIELDS_KEY]
-        believed = [field for field in sent.claims if field.meaning == CLAIM]
-        if believed:
-            environ[FIELDS_KEY] = Fields([*sent, *believed])
+        trusted = [field for field in sent.proxy_fields if field.kind == PROXY_ONLY]
+        if trusted:
+            environ[FIELDS_KEY] = Fields([*sent, *trusted])
 
 
 class IPAllowlist:
-    """Whether a client may have what is not for everybody: `IPAllowlist(["10.1.0.0/16"])(environ)`.
+    """Decides whether a client may access something restricted: `IPAllowlist(["10.1.0.0/16"])(environ)`.
 
-    networks  whose machines may. The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR
-    hosts     names by which such a machine may ask for this one, beside its addresses and `localhost`
+    networks  the networks of allowed clients. The address that counts is the client's, as everywhere in the chain: REMOTE_ADDR
+    hosts     names by which allowed clients may address this machine, besides its addresses and `localhost`
 
-    All of this must hold:
+    All of these conditions must hold:
 
     - The client's address is in `networks`.
-    - No web page has made a browser ask: there is no Origin, and no Sec-Fetch-Site but "none", which stands for a person who
-      has typed the URL (Fetch Metadata §2.4).
-    - The request has not been forwarded, unless a trusted proxy names the client: no header says so, and it is not HTTP/1.0,
-      which nginx before 1.29.7 speaks to its backends when nothing else is configured.
-    - Host is an address, `localhost` or one of `hosts`; else a browser may ask for a web page whose name has been made to lead
-      here (DNS rebinding).
-    - A client with an address of loopback has connected to this machine itself: there is no PROXY header, no trusted proxy that
-      names it (its loopback is another's), and Host is of loopback too, as there is no other way to get here from there.
+    - The request was not made by a web page: there is no Origin, and Sec-Fetch-Site is absent or "none", which stands for a user
+      who has typed the URL (Fetch Metadata §2.4).
+    - The request was not forwarded, unless a trusted proxy names the client: no header says so, and it is not HTTP/1.0, which
+      nginx before 1.29.7 speaks to its backends by default.
+    - Host is an address, `localhost` or one of `hosts`. Otherwise a web page whose name resolves to this machine could make a
+      browser send the request (DNS rebinding).
+    - A client with a loopback address has connected to this machine itself: there is no PROXY header, no trusted proxy that names
+      the client (its loopback address is another machine's), and Host is a loopback address or name, as there is no other way
+      from there to here.
 
-    One thing cannot be told from a client on this machine: a proxy on it that forwards bytes, or HTTP/1.1 with a Host of its own,
-    and adds nothing. So nothing that a client elsewhere must not see belongs on the gateway's port.
-    Raises ValueError for what is no network.
+    One case cannot be told from a client on this machine: a proxy on it that forwards bytes, or HTTP/1.1 with a Host of its own,
+    and adds nothing. So the gateway's port must not serve anything that clients on other machines must not see.
+    Raises ValueError for anything else than a network.
     """
 
     LOOPBACK: Final = ("127.0.0.0/8", "::1")
@@ -106,13 +107,13 @@ class IPAllowlist:
 
     def __call__(self, environ: WSGIEnvironment) -> bool:
         client: str = environ.get("REMOTE_ADDR", "")
-        if client not in self._networks or is_of_web_page(environ):
+        if client not in self._networks or is_from_web_page(environ):
             return False
         loopback = _parse(client).is_loopback
-        believed = environ.get(PEER_KEY, client) != client
-        if loopback and (believed or ANNOUNCED_KEY in environ):
+        named_by_proxy = environ.get(PEER_KEY, client) != client
+        if loopback and (named_by_proxy or PROXY_HEADER_KEY in environ):
             return False
-        if not believed and _is_forwarded(environ):
+        if not named_by_proxy and _is_forwarded(environ):
             return False
         return self._is_for_this_machine(environ.get("HTTP_HOST", ""), loopback)
 
@@ -126,8 +127,8 @@ class IPAllowlist:
             return name in self._hosts
 
 
-def is_of_web_page(environ: WSGIEnvironment) -> bool:
-    """Whether a web page has made a browser send this request, as far as browsers tell."""
+def is_from_web_page(environ: WSGIEnvironment) -> bool:
+    """Whether a web page has made a browser send this request, according to the headers that browsers add."""
     return "HTTP_ORIGIN" in environ or environ.get("HTTP_SEC_FETCH_SITE", "none") != "none"
 
 
@@ -139,7 +140,7 @@ def _is_forwarded(environ: WSGIEnvironment) -> bool:
 
 
 def normalize_address(address: str) -> str:
-    """An address as people write it: one of IPv4 that came over an IPv6 socket (::ffff:192.0.2.1) in its own form."""
+    """An IPv4-mapped IPv6 address (::ffff:192.0.2.1, from an IPv6 socket) as an IPv4 address; any other unchanged."""
     return str(_parse(address)) if address.startswith("::ffff:") else address
 
 
@@ -149,7 +150,7 @@ def _parse(address: str) -> IPv4Address | IPv6Address:
 
 
 def _without_port(entry: str) -> str:
-    """192.0.2.1:5678 and [2001:db8::1]:5678 are written by some proxies (RFC 7239 §6 has them so)."""
+    """An entry without the port that some proxies add: 192.0.2.1:5678, [2001:db8::1]:5678 (as in RFC 7239 §6)."""
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
     host, colon, port = entry.partition(":")

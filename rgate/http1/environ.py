@@ -1,25 +1,25 @@
-"""What the gateway keeps in a WSGI environ beside the standard keys, and how to make it under another server.
+"""The keys that the gateway adds to a WSGI environ, and how they are made from the environ of another WSGI server.
 
-rgate.target   the Target: what routing decides on and what the backend gets
-rgate.fields   the header fields that may be passed on, in order, as they were sent
+rgate.target          the Target: routing decides on it, and the backend gets its `raw`
+rgate.fields          the header Fields that are forwarded, in order, as they were sent
+rgate.peer            the address of the trusted proxy that sent the request; absent when the peer is not one. With it,
+                      REMOTE_ADDR is the client's address and wsgi.url_scheme the client's scheme, as the proxy says
+rgate.rejection       a GatewayError, or a function that makes one of the environ: the server does not serve the request,
+                      and the outer chain answers it with this fault
+rgate.unparsed        for a request whose head could not be parsed: method, target and Host as they were sent, as far as they
+                      could be found, each "" otherwise
 
-rgate.client   the client's connection, under rgate's own server only: `on_disconnect` is called when the client leaves early,
-               `send_interim()` sends an interim response, `flush_head()` the response's head before its body comes,
-               `take_over()` makes it a tunnel
-rgate.trailers the trailer fields of the request as (name, value), under rgate's own server only, for a chunked body only: a
-               list that is empty until the body has been read to its end
-rgate.upgrade  the protocols that the client asks to switch to, lower-case, under rgate's own server only; the Upgrade
-               header itself is never passed on
-rgate.peer     the address of the trusted proxy that the request came from; absent when it came from anybody else. Then
-               REMOTE_ADDR is the client's address and wsgi.url_scheme what the client used, as that proxy says
-rgate.announced  true when the connection began with a PROXY header, so that its peer is what that says
-rgate.refused  a GatewayError, or what makes one of the environ: the server does not serve the request, and the outer chain
-               answers it
-rgate.sent     of a request that could not be read: method, target and Host as they were sent, as far as they could be told,
-               each "" where there was none
+Under rgate's own server only:
 
-rgate's own server sets the first two. Under any other WSGI server they are made from the environ here: repeated headers have
-been joined by then, and a name with "_" can no longer be told from one with "-".
+rgate.connection      the client's connection, a ClientConnection
+rgate.request_stream  the request's body, a RequestStream, unless it is complete in memory (then wsgi.input is a BytesIO)
+rgate.trailers        for a chunked body: its trailer fields as (name, value), a list that is empty until the body has been
+                      read completely
+rgate.upgrade         the protocols that the client asks to switch to, lower-case. The Upgrade header is never forwarded
+rgate.proxy_header    true when the connection began with a PROXY header; the peer's address is from this header
+
+rgate's own server sets rgate.target and rgate.fields. Under another one they are made here: it has joined repeated headers, and
+a name with "_" cannot be told from one with "-".
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from . import fields
-from .fields import Field, Fields, forward_line, valid_host
+from .fields import Field, Fields, encode_field
+from .grammar import environ_key, valid_host
 from .target import Target, parse_target, target_from_environ_path, without_dot_segments
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = [
-    "ANNOUNCED_KEY",
     "CONNECTION_KEY",
     "FIELDS_KEY",
     "PEER_KEY",
+    "PROXY_HEADER_KEY",
     "REJECTION_KEY",
     "REQUEST_STREAM_KEY",
-    "SENT_KEY",
     "TARGET_KEY",
     "TRAILERS_KEY",
+    "UNPARSED_KEY",
     "UPGRADE_KEY",
-    "adopt",
     "edited_fields",
     "edited_target",
-    "sent_host",
+    "from_foreign_environ",
+    "original_host",
 ]
 
-ANNOUNCED_KEY: Final = "rgate.announced"
+PROXY_HEADER_KEY: Final = "rgate.proxy_header"
 TARGET_KEY: Final = "rgate.target"
 FIELDS_KEY: Final = "rgate.fields"
 CONNECTION_KEY: Final = "rgate.connection"
 PEER_KEY: Final = "rgate.peer"
 REJECTION_KEY: Final = "rgate.rejection"
 REQUEST_STREAM_KEY: Final = "rgate.request_stream"
-SENT_KEY: Final = "rgate.sent"
+UNPARSED_KEY: Final = "rgate.unparsed"
 UPGRADE_KEY: Final = "rgate.upgrade"
 TRAILERS_KEY: Final = "rgate.trailers"
 
@@ -67,8 +68,8 @@ _NOT_COPIED: Final = frozenset(
 )
 
 
-def adopt(environ: WSGIEnvironment) -> None:
-    """Give the environ of another WSGI server the keys above. Raises ValueError when the request has no single reading."""
+def from_foreign_environ(environ: WSGIEnvironment) -> None:
+    """Add rgate.target and rgate.fields to the environ of another WSGI server. Raises ValueError for an ambiguous request."""
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     target = parse_target(environ["REQUEST_METHOD"], sent or target_from_environ_path(path, environ.get("QUERY_STRING", "")))
@@ -80,21 +81,21 @@ def adopt(environ: WSGIEnvironment) -> None:
         environ["QUERY_STRING"] = target.query
     if not valid_host(environ.get("HTTP_HOST", "none")):
         raise ValueError("not exactly one valid Host")
-    for name in fields.removable(Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens):
-        environ.pop("HTTP_" + name.upper().replace("-", "_"), None)
+    for name in fields.connection_nominated(Field("Connection", environ.get("HTTP_CONNECTION", "")).tokens):
+        environ.pop(environ_key(name), None)
     copied = [field for field in map(_field, environ.items()) if field is not None]
-    claims = [field for field in copied if field.meaning == fields.CLAIM]
-    adopted = Fields((field for field in copied if field.meaning != fields.CLAIM), claims)
-    for field in adopted:
-        forward_line(*field.pair)  # raises for what no header may be
+    proxy_fields = [field for field in copied if field.kind == fields.PROXY_ONLY]
+    kept_fields = Fields((field for field in copied if field.kind != fields.PROXY_ONLY), proxy_fields)
+    for field in kept_fields:
+        encode_field(*field.pair)  # raises ValueError for an invalid one
     environ[TARGET_KEY] = target
-    environ[FIELDS_KEY] = adopted
+    environ[FIELDS_KEY] = kept_fields
 
 
 def edited_target(environ: WSGIEnvironment) -> Target:
-    """The target after middleware has had its way: as sent, unless the path or query in environ was changed.
+    """The target for the backend: as it was sent, unless a middleware has changed the path or the query in the environ.
 
-    Raises ValueError when what it was changed to cannot be sent.
+    Raises ValueError when the changed target cannot be sent.
     """
     target: Target = environ[TARGET_KEY]
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
@@ -108,25 +109,25 @@ def edited_target(environ: WSGIEnvironment) -> Target:
 
 
 def edited_fields(environ: WSGIEnvironment) -> list[bytes]:
-    """The header lines to pass on after middleware has had its way: what environ says, as it was sent where unchanged."""
+    """The header lines for the backend: those of the environ, and as they were sent where no middleware has changed them."""
     sent: Fields = environ[FIELDS_KEY]
     joined: dict[str, str] = {}
-    for field in (*sent, *sent.claims):
-        separator = "; " if field.meaning == fields.COOKIE else ", "
+    for field in (*sent, *sent.proxy_fields):
+        separator = "; " if field.kind == fields.COOKIE else ", "
         joined[field.key] = joined[field.key] + separator + field.value if field.key in joined else field.value
     lines = [field.line for field in sent if environ.get(field.key) == joined[field.key]]
     for item in environ.items():
         if joined.get(item[0]) != item[1]:
             changed = _field(item)
             if changed is not None:
-                lines.append(forward_line(changed.pair[0], changed.value))
+                lines.append(encode_field(changed.pair[0], changed.value))
     return lines
 
 
-def sent_host(environ: WSGIEnvironment) -> str:
-    """The Host that the client has sent, whatever middleware has made of it; "" when it has sent none."""
+def original_host(environ: WSGIEnvironment) -> str:
+    """The Host that the client has sent, also when a middleware has changed HTTP_HOST; "" if it sent no Host."""
     sent: Fields = environ[FIELDS_KEY]
-    return next((field.value for field in sent if field.meaning == fields.HOST), "")
+    return next((field.value for field in sent if field.kind == fields.HOST), "")
 
 
 def _field(item: tuple[str, object]) -> Field | None:
@@ -138,4 +139,4 @@ def _field(item: tuple[str, object]) -> Field | None:
     else:
         return None
     field = Field(name, str(value))
-    return None if field.meaning in _NOT_COPIED else field
+    return None if field.kind in _NOT_COPIED else field

@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: the first bytes of a connection, in which a proxy tells whose connection it passes on.
+"""The PROXY protocol, versions 1 and 2: the first bytes of a connection, in which a proxy names the client that it forwards.
 
-Read strictly by its specification (haproxy.org, doc/proxy-protocol.txt): what is not exactly a header of one of the two
-versions ends the connection, because a reader that guesses can be made to take a client's bytes for a proxy's.
+Parsed strictly by its specification (haproxy.org, doc/proxy-protocol.txt): anything that is not exactly a header of one of the
+two versions ends the connection, because a lenient parser can be made to take a client's bytes for a proxy's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["MAX_HEADER_BYTES", "ProxyHeader", "parse_proxy_header"]
 
-MAX_HEADER_BYTES: Final = 4_096  # version 2 could say 65,551; addresses and TLVs of real proxies take a few hundred
+MAX_HEADER_BYTES: Final = 4_096  # version 2 allows 65,551; addresses and TLVs of real proxies take a few hundred
 _MAX_LINE_BYTES: Final = 107
 _LINE = re.compile(
     rb"PROXY (?:(TCP4|TCP6) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) ([0-9]{1,5}) ([0-9]{1,5})|UNKNOWN(?: [\t\x20-\x7e]*)?)"
@@ -25,10 +25,10 @@ _ADDRESS_BYTES: Final = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
 
 
 class ProxyHeader(NamedTuple):
-    """A whole header. `size` is how many bytes it takes; what follows is the client's.
+    """A complete header of `size` bytes. The bytes after it are the client's.
 
-    `address` and `port` are the client's; None when the header names none (LOCAL, UNKNOWN, a UNIX socket): then the
-    connection is its peer's own.
+    `address` and `port` are the client's. `address` is None when the header does not name one (LOCAL, UNKNOWN, a UNIX socket):
+    then the peer is the client.
     """
 
     size: int
@@ -37,24 +37,24 @@ class ProxyHeader(NamedTuple):
 
 
 def parse_proxy_header(block: bytes) -> ProxyHeader | None:
-    """The header at the beginning of `block`, which is all that has come so far; None while it may still become one.
+    """The header at the beginning of `block`, which is all that has arrived so far; None while it may still become one.
 
-    Raises ValueError when it can't.
+    Raises ValueError when it cannot.
     """
     if block.startswith(_SIGNATURE):
-        return _read_binary(block)
+        return _parse_binary(block)
     if block.startswith(b"PROXY "):
-        return _read_line(block)
+        return _parse_line(block)
     if _SIGNATURE.startswith(block) or b"PROXY ".startswith(block):
         return None
-    raise ValueError("no PROXY header")
+    raise ValueError("not a PROXY header")
 
 
-def _read_line(block: bytes) -> ProxyHeader | None:
+def _parse_line(block: bytes) -> ProxyHeader | None:
     end = block.find(b"\r\n", 0, _MAX_LINE_BYTES)
     if end < 0:
         if len(block) >= _MAX_LINE_BYTES:
-            raise ValueError("a PROXY line without end")
+            raise ValueError("a PROXY line without an end")
         return None
     match = _LINE.fullmatch(block[:end])
     if match is None:
@@ -72,11 +72,11 @@ def _read_line(block: bytes) -> ProxyHeader | None:
 
 def _port(text: str) -> int:
     if (text[0] == "0" and text != "0") or int(text) > 65_535:
-        raise ValueError("no port")
+        raise ValueError("not a port")
     return int(text)
 
 
-def _read_binary(block: bytes) -> ProxyHeader | None:
+def _parse_binary(block: bytes) -> ProxyHeader | None:
     if len(block) < 16:
         return None
     command, family, length = struct.unpack_from("!BBH", block, 12)
@@ -97,10 +97,10 @@ def _read_binary(block: bytes) -> ProxyHeader | None:
 
 
 def _check_extensions(block: bytes, at: int, end: int) -> None:
-    """Type, length, value, one after the other. Nothing in them is used."""
+    """Check the sequence of type, length and value. None of them is used."""
     while at < end:
         if end - at < 3:
-            raise ValueError("a cut extension in a PROXY header")
+            raise ValueError("a truncated extension in a PROXY header")
         at += 3 + int.from_bytes(block[at + 1 : at + 3])
     if at != end:
-        raise ValueError("an extension that goes beyond its PROXY header")
+        raise ValueError("an extension that exceeds its PROXY header")

@@ -1,9 +1,9 @@
-"""The head of a backend's response: bytes in, one reading or a refusal out (RFC 9112 §4 to §6).
+"""The head of a backend's response: bytes in, a ResponseHead or BadResponse out (RFC 9112 §4 to §6).
 
 What the RFC lets a gateway repair is repaired, because clients that talk to the same backend directly do not notice it: a
 space before a colon (§5.1), a folded line (§5.2), a Content-Length repeated with the same value (§6.3). Everything else that
-is not the grammar is refused, even where the RFC lets a recipient be lenient: a bare LF as a line end, an empty line before
-the status line.
+does not match the grammar is refused, even where the RFC lets a recipient be lenient: a bare LF as a line end, an empty line
+before the status line.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from ..errors import BadResponse
 from . import fields
 from .cache import RepeatCache
 from .fields import Field, FieldParser, has_credentials
+from .grammar import TCHAR
 from .trailers import announced_trailers
 
 __all__ = ["ResponseHead", "ResponseParser"]
 
-_NEVER_NOMINATED = frozenset({"close", "keep-alive", "content-length", "content-type", "set-cookie"})
+_CONNECTION_PROTECTED = frozenset({"close", "keep-alive", "content-length", "content-type", "set-cookie"})
 _START = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _BARE_CR_OR_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _FOLD = re.compile(rb"\r\n[ \t]+")
-_SPACE_BEFORE_COLON = re.compile(rb"(?m)^([!#$%&'*+\-.^_`|~0-9A-Za-z]++)[ \t]++:")
+_SPACE_BEFORE_COLON = re.compile(rb"(?m)^(" + TCHAR + rb"++)[ \t]++:")
 
 
 class ResponseHead:
-    """One response head, read. It may be shared by responses whose heads are the same, so it is never changed.
+    """One parsed response head. Responses whose heads are the same byte for byte may share it, so it is never changed.
 
     code, status     the number, and the number with its phrase as WSGI wants it
-    headers          what may be passed on, in order, as (name, value)
+    headers          the fields that are forwarded, in order, as (name, value)
     length           bytes of body; None when it is chunked or ends with the connection
     chunked          the body is chunked
     keep_alive       the backend lets the connection stay open
-    minor            1 for HTTP/1.1, 0 for HTTP/1.0
-    trailer          which trailers are announced, as in a Trailer header, or ""
+    http_minor       1 for HTTP/1.1, 0 for HTTP/1.0
+    trailer          the announced trailers, as in a Trailer header, or ""
     upgrade          the protocol switched to (101), lower-case, or ""
     """
 
@@ -45,20 +46,19 @@ class ResponseHead:
     trailer = ""
     upgrade = ""
 
-    def __init__(self, code: int, status: str, minor: int) -> None:
+    def __init__(self, code: int, status: str, http_minor: int) -> None:
         self.code = code
         self.status = status
-        self.minor = minor
-        self.keep_alive = minor == 1
+        self.http_minor = http_minor
+        self.keep_alive = http_minor == 1
         self.headers: list[tuple[str, str]] = []
 
 
 class ResponseParser:
-    """Reads response heads within limits. One for a gateway; shared by its threads.
+    """Parses response heads within limits. A gateway has one; its threads share it.
 
-    `max_head_bytes` is the connection's to watch, since it must not even collect more.
-
-    A small head that comes again byte for byte (a busy service gives the same one many times a second) is read no more.
+    `max_head_bytes` is checked by the connection, which must not even buffer more than that. A head of at most 1 KiB that
+    repeats byte for byte (a busy service sends the same one many times a second) is found in `head_cache`.
     """
 
     MAX_LINES_BYTES: Final = 131_072
@@ -69,42 +69,42 @@ class ResponseParser:
         self.max_headers = max_headers
         self.max_head_bytes = max_head_bytes
         self.head_cache: RepeatCache[bytes, ResponseHead] = RepeatCache("response heads", self.MAX_HEADS_BYTES)
-        self._reader = FieldParser("response header lines")
-        self._known_lines: RepeatCache[bytes, tuple[int, str, int]] = RepeatCache("response status lines", self.MAX_LINES_BYTES)
+        self._field_parser = FieldParser("response header lines")
+        self._line_cache: RepeatCache[bytes, tuple[int, str, int]] = RepeatCache("response status lines", self.MAX_LINES_BYTES)
 
-    def limit(self, max_headers: int, max_head_bytes: int) -> None:
-        """Have other limits from now on."""
+    def set_limits(self, max_headers: int, max_head_bytes: int) -> None:
+        """Apply other limits from now on."""
         if (max_headers, max_head_bytes) != (self.max_headers, self.max_head_bytes):
             self.max_headers, self.max_head_bytes = max_headers, max_head_bytes
-            self.head_cache.clear()  # they are within the limits of before
+            self.head_cache.clear()  # its heads were checked against the old limits
 
-    def read(self, head: bytes) -> ResponseHead:
+    def parse(self, head: bytes) -> ResponseHead:
         """The response in `head`, which ends before its empty line. Raises BadResponse. Callers look into `head_cache` first."""
         lines = head.split(b"\r\n")
         first = lines[0]
-        response = ResponseHead(*(self._known_lines.get(first) or self._read_line(first)))
+        response = ResponseHead(*(self._line_cache.get(first) or self._parse_first_line(first)))
         if len(lines) > self.max_headers + 1:
             raise BadResponse(f"{len(lines) - 1} headers")
-        known = self._reader.known
+        cached = self._field_parser.cache
         headers = response.headers
-        rememberable = len(head) <= self.MAX_HEAD_BYTES
+        cacheable = len(head) <= self.MAX_HEAD_BYTES
         nominated: frozenset[str] | None = None
         del lines[0]
         for line in lines:
-            field = known.get(line)
+            field = cached.get(line)
             if field is None:
                 try:
-                    field = self._reader.read(line)
+                    field = self._field_parser.parse(line)
                 except ValueError as error:
                     _, _, received = head.partition(b"\r\n")
                     repaired = _repaired(received)
                     if repaired == received:
                         raise BadResponse(str(error)) from None
-                    return self.read(b"%b\r\n%b" % (first, repaired))
-                rememberable = rememberable and not field.secret
-            meaning = field.meaning
-            if meaning:
-                if meaning == fields.CONTENT_LENGTH:
+                    return self.parse(b"%b\r\n%b" % (first, repaired))
+                cacheable = cacheable and not field.uncacheable
+            kind = field.kind
+            if kind:
+                if kind == fields.CONTENT_LENGTH:
                     length = _length(field.value) if field.number is None else field.number
                     if length is None or response.length not in (None, length):
                         raise BadResponse("not exactly one valid Content-Length")
@@ -112,91 +112,91 @@ class ResponseParser:
                         response.length = length
                         headers.append((field.pair[0], str(length)))
                     continue
-                elif meaning == fields.TRANSFER_ENCODING:
+                elif kind == fields.TRANSFER_ENCODING:
                     if response.chunked or field.value.lower() != "chunked":
                         raise BadResponse("Transfer-Encoding other than one chunked")
-                    if not response.minor:  # there is no such coding in HTTP/1.0, so the framing is faulty (RFC 9112 §6.1)
+                    if not response.http_minor:  # HTTP/1.0 does not have this coding, so the framing is faulty (RFC 9112 §6.1)
                         raise BadResponse("Transfer-Encoding in HTTP/1.0")
                     response.chunked = True
                     continue
-                elif meaning == fields.CONNECTION:
+                elif kind == fields.CONNECTION:
                     nominated = field.tokens if nominated is None else nominated | field.tokens
                     continue
-                elif meaning == fields.UPGRADE:
+                elif kind == fields.UPGRADE:
                     response.upgrade = f"{response.upgrade}, {field.value.lower()}" if response.upgrade else field.value.lower()
                     continue
-                elif meaning == fields.TRAILER:
+                elif kind == fields.TRAILER:
                     names = announced_trailers(field.value)
                     response.trailer = f"{response.trailer}, {names}" if response.trailer and names else response.trailer or names
                     continue
-                elif meaning == fields.HOP_BY_HOP or meaning == fields.TE:
+                elif kind == fields.HOP_BY_HOP or kind == fields.TE:
                     continue
             headers.append(field.pair)
         if response.chunked and response.length is not None:
-            # Either could be the truth; a response that is read in two ways poisons the next one on the connection.
+            # Either could be right, and the wrong one would take part of this response for the next one on the connection.
             raise BadResponse("Transfer-Encoding beside Content-Length")
         if nominated is not None:
             self._apply_connection(response, nominated)
-        if rememberable and self.head_cache.comes_again(head) and not has_credentials(head):
+        if cacheable and self.head_cache.admits(head) and not has_credentials(head):
             size_bytes = 400 + 3 * len(head) + 200 * len(headers)
-            self.head_cache.keep(head, response, size_bytes)
+            self.head_cache.add(head, response, size_bytes)
         return response
 
-    def check_incomplete(self, head: bytes, judged: int, searched: int) -> int:
-        """Refuse the beginning of a head that cannot become a valid one, so that nobody waits for the rest of it.
+    def check_partial(self, head: bytes, checked: int, scanned: int) -> int:
+        """Refuse an incomplete head that cannot become a valid one, so that no thread waits for the rest of it.
 
-        Its lines before `judged` are known to be good, its first `searched` bytes have been here before; what is returned is
-        `judged` for the next time. So a head in tiny pieces costs little more than a whole one. Raises BadResponse.
+        `checked` is the end of the lines that earlier calls have checked, `scanned` the length of `head` in the last call.
+        Returns `checked` for the next call. So a head in tiny pieces costs little more than a whole one. Raises BadResponse.
         """
         if not head.startswith(_START[: len(head)]):
             raise BadResponse("malformed status line")
-        if _BARE_CR_OR_LF.search(head, max(searched - 1, 0)):
+        if _BARE_CR_OR_LF.search(head, max(scanned - 1, 0)):
             raise BadResponse("CR or LF alone in the head")
-        end = head.rfind(b"\r\n", max(searched - 1, 0))
+        end = head.rfind(b"\r\n", max(scanned - 1, 0))
         if end < 0:
-            return judged
-        lines = head[judged:end]
-        if not judged:
+            return checked
+        lines = head[checked:end]
+        if not checked:
             line, _, lines = lines.partition(b"\r\n")
-            self._read_line(line)
-        while head.find(b"\r\n") + 2 < judged and lines[:1] in (b" ", b"\t"):  # it continues a line that is known to be good
+            self._parse_first_line(line)
+        while head.find(b"\r\n") + 2 < checked and lines[:1] in (b" ", b"\t"):  # it continues a line that has been checked
             lines = lines.partition(b"\r\n")[2]
         try:
             for line in _repaired(lines).split(b"\r\n") if lines else ():
-                self._reader.read(line)
+                self._field_parser.parse(line)
         except ValueError as error:
             raise BadResponse(str(error)) from None
         return end + 2
 
-    def _read_line(self, line: bytes) -> tuple[int, str, int]:
+    def _parse_first_line(self, line: bytes) -> tuple[int, str, int]:
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
             raise BadResponse("malformed status line")
         minor, code, phrase = match.groups()
         # WSGI servers want a phrase; a backend may leave it out (RFC 9112 §4).
-        read = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
-        if len(line) <= self.MAX_HEAD_BYTES and self._known_lines.comes_again(line):
-            self._known_lines.keep(line, read, 300 + 2 * len(line))
-        return read
+        parsed = (int(code), f"{code.decode()} {(phrase or b'').decode('latin-1').strip() or 'Unknown'}", int(minor))
+        if len(line) <= self.MAX_HEAD_BYTES and self._line_cache.admits(line):
+            self._line_cache.add(line, parsed, 300 + 2 * len(line))
+        return parsed
 
     @staticmethod
     def _apply_connection(response: ResponseHead, nominated: frozenset[str]) -> None:
         if "close" in nominated:
             response.keep_alive = False
         elif "keep-alive" in nominated and not response.chunked:
-            # In HTTP/1.0 there is no chunked coding, so its end may not be one (RFC 9112 §6.1).
+            # A chunked body in HTTP/1.0 may not end where it seems to (RFC 9112 §6.1).
             response.keep_alive = True
-        named = nominated - _NEVER_NOMINATED
+        named = nominated - _CONNECTION_PROTECTED
         if named:
             response.headers = [pair for pair in response.headers if pair[0].lower() not in named]
 
 
 def _repaired(lines: bytes) -> bytes:
-    """Header lines without folds and without spaces before their colons. The first one can't continue another."""
+    """Header lines without folds and without spaces before their colons. The first line cannot be the continuation of one."""
     return _SPACE_BEFORE_COLON.sub(rb"\1:", _FOLD.sub(b" ", lines))
 
 
 def _length(value: str) -> int | None:
-    """The length that a list of Content-Lengths agrees on; None when it does not, or is not such a list (RFC 9112 §6.3)."""
+    """The length that a list of Content-Lengths agrees on; None when its members differ or one is invalid (RFC 9112 §6.3)."""
     lengths = {Field("Content-Length", each.strip(" \t")).number for each in value.split(",")}
     return lengths.pop() if len(lengths) == 1 else None

@@ -1,6 +1,7 @@
 """The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
 
 from ..chain.body_wrapper import BodyWrapper, close_body, map_body
+from ..chain.client_connection import ClientConnection, RequestStream
 from ..chain.exchange import Exchange, Tunnel, send_interim
 from ..chain.json_app import QueryError, json_app
 from ..chain.middleware import LocalRoute, LocalRoutes, Middleware
@@ -49,6 +50,7 @@ from ..errors import (
 )
 from ..http1.cache import RepeatCache
 from ..http1.client_address import IPAllowlist
+from ..http1.grammar import CONTENTLESS_STATUSES, IDEMPOTENT_METHODS, SAFE_METHODS, environ_key, is_token
 from ..http1.target import Target
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
@@ -59,7 +61,10 @@ from ..version import VERSION as __version__
 from .hookspecs import ConfigSection, DiscoverySource, SelectionPolicy, WatchableSource, WeightedPolicy, hookimpl
 
 __all__ = [
+    "CONTENTLESS_STATUSES",
     "DRAIN_LABEL",
+    "IDEMPOTENT_METHODS",
+    "SAFE_METHODS",
     "STANDARD_ORDER",
     "WEIGHT_LABEL",
     "Address",
@@ -71,6 +76,7 @@ __all__ = [
     "BodyTooLarge",
     "BodyWrapper",
     "ClientClosed",
+    "ClientConnection",
     "Config",
     "ConfigError",
     "ConfigProblem",
@@ -110,6 +116,7 @@ __all__ = [
     "RepeatCache",
     "RequestError",
     "RequestHeaders",
+    "RequestStream",
     "RequestTimeout",
     "ResponseTimeout",
     "RgateError",
@@ -138,7 +145,9 @@ __all__ = [
     "build",
     "close_body",
     "did_you_mean",
+    "environ_key",
     "hookimpl",
+    "is_token",
     "json_app",
     "json_line",
     "map_body",

@@ -162,7 +162,7 @@ def sent(environ: WSGIEnvironment) -> Sent:
     method, host = get("REQUEST_METHOD", ""), get("HTTP_HOST", "")
     target = get("RAW_URI") or get("REQUEST_URI") or get("PATH_INFO", "")
     protocol = get("SERVER_PROTOCOL", "")
-    if (unread := get("rgate.sent")) is not None:  # the server could not parse the request; the other keys are placeholders
+    if (unread := get("rgate.unparsed")) is not None:  # the server could not parse the request; the other keys are placeholders
         method, target, host = unread
         protocol = ""
     return Sent(

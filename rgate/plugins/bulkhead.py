@@ -35,6 +35,7 @@ from rgate import (
     Gateway,
     Middleware,
     Overloaded,
+    RequestStream,
     StrictInt,
     hookimpl,
 )
@@ -100,7 +101,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
             limit = of_all.limit if load.max_in_flight is None else min(of_all.limit, load.max_in_flight)
             if len(all_waiting) >= limit:
                 of_all.check(limit)
-            waiting[exchange] = all_waiting[exchange] = environ["wsgi.input"]
+            waiting[exchange] = all_waiting[exchange] = environ.get("rgate.request_stream")
             try:
                 body = app(environ, start_response)
             finally:
@@ -131,7 +132,7 @@ def _of(gateway: Gateway, backend: str, limit: int) -> ConcurrencyLimit:
 class ConcurrencyLimit:
     """The exchanges that wait for one backend, or for all of them: at most `limit` at one time.
 
-    `waiting` maps each exchange to its wsgi.input. There is no lock: setting and deleting a key are atomic under the
+    `waiting` maps each exchange to its RequestStream, or None. There is no lock: setting and deleting a key are atomic under the
     interpreter's lock. Threads that arrive at the same moment may exceed the limit by their number.
     """
 
@@ -140,7 +141,7 @@ class ConcurrencyLimit:
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self.limit = limit
-        self.waiting: dict[Exchange, Any] = {}
+        self.waiting: dict[Exchange, RequestStream | None] = {}
         self._blocked_on_clients = self._checked_count = 0
         self._checked = float("-inf")
 
@@ -164,7 +165,7 @@ class _Waits:
 
     __slots__ = ("_exchange", "_where")
 
-    def __init__(self, exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+    def __init__(self, exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]) -> None:
         self._exchange = exchange
         self._where = where
 
@@ -182,7 +183,9 @@ class _Body:
 
     __slots__ = ("_blocks", "_waits", "close")
 
-    def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
+    def __init__(
+        self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]
+    ) -> None:
         self._blocks = iter(body)
         self._waits = _Waits(exchange, where)
         self.close = getattr(body, "close", _nothing)
@@ -199,12 +202,12 @@ def _nothing() -> None:
     pass
 
 
-def _count_blocked_on_clients(streams: Iterable[Any]) -> int:
-    """How many of these request bodies wait for data from their clients. Only bodies of rgate's own server can be asked."""
+def _count_blocked_on_clients(streams: Iterable[RequestStream | None]) -> int:
+    """How many of these request bodies wait for data from their clients."""
     poll = select.poll()
     count = 0
     for stream in streams:
-        if not getattr(stream, "complete", True):
+        if stream is not None and not stream.complete:
             try:
                 poll.register(stream.fileno(), select.POLLIN)
                 count += 1

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from rgate import (
+    CONTENTLESS_STATUSES,
     ClientClosed,
     Exchange,
     Gateway,
@@ -61,7 +62,7 @@ def error_app(exchange: Exchange, error: GatewayError) -> WSGIApplication:
         headers += error.headers
         if not isinstance(error, NoRoute):
             headers.append(("Cache-Control", "no-store"))
-        if status in (204, 205, 304):
+        if status in CONTENTLESS_STATUSES:
             del headers[:2]
             if status == 205:
                 headers.append(("Content-Length", "0"))

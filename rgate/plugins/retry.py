@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from rgate import (
+    IDEMPOTENT_METHODS,
     Backend,
     ConfigSection,
     EndpointQueue,
@@ -52,7 +53,6 @@ from rgate import (
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 BUDGET_BURST: Final = 10.0
 _log = logging.getLogger("rgate.plugins.retry")
 
@@ -189,7 +189,7 @@ class Retry:
             is_unanswered = self._on_timeout and not error.begun
         else:
             is_unanswered = isinstance(error, UpstreamClosed)
-        if not is_unanswered or environ["REQUEST_METHOD"] not in IDEMPOTENT:
+        if not is_unanswered or environ["REQUEST_METHOD"] not in IDEMPOTENT_METHODS:
             return False
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         return not has_body or isinstance(environ["wsgi.input"], BytesIO)

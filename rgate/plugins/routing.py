@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rgate import AmbiguousPath, Exchange, Gateway, Middleware, NoRoute, Route, hookimpl
+from rgate import AmbiguousPath, Exchange, Gateway, Middleware, NoRoute, Route, Target, environ_key, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -36,8 +36,8 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
         def routing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             exchange: Exchange = environ["rgate.exchange"]
             if exchange.route is None:  # else a middleware outside of this one has set it
-                target = environ["rgate.target"]
-                route = table.find(target.route, environ)
+                target: Target = environ["rgate.target"]
+                route = table.find(target.normalized_path, environ)
                 if route is None:
                     raise NoRoute(default.body, default.status_code, default.content_type)
                 if target.ambiguous and not table.is_only_route(route, target, environ):
@@ -50,7 +50,7 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("routing", wrap, modifies_request=False, essential=True)
 
 
-def _merge_slashes(table: RouteTable, route: Route, target: Any, environ: WSGIEnvironment) -> None:
+def _merge_slashes(table: RouteTable, route: Route, target: Target, environ: WSGIEnvironment) -> None:
     """Merge runs of "/" in the request's path. Raises AmbiguousPath if it is still ambiguous after that."""
     merged = target.merged()
     if merged.raw == target.raw or (merged.ambiguous and not table.is_only_route(route, merged, environ)):
@@ -86,7 +86,7 @@ class RouteTable:
                 return None
             path = path[: max(path.rfind("/"), 0)]
 
-    def is_only_route(self, route: Route, target: Any, environ: WSGIEnvironment) -> bool:
+    def is_only_route(self, route: Route, target: Target, environ: WSGIEnvironment) -> bool:
         """Whether every reading of an ambiguous path leads to `route`, which was found for its canonical form."""
         if len(self._by_prefix) == 1 and not self._longest:
             return True  # no route depends on the path
@@ -103,12 +103,7 @@ def _matches(route: Route, environ: WSGIEnvironment) -> bool:
         return False
     if route.hosts and _host(environ) not in route.hosts:
         return False
-    return not route.headers or all(environ.get(_environ_key(name)) == value for name, value in route.headers.items())
-
-
-def _environ_key(name: str) -> str:
-    key = name.upper().replace("-", "_")
-    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+    return not route.headers or all(environ.get(environ_key(name)) == value for name, value in route.headers.items())
 
 
 def _host(environ: WSGIEnvironment) -> str:

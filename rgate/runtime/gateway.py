@@ -151,7 +151,7 @@ class Gateway:
         GatewayError that a request would end with. From any thread. Probes are not in the statistics.
         """
         tls = self.backends[endpoint.backend].tls
-        return probe(self.runtime.upstreams.at(endpoint.address, tls), target, headers, seconds)
+        return probe(self.runtime.upstreams.get(endpoint.address, tls), target, headers, seconds)
 
     def on_failed_request(self, callback: OnFailed) -> None:
         """Have `callback(exchange, environ)` called once for every request that has failed, after its end: with a fault of
@@ -216,7 +216,7 @@ def _resolve(gateway: Gateway) -> None:
     )
     for backend in gateway.backends.values():
         if backend.tls != UpstreamTLS():
-            runtime.upstreams.prepare(backend.tls)
+            runtime.upstreams.load_tls_context(backend.tls)
 
 
 def _compose(gateway: Gateway) -> None:

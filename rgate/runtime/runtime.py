@@ -148,14 +148,14 @@ class Runtime:
         """Close what only this gateway has: one that never ran, or that has ended."""
         self.resources.release(gateway)
         in_use = {*self._lifespans, *([self.current] if self.current is not None and self.current is not gateway else [])}
-        self.upstreams.forget(but={backend.tls for each in in_use for backend in each.backends.values()})
+        self.upstreams.prune_tls_contexts({backend.tls for each in in_use for backend in each.backends.values()})
 
     def _make_current(self, gateway: Gateway) -> None:
         """Swap the reference, and give the shared parts the settings and backends of the new gateway."""
         server = gateway.config.server
         if gateway.tls is not None:
-            gateway.tls.quiet = not self.reports
-        self.upstreams.limit(server.max_response_head_bytes, server.max_response_headers)
+            gateway.tls.logs_expiry = self.reports
+        self.upstreams.set_limits(server.max_response_head_bytes, server.max_response_headers)
         self.queue.configure(gateway.backends.values(), server.max_waiting)
         self.discovery.activate(gateway.table)
         self.current = gateway
@@ -225,14 +225,14 @@ class Runtime:
         about to expire, and of lost log lines."""
         gateway = self.current
         assert gateway is not None
-        expiring = gateway.tls.remind(time()) if gateway.tls is not None else ""
+        expiring = gateway.tls.expiry_warning(time()) if gateway.tls is not None else ""
         for name, notice in (("certificates", expiring), ("log", loss_reasons())):
             if notice:
                 self.readiness.warnings[name] = notice
             else:
                 self.readiness.warnings.pop(name, None)
         found = gateway.table.snapshot.found
-        self.upstreams.keep({(e.address, gateway.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
+        self.upstreams.prune({(e.address, gateway.backends[name].tls) for name, endpoints in found.items() for e in endpoints})
 
 
 def problems_of(act: Callable[[], object]) -> str:
@@ -273,7 +273,8 @@ def _retire_connections_to_stopping(snapshot: Snapshot) -> None:
             if endpoint.stopping != state.stopping:
                 state.stopping = endpoint.stopping
                 if state.upstream is not None:
-                    state.upstream.pool.rest(not state.stopping)
+                    pool = state.upstream.pool
+                    (pool.close_idle if state.stopping else pool.reopen)()
 
 
 def _cannot_reload() -> str:

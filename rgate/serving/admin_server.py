@@ -12,7 +12,7 @@ from ..chain.middleware import LocalRoute, LocalRoutes
 from ..chain.scope import ExchangeScope, reject
 from ..config.models import ServerConfig
 from ..errors import NoRoute, PluginError
-from ..http1.client_address import IPAllowlist, is_of_web_page
+from ..http1.client_address import IPAllowlist, is_from_web_page
 from .listeners import Listeners
 from .runtime_dir import make_directory
 from .server import Server
@@ -122,7 +122,7 @@ class AdminServer:
         return LocalRoute(local.admin_app or local.app, lambda environ: self._admits(environ) and local.allows(environ))
 
     def _admits(self, environ: WSGIEnvironment) -> bool:
-        return self._port_allowlist(environ) if self._unix_socket is None else not is_of_web_page(environ)
+        return self._port_allowlist(environ) if self._unix_socket is None else not is_from_web_page(environ)
 
     def _listen_on_first_path(self) -> Server | None:
         """Listen on the first path that can be bound. None if there is no such path."""

@@ -123,7 +123,7 @@ class Connection:
     def _apply_settings(self) -> None:
         """Derive from the settings what is kept for each request: whether the claims of a trusted proxy are believed."""
         trusted = self.settings.trusted_proxies
-        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.identify if self.address in trusted else None
+        self._identify: Callable[[WSGIEnvironment], object] | None = trusted.apply if self.address in trusted else None
 
     def _adopt(self, settings: ServerSettings) -> None:
         """Use other settings from the next request on. A reload has swapped the server's."""
@@ -248,7 +248,7 @@ class Connection:
                         return self._only_empty_lines()
                     continue
                 parser = settings.request_parser
-                request = parser.head_cache.get(head) or parser.read(head)
+                request = parser.head_cache.get(head) or parser.parse(head)
             except RequestError as error:
                 return self._refuse(error, head)
             block = block[end + 4 :]
@@ -291,7 +291,7 @@ class Connection:
                 return self._only_empty_lines()
             if self.state is State.EXPIRED:
                 raise RequestTimeout("the request did not come in time")
-            settings.request_parser.check_incomplete(block, checked, settings.config.max_head_bytes)
+            settings.request_parser.check_partial(block, checked, settings.config.max_head_bytes)
         except RequestError as error:
             return self._refuse(error, block)
         if not self._pending:
@@ -443,7 +443,7 @@ class Connection:
             owner.check_client_soon(self)
         self.requests_left -= 1
         keep_alive = request.keep_alive and self.requests_left > 0 and not owner.draining
-        response.run(self.settings.app, environ, request.minor, keep_alive)
+        response.run(self.settings.app, environ, request.http_minor, keep_alive)
         if response.keep_alive and response.relayed is None and response.suspended is None:
             return True
         # The client has not asked to close the connection, so it may be sending the next request already.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.wsgi import FileWrapper
 
-from ..http1.environ import FIELDS_KEY, REJECTION_KEY, SENT_KEY, TARGET_KEY
+from ..http1.environ import FIELDS_KEY, REJECTION_KEY, TARGET_KEY, UNPARSED_KEY
 from ..http1.fields import Fields
 from ..http1.target import Target
 from ..version import VERSION
@@ -49,10 +49,10 @@ def base_environ(server_name: str, port: int, scheme: str, multiprocess: bool) -
 def rejected_environ(error: GatewayError, head: bytes) -> dict[str, Any]:
     """In place of a request that could not be read, as far as `head`: what has the outer chain answer `error`.
 
-    It looks like a GET of /, so that no middleware stumbles over it; SENT_KEY has what was sent.
+    It looks like a GET of /, so that no middleware stumbles over it; UNPARSED_KEY has what was sent.
     """
     return {
-        SENT_KEY: _sent(head[:MAX_SENT_BYTES].decode("latin-1")),
+        UNPARSED_KEY: _sent(head[:MAX_SENT_BYTES].decode("latin-1")),
         "REQUEST_METHOD": "HEAD" if head.startswith(b"HEAD ") else "GET",
         "PATH_INFO": "/",
         "QUERY_STRING": "",

@@ -9,7 +9,7 @@ from wsgiref.handlers import format_date_time
 
 from ..http1 import fields
 from ..http1.cache import RepeatCache
-from ..http1.fields import Field, forward_line, has_credentials
+from ..http1.fields import Field, encode_field, has_credentials
 
 __all__ = ["HeadEncoder"]
 
@@ -87,11 +87,11 @@ class HeadEncoder:
     def cache(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
         """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
         key = (status, headers)
-        if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.comes_again(key):
+        if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.admits(key):
             return
         names = {name.lower() for name, _ in headers}
         if "date" in names and "content-length" in names and not any(map(fields.is_secret, names)) and not has_credentials(head):
-            self.head_cache.keep(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
+            self.head_cache.add(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
 
     def encode_101(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
         """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
@@ -119,30 +119,30 @@ class HeadEncoder:
         code, _, phrase = status.partition(" ")
         if len(code) != 3 or not code.isascii() or not code.isdigit() or not least <= int(code) <= most:
             raise ValueError(f"not a status from {least} to {most}: {status!r}")
-        forward_line("Phrase", phrase)  # the same characters are allowed
+        encode_field("Phrase", phrase)  # the same characters are allowed
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.comes_again(status):
-            self._status_lines.keep(status, line, 150 + 2 * len(line))
+        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.admits(status):
+            self._status_lines.add(status, line, 150 + 2 * len(line))
         return line
 
     def _line(self, pair: tuple[str, str]) -> tuple[bytes, int]:
         name, value = pair
-        line = forward_line(name, value)
+        line = encode_field(name, value)
         field = Field(name, value)
         meaning = _ORDINARY
-        if field.meaning == fields.CONTENT_LENGTH:
+        if field.kind == fields.CONTENT_LENGTH:
             if field.number is None:
                 raise ValueError(f"not a Content-Length: {value!r}")
             meaning = _LENGTH
-        elif field.meaning == fields.CONNECTION:
+        elif field.kind == fields.CONNECTION:
             meaning = _CLOSE if "close" in field.tokens else _DROPPED
-        elif field.meaning == fields.TRAILER:
+        elif field.kind == fields.TRAILER:
             meaning = _TRAILER
-        elif field.meaning in (fields.TRANSFER_ENCODING, fields.TE, fields.HOP_BY_HOP):
+        elif field.kind in (fields.TRANSFER_ENCODING, fields.TE, fields.HOP_BY_HOP):
             meaning = _DROPPED
         elif field.name == "date":
             meaning = _DATE
         known = self._lines
-        if len(value) <= self.MAX_VALUE_BYTES and not field.secret and known.comes_again(pair) and not has_credentials(line):
-            known.keep(pair, (line, meaning), 250 + 2 * len(line))
+        if len(value) <= self.MAX_VALUE_BYTES and not field.uncacheable and known.admits(pair) and not has_credentials(line):
+            known.add(pair, (line, meaning), 250 + 2 * len(line))
         return line, meaning

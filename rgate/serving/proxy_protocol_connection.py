@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from ..errors import Overloaded
-from ..http1.environ import ANNOUNCED_KEY
+from ..http1.environ import PROXY_HEADER_KEY
 from ..http1.proxy_protocol import MAX_HEADER_BYTES, parse_proxy_header
 from .connection import Connection
 from .connection_owner import ConnectionOwner
@@ -52,7 +52,7 @@ class _ProxyProtocolConnection(Connection):
         self._proxied = None
         if header.address is not None:
             self._set_peer(header.address, header.port)
-        self._template |= {ANNOUNCED_KEY: True}
+        self._template |= {PROXY_HEADER_KEY: True}
         if not self._owner.shared.limits.acquire(self):
             return self.reject(Overloaded(f"too many connections of {self.address}"))
         if self.state is State.OPENING and self.state_after_header is not State.OPENING:

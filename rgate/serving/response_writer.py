@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from ..chain.exchange import ENVIRON_KEY, Exchange, RelayableBody
 from ..errors import ClientClosed, InternalError
 from ..http1.chunked import LAST_CHUNK, chunk_head, last_chunk
+from ..http1.grammar import BODILESS_STATUSES
 from ..log import exception_key
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ BLOCKS_AT_ONCE: Final = 4  # of one response, before others have their turn
 # So long a thread waits for a backend or a client before the event loop has the response: at one time, and in all.
 QUICK_WAIT_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.05
-_BODILESS: Final = frozenset({"204", "304"})  # RFC 9110 §6.4.1
+_BODILESS: Final = frozenset(map(str, BODILESS_STATUSES))
 _VERSION: Final = b"HTTP/1.1 "  # what every head begins with, interim ones too
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOTHING, _HEAD, _CHUNK = range(3)  # what is to be sent next, and may be begun early

@@ -28,6 +28,7 @@ from werkzeug.serving import BaseWSGIServer
 
 from ..errors import GatewayError, Overloaded
 from ..http1.client_address import normalize_address
+from ..http1.grammar import bracket_host
 from ..log import exception_key
 from ..tls.server_context import ServerTLS
 from .acceptor import Acceptor
@@ -179,7 +180,7 @@ class Server(BaseWSGIServer):
     def url(self) -> str:
         """Where to reach the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        host = bracket_host(host)
         return f"{self.shared.base_environ['wsgi.url_scheme']}://{host}:{self.port}"
 
     @property

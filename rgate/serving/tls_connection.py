@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from ..errors import GatewayError, HTTPSOnly, NotTLS, RequestError
 from ..http1.environ import FIELDS_KEY, REJECTION_KEY
 from ..http1.fields import Field, Fields
-from ..tls.client_certificate import HEADER, environ_of, header_value
+from ..tls.client_certificate import HEADER, forwarded_client_cert, ssl_environ
 from ..tls.stream import PlaintextReceived, TLSStream
 from .connection import RECEIVE_BYTES, Connection
 from .connection_owner import ConnectionOwner
@@ -45,7 +45,7 @@ class TLSConnection(Connection):
         super().__init__(owner, cast(socket.socket, self._stream), peer)
 
     def on_ready(self, event: int) -> bool:
-        if not self._stream.is_open and self.state is not State.LINGERING:
+        if not self._stream.handshake_done and self.state is not State.LINGERING:
             return self._do_handshake(event)
         is_open = super().on_ready(event)
         if self._stream.has_more and self.state is not State.YIELDED and not self.has_stopped_reading:
@@ -54,11 +54,11 @@ class TLSConnection(Connection):
 
     def reject(self, error: GatewayError) -> bool:
         """Without a handshake there can be no answer."""
-        return self._stream.is_open and super().reject(error)
+        return self._stream.handshake_done and super().reject(error)
 
     def close(self) -> None:
         # A response that broke off must not look complete, so the client is sent no close_notify then.
-        if self._stream.is_open and not self.response.aborted:
+        if self._stream.handshake_done and not self.response.aborted:
             self._stream.send_close_notify()
         super().close()
 
@@ -70,13 +70,13 @@ class TLSConnection(Connection):
             return self._reject_plain_http(plaintext.args[0])
         except ssl.SSLError as error:
             tls = self.settings.tls
-            is_refused = tls is not None and tls.asks_clients and error.reason in _OF_CLIENT_CERTIFICATES
+            is_refused = tls is not None and tls.requests_client_certificates and error.reason in _OF_CLIENT_CERTIFICATES
             level, reason = logging.INFO if is_refused else logging.DEBUG, error.reason
             _log.log(level, "%s: TLS handshake failed: %s", self._template["REMOTE_ADDR"], error, extra={"dedup_key": reason})
             return self._linger()  # the alert that tells the client why must not be lost
         except OSError:
             return False
-        if stream.unsent:
+        if stream.wants_write:
             owner.watch_writable(self)
         if stream.has_more:
             self.events.add(READABLE)
@@ -85,8 +85,8 @@ class TLSConnection(Connection):
         self.deadline = owner.now + self.settings.config.head_seconds
         if self.state is State.OPENING:
             self.state = State.IDLE
-        self._template |= environ_of(stream.tls)
-        client = header_value(stream.tls)
+        self._template |= ssl_environ(stream.tls)
+        client = forwarded_client_cert(stream.tls)
         if client is not None:
             self._certificate = Field(HEADER, client)
             self._apply_settings()
@@ -110,7 +110,7 @@ def _add_client_certificate(field: Field, identify: Callable[[WSGIEnvironment], 
     if identify is not None:
         identify(environ)
     sent: Fields = environ[FIELDS_KEY]
-    environ[FIELDS_KEY] = Fields([*sent, field], sent.claims)
+    environ[FIELDS_KEY] = Fields([*sent, field], sent.proxy_fields)
     environ[field.key] = field.value
 
 

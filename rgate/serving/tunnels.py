@@ -160,7 +160,7 @@ class TunnelRelay:
             target.unsent = block
             # epoll does not report an end that TLS received together with the last bytes, so continue in that case. Otherwise
             # return: a busy tunnel must not delay the others.
-            if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.at_end):
+            if target.send() and not (isinstance(source.sock, TLSStream) and source.sock.eof_received):
                 return
 
     @property

@@ -1,1 +1,1 @@
-"""What both sides of the gateway speak TLS with: certificates out of files, and TLS on a socket that is otherwise ours."""
+"""TLS for both sides of the gateway: certificates from files, and TLS on a socket that the caller reads, polls and times."""

@@ -1,4 +1,4 @@
-"""Certificates and keys out of PEM files, and in plain words what keeps one from being used."""
+"""Certificates, keys and revocation lists from PEM files, and error messages that say what is wrong with one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 _REVOCATION_LIST: Final = re.compile(rb"-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----")
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
-_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for
+_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module does not export it
 
 
 class PemError(RgateError):
-    """A file cannot be used. `option` is the config key whose value it is: certificate, key, key_password, ca or crl."""
+    """A file cannot be used. `option` is the config key that names it: certificate, key, key_password, ca or crl."""
 
     def __init__(self, option: str, problem: str) -> None:
         super().__init__(f"{option}: {problem}")
@@ -36,17 +36,19 @@ class PemError(RgateError):
 
 
 def load_cert_chain(context: ssl.SSLContext, certificate: str, key: str | None, password: str | None) -> None:
-    """Let `context` show the certificate (and the chain after it) in a file, whose key is in `key` or in the same file.
+    """Load the certificate in a file, with the chain after it, into `context`. Its key is in the file `key` or in the same file.
 
-    Raises PemError. Never asks for a password at the terminal, as OpenSSL would.
+    Raises PemError. Never prompts for a password on the terminal, as OpenSSL would.
     """
     chain, secret = _read("certificate", certificate), _read("key", key) if key is not None else None
     if not _CERTIFICATE.search(chain):
-        raise PemError("certificate", f"{certificate} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+        raise PemError("certificate", f"{certificate} contains no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     if b"PRIVATE KEY-----" not in (chain if secret is None else secret):
         if secret is None:
-            raise PemError("certificate", f"{certificate} holds no private key beside the certificate; give its file under 'key'")
-        raise PemError("key", f"{key} holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)")
+            raise PemError(
+                "certificate", f"{certificate} contains no private key next to the certificate; name its file under 'key'"
+            )
+        raise PemError("key", f"{key} contains no private key in PEM form (-----BEGIN PRIVATE KEY-----)")
     asked = False
 
     def answer() -> str:
@@ -59,13 +61,13 @@ def load_cert_chain(context: ssl.SSLContext, certificate: str, key: str | None, 
         context.load_cert_chain(certificate, key, answer)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None)
-        # The last is what OpenSSL says of a certificate for one kind of key beside a key of another.
+        # OpenSSL reports the last one for a certificate and a key of different types.
         if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             raise PemError(option, f"the private key in {file} does not belong to the certificate in {certificate}") from None
         if asked and not password:
-            raise PemError(option, f"the private key in {file} is encrypted; give its password under 'key_password'") from None
+            raise PemError(option, f"the private key in {file} is encrypted; set its password under 'key_password'") from None
         if asked:
-            raise PemError("key_password", f"does not open the private key in {file}") from None
+            raise PemError("key_password", f"does not decrypt the private key in {file}") from None
         if reason == "EE_KEY_TOO_SMALL":
             raise PemError("certificate", f"the key of {certificate} is too small to be safe; RSA needs 2,048 bits") from None
         if not _is_sound(chain):
@@ -76,10 +78,10 @@ def load_cert_chain(context: ssl.SSLContext, certificate: str, key: str | None, 
 
 
 def load_ca(context: ssl.SSLContext, file: str) -> None:
-    """Let `context` accept certificates that have been issued by the ones in a file. Raises PemError."""
+    """Make `context` trust certificates issued by those in a file. Raises PemError."""
     text = _read("ca", file)
     if not _CERTIFICATE.search(text):
-        raise PemError("ca", f"{file} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+        raise PemError("ca", f"{file} contains no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     try:
         context.load_verify_locations(cadata=_certificates(text))
     except (ssl.SSLError, ValueError) as error:
@@ -87,13 +89,14 @@ def load_ca(context: ssl.SSLContext, file: str) -> None:
 
 
 def load_crl(context: ssl.SSLContext, file: str) -> None:
-    """Let `context` refuse what the lists in a file revoke, and all of an authority that has no list there. Raises PemError.
+    """Make `context` refuse certificates revoked by the lists in a file, and all those of an authority without a list there.
 
-    That holds for every certificate of a chain up to the root: one whose intermediate has been revoked is refused too. So
-    each authority but those that issue nothing to be checked needs a list, the root for its intermediates.
+    Every certificate of a chain is checked up to the root, so a certificate whose intermediate has been revoked is refused, too.
+    Each authority that issues checked certificates therefore needs a list: the root, for its intermediates, as well. Raises
+    PemError.
     """
     if b"-----BEGIN X509 CRL-----" not in _read("crl", file):
-        raise PemError("crl", f"{file} holds no revocation list in PEM form (-----BEGIN X509 CRL-----)")
+        raise PemError("crl", f"{file} contains no revocation list in PEM form (-----BEGIN X509 CRL-----)")
     try:
         context.load_verify_locations(cafile=file)
     except (ssl.SSLError, ValueError) as error:
@@ -102,18 +105,18 @@ def load_crl(context: ssl.SSLContext, file: str) -> None:
 
 
 def authorities_without_list(ca: str, crl: str) -> tuple[str, ...]:
-    """The authorities in `ca` that have no revocation list in `crl`, by name. Raises PemError."""
+    """The names of the authorities in `ca` that have no revocation list in `crl`. Raises PemError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     load_ca(context, ca)
     lists = [_from_pem(block, b"X509 CRL") for block in _REVOCATION_LIST.findall(_read("crl", crl))]
     issuers = {_name_in(der, 1) for der in lists}
     found = zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
-    return tuple(_readable(shown) for der, shown in found if _name_in(der, 3) not in issuers)
+    return tuple(_subject(certificate) for der, certificate in found if _name_in(der, 3) not in issuers)
 
 
-def _readable(shown: dict[str, Any]) -> str:
-    parts = [value for part in shown.get("subject", ()) for _, value in part]
-    return ", ".join(map(str, parts)) or "one without a name"
+def _subject(certificate: dict[str, Any]) -> str:
+    parts = [value for part in certificate.get("subject", ()) for _, value in part]
+    return ", ".join(map(str, parts)) or "an authority without a name"
 
 
 def _from_pem(block: bytes, kind: bytes) -> bytes:
@@ -121,11 +124,11 @@ def _from_pem(block: bytes, kind: bytes) -> bytes:
 
 
 def _name_in(der: bytes, skipped: int) -> bytes:
-    """The name that is the sequence after so many others in what is signed: the issuer of a list (RFC 5280 §5.1) after the
-    algorithm; the subject of a certificate (§4.1) after algorithm, issuer and validity. As it is encoded, which is how OpenSSL
-    finds a list. b"" when it is not there."""
+    """The DER bytes of the SEQUENCE that follows `skipped` others in the signed part: the issuer of a list after the algorithm
+    (RFC 5280 §5.1), the subject of a certificate after algorithm, issuer and validity (§4.1). OpenSSL finds lists by these bytes.
+    b"" when it is missing."""
     try:
-        at = _value(der, _value(der, 0)[0])[0]  # inside of the signed part of the whole
+        at = _value(der, _value(der, 0)[0])[0]  # inside the signed part
         sequences = 0
         while True:
             end = _value(der, at)[1]
@@ -139,7 +142,7 @@ def _name_in(der: bytes, skipped: int) -> bytes:
 
 
 def _value(der: bytes, at: int) -> tuple[int, int]:
-    """Where the value of the element at a place begins and ends."""
+    """Start and end of the value of the DER element at `at`."""
     length, start = der[at + 1], at + 2
     if length >= 0x80:
         start += length - 0x80
@@ -148,8 +151,8 @@ def _value(der: bytes, at: int) -> tuple[int, int]:
 
 
 def dns_names(certificate: str, key: str | None, password: str | None) -> tuple[str, ...]:
-    """The host names in a certificate, lower-case, wildcards too. Raises PemError."""
-    content = _content(certificate, key, password)
+    """The host names in a certificate, lower-case, including wildcards. Raises PemError."""
+    content = _decoded(certificate, key, password)
     names = [name for kind, name in content.get("subjectAltName", ()) if kind == "DNS"]
     if not names:
         names = [value for part in content.get("subject", ()) for kind, value in part if kind == "commonName"]
@@ -157,14 +160,14 @@ def dns_names(certificate: str, key: str | None, password: str | None) -> tuple[
 
 
 def not_after(certificate: str, key: str | None, password: str | None) -> int:
-    """The last second of a certificate's life, in seconds since 1970. Raises PemError."""
-    return ssl.cert_time_to_seconds(_content(certificate, key, password)["notAfter"])
+    """The time at which a certificate expires, in seconds since 1970. Raises PemError."""
+    return ssl.cert_time_to_seconds(_decoded(certificate, key, password)["notAfter"])
 
 
-def _content(certificate: str, key: str | None, password: str | None) -> dict[str, Any]:
-    """What stands in a certificate.
+def _decoded(certificate: str, key: str | None, password: str | None) -> dict[str, Any]:
+    """The contents of a certificate, as SSLSocket.getpeercert() returns them.
 
-    The ssl module reads a certificate only when a peer shows it. So two of our own shake hands, in memory, which also
+    The ssl module decodes a certificate only when a peer sends it. So a client and a server do a handshake in memory, which also
     proves that a server can use the pair.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -174,18 +177,18 @@ def _content(certificate: str, key: str | None, password: str | None) -> dict[st
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     try:
         client.load_verify_locations(cadata=_certificates(leaf))
-        return _shown(server, client)
+        return _peer_certificate(server, client)
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", None) or error.reason
-        raise PemError("certificate", f"{certificate} is no certificate for a server: {why}") from None
+        raise PemError("certificate", f"{certificate} cannot be used by a server: {why}") from None
 
 
-def _shown(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
+def _peer_certificate(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = server.wrap_bio(to_server, to_client, server_side=True)
     theirs = client.wrap_bio(to_client, to_server)
     steps: list[Callable[[], object]] = [theirs.do_handshake, ours.do_handshake]
-    for step in steps * 4:  # more than any version of the protocol takes
+    for step in steps * 4:  # more steps than any version of the protocol takes
         try:
             step()
         except ssl.SSLWantReadError:
@@ -208,7 +211,7 @@ def _read(option: str, file: str) -> bytes:
 
 
 def _certificates(text: bytes) -> str:
-    # Without what stands around them: tools write comments there, in whatever encoding.
+    # Without the text around them: tools write comments there, in any encoding.
     return "\n".join(block.decode("ascii", "replace") for block in _CERTIFICATE.findall(text))
 
 

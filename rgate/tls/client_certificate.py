@@ -1,11 +1,11 @@
-"""What a TLS connection adds to environ, and what a backend is told of the client's certificate.
+"""The client's certificate in the environ (as mod_ssl names its parts) and in a header for the backend.
 
 The header is Envoy's X-Forwarded-Client-Cert, which service meshes, Spring and others read:
 
     X-Forwarded-Client-Cert: Hash=5f1c…;Subject="CN=alice,O=Example";DNS=alice.example;URI=spiffe://example/alice
 
-A certificate may hold any text that its authority has let pass. So whatever would end a value or a line, and all that is
-not visible ASCII, is written as an escape: in the subject as RFC 4514 §2.4 does (\\2C), elsewhere as in a URI (%3B).
+A certificate may contain any text that its authority has accepted. So every character that would end a value or a line, or is
+not visible ASCII, is escaped: in the subject as in RFC 4514 §2.4 (\\2C), elsewhere as in a URI (%3B).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, Final
 
-__all__ = ["HEADER", "environ_of", "header_value"]
+__all__ = ["HEADER", "forwarded_client_cert", "ssl_environ"]
 
 HEADER: Final = "X-Forwarded-Client-Cert"
-MAX_HEADER_BYTES: Final = 8_192  # names that do not fit are left out, the last first
+MAX_HEADER_BYTES: Final = 8_192  # names that do not fit are left out, from the last
 
 _SHORT: Final = {
     "commonName": "CN",
@@ -40,8 +40,8 @@ _NOT_IN_NAME: Final = re.compile(r"[^!#-\[\]-~]")
 _NEEDS_QUOTES: Final = re.compile(r"[,;=]")
 
 
-def environ_of(tls: ssl.SSLObject) -> dict[str, Any]:
-    """The keys of mod_ssl for a connection: its protocol, and who the client is when it has shown a certificate."""
+def ssl_environ(tls: ssl.SSLObject) -> dict[str, Any]:
+    """The keys of mod_ssl for a connection: protocol and cipher, and the client's verified certificate, if it has sent one."""
     cipher = tls.cipher()
     environ = {"SSL_PROTOCOL": tls.version() or "", "SSL_CIPHER": cipher[0] if cipher else "", "SSL_CLIENT_VERIFY": "NONE"}
     certificate, der = _certificate(tls)
@@ -64,8 +64,8 @@ def environ_of(tls: ssl.SSLObject) -> dict[str, Any]:
     return environ
 
 
-def header_value(tls: ssl.SSLObject) -> str | None:
-    """What stands in HEADER for the client of this connection; None when it has shown no certificate."""
+def forwarded_client_cert(tls: ssl.SSLObject) -> str | None:
+    """The value of HEADER for the client of this connection; None when it has not sent a certificate."""
     certificate, der = _certificate(tls)
     if not certificate:
         return None
@@ -80,7 +80,7 @@ def header_value(tls: ssl.SSLObject) -> str | None:
 
 
 def distinguished_name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
-    """A name as RFC 4514 writes it: the part that stands last in the certificate comes first."""
+    """A name in the form of RFC 4514: the last part in the certificate comes first."""
     joined = ["+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in part) for part in parts]
     return ",".join(reversed(joined))
 
@@ -94,7 +94,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def _certificate(tls: ssl.SSLObject) -> tuple[dict[str, Any], bytes]:
-    """The client's certificate, read and as it is; nothing is read of one that has not been verified."""
+    """The client's certificate, decoded and as DER. Empty when it has not been verified."""
     return tls.getpeercert() or {}, tls.getpeercert(binary_form=True) or b""
 
 

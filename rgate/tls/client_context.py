@@ -1,4 +1,4 @@
-"""How backends are spoken to over TLS: verified, by the system's authorities unless the config names others."""
+"""TLS contexts for connections to backends: verified by the system's certificate authorities unless the config names others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .certificates import load_ca, load_cert_chain
 if TYPE_CHECKING:
     from ..config import UpstreamTLS
 
-__all__ = ["context_for"]
+__all__ = ["client_context"]
 
 
-def context_for(tls: UpstreamTLS) -> ssl.SSLContext:
-    """What connections with these options begin with. Reads files; raises PemError."""
+def client_context(tls: UpstreamTLS) -> ssl.SSLContext:
+    """The SSLContext for connections with these options. Reads the files that they name; raises PemError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -1,4 +1,4 @@
-"""What the server speaks TLS with: certificates, chosen by the host that a client asks for, and who may be the client."""
+"""The server's TLS contexts: certificates chosen by the host that a client asks for, and the verification of clients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CIPHERS", "ServerTLS"]
 
-# For TLS 1.2, all that a client of the last ten years may want: forward secrecy and authenticated encryption. Those of
-# TLS 1.3 are OpenSSL's own, and all good.
+# For TLS 1.2: forward secrecy and authenticated encryption, which every client of the last ten years supports. For TLS 1.3
+# OpenSSL's defaults are kept; all of them are safe.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 DAY_SECONDS: Final = 86_400
 WARN_DAYS: Final = 14
@@ -24,43 +24,45 @@ _log = logging.getLogger("rgate.tls")
 
 
 class ServerTLS:
-    """The contexts of a server. It is read once, from its files; to take up new ones, make another and give it to the server.
+    """The TLS contexts of a server, made from the files that the config names. A reload makes another one.
 
-    `context` is what every connection begins with. Made before the worker processes are forked, all of them can take up
-    each other's sessions, since the key of the session tickets is the context's. Raises PemError.
+    Every connection begins with `context`. When it is made before the worker processes are forked, a client can resume its
+    session in any of them, since the key of the session tickets belongs to the context. Raises PemError.
+
+    logs_expiry  whether expiry_warning() also logs. The process that starts the workers sets it to False in all but one
     """
 
     def __init__(self, config: TLSConfig) -> None:
         self._config = config
         self._by_name: dict[str, ssl.SSLContext] = {}
-        self._ends: dict[str, int] = {}
-        self._reminded: float | None = None
-        self.quiet = False  # whether another process tells of certificates that end
+        self._not_after: dict[str, int] = {}
+        self._warned_at: float | None = None
+        self.logs_expiry = True
         contexts = []
         for _, entry in config.certificate_entries():
             context = self._context(entry)
             contexts.append(context)
-            with suppress(PemError):  # with `hosts` of its own it need not be one that we can read
-                self._ends[entry.certificate] = not_after(entry.certificate, entry.key, entry.key_password)
+            with suppress(PemError):  # with `hosts` in the config its names are not needed
+                self._not_after[entry.certificate] = not_after(entry.certificate, entry.key, entry.key_password)
             for name in entry.hosts or dns_names(entry.certificate, entry.key, entry.key_password):
                 self._by_name.setdefault(name, context)
         self.context = contexts[0]
         if len(contexts) > 1:
-            self.context.sni_callback = self._choose
+            self.context.sni_callback = self._select_by_name
 
     @property
-    def asks_clients(self) -> bool:
-        """Whether clients are asked for a certificate."""
+    def requests_client_certificates(self) -> bool:
+        """Whether the server asks clients for a certificate."""
         return self._config.client_certificates is not None
 
-    def remind(self, now: float) -> str:
-        """What an operator should know of certificates that have expired, or will within 14 days; "" if there are none.
+    def expiry_warning(self, now: float) -> str:
+        """Names the certificates that have expired or expire within 14 days; "" if none does.
 
-        `now` is in seconds since 1970. It is logged as well, the first time and then once a day.
+        `now` is in seconds since 1970. Logged as well, the first time and then once a day.
         """
-        ending = [_ending(file, end, now) for file, end in self._ends.items() if end - now < WARN_DAYS * DAY_SECONDS]
-        if ending and not self.quiet and (self._reminded is None or now - self._reminded >= DAY_SECONDS):
-            self._reminded = now
+        ending = [_ending(file, end, now) for file, end in self._not_after.items() if end - now < WARN_DAYS * DAY_SECONDS]
+        if ending and self.logs_expiry and (self._warned_at is None or now - self._warned_at >= DAY_SECONDS):
+            self._warned_at = now
             for line in ending:
                 _log.warning("%s", line)
         return "; ".join(ending)
@@ -70,7 +72,7 @@ class ServerTLS:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(CIPHERS)
         context.set_alpn_protocols(["http/1.1"])
-        # A client that renegotiates makes the server work for nothing; TLS 1.3 has no such thing.
+        # Renegotiation is a cheap way to keep a server busy; TLS 1.3 does not have it.
         context.options |= ssl.OP_NO_RENEGOTIATION
         load_cert_chain(context, entry.certificate, entry.key, entry.key_password)
         clients = self._config.client_certificates
@@ -81,8 +83,8 @@ class ServerTLS:
             context.verify_mode = ssl.CERT_REQUIRED if clients.require else ssl.CERT_OPTIONAL
         return context
 
-    def _choose(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        """Called by OpenSSL when a client has said which host it wants. A name that is unknown is served by the first."""
+    def _select_by_name(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called by OpenSSL with the host that a client asks for. An unknown host is served by the first context."""
         if name:
             host = name.lower().rstrip(".")
             chosen = self._by_name.get(host) or self._by_name.get(f"*.{host.partition('.')[2]}")

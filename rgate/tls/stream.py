@@ -1,8 +1,8 @@
-"""TLS on one socket: takes and gives what a plain socket would.
+"""TLS on one socket, with the methods of a plain socket.
 
-OpenSSL works in memory here, and the socket is ours. That is what lets TLS connections share the epoll, the polls and the
-timeouts of plain ones: recv() decrypts all that has come, so that when the socket has nothing to read, there is nothing to
-read; reading never writes, so it never has to wait for that; and waiting is the kernel's business.
+OpenSSL works on buffers in memory here, and the socket belongs to the caller. So TLS connections can share epoll, poll and the
+kernel's timeouts with plain ones: recv() decrypts everything that has arrived, so when the socket is not readable there is
+nothing to read; reading never writes, so it never waits for the socket to become writable; and only the kernel waits.
 """
 
 from __future__ import annotations
@@ -21,34 +21,38 @@ RECEIVE_BYTES: Final = 65_536
 RECORD_BYTES: Final = 16_384  # the most that one record carries (RFC 8446 §5.1)
 HANDSHAKE_BYTES: Final = 262_144  # OpenSSL allows a ClientHello of 131,396 bytes and certificates of 102,400
 
-# So much may come without a byte of plaintext, which is nearly two records; more is a flood of messages that make us
-# work and say nothing. And so many answers to KeyUpdate (RFC 8446 §4.6.3; OpenSSL has one for each) may wait for the next
-# write: about 150, where honest clients want one for every 24 million records.
-SILENT_BYTES: Final = 32_768
-ANSWERS_BYTES: Final = 4_096
+# At most so many bytes may arrive without a byte of plaintext (nearly two records); more is a flood of empty messages that cost
+# CPU time. And at most so many bytes of answers to KeyUpdate (RFC 8446 §4.6.3; OpenSSL writes one for each) may wait for the
+# next write: about 150 answers, while regular clients send one KeyUpdate for every 24 million records.
+MAX_BYTES_WITHOUT_PLAINTEXT: Final = 32_768
+MAX_ANSWER_BYTES: Final = 4_096
 
 
-# What a request line begins with; a ClientHello begins with 22, its record's type (RFC 8446 §5.1).
+# The first byte of a request line; that of a ClientHello is 22, the type of its record (RFC 8446 §5.1).
 _TEXT_START: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r\n")
 
 
 class PlaintextReceived(Exception):
-    """The client does not speak TLS but, it seems, plain HTTP. The argument is what it has sent."""
+    """The client seems to send plain HTTP instead of TLS. The argument is what it has sent."""
 
 
 class TLSStream:
-    """One end of a TLS connection on `sock`: the client's, of a server called `server_name`, or the server's without one.
+    """One end of a TLS connection on `sock`: the client's end, of a server called `server_name`, or without one the server's.
 
-    It begins with the handshake: shake_hands() is called, whenever something has come, until it is true; or connect().
-    Then recv(), send(), sendall(), sendmsg(), shutdown() and close() are those of a socket, which stays blocking or not as
-    it is. After recv(), `has_more` says that there may be more of which no poll will tell: as much has been taken from the
-    socket as was asked for, or the end has come with the last bytes. One thread at a time, but for shutdown() of more than
-    the sending side. Raises OSError, of which ssl.SSLError is a kind.
+    It begins with the handshake: call do_handshake(), whenever something has arrived, until it returns true; or connect(). Then
+    recv(), send(), sendall(), sendmsg(), shutdown() and close() are those of a socket, which stays blocking or non-blocking as it
+    is. Methods raise OSError, of which ssl.SSLError is a subclass. One thread at a time may use it, except for a shutdown() that
+    includes the receiving side, which any thread may call to wake the one that is blocked.
+
+    has_more        after recv() and do_handshake(): there may be more to read that poll() does not report, because the socket
+                    has given as much as was asked for, or because the end has arrived with the last bytes
+    handshake_done  the handshake is complete
     """
 
     __slots__ = (
         "_accepted",
         "_broken",
+        "_bytes_without_plaintext",
         "_client",
         "_closing",
         "_ended",
@@ -56,10 +60,9 @@ class TLSStream:
         "_incoming",
         "_outgoing",
         "_ready",
-        "_silent",
         "_unsent",
+        "handshake_done",
         "has_more",
-        "is_open",
         "sock",
         "tls",
     )
@@ -71,12 +74,12 @@ class TLSStream:
         self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, not self._client, server_name)
         self._handshake_bytes = 0
-        self._silent = 0
+        self._bytes_without_plaintext = 0
         self._ready = b""  # decrypted already
-        self._unsent = b""  # records that the socket has not taken yet
-        self._accepted = 0  # how many plain bytes are in them
+        self._unsent = b""  # records that the socket has not accepted yet
+        self._accepted = 0  # the number of plaintext bytes in them
         self._ended = self._closing = self._broken = False
-        self.is_open = False
+        self.handshake_done = False
         self.has_more = False
 
     def fileno(self) -> int:
@@ -89,10 +92,10 @@ class TLSStream:
         self.sock.setblocking(blocking)
 
     def do_handshake(self, size: int) -> bool:
-        """Go on with the handshake as far as it goes without waiting; true when it is done.
+        """Continue the handshake as far as possible without waiting; returns true when it is complete.
 
-        With `unsent` it must be called again when the socket takes more, too. Raises PlaintextReceived for plain HTTP,
-        ssl.SSLError when there will be no connection (say_goodbye() tells the other end why), OSError when that is gone.
+        While `wants_write` is true, call it again when the socket becomes writable, too. Raises PlaintextReceived for plain HTTP,
+        ssl.SSLError when the handshake has failed (send_close_notify() tells the peer why), OSError when the peer has left.
         """
         self.flush()
         self.has_more = False
@@ -115,12 +118,12 @@ class TLSStream:
             self.flush()
             return False
         self.flush()
-        self.is_open = True
+        self.handshake_done = True
         self._ready, self._ended = self._decrypt(b"")
         return True
 
     def connect(self, until: float) -> None:
-        """The whole handshake of a client, by a time of the monotonic clock. Raises TimeoutError and what shake_hands() does."""
+        """Complete a client's handshake by a time of the monotonic clock. Raises TimeoutError and as do_handshake() does."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         poll = select.poll()
@@ -130,9 +133,9 @@ class TLSStream:
                 raise TimeoutError("the TLS handshake took too long")
 
     @property
-    def has_come(self) -> bool:
-        """Whether recv() has something to give, or to raise, without waiting. That the socket is readable does not say so:
-        servers send session tickets, too."""
+    def readable(self) -> bool:
+        """Whether recv() would return or raise without waiting. The socket may be readable while this is false: servers also send
+        session tickets. May decrypt, so only the thread that reads may ask."""
         if not self._ready:
             try:
                 self._ready = self.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -143,30 +146,30 @@ class TLSStream:
         return True
 
     @property
-    def holds(self) -> bool:
-        """Whether something has been decrypted that recv() has not given yet. Never, but for has_come()."""
+    def has_buffered_plaintext(self) -> bool:
+        """Whether recv() has decrypted bytes to return. Only after `readable` was true."""
         return bool(self._ready)
 
     @property
-    def at_end(self) -> bool:
-        """Whether the last byte that the other end sends has come, so that recv() waits for nothing any more."""
+    def eof_received(self) -> bool:
+        """Whether the peer has ended its side (close_notify), so that recv() never waits again."""
         return self._ended
 
     @property
-    def unsent(self) -> bool:
-        """Whether the socket has not taken all that should be out by now."""
+    def wants_write(self) -> bool:
+        """Whether encrypted bytes wait for the socket to become writable."""
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Send what is unsent, as far as the socket takes it."""
+        """Send the bytes that wait, as far as the socket accepts them without waiting."""
         with contextlib.suppress(BlockingIOError):
             self._flush()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """What has come: all of it, which may be more than `size`. b"" at the end.
+        """Everything that has arrived, which may be more than `size` bytes; b"" at the end.
 
-        A client raises ConnectionError when the end is none: a response may end with the connection (RFC 9112 §9.8). A
-        request never does, so a server need not tell a cut from an end.
+        On the client's side a connection that ends without close_notify raises ConnectionError, because a response may end with
+        the connection (RFC 9112 §9.8). A request never does, so a server does not distinguish the two.
         """
         if self._ready or self._ended:
             block, self._ready = self._ready, b""
@@ -176,11 +179,11 @@ class TLSStream:
             self.has_more = False
             block = self.sock.recv(size, flags)
             self.has_more = len(block) == size
-            if not self.is_open:
-                return block  # there is no connection; what still comes is only to be got rid of
+            if not self.handshake_done:
+                return block  # the handshake has failed; the caller only discards what still arrives
             if not block:
                 if self._client:
-                    raise ConnectionError("cut off, without the end that TLS has for it")
+                    raise ConnectionError("closed without a TLS close_notify")
                 return block
             block, self._ended = self._decrypt(block)
             if block or self._ended:
@@ -188,7 +191,7 @@ class TLSStream:
                 return block
 
     def send(self, block: bytes | memoryview, flags: int = 0) -> int:
-        """Send some of `block` without waiting. Raises BlockingIOError; then the same bytes must be given once more."""
+        """Send some of `block` without waiting and return how much. After BlockingIOError pass the same bytes again."""
         if not self._accepted:
             self._flush()
             block = block[: 4 * RECORD_BYTES]
@@ -198,17 +201,17 @@ class TLSStream:
         return accepted
 
     def sendall(self, block: bytes) -> None:
-        """Send all of it. What send() has been given and has not taken must be the beginning of it."""
+        """Send all of `block`. If send() has raised BlockingIOError, `block` must begin with the bytes passed to it."""
         if self._accepted:
             block = block[self._accepted :]
         records = self._unsent + self._encrypt(block)
         self._unsent, self._accepted = b"", 0
-        self._broken = True  # if this breaks off within a record, nothing that follows can be read
+        self._broken = True  # after a partial record the peer can read nothing that follows
         self.sock.sendall(records)
         self._broken = False
 
     def sendmsg(self, parts: Sequence[bytes], ancillary: tuple[()] = (), flags: int = 0) -> int:
-        """Send all of the parts; how many bytes they were. With MSG_DONTWAIT it does what send() does."""
+        """Send all parts and return their size. With MSG_DONTWAIT it behaves like send()."""
         block = b"".join(parts)
         if flags & socket.MSG_DONTWAIT:
             return self.send(block)
@@ -216,13 +219,13 @@ class TLSStream:
         return len(block)
 
     def shutdown(self, how: int) -> None:
-        """End one direction or both. SHUT_WR alone says so to the other end, which may go on (RFC 8446 §6.1)."""
+        """End one direction or both. SHUT_WR alone sends close_notify; the peer may go on sending (RFC 8446 §6.1)."""
         if how == socket.SHUT_WR:
             self.send_close_notify()
         self.sock.shutdown(how)
 
     def send_close_notify(self) -> None:
-        """Tell the other end that this is the end, and not a cut; or after an error, what was wrong. Never waits or raises."""
+        """Send close_notify, or after an error the alert that names it. Never waits or raises."""
         if self._broken or self._closing:
             return
         self._closing = True
@@ -235,28 +238,28 @@ class TLSStream:
         self.sock.close()
 
     def _flush(self) -> None:
-        """Send without waiting. Raises BlockingIOError when something is left."""
+        """Send without waiting. Raises BlockingIOError when bytes are left."""
         if self._outgoing.pending:
             self._unsent += self._outgoing.read()
         while self._unsent:
             self._unsent = self._unsent[self.sock.send(self._unsent, socket.MSG_DONTWAIT) :]
 
     def _encrypt(self, block: bytes | memoryview) -> bytes:
-        write, taken = self.tls.write, self._outgoing.read
+        write, read_records = self.tls.write, self._outgoing.read
         if len(block) <= RECORD_BYTES:
             if block:
                 write(block)
-            return taken()
+            return read_records()
         # Record by record, so that OpenSSL's buffer, which never shrinks, stays small.
         records = []
         view = memoryview(block)
         for at in range(0, len(block), RECORD_BYTES):
             write(view[at : at + RECORD_BYTES])
-            records.append(taken())
+            records.append(read_records())
         return b"".join(records)
 
     def _decrypt(self, block: bytes) -> tuple[bytes, bool]:
-        """The plain bytes in it, and whether they are the last."""
+        """Decrypt `block`; returns the plaintext, and whether the peer has ended its side."""
         incoming, read = self._incoming, self.tls.read
         plain: list[bytes] = []
         for at in range(0, len(block) or 1, RECORD_BYTES):
@@ -267,11 +270,11 @@ class TLSStream:
                     if not part:
                         return b"".join(plain), True
                     plain.append(part)
-            except ssl.SSLZeroReturnError:  # the end, when we have said our own before
+            except ssl.SSLZeroReturnError:  # close_notify of the peer, after our own
                 return b"".join(plain), True
             except ssl.SSLWantReadError:
                 pass
-        self._silent = 0 if plain else self._silent + len(block)
-        if self._silent > SILENT_BYTES or self._outgoing.pending > ANSWERS_BYTES:
-            raise ssl.SSLError("a flood of TLS messages that say nothing")
+        self._bytes_without_plaintext = 0 if plain else self._bytes_without_plaintext + len(block)
+        if self._bytes_without_plaintext > MAX_BYTES_WITHOUT_PLAINTEXT or self._outgoing.pending > MAX_ANSWER_BYTES:
+            raise ssl.SSLError("a flood of TLS messages without plaintext")
         return plain[0] if len(plain) == 1 else b"".join(plain), False

@@ -70,16 +70,16 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
     ({"certificate": "/"}, "config.yml:3: server.tls.certificate: / is a directory, not a file"),
     (
         {"certificate": SHOP.certificate},
-        f"config.yml:3: server.tls.certificate: {SHOP.certificate} holds no private key beside the certificate; "
-        "give its file under 'key'",
+        f"config.yml:3: server.tls.certificate: {SHOP.certificate} contains no private key next to the certificate; "
+        "name its file under 'key'",
     ),
     (
         {"certificate": SHOP.key, "key": SHOP.key},
-        f"config.yml:3: server.tls.certificate: {SHOP.key} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
+        f"config.yml:3: server.tls.certificate: {SHOP.key} contains no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
     ),
     (
         {"certificate": SHOP.certificate, "key": SHOP.certificate},
-        f"config.yml:4: server.tls.key: {SHOP.certificate} holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)",
+        f"config.yml:4: server.tls.key: {SHOP.certificate} contains no private key in PEM form (-----BEGIN PRIVATE KEY-----)",
     ),
     (
         {"certificate": SHOP.certificate, "key": OTHER.key},
@@ -88,12 +88,12 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
     ),
     (
         {"certificate": SHOP.certificate, "key": SHOP.locked},
-        f"config.yml:4: server.tls.key: the private key in {SHOP.locked} is encrypted; give its password under "
+        f"config.yml:4: server.tls.key: the private key in {SHOP.locked} is encrypted; set its password under "
         "'key_password'",
     ),
     (
         {"certificate": SHOP.certificate, "key": SHOP.locked, "key_password": "wrong one"},
-        f"config.yml:5: server.tls.key_password: does not open the private key in {SHOP.locked}",
+        f"config.yml:5: server.tls.key_password: does not decrypt the private key in {SHOP.locked}",
     ),
     ({"key": SHOP.key, "certificates": f"[{{certificate: {SHOP.both}}}]"},
      "config.yml:3: server.tls.key: has no effect unless 'certificate' is also set"),
@@ -111,10 +111,10 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
     ({"certificate": SHOP.both, "client_certificates": "{ca: /nowhere}"},
      "config.yml:4: server.tls.client_certificates.ca: /nowhere: no such file"),
     ({"certificate": SHOP.both, "client_certificates": f"{{ca: {TRUSTED.file}, crl: {TRUSTED.file}}}"},
-     f"config.yml:4: server.tls.client_certificates.crl: {TRUSTED.file} holds no revocation list in PEM form "
+     f"config.yml:4: server.tls.client_certificates.crl: {TRUSTED.file} contains no revocation list in PEM form "
      "(-----BEGIN X509 CRL-----)"),
     ({"certificate": SHOP.both, "client_certificates": f"{{ca: {SHOP.key}}}"},
-     f"config.yml:4: server.tls.client_certificates.ca: {SHOP.key} holds no certificate in PEM form "
+     f"config.yml:4: server.tls.client_certificates.ca: {SHOP.key} contains no certificate in PEM form "
      "(-----BEGIN CERTIFICATE-----)"),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the tests of forwarding share."""
+"""The fixtures that the tests of forwarding share."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def backend() -> Iterator[ScriptedBackend]:
     with ScriptedBackend(script) as running:
         yield running
         for request in running.requests:  # whatever a test has sent: what goes on is one strictly valid message
-            RequestParser().read(request.head.removesuffix(b"\r\n\r\n"))
+            RequestParser().parse(request.head.removesuffix(b"\r\n\r\n"))

@@ -77,7 +77,7 @@ def test_client_that_leaves_does_not_make_the_request_be_sent_again() -> None:
         client.close()
         assert ended.wait(3)
         eventually(lambda: live.in_flight == 0)
-        assert len(backend.connections) == 1, "an aborted connection is no stale one"
+        assert len(backend.connections) == 1, "an aborted connection is not a stale one"
 
 
 LARGE_POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 70_000

@@ -141,34 +141,34 @@ def test_queue_that_is_narrow_counts_connections_until_the_backend_has_answered(
 @pytest.mark.usefixtures("patient")
 def test_connecting_includes_the_wait_for_a_place() -> None:
     with ScriptedBackend() as backend:
-        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
-        full(pool.connecting)
+        pool = UpstreamPools().get(Address("http", "127.0.0.1", backend.port)).pool
+        full(pool.connect_queue)
         with pytest.raises(ConnectTimeout):
-            pool.fresh(Timeouts(connect_seconds=0.05))
+            pool.connect_new(Timeouts(connect_seconds=0.05))
 
 
 @pytest.mark.usefixtures("patient")
 def test_connecting_leaves_its_place_however_it_ends() -> None:
     with ScriptedBackend() as backend, closed_port_url() as url:
-        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
-        refused = UpstreamPools().at(Address("http", "127.0.0.1", int(url.rpartition(":")[2]))).pool
+        pool = UpstreamPools().get(Address("http", "127.0.0.1", backend.port)).pool
+        refused = UpstreamPools().get(Address("http", "127.0.0.1", int(url.rpartition(":")[2]))).pool
         for _ in range(2):
-            pool.fresh(Timeouts()).close()
+            pool.connect_new(Timeouts()).close()
             with pytest.raises(Exception, match="refused"):
-                refused.fresh(Timeouts())
-        assert not pool.connecting._holders
-        assert not refused.connecting._holders
+                refused.connect_new(Timeouts())
+        assert not pool.connect_queue._holders
+        assert not refused.connect_queue._holders
 
 
 @pytest.mark.usefixtures("patient")
 def test_connection_of_a_narrow_queue_leaves_its_place_with_the_first_answer() -> None:
     with ScriptedBackend() as backend:
-        pool = UpstreamPools().at(Address("http", "127.0.0.1", backend.port)).pool
-        pool.connecting.connected(object(), 1.0, answered=True)
-        connection = pool.fresh(Timeouts())
-        assert pool.connecting._holders
-        connection.allow(10)
+        pool = UpstreamPools().get(Address("http", "127.0.0.1", backend.port)).pool
+        pool.connect_queue.connected(object(), 1.0, answered=True)
+        connection = pool.connect_new(Timeouts())
+        assert pool.connect_queue._holders
+        connection.set_io_timeout(10)
         connection.send_bytes(b"GET / HTTP/1.1\r\n\r\n")
         connection.read_head()
-        assert not pool.connecting._holders
+        assert not pool.connect_queue._holders
         connection.close()

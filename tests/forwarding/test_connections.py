@@ -80,7 +80,7 @@ ANNOUNCED: dict[str, tuple[str, bytes]] = {
 
 @pytest.mark.parametrize(("method", "response"), ANNOUNCED.values(), ids=ANNOUNCED)
 def test_connection_is_not_used_again_after_a_body_was_announced_where_there_is_none(method: str, response: bytes) -> None:
-    """Whoever announces it may send it, if only a moment later: then it is the answer to the next request."""
+    """A backend that announces a body may send it a moment later: then it would be taken for the response to the next request."""
     asked = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
@@ -207,7 +207,7 @@ def test_connection_that_sends_unasked_while_it_rests_is_given_up() -> None:
         resting(live, 1)
         unasked.set()
         passed(sent)
-        eventually(lambda: not next(iter(live.gateway.runtime.upstreams._known.values())).pool.resting[0].is_quiet())
+        eventually(lambda: next(iter(live.gateway.runtime.upstreams._upstreams.values())).pool.idle[0].has_input())
         assert client.get().body == b"clean"
         assert len(backend.connections) == 2
 
@@ -226,13 +226,13 @@ def test_connections_of_an_endpoint_that_is_gone_are_closed_and_it_may_come_back
     with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
         assert client.get().body == b"ok"
         resting(live, 1)
-        live.gateway.runtime.upstreams.keep(())
+        live.gateway.runtime.upstreams.prune(())
         eventually(lambda: backend.connections[0].sock.fileno() < 0, "the backend sees the end of the connection")
         (endpoint,) = live.gateway.table.snapshot.endpoints["backend"]
         endpoint.state.upstream = None  # as a new endpoint of that address has it
         for _ in range(3):
             assert client.get().body == b"ok"
-        assert len(backend.connections) == 2, "connections are reused after the endpoint has come back"
+        assert len(backend.connections) == 2, "connections are reused after the endpoint is back"
 
 
 def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
@@ -241,7 +241,7 @@ def test_connections_of_two_base_paths_are_those_of_one_address() -> None:
             assert client.get().body == b"ok"
         assert len(backend.connections) == 1
         first, _ = live.gateway.table.snapshot.endpoints["backend"]
-        live.gateway.runtime.upstreams.keep({(first.address, UpstreamTLS())})
+        live.gateway.runtime.upstreams.prune({(first.address, UpstreamTLS())})
         for _ in range(10):
             assert client.get().body == b"ok"
         assert len(backend.connections) <= 2, "the pool is still that of the endpoint that stays"
@@ -278,7 +278,7 @@ def test_stale_connection_closed_while_it_rested_is_nobodys_problem(request_: by
 
 def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the backend closed its connections just after they had been looked at."""
-    monkeypatch.setattr("rgate.forwarding.upstream._RawConnection.is_quiet", lambda connection: True)
+    monkeypatch.setattr("rgate.forwarding.connection.UpstreamConnection.has_input", lambda connection: False)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])

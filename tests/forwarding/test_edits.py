@@ -1,4 +1,4 @@
-"""What middleware edits in environ reaches the backend, or is a fault of the gateway."""
+"""Edits of the environ by middleware reach the backend, or are a fault of the gateway."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def test_edit_by_removing_the_body_reaches_the_backend(backend: ScriptedBackend)
 
 BAD_EDITS: dict[str, Edit] = {
     "line break in a header": lambda environ: environ.update(HTTP_X="a\r\nY: b"),
-    "header that is no text": lambda environ: environ.update(HTTP_X="\u20ac"),
+    "header that is not text": lambda environ: environ.update(HTTP_X="\u20ac"),
     "line break in the query": lambda environ: environ.update(QUERY_STRING="a HTTP/1.1\r\nX: y"),
     "path with dots": lambda environ: environ.update(PATH_INFO="/a/../../b"),
     "path without a slash": lambda environ: environ.update(PATH_INFO="b"),
-    "method that is none": lambda environ: environ.update(REQUEST_METHOD="GET / HTTP/1.1\r\nX: y\r\n\r\nGET"),
+    "method that is not a token": lambda environ: environ.update(REQUEST_METHOD="GET / HTTP/1.1\r\nX: y\r\n\r\nGET"),
     "body that was read": lambda environ: environ["wsgi.input"].read(),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rgate import Middleware, hookimpl
-from rgate.forwarding import response_body as forwarding_body
+from rgate.forwarding import upload as forwarding_body
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..support.forwarding import forwarding
@@ -79,7 +79,7 @@ def test_expected_body_is_not_sent_when_the_backend_answers_without_it(answer: b
         more.set()
         response = client.response()
         assert (response.body, response.value("Connection")) == (b"who?", "close")
-        assert client.is_closed(), "whether the body follows nobody can know (RFC 9112 §9.3)"
+        assert client.is_closed(), "it cannot be known whether the body follows (RFC 9112 §9.3)"
         eventually(lambda: received == [b""], "the backend's connection is closed, without a byte of the body")
         assert live.upstream_connections == 0
 

@@ -1,4 +1,4 @@
-"""What the client gets when a backend fails: every row of the table, on the wire."""
+"""The response that the client gets when a backend fails: every row of the table, on the wire."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_backend_that_comes_back_is_used_again_at_once() -> None:
 
             def serve() -> None:
                 answered = False
-                while not answered:  # at first somebody tries only whether it listens
+                while not answered:  # the first connection only checks whether it listens
                     sock, _ = listener.accept()
                     connection = ScriptedConnection(sock, 0, lambda request: None)
                     answered = connection.read_request() is not None

@@ -178,11 +178,11 @@ def test_tls_client_that_leaves_ends_the_backends_work() -> None:
         eventually(lambda: not live.server.connections)
 
 
-# What becomes of it in the log and the counts
+# In the log and the counts
 
 
 class Seen:
-    """What access log and statistics have of the requests."""
+    """The requests in the access log and in the statistics."""
 
     def __init__(self, live: Forwarding, app: Callable[..., object]) -> None:
         self.records: list[dict[str, object]] = []
@@ -275,7 +275,7 @@ def test_client_that_leaves_is_not_the_endpoints_fault() -> None:
 
 
 def test_interim_response_after_a_test_is_whole() -> None:
-    """What has been begun early is what every head begins with, that of an interim response, too."""
+    """The bytes that are sent early are those that every head begins with, that of an interim response, too."""
     asked = threading.Event()
 
     def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:

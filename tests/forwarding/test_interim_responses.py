@@ -171,7 +171,7 @@ def test_plugin_can_send_nothing_else_so(status: str) -> None:
 
 
 def test_interim_status_never_becomes_a_final_one() -> None:
-    """What has been an interim status line is not remembered as one that a response may have."""
+    """The status line of an interim response is not cached as one of final responses."""
     with ScriptedBackend(hinting(HINT)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         for _ in range(3):
             assert heads(client, NAVIGATES) == [PASSED]

@@ -1,4 +1,4 @@
-"""Forwarding under another server: wsgi.input is any stream, and nobody tells when the client leaves."""
+"""Forwarding under another server: wsgi.input is any stream, and it is not known when the client leaves."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_early_answer_is_passed_on_and_the_rest_is_not_read() -> None:
 
     class Slow(Stream):
         def read(self, size: int) -> bytes:
-            if len(self.blocks) < 390:  # by now the backend has answered
+            if len(self.blocks) < 390:  # the backend has answered
                 eventually(lambda: backend.connections[0].number == 0)
             return super().read(size)
 

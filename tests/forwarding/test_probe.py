@@ -24,7 +24,7 @@ def test_probe_asks_below_the_base_path_and_returns_the_status() -> None:
         (request,) = backend.wait_for_requests(1)
     assert request.line == "GET /v2/health?deep=1 HTTP/1.1"
     assert dict(request.headers) == {"Host": "h.example", "User-Agent": "rgate", "Connection": "close", "X-Key": "k"}
-    assert endpoint.state.in_flight == 0, "it is no request in flight"
+    assert endpoint.state.in_flight == 0, "it is not a request in flight"
 
 
 def test_probe_without_a_target_only_connects() -> None:

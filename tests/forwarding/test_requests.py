@@ -1,4 +1,4 @@
-"""What a backend is sent: the client's request, but for what belongs to the client's own hop."""
+"""The request that a backend gets: the client's, without the fields of the client's own hop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client gets of a backend's response."""
+"""The response that a client gets, compared with the backend's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sends(*blocks: bytes | threading.Event, close: bool = False) -> Callable[[Sc
 
 
 def answer(*blocks: bytes, request: str = "GET / HTTP/1.1", close: bool = False) -> RawResponse:
-    """What a client gets when the backend sends `blocks`."""
+    """The response that a client gets when the backend sends `blocks`."""
     with ScriptedBackend(sends(*blocks, close=close)) as backend, forwarding(backend) as live, RawClient(live.url) as client:
         client.send(f"{request}\r\nHost: x\r\n\r\n".encode())
         return client.response(request.partition(" ")[0])
@@ -167,7 +167,7 @@ def test_response_to_head_has_its_headers_and_no_body(lines: bytes, headers: lis
             for _ in range(2):
                 assert headers_of(client.get(method="HEAD")) == headers
         assert [request.line for request in backend.requests] == ["HEAD / HTTP/1.1"] * 2
-        # A body that is announced may come all the same, and would be the answer to the next request.
+        # An announced body may arrive anyway, and would be taken for the response to the next request.
         assert len(backend.connections) == (2 if lines else 1)
 
 

@@ -138,7 +138,7 @@ class Plan:
 
 
 def response_to(client: RawClient, live: Forwarding, plan: Plan) -> RawResponse:
-    """Read a response while somebody lets the backend go on, whenever it stalls and the response is relayed."""
+    """Read a response while another thread lets the backend go on, whenever it stalls and the response is relayed."""
     over = threading.Event()
 
     def let_go_on() -> None:

@@ -27,9 +27,11 @@ from rgate import (
     Unreachable,
     UpstreamClosed,
 )
+from rgate.forwarding import connection as connection_module
 from rgate.forwarding import upstream
 from rgate.forwarding.connecting import ConnectQueue
-from rgate.forwarding.upstream import StaleConnection, UpstreamConnection, UpstreamPools, translate
+from rgate.forwarding.connection import StaleConnection, UpstreamConnection, to_gateway_error
+from rgate.forwarding.upstream import UpstreamPools
 from rgate.http1.response import ResponseParser
 from rgate.testing import ScriptedBackend, http_response
 
@@ -64,20 +66,20 @@ TRANSLATIONS: dict[str, tuple[BaseException, type[GatewayError]]] = {
 
 
 @pytest.mark.parametrize(("error", "fault"), TRANSLATIONS.values(), ids=TRANSLATIONS)
-def test_translate_is_the_fault_that_the_client_gets(error: BaseException, fault: type[GatewayError]) -> None:
-    assert type(translate(error)) is fault
+def test_to_gateway_error_is_the_fault_that_the_client_gets(error: BaseException, fault: type[GatewayError]) -> None:
+    assert type(to_gateway_error(error)) is fault
 
 
-def test_translate_has_a_row_for_every_exception_of_urllib3() -> None:
-    rows = tuple(kind for kinds, _ in upstream._TRANSLATION for kind in kinds)
+def test_to_gateway_error_has_a_row_for_every_exception_of_urllib3() -> None:
+    rows = tuple(kind for kinds, _ in connection_module._FAULTS for kind in kinds)
     every = [kind for _, kind in inspect.getmembers(urllib3.exceptions, inspect.isclass) if issubclass(kind, HTTPError)]
     assert len(every) > 20
     assert not [kind for kind in every if not issubclass(kind, rows)]
 
 
-def test_translate_looks_at_the_most_specific_first() -> None:
+def test_to_gateway_error_checks_the_most_specific_first() -> None:
     seen: list[type[BaseException]] = []
-    for kinds, _ in upstream._TRANSLATION:
+    for kinds, _ in connection_module._FAULTS:
         for kind in kinds:
             assert not [earlier for earlier in seen if issubclass(kind, earlier)], f"{kind} is never reached"
             seen.append(kind)
@@ -87,9 +89,9 @@ def test_translate_looks_at_the_most_specific_first() -> None:
 
 
 def opened(backend: ScriptedBackend, timeouts: Timeouts | None = None) -> UpstreamConnection:
-    at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
-    connection = at.pool.fresh(timeouts or Timeouts())
-    connection.allow(10)
+    at = UpstreamPools().get(Address("http", "127.0.0.1", backend.port))
+    connection = at.pool.connect_new(timeouts or Timeouts())
+    connection.set_io_timeout(10)
     return connection
 
 
@@ -115,38 +117,38 @@ class Broken:
 def reading(*blocks: bytes | OSError) -> UpstreamConnection:
     connection = UpstreamConnection("127.0.0.1", 1)
     connection.sock = Broken(*blocks)  # type: ignore[assignment]
-    connection.responses = ResponseParser()
-    connection.connecting = ConnectQueue()
+    connection.response_parser = ResponseParser()
+    connection.connect_queue = ConnectQueue()
     connection._wait_seconds = 10
     return connection
 
 
 def broken(*blocks: bytes | OSError, used: bool = False) -> UpstreamConnection:
     connection = reading(*blocks)
-    connection.used = used
+    connection.reused = used
     connection.send_bytes(b"POST / HTTP/1.1\r\n\r\n")
     return connection
 
 
-def test_send_that_breaks_after_an_answer_gives_the_answer() -> None:
+def test_write_error_after_a_response_does_not_hide_it() -> None:
     connection = broken(http_response(b"no", "413 Content Too Large"))
     head, body = connection.read_head()
     assert (head.code, body) == (413, b"no")
-    assert connection.broken == "Broken pipe"
+    assert connection.write_error == "Broken pipe"
 
 
 @pytest.mark.parametrize("last", [b"", ConnectionResetError("reset")], ids=["end", "reset"])
-def test_send_that_breaks_without_an_answer_is_told_by_its_age(last: bytes | OSError) -> None:
+def test_write_error_without_a_response_is_stale_only_if_reused(last: bytes | OSError) -> None:
     with pytest.raises(UpstreamClosed):
         broken(last).read_head()
     with pytest.raises(StaleConnection):
         broken(last, used=True).read_head()
 
 
-def test_connection_that_broke_is_not_taken_back() -> None:
-    pool = UpstreamPools().at(Address("http", "127.0.0.1", 1)).pool
-    pool.give_back(broken())
-    assert not pool.resting
+def test_connection_with_a_write_error_is_not_released_to_the_pool() -> None:
+    pool = UpstreamPools().get(Address("http", "127.0.0.1", 1)).pool
+    pool.release(broken())
+    assert not pool.idle
 
 
 class Paused:
@@ -162,7 +164,7 @@ class Paused:
         self.calls.append("pump")
 
 
-def test_read_head_within_an_interim_response_lets_the_upload_go_on() -> None:
+def test_upload_continues_between_interim_and_final_head() -> None:
     upload = Paused()
     blocks = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n", b"\r\n" + http_response(b"ok"))
     connection = reading(*blocks)
@@ -176,11 +178,11 @@ def test_read_head_that_ends_after_an_interim_response_is_closed() -> None:
         connection.read_head()
 
 
-def test_allow_bounds_every_wait() -> None:
+def test_set_io_timeout_limits_every_wait() -> None:
     release = threading.Event()
     with ScriptedBackend(lambda connection: release.wait(10)) as backend:
         connection = opened(backend)
-        connection.allow(0.05)
+        connection.set_io_timeout(0.05)
         with pytest.raises(ResponseTimeout):
             connection.read_head()
         with pytest.raises(ResponseTimeout):
@@ -191,7 +193,7 @@ def test_allow_bounds_every_wait() -> None:
         connection.close()
 
 
-def test_abort_frees_a_thread_that_waits() -> None:
+def test_abort_wakes_a_blocked_thread() -> None:
     release = threading.Event()
     raised: list[Exception] = []
 
@@ -218,65 +220,65 @@ def test_open_that_is_refused_says_so() -> None:
     with ScriptedBackend() as backend:
         port = backend.port
     with pytest.raises(ConnectionRefused):
-        UpstreamPools().at(Address("http", "127.0.0.1", port)).pool.fresh(Timeouts())
+        UpstreamPools().get(Address("http", "127.0.0.1", port)).pool.connect_new(Timeouts())
 
 
 # Pools
 
 
-def test_pool_bounds_what_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_limits_its_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "MAX_IDLE_CONNECTIONS", 2)
     with ScriptedBackend() as backend:
-        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
-        connections = [at.pool.fresh(Timeouts()) for _ in range(3)]
+        at = UpstreamPools().get(Address("http", "127.0.0.1", backend.port))
+        connections = [at.pool.connect_new(Timeouts()) for _ in range(3)]
         for connection in connections:
-            at.pool.give_back(connection)
-        assert list(at.pool.resting) == connections[:2]
+            at.pool.release(connection)
+        assert list(at.pool.idle) == connections[:2]
         at.pool.close()
-        assert not at.pool.resting
+        assert not at.pool.idle
 
 
-def test_pool_gives_the_freshest_and_expires_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_returns_the_newest_and_closes_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000.0]
     monkeypatch.setattr(upstream, "monotonic", lambda: now[0])
     with ScriptedBackend() as backend:
-        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
-        old, new = at.pool.fresh(Timeouts()), at.pool.fresh(Timeouts())
-        at.pool.give_back(old)
+        at = UpstreamPools().get(Address("http", "127.0.0.1", backend.port))
+        old, new = at.pool.connect_new(Timeouts()), at.pool.connect_new(Timeouts())
+        at.pool.release(old)
         now[0] += 3
-        at.pool.give_back(new)
+        at.pool.release(new)
         now[0] += 2
-        at.pool.expire()
-        assert list(at.pool.resting) == [new], "four seconds are too long, two are not"
-        assert at.pool.take(Timeouts()) is new
-        at.pool.expire()
+        at.pool.close_expired()
+        assert list(at.pool.idle) == [new], "four seconds are too long, two are not"
+        assert at.pool.acquire(Timeouts()) is new
+        at.pool.close_expired()
         new.close()
 
 
-def test_upstreams_are_one_for_each_address() -> None:
+def test_there_is_one_upstream_for_each_address() -> None:
     upstreams = UpstreamPools()
     address = Address("http", "127.0.0.1", 1)
-    assert upstreams.at(address) is upstreams.at(Address("http", "127.0.0.1", 1))
-    assert upstreams.at(Address("https", "127.0.0.1", 1)).pool is not upstreams.at(address).pool
+    assert upstreams.get(address) is upstreams.get(Address("http", "127.0.0.1", 1))
+    assert upstreams.get(Address("https", "127.0.0.1", 1)).pool is not upstreams.get(address).pool
     upstreams.close()
-    assert not upstreams._known
+    assert not upstreams._upstreams
 
 
-def test_take_of_connections_that_are_all_bad_opens_a_new_one() -> None:
+def test_acquire_with_unusable_connections_only_opens_a_new_one() -> None:
     script: Callable[[Any], object] = lambda connection: connection.number < 3 or connection.wait_closed()  # noqa: E731
     with ScriptedBackend(script) as backend:
-        at = UpstreamPools().at(Address("http", "127.0.0.1", backend.port))
-        for connection in [at.pool.fresh(Timeouts()) for _ in range(3)]:
+        at = UpstreamPools().get(Address("http", "127.0.0.1", backend.port))
+        for connection in [at.pool.connect_new(Timeouts()) for _ in range(3)]:
             assert connection.sock.recv(1) == b""
-            at.pool.give_back(connection)
-        fresh = at.pool.take(Timeouts())
-        assert not fresh.used
-        assert not at.pool.resting
+            at.pool.release(connection)
+        fresh = at.pool.acquire(Timeouts())
+        assert not fresh.reused
+        assert not at.pool.idle
         fresh.close()
 
 
-def test_bad_response_is_no_stale_connection() -> None:
+def test_bad_response_is_not_a_stale_connection() -> None:
     connection = reading(b"nonsense\r\n\r\n")
-    connection.used = True
+    connection.reused = True
     with pytest.raises(BadResponse):
         connection.read_head()

@@ -6,7 +6,7 @@ import pytest
 
 from rgate import IPAllowlist
 from rgate.http1.client_address import TrustedProxies
-from rgate.http1.environ import ANNOUNCED_KEY, FIELDS_KEY
+from rgate.http1.environ import FIELDS_KEY, PROXY_HEADER_KEY
 from rgate.http1.fields import Fields
 
 LOCAL = IPAllowlist(["127.0.0.0/8", "::1"])
@@ -17,7 +17,7 @@ PROXIES = TrustedProxies(["127.0.0.1", "10.9.0.0/16"])
 def through_proxy(peer: str, **environ: str) -> dict[str, object]:
     """The environ of a request that a trusted proxy has sent, as the server makes it."""
     made: dict[str, object] = {"REMOTE_ADDR": peer, FIELDS_KEY: Fields(), "wsgi.url_scheme": "http", **environ}
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     return made
 
 
@@ -69,8 +69,8 @@ def test_client_certificate_that_this_gateway_has_seen_is_no_sign_of_a_proxy() -
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_loopback_that_a_proxy_header_names_is_not_admitted(address: str) -> None:
     assert LOCAL({"REMOTE_ADDR": address})
-    assert not LOCAL({"REMOTE_ADDR": address, ANNOUNCED_KEY: True})
-    assert PRIVATE({"REMOTE_ADDR": "10.1.2.3", ANNOUNCED_KEY: True})
+    assert not LOCAL({"REMOTE_ADDR": address, PROXY_HEADER_KEY: True})
+    assert PRIVATE({"REMOTE_ADDR": "10.1.2.3", PROXY_HEADER_KEY: True})
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_request_from_loopback_for_this_machine_is_admitted(host: str) -> None:
     "host", ["shop.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.1.2.3", "[::2]"]
 )
 def test_request_from_loopback_for_another_name_is_not_admitted(host: str) -> None:
-    """Of a proxy that passes Host on and nothing of itself; or of a web page whose name leads to 127.0.0.1 by now."""
+    """Of a proxy that passes Host on and nothing of itself; or of a web page whose name now resolves to 127.0.0.1."""
     assert LOCAL({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host}) is False
 
 
@@ -131,7 +131,7 @@ def test_request_from_loopback_for_another_name_is_not_admitted(host: str) -> No
     [("10.1.0.9:8080", True), ("[fd00::1]", True), ("localhost", True), ("Gateway.internal:80", True), ("evil.example", False)],
 )
 def test_client_of_another_machine_asks_for_an_address_or_one_of_the_hosts(host: str, admitted: bool) -> None:
-    """Its browser may show a web page whose name leads here by now."""
+    """Its browser may show a web page whose name now resolves to this machine."""
     named = IPAllowlist(["10.1.0.0/16"], hosts=["gateway.internal"])
     assert named({"REMOTE_ADDR": "10.1.2.3", "HTTP_HOST": host}) is admitted
     forwarded = {"REMOTE_ADDR": "10.1.2.3", "rgate.peer": "10.9.0.7", "HTTP_X_FORWARDED_FOR": "10.1.2.3", "HTTP_HOST": host}

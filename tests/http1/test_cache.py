@@ -1,4 +1,4 @@
-"""Remembered: what has come twice is kept, and no more than a fixed number of bytes of it."""
+"""RepeatCache: values for keys that were seen twice are kept, within a fixed number of bytes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ MANY = 1 << 40
 
 def test_what_comes_again_is_known_to() -> None:
     remembered: RepeatCache[bytes, int] = RepeatCache("test", 100_000)
-    assert not remembered.comes_again(b"a"), "it may never come again"
-    assert remembered.comes_again(b"a")
-    remembered.keep(b"a", 1, 100)
+    assert not remembered.admits(b"a"), "it may never come again"
+    assert remembered.admits(b"a")
+    remembered.add(b"a", 1, 100)
     assert remembered == {b"a": 1}
     assert remembered.bytes == EMPTY_BYTES + 100 + ENTRY_BYTES
 
 
 def test_what_comes_once_is_not_kept_in_mind_for_long() -> None:
     remembered: RepeatCache[int, int] = RepeatCache("test", 100_000)
-    remembered.comes_again(1)
-    assert not any(remembered.comes_again(key) for key in range(2, 100_000))
-    assert not remembered.comes_again(1)
+    remembered.admits(1)
+    assert not any(remembered.admits(key) for key in range(2, 100_000))
+    assert not remembered.admits(1)
 
 
 def test_when_it_is_full_it_begins_anew() -> None:
     remembered: RepeatCache[int, int] = RepeatCache("test", EMPTY_BYTES + 10 * (1_000 + ENTRY_BYTES))
     for key in range(11):
-        remembered.keep(key, key, 1_000)
+        remembered.add(key, key, 1_000)
         assert remembered.bytes <= remembered.max_bytes
     assert remembered == {10: 10}
     remembered.clear()
@@ -53,22 +53,22 @@ def test_when_it_is_full_it_begins_anew() -> None:
 
 def test_what_is_kept_twice_counts_once() -> None:
     remembered: RepeatCache[int, int] = RepeatCache("test", 100_000)
-    remembered.keep(1, 1, 100)
+    remembered.add(1, 1, 100)
     before = remembered.bytes
-    remembered.keep(1, 2, 100)
+    remembered.add(1, 2, 100)
     assert (remembered, remembered.bytes) == ({1: 1}, before)
 
 
 def test_one_large_entry_pushes_nothing_out() -> None:
     remembered: RepeatCache[int, int] = RepeatCache("test", 160_000)
-    remembered.keep(1, 1, 100)
-    remembered.keep(2, 2, 160_000 // LARGEST_SHARE)
+    remembered.add(1, 1, 100)
+    remembered.add(2, 2, 160_000 // LARGEST_SHARE)
     assert remembered == {1: 1}
 
 
 def test_memory_use_adds_up_what_has_one_name_and_forgets_what_is_gone() -> None:
     several: list[RepeatCache[int, int]] = [RepeatCache("test of memory_use", 100_000) for _ in range(2)]
-    several[0].keep(1, 1, 100)
+    several[0].add(1, 1, 100)
     expected = MemoryUse("test of memory_use", 1, 2 * EMPTY_BYTES + 100 + ENTRY_BYTES, 200_000)
     assert [use for use in memory_use() if use.name == "test of memory_use"] == [expected]
     del several
@@ -83,13 +83,13 @@ NAMES = ["".join(letters) for letters in product(ascii_lowercase + digits, repea
 
 def request_reader() -> RequestParser:
     reader = RequestParser()
-    reader._reader.known.max_bytes = reader._known_lines.max_bytes = 0
+    reader._field_parser.cache.max_bytes = reader._line_cache.max_bytes = 0
     return reader
 
 
 def response_reader() -> ResponseParser:
     reader = ResponseParser()
-    reader._reader.known.max_bytes = reader._known_lines.max_bytes = 0
+    reader._field_parser.cache.max_bytes = reader._line_cache.max_bytes = 0
     return reader
 
 
@@ -105,40 +105,40 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "heads of many tiny headers": lambda: kept(
         lambda reader: reader.head_cache,
         request_reader(),
-        lambda reader, n: reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX-N: %d\r\n" % n + lines(n, 160)),
+        lambda reader, n: reader.parse(b"GET / HTTP/1.1\r\nHost: a\r\nX-N: %d\r\n" % n + lines(n, 160)),
     ),
     "heads of the same header many times": lambda: kept(
         lambda reader: reader.head_cache,
         request_reader(),
-        lambda reader, n: reader.read(b"GET /%d HTTP/1.1\r\nHost: a" % n + b"\r\na:1" * 190),
+        lambda reader, n: reader.parse(b"GET /%d HTTP/1.1\r\nHost: a" % n + b"\r\na:1" * 190),
     ),
     "heads that are small": lambda: kept(
-        lambda reader: reader.head_cache, request_reader(), lambda reader, n: reader.read(b"GET /%d HTTP/1.1\r\nHost: a" % n)
+        lambda reader: reader.head_cache, request_reader(), lambda reader, n: reader.parse(b"GET /%d HTTP/1.1\r\nHost: a" % n)
     ),
     "request lines of escapes": lambda: kept(
-        lambda reader: reader._known_lines,
+        lambda reader: reader._line_cache,
         request_reader(),
-        lambda reader, n: reader.check_line(b"GET /%d" % n + b"%41" * 150 + b"?q HTTP/1.1"),
+        lambda reader, n: reader.check_request_line(b"GET /%d" % n + b"%41" * 150 + b"?q HTTP/1.1"),
     ),
     "header lines that are small": lambda: kept(
-        lambda reader: reader.known, FieldParser(), lambda reader, n: reader.read(b"%b:%d" % (NAMES[n % 1_000].encode(), n))
+        lambda reader: reader.cache, FieldParser(), lambda reader, n: reader.parse(b"%b:%d" % (NAMES[n % 1_000].encode(), n))
     ),
     "header lines of many tokens": lambda: kept(
-        lambda reader: reader.known,
+        lambda reader: reader.cache,
         FieldParser(),
-        lambda reader, n: reader.read(b"Connection: %d," % n + ",".join(NAMES[:160]).encode()),
+        lambda reader, n: reader.parse(b"Connection: %d," % n + ",".join(NAMES[:160]).encode()),
     ),
-    "header names": lambda: kept(lambda _: fields._names, None, lambda _, n: fields._read_name(f"x-{n}-{'n' * 40}")),
+    "header names": lambda: kept(lambda _: fields._names, None, lambda _, n: fields._parse_name(f"x-{n}-{'n' * 40}")),
     "response heads of many tiny headers": lambda: kept(
         lambda reader: reader.head_cache,
         response_reader(),
-        lambda reader, n: reader.read(b"HTTP/1.1 200 OK\r\nX-N: %d\r\n" % n + lines(n, 160)),
+        lambda reader, n: reader.parse(b"HTTP/1.1 200 OK\r\nX-N: %d\r\n" % n + lines(n, 160)),
     ),
     "response heads that are small": lambda: kept(
-        lambda reader: reader.head_cache, response_reader(), lambda reader, n: reader.read(b"HTTP/1.1 200 %d" % n)
+        lambda reader: reader.head_cache, response_reader(), lambda reader, n: reader.parse(b"HTTP/1.1 200 %d" % n)
     ),
     "status lines": lambda: kept(
-        lambda reader: reader._known_lines, ResponseParser(), lambda reader, n: reader._read_line(b"HTTP/1.1 200 %d" % n)
+        lambda reader: reader._line_cache, ResponseParser(), lambda reader, n: reader._parse_first_line(b"HTTP/1.1 200 %d" % n)
     ),
     "written heads": lambda: kept(
         lambda writer: writer.head_cache,
@@ -200,8 +200,8 @@ def test_memory_of_forwarding_lines_is_counted(monkeypatch: pytest.MonkeyPatch) 
     before, _ = tracemalloc.get_traced_memory()
     for number in range(300):
         key = (VIA_KEY, "/api", f"10.0.0.{number % 256}", "http", f"{number}." + "a" * 250, "HTTP/1.1")
-        forwarder._remembered_lines(key)
-        forwarder._remembered_lines(key)
+        forwarder._cached_lines(key)
+        forwarder._cached_lines(key)
     taken = tracemalloc.get_traced_memory()[0] - before
     assert len(memory) >= 250
     assert taken <= memory.bytes - EMPTY_BYTES

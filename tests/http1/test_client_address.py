@@ -1,4 +1,4 @@
-"""Who the client is, from what a trusted proxy says."""
+"""The client's address, from the headers of a trusted proxy."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ CLIENTS: dict[str, tuple[str, str]] = {
     "IPv4 in IPv6": ("::ffff:203.0.113.5", "203.0.113.5"),
     "no spaces": ("203.0.113.5,10.0.0.2", "203.0.113.5"),
     "tabs": ("203.0.113.5,\t10.0.0.2 ", "203.0.113.5"),
-    "an entry that is no address hides what is left of it": ("203.0.113.5, unknown", "10.0.0.9"),
+    "an entry that is not an address hides those left of it": ("203.0.113.5, unknown", "10.0.0.9"),
     "the same between proxies": ("203.0.113.5, _hidden, 10.0.0.2", "10.0.0.2"),
     "empty entry": ("203.0.113.5, , 10.0.0.2", "10.0.0.2"),
-    "leading zeros are no address": ("010.0.0.1", "10.0.0.9"),
+    "an address with leading zeros is not one": ("010.0.0.1", "10.0.0.9"),
     "name": ("evil.example", "10.0.0.9"),
 }
 
@@ -93,21 +93,21 @@ def _written_in(entry: str) -> list[IPv4Address | IPv6Address]:
 
 def environ(**said: str) -> dict[str, Any]:
     fields = [Field(name.replace("_", "-"), value) for name, value in said.items()]
-    passed = Fields((f for f in fields if f.meaning == ORDINARY), (f for f in fields if f.meaning != ORDINARY))
+    passed = Fields((f for f in fields if f.kind == ORDINARY), (f for f in fields if f.kind != ORDINARY))
     keys = {field.key: field.value for field in fields}
     return {"REMOTE_ADDR": "10.0.0.9", "REMOTE_PORT": "1234", "wsgi.url_scheme": "http", FIELDS_KEY: passed, **keys}
 
 
 def test_identify_believes_address_and_scheme() -> None:
     made = environ(X_Forwarded_For="6.6.6.6, 203.0.113.5", X_Forwarded_Proto="HTTPS")
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     assert (made["REMOTE_ADDR"], made[PEER_KEY], made["wsgi.url_scheme"]) == ("203.0.113.5", "10.0.0.9", "https")
     assert "REMOTE_PORT" not in made, "the port is the proxy's, not the client's"
 
 
 def test_identify_without_a_word_leaves_the_peer() -> None:
     made = environ(Accept="x")
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     assert (made["REMOTE_ADDR"], made[PEER_KEY], made["REMOTE_PORT"]) == ("10.0.0.9", "10.0.0.9", "1234")
 
 
@@ -116,14 +116,14 @@ def test_identify_without_a_word_leaves_the_peer() -> None:
 )
 def test_identify_takes_the_scheme_that_the_nearest_proxy_saw(said: str, scheme: str) -> None:
     made = environ(X_Forwarded_Proto=said)
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     assert made["wsgi.url_scheme"] == scheme
 
 
 def test_identify_passes_on_what_only_a_proxy_may_say_and_changes_no_shared_list() -> None:
     made = environ(Accept="x", X_Forwarded_User="me", X_Real_IP="203.0.113.5", X_Forwarded_Proto="https")
     shared = made[FIELDS_KEY]
-    PROXIES.identify(made)
+    PROXIES.apply(made)
     assert [field.name for field in made[FIELDS_KEY]] == ["accept", "x-forwarded-user", "x-real-ip"]
     assert [field.name for field in shared] == ["accept"], "heads are shared by requests that are the same"
 

@@ -1,4 +1,4 @@
-"""What the gateway keeps in a WSGI environ: under other servers, and after middleware has edited it."""
+"""The gateway's keys in a WSGI environ: under other servers, and after middleware has edited it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from rgate.http1.environ import FIELDS_KEY, TARGET_KEY, adopt, edited_fields, edited_target
+from rgate.http1.environ import FIELDS_KEY, TARGET_KEY, edited_fields, edited_target, from_foreign_environ
 from rgate.http1.request import RequestParser
 
 
 def environ_of(head: bytes) -> dict[str, Any]:
     """As rgate's own server makes it."""
-    return dict(RequestParser().read(head).environ)
+    return dict(RequestParser().parse(head).environ)
 
 
 def adopted(target: str = "/x", method: str = "GET", **environ: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def adopted(target: str = "/x", method: str = "GET", **environ: str) -> dict[str
         "QUERY_STRING": query,
         **environ,
     }
-    adopt(made)
+    from_foreign_environ(made)
     return made
 
 
@@ -157,7 +157,7 @@ def test_edited_header_that_cannot_be_sent_is_an_error(value: str) -> None:
 
 def test_edited_path_is_encoded() -> None:
     target = edited_target(environ_of(HEAD) | {"PATH_INFO": "/caf\xe9 ?"})
-    assert (target.raw, target.route, target.query) == ("/caf%E9%20%3F?q=1", "/caf%E9%20%3F", "q=1")
+    assert (target.raw, target.normalized_path, target.query) == ("/caf%E9%20%3F?q=1", "/caf%E9%20%3F", "q=1")
 
 
 def test_edited_path_that_is_empty_is_the_root() -> None:

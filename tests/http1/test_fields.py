@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate.http1 import fields
-from rgate.http1.fields import Field, FieldParser, Fields, forward_line, valid_host
+from rgate.http1.fields import Field, FieldParser, Fields, encode_field
+from rgate.http1.grammar import valid_host
 
 
 def read(line: bytes) -> Field:
-    return FieldParser().read(line)
+    return FieldParser().parse(line)
 
 
 READ = {
@@ -29,7 +30,7 @@ READ = {
     "colons in the value": (b"Referer: http://x:80/", ("Referer", "http://x:80/")),
     "obs-text": (b"X-Name: caf\xe9\xff", ("X-Name", "caf\xe9\xff")),
     "utf-8": (b"X-Name: caf\xc3\xa9", ("X-Name", "caf\xc3\xa9")),
-    "no-break space is no space": (b"X: \xa0a\x85\xa0", ("X", "\xa0a\x85\xa0")),
+    "no-break space is not a space": (b"X: \xa0a\x85\xa0", ("X", "\xa0a\x85\xa0")),
 }
 
 
@@ -49,7 +50,7 @@ REFUSED = {
     "folded line": b" Accept: x",
     "folded by a tab": b"\tx",
     "name with a space": b"Acc ept: x",
-    "name that is no token": b"Acc(ept: x",
+    "name that is not a token": b"Acc(ept: x",
     "name with obs-text": b"Acc\xe9pt: x",
     "name with NUL": b"Acc\x00ept: x",
     "NUL in the value": b"Accept: a\x00b",
@@ -120,7 +121,7 @@ def test_field_line_that_is_long_and_wrong_is_refused_in_linear_time(line: bytes
         ("TE", fields.TE),
         ("Trailer", fields.TRAILER),
         *((name, fields.FORWARDED) for name in ("Forwarded",)),
-        *((name, fields.CLAIM) for name in ("X-Real-IP", "X-Forwarded-User", "X-Forwarded-Client-Cert")),
+        *((name, fields.PROXY_ONLY) for name in ("X-Real-IP", "X-Forwarded-User", "X-Forwarded-Client-Cert")),
         *((f"X-Forwarded-{name}", fields.FORWARDED) for name in ("For", "Proto", "Host", "Port", "Prefix")),
         ("X_Forwarded_For", fields.UNDERSCORE),
         ("Content_Length", fields.UNDERSCORE),
@@ -129,8 +130,8 @@ def test_field_line_that_is_long_and_wrong_is_refused_in_linear_time(line: bytes
     ],
 )
 def test_field_meaning_is_found_whatever_the_case(name: str, meaning: int) -> None:
-    assert Field(name, "x").meaning == meaning
-    assert Field(name.swapcase(), "x").meaning == meaning
+    assert Field(name, "x").kind == meaning
+    assert Field(name.swapcase(), "x").kind == meaning
 
 
 @pytest.mark.parametrize(
@@ -233,29 +234,29 @@ def test_connection_tokens_are_lower_case_and_stripped() -> None:
 
 def test_field_reader_remembers_a_line_that_comes_again() -> None:
     reader = FieldParser()
-    reader.read(b"Accept: text/html")
-    field = reader.read(b"Accept: text/html")
-    assert reader.known[b"Accept: text/html"] is field
+    reader.parse(b"Accept: text/html")
+    field = reader.parse(b"Accept: text/html")
+    assert reader.cache[b"Accept: text/html"] is field
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "cookie", "Set-Cookie", "X-Api-Key"])
 def test_field_reader_does_not_keep_credentials(name: str) -> None:
     reader = FieldParser()
     for _ in range(2):
-        assert reader.read(f"{name}: secret".encode()).secret
-    assert not reader.known
+        assert reader.parse(f"{name}: secret".encode()).uncacheable
+    assert not reader.cache
 
 
 def test_field_reader_memory_is_bounded() -> None:
     reader = FieldParser()
     for number in range(8_192):
         for _ in range(2):
-            reader.read(b"X: %d" % number)
-        assert 0 < reader.known.bytes <= FieldParser.MAX_BYTES
-    assert len(reader.known) < 8_192
+            reader.parse(b"X: %d" % number)
+        assert 0 < reader.cache.bytes <= FieldParser.MAX_BYTES
+    assert len(reader.cache) < 8_192
     for _ in range(2):
-        reader.read(b"X: " + b"a" * FieldParser.MAX_LINE_BYTES)
-    assert all(len(line) <= FieldParser.MAX_LINE_BYTES for line in reader.known)
+        reader.parse(b"X: " + b"a" * FieldParser.MAX_LINE_BYTES)
+    assert all(len(line) <= FieldParser.MAX_LINE_BYTES for line in reader.cache)
 
 
 def test_fields_lines_are_the_lines_in_order() -> None:
@@ -266,7 +267,7 @@ def test_fields_lines_are_the_lines_in_order() -> None:
 
 
 def test_forward_line_of_a_header_is_its_bytes() -> None:
-    assert forward_line("X-Name", "caf\xe9") == b"X-Name: caf\xe9\r\n"
+    assert encode_field("X-Name", "caf\xe9") == b"X-Name: caf\xe9\r\n"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_forward_line_of_a_header_is_its_bytes() -> None:
 )
 def test_forward_line_that_no_header_may_be_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=r"not a header|latin-1"):
-        forward_line(name, value)
+        encode_field(name, value)
 
 
 def test_meanings_are_all_different() -> None:

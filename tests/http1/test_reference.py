@@ -1,4 +1,4 @@
-"""What our reader accepts is read the same by llhttp, Node's parser: nobody behind us sees another request.
+"""Accepted messages are parsed the same by llhttp, Node's parser: a backend sees the request that the gateway sees.
 
 httptools (llhttp) is a reference here only; the gateway does not use it.
 """
@@ -21,7 +21,7 @@ from rgate.http1.response import ResponseParser
 
 @dataclass
 class Heard:
-    """What llhttp says of a stream of messages."""
+    """The messages that llhttp finds in a stream."""
 
     targets: list[bytes] = field(default_factory=list)
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -87,7 +87,7 @@ def as_sent(request: RequestHead) -> tuple[bytes, bytes]:
 def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: list[bytes]) -> None:
     head = b"\r\n".join([line, b"Host: example.com", *headers])
     try:
-        request = RequestParser().read(head)
+        request = RequestParser().parse(head)
     except RequestError:
         return  # refusing is always allowed
     heard = Heard()
@@ -97,12 +97,12 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
     assert heard.complete == 1, "llhttp sees another end of the message"
     assert heard.body == body
     assert parser.get_method().decode() == request.method
-    assert parser.get_http_version() == f"1.{request.minor}"
-    assert heard.keep_alive or not request.keep_alive, "we would wait for a request that nobody is going to send"
+    assert parser.get_http_version() == f"1.{request.http_minor}"
+    assert heard.keep_alive or not request.keep_alive, "the gateway would wait for a request that never comes"
     (target,) = heard.targets
     assert target.decode().removeprefix("http://x") == request.target.raw
     reader = FieldParser()
-    ours = [reader.read(line).pair for line in head.split(b"\r\n")[1:]]
+    ours = [reader.parse(line).pair for line in head.split(b"\r\n")[1:]]
     assert [(name.decode("latin-1"), value.strip(b" \t").decode("latin-1")) for name, value in heard.headers] == ours
 
 
@@ -111,7 +111,7 @@ def test_request_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: l
 def test_header_lines_that_are_accepted_are_the_same_for_llhttp(method: str, lines: list[bytes]) -> None:
     head = b"\r\n".join([f"{method} / HTTP/1.1".encode(), b"Host: x", *lines])
     try:
-        request = RequestParser().read(head)
+        request = RequestParser().parse(head)
     except RequestError:
         return
     heard = Heard()
@@ -134,7 +134,7 @@ _status_lines = st.sampled_from(
 def test_response_that_is_accepted_is_the_same_for_llhttp(line: bytes, headers: list[bytes]) -> None:
     head = b"\r\n".join([line, *headers])
     try:
-        response = ResponseParser().read(head)
+        response = ResponseParser().parse(head)
     except BadResponse:
         return  # refusing is always allowed
     heard = Heard()

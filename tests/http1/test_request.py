@@ -22,7 +22,7 @@ HOST = b"Host: example.com"
 
 
 def read(*headers: bytes, line: bytes = b"GET /x HTTP/1.1", host: Sequence[bytes] = (HOST,)) -> RequestHead:
-    return RequestParser().read(b"\r\n".join([line, *host, *headers]))
+    return RequestParser().parse(b"\r\n".join([line, *host, *headers]))
 
 
 def passed(request: RequestHead) -> list[tuple[str, str]]:
@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[bytes, type[RequestError]]] = {
     "coding before 0x85": (b"Transfer-Encoding: chunked\x85", RequestError),
     "coding behind 0xA0": (b"Transfer-Encoding: \xa0chunked", RequestError),
     "coding with a kelvin sign": (b"Transfer-Encoding: chun\xe2\x84\xaaed", RequestError),
-    "coding in a list with what is no token": (b"Transfer-Encoding: g zip, chunked", RequestError),
+    "coding in a list with something that is not a token": (b"Transfer-Encoding: g zip, chunked", RequestError),
     "two types": (b"Content-Type: text/plain\r\nContent-Type: text/html", RequestError),
     # Lines
     "bare CR in a value": (b"X: a\rb", RequestError),
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[bytes, type[RequestError]]] = {
     "tab before the colon": (b"Transfer-Encoding\t: chunked", RequestError),
     "no colon": (b"nothing", RequestError),
     "empty name": (b": x", RequestError),
-    "name that is no token": (b"X(: x", RequestError),
+    "name that is not a token": (b"X(: x", RequestError),
     # Host
     "two hosts": (b"Host: example.com", RequestError),
     "two different hosts": (b"Host: other.com", RequestError),
@@ -118,7 +118,7 @@ REFUSED_LINES: dict[str, tuple[bytes, type[RequestError]]] = {
     "space in the target": (b"GET /a b HTTP/1.1", RequestError),
     "no target": (b"GET HTTP/1.1", RequestError),
     "no method": (b"/x HTTP/1.1", RequestError),
-    "method that is no token": (b"G(T /x HTTP/1.1", RequestError),
+    "method that is not a token": (b"G(T /x HTTP/1.1", RequestError),
     "method with obs-text": (b"G\xc9T /x HTTP/1.1", RequestError),
     "control byte in the target": (b"GET /\x01 HTTP/1.1", RequestError),
     "NUL in the target": (b"GET /\x00 HTTP/1.1", RequestError),
@@ -150,13 +150,13 @@ def test_request_line_outside_the_grammar_is_refused(line: bytes, error: type[Re
 @pytest.mark.parametrize("line", [line for line, _ in REFUSED_LINES.values() if b"\r\n" not in line and b"\n" not in line])
 def test_request_line_is_judged_alone_as_with_its_headers(line: bytes) -> None:
     with pytest.raises(RequestError):
-        RequestParser().check_line(line)
+        RequestParser().check_request_line(line)
 
 
 def test_check_line_lets_a_good_line_pass() -> None:
     reader = RequestParser()
-    reader.check_line(b"GET /x HTTP/1.1")
-    reader.check_line(b"GET /x HTTP/1.1")
+    reader.check_request_line(b"GET /x HTTP/1.1")
+    reader.check_request_line(b"GET /x HTTP/1.1")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_request_in_full_is_what_wsgi_wants() -> None:
         "HTTP_ACCEPT": "a, b",
     }
     assert passed(request) == [("Content-Type", "text/plain"), ("X-Name", "caf\xe9"), ("Accept", "a"), ("accept", "b")]
-    assert (request.minor, request.keep_alive, request.content_length, request.chunked) == (1, True, 5, False)
+    assert (request.http_minor, request.keep_alive, request.content_length, request.chunked) == (1, True, 5, False)
 
 
 def test_request_chunked_is_known_whatever_the_case() -> None:
@@ -205,7 +205,7 @@ def test_request_coding_in_http_10_is_refused() -> None:
 
 
 def test_request_version_1_2_counts_as_1_1() -> None:
-    assert read(line=b"GET /x HTTP/1.2").minor == 1
+    assert read(line=b"GET /x HTTP/1.2").http_minor == 1
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_request_takes_interim_responses_by_what_it_says(
     for setting, expected in zip(("auto", "all", "none"), takes, strict=True):
         reader = RequestParser()
         reader.interim_responses = setting
-        assert reader.read(b"\r\n".join([line, b"Host: x", *headers])).takes_interim is expected
+        assert reader.parse(b"\r\n".join([line, b"Host: x", *headers])).takes_interim is expected
 
 
 def test_request_header_named_by_connection_is_dropped() -> None:
@@ -363,7 +363,7 @@ def test_request_upgrade_is_noticed_when_connection_names_it(line: bytes, header
 
 
 def test_request_target_above_ascii_is_percent_encoded() -> None:
-    head = RequestParser().read(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
+    head = RequestParser().parse(b"GET /caf\xc3\xa9?q=\xc3\xa9&r=%20 HTTP/1.1\r\nHost: x")
     assert head.target.raw == "/caf%C3%A9?q=%C3%A9&r=%20"
     assert head.environ["PATH_INFO"] == "/caf\xc3\xa9"
     assert head.environ["QUERY_STRING"] == "q=%C3%A9&r=%20"
@@ -373,13 +373,13 @@ def test_request_target_above_ascii_is_percent_encoded() -> None:
 def test_request_limits_hold_at_their_edge() -> None:
     reader = RequestParser(max_target_bytes=10, max_headers=3, max_body_bytes=5)
     head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: %d" + b"\r\nX: 1"
-    assert reader.read(head % (b"a" * 9, 5)).content_length == 5
+    assert reader.parse(head % (b"a" * 9, 5)).content_length == 5
     with pytest.raises(TargetTooLong):
-        reader.read(head % (b"a" * 10, 5))
+        reader.parse(head % (b"a" * 10, 5))
     with pytest.raises(HeadTooLarge):
-        reader.read(head % (b"", 5) + b"\r\nY: 1")
+        reader.parse(head % (b"", 5) + b"\r\nY: 1")
     with pytest.raises(BodyTooLarge):
-        reader.read(head % (b"", 6))
+        reader.parse(head % (b"", 6))
 
 
 def test_request_target_of_8000_bytes_works() -> None:
@@ -395,8 +395,8 @@ def test_request_200_headers_work_and_201_do_not() -> None:
 def test_request_head_that_comes_again_is_remembered() -> None:
     reader = RequestParser()
     head = b"GET /x HTTP/1.1\r\nHost: x\r\nX: 1"
-    reader.read(head)
-    request = reader.read(head)
+    reader.parse(head)
+    request = reader.parse(head)
     assert reader.head_cache[head] is request
 
 
@@ -412,7 +412,7 @@ SECRETS = [
 def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes) -> None:
     reader = RequestParser()
     for _ in range(2):
-        reader.read(b"GET / HTTP/1.1\r\nHost: x\r\n" + header)
+        reader.parse(b"GET / HTTP/1.1\r\nHost: x\r\n" + header)
     assert not reader.head_cache
 
 
@@ -422,26 +422,26 @@ def test_request_head_with_credentials_or_a_large_one_is_not_kept(header: bytes)
 def test_request_line_with_credentials_is_not_kept(query: bytes) -> None:
     reader = RequestParser()
     for _ in range(3):
-        reader.read(b"GET /reset?%b HTTP/1.1\r\nHost: x" % query)
-    assert not reader._known_lines and not reader.head_cache
+        reader.parse(b"GET /reset?%b HTTP/1.1\r\nHost: x" % query)
+    assert not reader._line_cache and not reader.head_cache
 
 
 def test_request_line_with_an_ordinary_query_is_kept() -> None:
     reader = RequestParser()
     for _ in range(2):
-        reader.read(b"GET /search?q=token&page=2&postcode=1&sort=key HTTP/1.1\r\nHost: x\r\nReferer: http://x/?q=a")
-    assert reader._known_lines and reader.head_cache
+        reader.parse(b"GET /search?q=token&page=2&postcode=1&sort=key HTTP/1.1\r\nHost: x\r\nReferer: http://x/?q=a")
+    assert reader._line_cache and reader.head_cache
 
 
 def test_request_reader_memory_is_bounded() -> None:
     reader = RequestParser()
     for number in range(4_000):
         for _ in range(2):
-            reader.read(b"GET /%d HTTP/1.1\r\nHost: x" % number)
+            reader.parse(b"GET /%d HTTP/1.1\r\nHost: x" % number)
         assert 0 < reader.head_cache.bytes <= RequestParser.MAX_HEADS_BYTES
-        assert 0 < reader._known_lines.bytes <= RequestParser.MAX_LINES_BYTES
-    assert len(reader.head_cache) < 4_000 > len(reader._known_lines)
-    reader._known_lines.clear()
+        assert 0 < reader._line_cache.bytes <= RequestParser.MAX_LINES_BYTES
+    assert len(reader.head_cache) < 4_000 > len(reader._line_cache)
+    reader._line_cache.clear()
     for _ in range(2):
-        reader.read(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestParser.MAX_LINE_BYTES))
-    assert not reader._known_lines
+        reader.parse(b"GET /%b HTTP/1.1\r\nHost: x" % (b"a" * RequestParser.MAX_LINE_BYTES))
+    assert not reader._line_cache

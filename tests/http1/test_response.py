@@ -9,7 +9,7 @@ from rgate.http1.response import ResponseHead, ResponseParser
 
 
 def read(*headers: bytes, line: bytes = b"HTTP/1.1 200 OK") -> ResponseHead:
-    return ResponseParser().read(b"\r\n".join([line, *headers]))
+    return ResponseParser().parse(b"\r\n".join([line, *headers]))
 
 
 LINES = {
@@ -71,7 +71,7 @@ REFUSED = {
     "space and no colon": b"X \r\nY: b",
     "no colon": b"nothing",
     "empty name": b": a",
-    "name that is no token": b"X(: a",
+    "name that is not a token": b"X(: a",
 }
 
 
@@ -118,10 +118,10 @@ HOPELESS = [b"\r\n", b"SSH", b"http/1.1", b"HTTP/2", b"<html>", b"\x15\x03", b"H
 def test_response_head_that_can_become_valid_is_waited_for_and_no_other(step: int) -> None:
     def check(head: bytes) -> None:
         reader = ResponseParser()
-        judged = searched = 0
+        checked = scanned = 0
         for end in range(min(step, len(head)), len(head) + step, step):
-            judged = reader.check_incomplete(head[:end], judged, searched)
-            searched = min(end, len(head))
+            checked = reader.check_partial(head[:end], checked, scanned)
+            scanned = min(end, len(head))
 
     for head in UNFINISHED:
         check(head)
@@ -222,10 +222,10 @@ def test_response_header_of_16_kib_works() -> None:
 def test_response_head_that_comes_again_is_remembered() -> None:
     reader = ResponseParser()
     for _ in range(2):
-        head = reader.read(b"HTTP/1.1 200 OK\r\nX: 1")
-        reader.read(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1")
-        reader.read(b"HTTP/1.1 302 Found\r\nLocation: https://x/#access_token=1")
-        reader.read(b"HTTP/1.1 200 OK\r\nX: " + b"a" * ResponseParser.MAX_HEAD_BYTES)
+        head = reader.parse(b"HTTP/1.1 200 OK\r\nX: 1")
+        reader.parse(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1")
+        reader.parse(b"HTTP/1.1 302 Found\r\nLocation: https://x/#access_token=1")
+        reader.parse(b"HTTP/1.1 200 OK\r\nX: " + b"a" * ResponseParser.MAX_HEAD_BYTES)
     assert reader.head_cache[b"HTTP/1.1 200 OK\r\nX: 1"] is head
     assert len(reader.head_cache) == 1
 
@@ -234,11 +234,11 @@ def test_response_reader_memory_is_bounded() -> None:
     reader = ResponseParser()
     for number in range(8_192):
         for _ in range(2):
-            reader.read(b"HTTP/1.1 200 %d" % number)
+            reader.parse(b"HTTP/1.1 200 %d" % number)
         assert 0 < reader.head_cache.bytes <= ResponseParser.MAX_HEADS_BYTES
-        assert 0 < reader._known_lines.bytes <= ResponseParser.MAX_LINES_BYTES
-    assert len(reader.head_cache) < 8_192 > len(reader._known_lines)
-    reader._known_lines.clear()
+        assert 0 < reader._line_cache.bytes <= ResponseParser.MAX_LINES_BYTES
+    assert len(reader.head_cache) < 8_192 > len(reader._line_cache)
+    reader._line_cache.clear()
     for _ in range(2):
-        reader.read(b"HTTP/1.1 200 " + b"a" * 2_000)
-    assert not reader._known_lines, "a long status line must not be kept: a hostile backend could fill the memory with them"
+        reader.parse(b"HTTP/1.1 200 " + b"a" * 2_000)
+    assert not reader._line_cache, "a long status line must not be kept: a hostile backend could fill the memory with them"

@@ -220,7 +220,7 @@ def test_request_that_is_refused_by_the_server_is_logged_as_it_was_sent(caplog: 
     gateway = make_gateway({}, {"orders": answering(b"x")})
     for seen in (("DELETE", "/a/up", "shop.example"), ("", "", "")):
         environ = make_environ()
-        environ.update({"rgate.rejection": RequestError("two lengths"), "rgate.sent": seen})
+        environ.update({"rgate.rejection": RequestError("two lengths"), "rgate.unparsed": seen})
         list(gateway(environ, lambda *_: lambda _: None))
     first, second = (each.getMessage() for each in caplog.records if each.name == "rgate.access")
     assert '"DELETE /a/up" 400 ' in first and " host=shop.example " in first and 'detail="two lengths"' in first

@@ -209,7 +209,7 @@ def test_certificate_that_is_exchanged_is_shown_and_a_bad_one_is_not(backend: Sc
         assert served.reload() == ""
         assert (trusted(first), trusted(second)) == (False, True)
         (served.folder / "server.pem").write_text("no certificate")
-        assert "holds no certificate in PEM form" in served.reload()
+        assert "contains no certificate in PEM form" in served.reload()
         assert trusted(second)
 
 
@@ -233,5 +233,5 @@ def test_authority_of_a_backend_that_is_exchanged_counts_for_the_next_request(tm
             assert get(served, "/a") == 200
             assert len(backend.connections) == 2, "one that was refused, and then the same one"
             ca.write_text("nothing")
-            assert "ca.pem holds no certificate in PEM form" in served.reload()
+            assert "ca.pem contains no certificate in PEM form" in served.reload()
             assert get(served, "/a") == 200

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rgate import Middleware, hookimpl
-from rgate.http1.environ import FIELDS_KEY, adopt, edited_fields
+from rgate.http1.environ import FIELDS_KEY, edited_fields, from_foreign_environ
 from rgate.testing import ScriptedBackend, http_response, make_environ
 
 from ..support.forwarding import forwarding
@@ -203,7 +203,7 @@ def test_claims_under_another_wsgi_server_go_no_further() -> None:
     environ = make_environ(
         "/", headers={"X-Forwarded-User": "forged", "X-Real-IP": "6.6.6.6", "X-Forwarded-Proto": "https", "A": "1"}
     )
-    adopt(environ)
+    from_foreign_environ(environ)
     assert environ[FIELDS_KEY].lines == b"Host: localhost\r\nA: 1\r\n"
     environ["HTTP_X_FORWARDED_EMAIL"] = "from-a-plugin"
     assert edited_fields(environ) == [b"Host: localhost\r\n", b"A: 1\r\n", b"X-Forwarded-Email: from-a-plugin\r\n"]

@@ -9,8 +9,8 @@ import pytest
 
 from rgate.config import models
 from rgate.errors import GatewayError
-from rgate.forwarding import connecting, forwarder, upstream
-from rgate.forwarding import response_body as body
+from rgate.forwarding import connecting, forwarder, upload, upstream
+from rgate.forwarding import connection as upstream_connection
 from rgate.http1 import client_address as client
 from rgate.http1 import proxy_protocol, request
 from rgate.http1.chunked import ChunkedDecoder
@@ -81,7 +81,7 @@ FIXED = {
     "what the framing of all chunks is more than their payload, in a request's body": ChunkedDecoder.MAX_FRAMING_BYTES,
     "empty lines before a request": connection.MAX_EMPTY_LINES,
     "trailers of a message": ChunkedDecoder.MAX_TRAILER_BYTES,
-    "interim responses before a response": upstream.MAX_INTERIM_HEADS,
+    "interim responses before a response": upstream_connection.MAX_INTERIM_RESPONSES,
     "a PROXY header": proxy_protocol.MAX_HEADER_BYTES,
     "entries of `X-Forwarded-For` that are looked at": client.MAX_HOPS,
     "what waits in the kernel to be sent, on each connection": acceptor.NOTSENT_LOWAT_BYTES,
@@ -91,14 +91,14 @@ FIXED = {
     "a connection to a backend at rest": upstream.MAX_IDLE_SECONDS,
     "a request to a backend, head and body": forwarder.READ_BYTES,
     "connections to one endpoint that are being made at a time": connecting.MAX_CONNECTING,
-    "waiting for a backend's 100 (Continue)": body.CONTINUE_SECONDS,
+    "waiting for a backend's 100 (Continue)": upload.CONTINUE_SECONDS,
 }
 
 
 def test_page_says_fixed_limits_as_they_are() -> None:
     said = {what: float(limit.split()[0].replace(",", "")) for what, limit, _ in rows("Limits", 3)}
     assert said == FIXED
-    assert acceptor.NOTSENT_LOWAT_BYTES == upstream.UNSENT_BYTES
+    assert acceptor.NOTSENT_LOWAT_BYTES == upstream_connection.UNSENT_BYTES
     assert (
         f"at most {connecting.HOLD_SECONDS * 1000:g} ms, and while packets are lost as few as {connecting.MIN_CONNECTING} are"
         in PAGE

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rgate.forwarding.upstream import MAX_INTERIM_HEADS
+from rgate.forwarding.connection import MAX_INTERIM_RESPONSES
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..support.forwarding import Forwarding, forwarding
@@ -85,7 +85,7 @@ def test_backend_that_never_comes_to_its_response_is_502(block: bytes) -> None:
 
 
 def test_interim_responses_are_borne_up_to_a_number() -> None:
-    for count, status in ((MAX_INTERIM_HEADS - 1, 200), (MAX_INTERIM_HEADS, 502)):
+    for count, status in ((MAX_INTERIM_RESPONSES - 1, 200), (MAX_INTERIM_RESPONSES, 502)):
         with before(b"HTTP/1.1 100 Continue\r\n\r\n" * count + http_response(b"ok")) as live:
             assert answer_of(live).status == status, f"{count} interim responses"
 

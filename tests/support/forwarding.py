@@ -24,7 +24,7 @@ class Forwarding:
     @property
     def upstream_connections(self) -> int:
         """How many connections to backends are at rest."""
-        return sum(len(upstream.pool.resting) for upstream in self.gateway.runtime.upstreams._known.values())
+        return self.gateway.runtime.upstreams.idle_connections
 
     @property
     def in_flight(self) -> int:

@@ -1,4 +1,4 @@
-"""Clients that show a certificate: who must, whose is accepted, and that nobody else can say who they are."""
+"""Client certificates: which clients need one, which are accepted, and that no other client can claim an identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from rgate import Middleware, hookimpl
 from rgate.testing import ScriptedBackend
-from rgate.tls.client_certificate import MAX_HEADER_BYTES, environ_of, header_value
+from rgate.tls.client_certificate import MAX_HEADER_BYTES, forwarded_client_cert, ssl_environ
 
 from ..support.certificates import Pair, authority
 from ..support.forwarding import forwarding
@@ -33,7 +33,7 @@ def asking(require: bool) -> dict[str, Any]:
 
 
 def told(backend: ScriptedBackend) -> list[str]:
-    """What the backend has been told in its last request."""
+    """The backend's last request."""
     return backend.requests[-1].values(HEADER)
 
 
@@ -244,7 +244,7 @@ def test_no_text_in_a_certificate_gets_out_of_its_place() -> None:
         subject=((("commonName", NASTY),), (("organizationName", " #x "),)),
         subjectAltName=(("DNS", NASTY), ("URI", NASTY), ("email", NASTY), ("IP Address", "::1"), ("DirName", NASTY)),
     )
-    value = header_value(shown)
+    value = forwarded_client_cert(shown)
     assert value is not None and value.isascii() and value.isprintable()
     escaped = r"a\22\2C\5C\3B\3D\0D\0AX: y\00\09\C3\A9\F0\9F\98\80 #\2B\3C\3E"
     quoted = "a%22,%5C;=%0D%0AX:%20y%00%09%C3%A9%F0%9F%98%80%20#+<>"
@@ -252,12 +252,12 @@ def test_no_text_in_a_certificate_gets_out_of_its_place() -> None:
     assert value == (
         f'Hash={sha256(b"der").hexdigest()};Subject="{subject}";DNS="{quoted}";URI="{quoted}";Email="{quoted}";IP=::1'
     )
-    assert environ_of(shown)["SSL_CLIENT_S_DN"] == subject
+    assert ssl_environ(shown)["SSL_CLIENT_S_DN"] == subject
 
 
 def test_names_that_do_not_fit_are_left_out() -> None:
     shown: Any = Shown(subject=(), subjectAltName=tuple(("DNS", f"{number:060}.example") for number in range(1_000)))
-    value = header_value(shown)
+    value = forwarded_client_cert(shown)
     assert value is not None
     assert MAX_HEADER_BYTES - 100 < len(value) <= MAX_HEADER_BYTES
     assert value.endswith(".example")
@@ -265,8 +265,8 @@ def test_names_that_do_not_fit_are_left_out() -> None:
 
 def test_certificate_that_has_not_been_verified_is_not_read() -> None:
     shown: Any = Shown()
-    assert header_value(shown) is None
-    assert environ_of(shown)["SSL_CLIENT_VERIFY"] == "NONE"
+    assert forwarded_client_cert(shown) is None
+    assert ssl_environ(shown)["SSL_CLIENT_VERIFY"] == "NONE"
 
 
 def test_refused_clients_leave_the_listener_well() -> None:

@@ -29,7 +29,7 @@ def tls(**options: Any) -> ServerTLS:
     [(14.1, ""), (13.9, "in 13 days"), (1.5, "in 1 day"), (0.5, "expires today"), (-0.1, "has expired"), (-400, "has expired")],
 )
 def test_certificate_is_told_of_two_weeks_before_its_end(days: float, said: str) -> None:
-    note = tls().remind(END.timestamp() - days * DAY)
+    note = tls().expiry_warning(END.timestamp() - days * DAY)
     assert said in note and bool(note) == bool(said), note
     if note:
         assert ENDING.certificate in note and "(2031-05-17 12:30 UTC)" in note
@@ -39,7 +39,7 @@ def test_certificate_is_told_of_once_a_day(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.WARNING, "rgate.tls")
     served, start = tls(), END.timestamp() - 3 * DAY
     for hours in (0, 1, 23, 24, 30, 47, 48.5, 72):
-        assert served.remind(start + hours * 3_600)
+        assert served.expiry_warning(start + hours * 3_600)
     assert [record.getMessage().split(" (")[0].split(" expires ")[1] for record in caplog.records] == [
         "in 3 days",
         "in 2 days",
@@ -49,8 +49,8 @@ def test_certificate_is_told_of_once_a_day(caplog: pytest.LogCaptureFixture) -> 
 
 def test_certificate_is_told_of_by_one_process_only(caplog: pytest.LogCaptureFixture) -> None:
     served = tls()
-    served.quiet = True
-    assert served.remind(END.timestamp())
+    served.logs_expiry = False
+    assert served.expiry_warning(END.timestamp())
     assert not caplog.records
 
 
@@ -67,5 +67,5 @@ def test_certificate_that_has_expired_is_noted_until_another_one_is_there() -> N
 
 def test_certificate_among_several_is_named() -> None:
     served = tls(certificates=[{"certificate": EXPIRED.certificate, "key": EXPIRED.key}])
-    note = served.remind(END.timestamp() - 20 * DAY)
+    note = served.expiry_warning(END.timestamp() - 20 * DAY)
     assert EXPIRED.certificate in note and ENDING.certificate not in note

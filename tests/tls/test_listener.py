@@ -46,7 +46,7 @@ def names(client: SecureClient) -> set[str]:
     return {name for kind, name in certificate["subjectAltName"] if kind == "DNS"}
 
 
-# What is offered
+# Versions and ciphers
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
@@ -230,7 +230,7 @@ def test_handshake_longer_than_the_socket_takes_holds_no_thread() -> None:
         sock.connect(address(server.url))
         client = MemoryClient()
         sock.sendall(client.to_send())
-        eventually(lambda: any(c._stream.unsent for c in server.connections), "the socket is full")  # type: ignore[attr-defined]
+        eventually(lambda: any(c._stream.wants_write for c in server.connections), "the socket is full")  # type: ignore[attr-defined]
         with SecureClient(server.url) as other:
             assert other.get().status == 200
         client.shake_hands_over(sock)

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rgate import (
+    SAFE_METHODS,
     BadGateway,
     ConnectionRefused,
     ConnectTimeout,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["MIN_WEIGHT_FACTOR", "EndpointHealth", "HealthListener", "HealthState"]
 
 FAULTS: Final = (ConnectionRefused, Unreachable, ConnectTimeout, ResponseTimeout, BadGateway)
-SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 MIN_WEIGHT_FACTOR: Final = 1e-6
 """The weight factor of an endpoint that gets requests only when there is no other."""
@@ -141,7 +141,7 @@ class EndpointHealth:
             if self.state is not HealthState.HALF_OPEN or (self._trial is not None and not self._trial.finished):
                 return False
             waits = self._clock() - self._half_open_since < SAFE_SECONDS and len(exchange.candidates) > 1
-            if waits and environ["REQUEST_METHOD"] not in SAFE:
+            if waits and environ["REQUEST_METHOD"] not in SAFE_METHODS:
                 return False
             self._trial = exchange
             return True

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, No
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
+from rgate import CONTENTLESS_STATUSES, ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
 
 from .charset import codec
 
@@ -54,7 +54,7 @@ _SINGLE = frozenset({"age", "content-length", "content-location", "content-range
                      "last-modified", "location", "retry-after", "server"})  # fmt: skip
 _BODY_HEADERS = frozenset({"accept-ranges", "content-digest", "content-length", "content-md5", "content-type", "digest",
                               "repr-digest"})  # fmt: skip
-_BODILESS = frozenset({"204", "205", "206", "304"})  # 206 has a body, but only a part of one
+_UNCHANGED = frozenset({*map(str, CONTENTLESS_STATUSES), "206"})  # 206: a part of something else
 _STREAMS = frozenset({"text/event-stream", "application/stream+json"})
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _JSON_SPACE = b" \t\r\n"
@@ -145,7 +145,7 @@ class _Response:
         if self._limit != _OFF:
             headers = clean(status, headers)
         text = None
-        if self._limit >= 0 and exchange.error is None and status >= "2" and status[:3] not in _BODILESS:
+        if self._limit >= 0 and exchange.error is None and status >= "2" and status[:3] not in _UNCHANGED:
             text = _text(headers, self._limit)
         if text is None:
             return self._pass(status, headers, exc_info)
@@ -259,8 +259,8 @@ def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
     last = {name: at for at, name in enumerate(lower)}
     kept = tuple(at for at, name in enumerate(lower) if name not in _HOP_BY_HOP and (name not in _SINGLE or last[name] == at))
     where = kept if len(kept) < len(names) else None
-    if _known_names.comes_again(names):
-        _known_names.keep(names, where, 150 + 80 * len(names) + sum(map(len, names)))
+    if _known_names.admits(names):
+        _known_names.add(names, where, 150 + 80 * len(names) + sum(map(len, names)))
     return where
 
 
@@ -292,8 +292,8 @@ def _text(headers: Headers, limit: int) -> _Text | None:
     if text is not _UNKNOWN_TYPE:
         return text
     text = _text_of(content_type)
-    if _known_types.comes_again(content_type):
-        _known_types.keep(content_type, text, 300 + 2 * len(content_type))
+    if _known_types.admits(content_type):
+        _known_types.add(content_type, text, 300 + 2 * len(content_type))
     return text
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from rgate import Endpoint
+from rgate import Endpoint, environ_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -23,8 +23,7 @@ def key_of(hash_by: str) -> Callable[[WSGIEnvironment], str]:
     if kind == "cookie":
         return lambda environ: cookie(environ, name) or environ.get("REMOTE_ADDR", "")
     if kind == "header":
-        key = name.upper().replace("-", "_")
-        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        key = environ_key(name)
         return lambda environ: environ.get(key) or environ.get("REMOTE_ADDR", "")
     return lambda environ: environ.get("REMOTE_ADDR", "")
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from rgate import StrictInt
+from rgate import StrictInt, is_token
 
 __all__ = ["SelectionOptions", "StickyOptions"]
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 def _hash_by(text: str) -> str:
     kind, colon, name = text.partition(":")
-    if text != "client" and not (kind in ("header", "cookie") and colon and _TOKEN.fullmatch(name)):
+    if text != "client" and not (kind in ("header", "cookie") and colon and is_token(name)):
         raise ValueError(f"{text!r} is neither client, header:NAME nor cookie:NAME")
     return text
 
 
 def _cookie_name(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
+    if not is_token(text):
         raise ValueError(f"{text!r} is not a cookie name")
     return text
 

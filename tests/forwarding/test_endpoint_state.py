@@ -1,4 +1,4 @@
-"""What an endpoint's load is told of the attempts at it: faults, and responses."""
+"""EndpointState hears of the attempts at its endpoint: faults, and responses."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rgate.forwarding import response_body as body
-from rgate.forwarding.splice import SPLICE, SplicePipe
+from rgate.forwarding import upload as body
+from rgate.forwarding.upload import SPLICE, SplicePipe
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response
 
 from ..support.forwarding import forwarding
@@ -35,8 +35,8 @@ class _Counted(SplicePipe):
         super().__init__()
         _Counted.open += 1
 
-    def take(self, fd: int, most: int) -> int:
-        taken = super().take(fd, most)
+    def fill(self, fd: int, max_bytes: int) -> int:
+        taken = super().fill(fd, max_bytes)
         _Counted.moved += taken
         return taken
 
@@ -144,13 +144,13 @@ def test_pipe_moves_what_there_is_and_says_when_there_is_nothing() -> None:
     pipe = SplicePipe()
     try:
         with pytest.raises(BlockingIOError):
-            pipe.take(giver.fileno(), 10)
+            pipe.fill(giver.fileno(), 10)
         near.sendall(b"0123456789abc")
-        assert (pipe.take(giver.fileno(), 10), pipe.holds) == (10, 10)
-        pipe.give(taker.fileno())
-        assert (pipe.holds, far.recv(100)) == (0, b"0123456789")
+        assert (pipe.fill(giver.fileno(), 10), pipe.pending) == (10, 10)
+        pipe.drain(taker.fileno())
+        assert (pipe.pending, far.recv(100)) == (0, b"0123456789")
         near.close()
-        assert (pipe.take(giver.fileno(), 10), pipe.take(giver.fileno(), 10)) == (3, 0), "b'abc', then the end"
+        assert (pipe.fill(giver.fileno(), 10), pipe.fill(giver.fileno(), 10)) == (3, 0), "b'abc', then the end"
     finally:
         pipe.close()
         pipe.close()
@@ -168,7 +168,7 @@ def test_a_pipe_that_cannot_be_large_is_a_small_one(monkeypatch: pytest.MonkeyPa
     def refuse(fd: int, command: int, size: int) -> int:
         raise PermissionError
 
-    monkeypatch.setattr("rgate.forwarding.splice.fcntl.fcntl", refuse)
+    monkeypatch.setattr("rgate.forwarding.upload.fcntl.fcntl", refuse)
     pipe = SplicePipe()
     pipe.close()
     with pytest.raises(OSError):
