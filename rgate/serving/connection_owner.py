@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .settings import ServerSettings
     from .spool import Spool
     from .stream_relay import Streams
-    from .tunnels import TunnelRelay
 
 __all__ = ["ConnectionOwner", "SharedServices"]
 
@@ -63,8 +62,5 @@ class ConnectionOwner(Protocol):
     def check_client_soon(self, connection: Connection) -> None:
         """Have check_client() called in a moment."""
 
-    def start_tunnel(self, connection: Connection, tunnel: TunnelRelay) -> None:
-        """Hand the connection to the tunnels."""
-
-    def close_connection(self, connection: Connection) -> None:
-        """Close the connection and stop counting it. Called by the thread that holds its lock."""
+    def hand_over(self, connection: Connection) -> None:
+        """Pass the connection, with its lock held, to what relays it, or close it, as its state says."""

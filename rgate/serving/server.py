@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from werkzeug.serving import BaseWSGIServer
 
-from ..errors import GatewayError, Overloaded
+from ..errors import Overloaded
 from ..http1.client_address import normalize_address
 from ..log import about
 from ..tls.server_context import ServerTLS
@@ -50,7 +50,7 @@ from .stream_relay import Streams
 from .thread_pool import ThreadPool
 from .threads import ThreadPerConnection
 from .tls_connection import RedirectConnection, TLSConnection
-from .tunnels import TunnelRelay, Tunnels
+from .tunnels import Tunnels
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -72,7 +72,6 @@ _WATCHED: Final = READABLE | GONE | EDGE
 _WATCHED_AND_WRITABLE: Final = _WATCHED | WRITABLE
 _CLOSED_WHEN_DUE: Final = (*UNUSED, State.CLOSING_IDLE)
 _ANSWERED: Final = (State.CLOSING_IDLE, State.LINGERING)
-_OWNED_BY_THREAD: Final = (State.BUSY, State.RELAYED, State.TUNNELLED)
 _log = logging.getLogger("rgate.serving")
 
 
@@ -306,13 +305,10 @@ class Server(BaseWSGIServer):
                     is_open = False
                 if is_open:
                     continue
-                if connection.state is State.SUSPENDED:
-                    if not self._suspend(connection):
-                        continue
-                elif connection.state is State.RELAYED:
-                    self.streams.add(connection)  # type: ignore[union-attr]
-                elif connection.state is not State.TUNNELLED:
-                    self.close_connection(connection)
+                if connection.state is not State.SUSPENDED:
+                    self.hand_over(connection)
+                elif not self._suspend(connection):
+                    continue
                 return  # without releasing the lock: the connection is not this thread's to go on with
             connection.lock.release()
             if not self._reacquire(connection):
@@ -352,14 +348,25 @@ class Server(BaseWSGIServer):
         """Take the lock again for events that arrived between the last look and the release, when others found it taken."""
         return bool(connection.events) and connection.lock.acquire(False)
 
-    def start_tunnel(self, connection: Connection, tunnel: TunnelRelay) -> None:
-        """Hand a connection to the tunnels. It counts as one of the server's connections until its tunnel is over."""
-        tunnel.close_client = lambda: self.close_connection(connection)
-        self._epoll.unregister(connection.fileno())
-        self.tunnels.add(tunnel)
+    def hand_over(self, connection: Connection) -> None:
+        """Pass a connection, with its lock held, to the stream relay or the tunnels, or close it, as its state says.
+
+        A relayed or tunnelled connection still counts as one of the server's.
+        """
+        if connection.state is State.RELAYED:
+            assert self.streams is not None
+            self.streams.add(connection)
+        elif connection.state is State.TUNNELLED:
+            tunnel = connection.tunnel
+            assert tunnel is not None
+            tunnel.close_client = partial(self.close_connection, connection)
+            self._epoll.unregister(connection.fileno())
+            self.tunnels.add(tunnel)
+        else:
+            self.close_connection(connection)
 
     def close_connection(self, connection: Connection) -> None:
-        """Close it, and stop counting it. Called by the thread that holds its lock, or at the very end."""
+        """Close it, and stop counting it. Called by the thread that holds its lock, which is never released again."""
         self._connections.pop(connection.fileno(), None)
         self._half_closed.pop(connection, None)
         if not EPOLL:  # an epoll forgets a descriptor that is closed
@@ -386,20 +393,18 @@ class Server(BaseWSGIServer):
         elif not proxied and not self.limits.enter(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
+            connection.lock.acquire()  # another thread may be about to expire it, to make room
             too_many = len(self._connections) > self.limits.most + TURNED_AWAY
-            if proxied or too_many or not self._reject(connection, error):
+            if proxied or too_many or not connection.reject(error):
                 self.close_connection(connection)
                 return
+            connection.lock.release()
         try:
             self._epoll.register(sock.fileno(), _WATCHED)
-        except OSError:
-            self._connections.pop(sock.fileno(), None)
-            raise
-
-    @staticmethod
-    def _reject(connection: Connection, error: GatewayError) -> bool:
-        with connection.lock:  # another thread may be about to expire it, to make room
-            return connection.reject(error)
+        except OSError as problem:
+            _log.error("cannot watch a connection: %s", problem, extra={"about": str(problem)})
+            connection.lock.acquire()
+            self.close_connection(connection)
 
     def _run_ticks(self) -> None:
         while not self._stop.wait(self._tick_seconds):
@@ -493,7 +498,8 @@ class Server(BaseWSGIServer):
         for connection in self.connections:
             if connection.state is State.SUSPENDED:
                 connection.response.abandon_suspended()
-            if connection.state not in _OWNED_BY_THREAD:  # else that thread is stuck in the app
+                self.close_connection(connection)
+            elif connection.lock.acquire(False):  # else it belongs to a thread that is stuck in the app
                 self.close_connection(connection)
         self.server_close()
         if all_ended:
