@@ -71,7 +71,8 @@ class Connection:
     client_half_closed   the client has ended its sending side; it may still read
     client_disconnected  the client disconnected while a thread worked on its request
     tunnel     what the connection becomes if the client's upgrade succeeds, or None
-    on_disconnect        called by the server when that happens. Whoever resets it must look at `client_disconnected` afterwards
+    on_disconnect        called by the server when that happens. The thread that resets it must look at
+               `client_disconnected` afterwards
     limited_address      the address that the connection limits have counted it for, or ""
     """
 
@@ -141,7 +142,7 @@ class Connection:
         """A socket option, as bytes. Raises OSError."""
         return self._sock.getsockopt(level, option, size)
 
-    # What the thread of a request calls
+    # Called by the thread of a request
 
     def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
         """Send an interim response if the client may be sent one; whether it was sent. Raises ValueError for an invalid one."""
@@ -640,7 +641,7 @@ class Connection:
         self._template = {}
         self.response.body_pending = self.on_disconnect = None
 
-    # What other threads call
+    # Called by other threads
 
     @property
     def behind_since(self) -> float:

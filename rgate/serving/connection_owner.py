@@ -1,4 +1,4 @@
-"""What a connection needs from the server that accepted it."""
+"""The server as its connections see it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ConnectionOwner", "SharedServices"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SharedServices:
-    """What all connections of a server share. It stays the same for the life of the server.
+    """The services that all connections of a server share, for the life of the server.
 
     base_environ   the part of the WSGI environ that is the same for every request
     streams        relays responses without a thread; None where there is no epoll
@@ -38,7 +38,7 @@ class SharedServices:
 
 
 class ConnectionOwner(Protocol):
-    """The server as its connections see it.
+    """The server that a connection belongs to.
 
     settings    for requests that begin now; swapped as a whole by a reload
     now         monotonic seconds, renewed with every tick

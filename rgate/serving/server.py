@@ -1,12 +1,12 @@
-"""The server: a listener, connections on one epoll, and threads that take turns.
+"""The server: listening sockets, connections on one epoll, and a pool of threads.
 
-Leader/followers: all threads wait on the same epoll, edge-triggered. The thread that wakes has the connection to itself
-while it holds its `turn`; an event that comes meanwhile is left with the connection and seen before the turn ends. So
-there is no queue, no hand-over between threads, no system call but the wait, and a connection that is idle costs no
-thread.
+Leader/followers: all pool threads wait on the same epoll, edge-triggered. The thread that wakes has the connection to itself
+while it holds its lock. An event that is reported meanwhile is added to `connection.events`, and the holder of the lock sees
+it before it is done. So there is no queue, no hand-over between threads, no system call but the wait, and an idle connection
+costs no thread.
 
 A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main thread
-ticks, and the crew grows while all threads wait for backends, up to `max_in_flight`. Where there is no epoll, every
+ticks, and the pool grows while all of its threads wait for backends, up to `max_in_flight`. Where there is no epoll, every
 connection has a thread of its own.
 """
 
@@ -62,11 +62,11 @@ __all__ = ["Server"]
 
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
-LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
-BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
+LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients that are connecting while the server stops
+BEAT_SECONDS: Final = 1.0  # how often expired connections are looked for
 CLIENT_CHECK_SECONDS: Final = 0.25  # how long a response may take before a half-closed client is checked
 LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are suspended
-CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
+CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been aborted
 
 _WATCHED: Final = READABLE | GONE | EDGE
 _WATCHED_AND_WRITABLE: Final = _WATCHED | WRITABLE
@@ -131,7 +131,7 @@ class Server(BaseWSGIServer):
         # A heap by time; the number decides between equal times. Those that were resumed stay until their time has passed.
         self._suspended: list[tuple[float, int, SuspendedResponse]] = []
         self._numbers = count()
-        self._half_closed: dict[Connection, float] = {}  # connections whose clients are to be checked, and when
+        self._half_closed: dict[Connection, float] = {}  # connections whose clients must be checked, and when
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
@@ -162,7 +162,7 @@ class Server(BaseWSGIServer):
 
     @property
     def tls(self) -> ServerTLS | None:
-        """What new connections speak TLS with."""
+        """The TLS settings for new connections; None: plain HTTP."""
         return self.settings.tls
 
     @property

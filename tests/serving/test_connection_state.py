@@ -239,7 +239,7 @@ def tunnelled() -> None:
         start_response("101 Switching Protocols", [])
         return []
 
-    with other, serving(app) as server, RawClient(server.url) as client:
+    with serving(app) as server, other, RawClient(server.url) as client:
         client.send(UPGRADE)
         assert client.until(b"hello")
         is_now(server, client, S.TUNNELLED)
@@ -310,7 +310,8 @@ EVERY_PAIR = [(before, after) for before in State for after in State]
 
 
 @pytest.fixture(autouse=True)
-def only_this_test() -> None:
+def only_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgate.serving.connection.LINGER_SECONDS", 0.3)
     checked_states.seen.clear()
 
 
