@@ -1,4 +1,4 @@
-"""A request body that is collected while it comes, without a thread."""
+"""A request body that is buffered while it arrives, without a thread."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["SPILL_BYTES", "BodyBuffer"]
 
-SPILL_BYTES: Final = 65_536  # what is in memory goes to the file when it is as much
+SPILL_BYTES: Final = 65_536  # a body in memory is moved to its file when it has grown to this size
 
 
 class BodyBuffer:
-    """What has come of the body of `request`, decoded: in a file if spill() was called, and behind that in memory.
+    """The part of the body of `request` that has arrived, decoded: in a file if spill() was called, and after that in memory.
 
-    size      how many bytes have come
-    memory    those of them that are not in `file`
-    complete  nothing is missing; then `rest` has what came after the body
-    left      how many bytes are still to come, when the length is known
-    chunks    else what reads the chunked coding
+    size           how many bytes have arrived
+    memory         those of them that are not in `file`
+    complete       the whole body has arrived
+    trailing_data  what the client has sent behind a complete body
+    left           how many bytes are still missing, when the length is known
+    chunks         the decoder of a chunked body, else None
 
-    A body over `limit` bytes is an error. One thread at a time. close() it, unless what it has is handed on.
+    A body over `limit` bytes is an error. One thread at a time. close() it, unless its file is passed on.
     """
 
     __slots__ = ("chunks", "complete", "file", "left", "limit", "memory", "request", "size", "trailing_data")
@@ -44,7 +45,7 @@ class BodyBuffer:
         self.trailing_data = b""
 
     def feed(self, block: bytes) -> None:
-        """Take what has come on the connection. Raises RequestError, BodyTooLarge: then the connection is of no further use."""
+        """Add bytes that the connection has received. Raises RequestError, BodyTooLarge: then the connection must end."""
         chunks = self.chunks
         if chunks is None:
             assert self.left is not None
@@ -64,7 +65,7 @@ class BodyBuffer:
         self.memory += block
 
     def spill(self, spool: Spool) -> bool:
-        """Have the file take what is in memory. False: there is no room for it."""
+        """Move what is in memory to the file. False: there is no room for it."""
         if self.file is None:
             self.file = spool.open()
         if self.file is None or not self.file.write(self.memory):
@@ -74,15 +75,15 @@ class BodyBuffer:
 
     @property
     def trailers(self) -> list[tuple[str, str]]:
-        """The trailer fields behind a chunked body that is complete, as (name, value)."""
+        """The trailer fields of a complete chunked body, as (name, value)."""
         return [] if self.chunks is None else read_trailers(self.chunks.trailers)
 
     def stream(self) -> BytesIO:
-        """The body, when it is complete and all in memory."""
+        """A complete body that is all in memory, as a file."""
         return BytesIO(self.memory)
 
     def close(self) -> None:
-        """Drop what has come. May be called again."""
+        """Drop what has arrived. May be called again."""
         file, self.file = self.file, None
         if file is not None:
             file.close()

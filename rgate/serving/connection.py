@@ -71,15 +71,17 @@ class Connection:
     requests_left        how many more requests the connection may send
     client_half_closed   the client has ended its sending side; it may still read
     client_disconnected  the client disconnected while a thread worked on its request
-    on_disconnect        called by the server when that happens. Whoever resets it must look at `client_disconnected` afterwards
+    tunnel     what the connection becomes if the client's upgrade succeeds, or None
+    on_disconnect        called by the server when that happens. The thread that resets it must look at
+               `client_disconnected` afterwards
     limited_address      the address that the connection limits have counted it for, or ""
     """
 
     __slots__ = (
         "_allowed_seconds", "_discarded_bytes", "_empty_lines", "_identify", "_lingers", "_owner", "_pending", "_pipelined",
-        "_proxied", "_read_shut", "_receive_seconds", "_sock", "_template", "_tunnel", "address", "body", "buffering",
+        "_proxied", "_read_shut", "_receive_seconds", "_sock", "_template", "address", "body", "buffering",
         "client_disconnected", "client_half_closed", "deadline", "events", "idle_since", "limited_address", "lock",
-        "on_disconnect", "requests_left", "response", "settings", "state",
+        "on_disconnect", "requests_left", "response", "settings", "state", "tunnel",
     )  # fmt: skip
     is_plaintext = True  # the bytes on the socket are those of HTTP
     first_state = State.IDLE
@@ -109,7 +111,7 @@ class Connection:
         self.limited_address = ""
         self.on_disconnect: Callable[[], None] | None = None
         self.client_half_closed = self.client_disconnected = False
-        self._tunnel: TunnelRelay | None = None
+        self.tunnel: TunnelRelay | None = None
         self._proxied: socket.socket | None = None  # for ProxyProtocolConnection
         self._set_peer(peer[0], peer[1])
 
@@ -141,7 +143,7 @@ class Connection:
         """A socket option, as bytes. Raises OSError."""
         return self._sock.getsockopt(level, option, size)
 
-    # What the thread of a request calls
+    # Called by the thread of a request
 
     def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
         """Send an interim response if the client may be sent one; whether it was sent. Raises ValueError for an invalid one."""
@@ -161,9 +163,9 @@ class Connection:
         `first` is what the backend sent after its own 101. `done` is called once, when the tunnel is over or has failed to
         start; until then the tunnel owns the backend's socket. In either case this is the last request of the connection.
         """
-        if self._tunnel is not None:  # an earlier attempt of the same request
-            self._tunnel.end("backend")
-        self._tunnel = TunnelRelay(tunnel, self._sock, backend, first, done)
+        if self.tunnel is not None:  # an earlier attempt of the same request
+            self.tunnel.end("backend")
+        self.tunnel = TunnelRelay(tunnel, self._sock, backend, first, done)
         self.response.protocol = tunnel.protocol
         self.response.keep_alive = False
 
@@ -192,7 +194,8 @@ class Connection:
     def on_ready(self, event: int) -> bool:
         """Go on with what has arrived. Called by the thread that holds `lock`.
 
-        False: the connection must be closed, unless its state is SUSPENDED, RELAYED or TUNNELLED.
+        False: this thread is done with the connection without releasing the lock. The state tells who continues: SUSPENDED,
+        RELAYED or TUNNELLED. In any other state the connection must be closed.
         """
         state = self.state
         if state is not _IDLE:
@@ -516,8 +519,7 @@ class Connection:
             else:
                 self._await_next_request()
         if not is_open:
-            if self.state is not State.TUNNELLED:
-                self._owner.close_connection(self)
+            self._owner.hand_over(self)
             return
         self.lock.release()
         self._wake()
@@ -569,13 +571,12 @@ class Connection:
             self._pipelined = rest
             self.state = State.RELAYED if response.relayed is not None else State.SUSPENDED
             return False
-        if self._tunnel is not None:
+        if self.tunnel is not None:
             if response.upgraded and not response.aborted:
-                self._tunnel.begin(rest)
+                self.tunnel.begin(rest)
                 self.state = State.TUNNELLED
-                self._owner.start_tunnel(self, self._tunnel)
                 return False
-            self._tunnel.end("client" if response.aborted else "backend")
+            self.tunnel.end("client" if response.aborted else "backend")
         if response.aborted:
             if response.is_close_delimited:
                 # Without a length only a reset tells the client that the response is incomplete (RFC 9112 §8).
@@ -642,7 +643,7 @@ class Connection:
         self._template = {}
         self.response.body_pending = self.on_disconnect = None
 
-    # What other threads call
+    # Called by other threads
 
     @property
     def behind_since(self) -> float:

@@ -1,4 +1,4 @@
-"""What a connection needs from the server that accepted it."""
+"""The server as its connections see it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from .settings import ServerSettings
     from .spool import Spool
     from .stream_relay import Streams
-    from .tunnels import TunnelRelay
 
 __all__ = ["ConnectionOwner", "SharedServices"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SharedServices:
-    """What all connections of a server share. It stays the same for the life of the server.
+    """The services that all connections of a server share, for the life of the server.
 
     base_environ   the part of the WSGI environ that is the same for every request
     streams        relays responses without a thread; None where there is no epoll
@@ -39,7 +38,7 @@ class SharedServices:
 
 
 class ConnectionOwner(Protocol):
-    """The server as its connections see it.
+    """The server that a connection belongs to.
 
     settings    for requests that begin now; swapped as a whole by a reload
     now         monotonic seconds, renewed with every tick
@@ -63,8 +62,5 @@ class ConnectionOwner(Protocol):
     def check_client_soon(self, connection: Connection) -> None:
         """Have check_client() called in a moment."""
 
-    def start_tunnel(self, connection: Connection, tunnel: TunnelRelay) -> None:
-        """Hand the connection to the tunnels."""
-
-    def close_connection(self, connection: Connection) -> None:
-        """Close the connection and stop counting it. Called by the thread that holds its lock."""
+    def hand_over(self, connection: Connection) -> None:
+        """Pass the connection, with its lock held, to what relays it, or close it, as its state says."""

@@ -17,7 +17,7 @@ __all__ = ["INCOMPLETE", "IN_FLIGHT", "TRANSITIONS", "UNUSED", "State"]
 
 
 class State(enum.Enum):
-    """What a connection is doing.
+    """The states of a connection.
 
     `Connection.deadline` is a time in the states marked (d), after which the server stops waiting, and None in the others.
     """
@@ -31,7 +31,7 @@ class State(enum.Enum):
     SUSPENDED = "suspended"  # the app has suspended its response; no thread waits
     RELAYED = "relayed"  # the stream relay sends the rest of the response
     YIELDED = "yielded"  # (d) other connections are served before the remaining pipelined requests
-    CLOSING_IDLE = "closing idle"  # (d) idle for too long; closed unless a request has arrived by now
+    CLOSING_IDLE = "closing idle"  # (d) idle for too long; closed unless a request has arrived meanwhile
     LINGERING = "lingering"  # (d) our half is shut down; what the client still sends is discarded (RFC 9112 §9.6)
     TUNNELLED = "tunnelled"  # the connection has left HTTP (101) and belongs to the tunnels
     CLOSED = "closed"
@@ -53,7 +53,7 @@ IN_FLIGHT: Final = (
     State.RELAYED,
 )
 
-# What may follow each state.
+# The states that may follow each state.
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     # BUSY follows OPENING or IDLE at once when the connection is rejected: the answer is sent without a request.
     State.OPENING: frozenset(

@@ -21,13 +21,13 @@ __all__ = ["NO_BODY", "base_environ", "rejected_environ"]
 
 NO_BODY: Final = BytesIO()
 MAX_SENT_BYTES: Final = 4_096
-_NOWHERE = Target("/", "/", "/", "")
+_ROOT = Target("/", "/", "/", "")
 _REQUEST_LINE = re.compile(r"[\r\n]{0,2}([!-~]{1,32}) +(\S+)")
 _HOST = re.compile(r"\nhost[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 def base_environ(server_name: str, port: int, scheme: str, multiprocess: bool) -> dict[str, Any]:
-    """What is the same in every environ of a server."""
+    """The part of the environ that is the same for every request of a server."""
     https = {"HTTPS": "on"} if scheme == "https" else {}
     return {
         **https,
@@ -47,9 +47,10 @@ def base_environ(server_name: str, port: int, scheme: str, multiprocess: bool) -
 
 
 def rejected_environ(error: GatewayError, head: bytes) -> dict[str, Any]:
-    """In place of a request that could not be read, as far as `head`: what has the outer chain answer `error`.
+    """The environ of a request that the server rejects: REJECTION_KEY has the outer chain answer `error`.
 
-    It looks like a GET of /, so that no middleware stumbles over it; UNPARSED_KEY has what was sent.
+    It looks like a GET of /, so that no middleware fails on it. UNPARSED_KEY has what `head`, the part that was received, shows of
+    the request.
     """
     return {
         UNPARSED_KEY: _sent(head[:MAX_SENT_BYTES].decode("latin-1")),
@@ -60,14 +61,14 @@ def rejected_environ(error: GatewayError, head: bytes) -> dict[str, Any]:
         "REQUEST_URI": "/",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "wsgi.input": NO_BODY,
-        TARGET_KEY: _NOWHERE,
+        TARGET_KEY: _ROOT,
         FIELDS_KEY: Fields(),
         REJECTION_KEY: error,
     }
 
 
 def _sent(head: str) -> tuple[str, str, str]:
-    """Method, target and Host in what begins a request perhaps; "" for what is not there."""
+    """Method, target and Host of an incomplete or invalid head; "" for each that cannot be found."""
     line, host = _REQUEST_LINE.match(head), _HOST.search(head)
     method, target = line.groups() if line is not None else ("", "")
     return method, target, host[1].strip() if host is not None else ""

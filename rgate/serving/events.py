@@ -1,6 +1,6 @@
-"""What a socket may be waited for, by epoll's numbers, which the server uses where there is no epoll too.
+"""Bits for the events of a socket: epoll's numbers, which the server also uses on systems without epoll.
 
-`EPOLL` says whether the system has it (Linux).
+`EPOLL` says whether the system has epoll (Linux).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EPOLL: Final = hasattr(select, "epoll")
 
 READABLE: Final = 0x001
 WRITABLE: Final = 0x004
-FAILED: Final = 0x018  # both halves have ended, mostly by a reset; told of without being asked for
-GONE: Final = 0x2000  # the other side has ended its half
-EXCLUSIVE: Final = 1 << 28  # of several epolls, wake one
-EDGE: Final = 1 << 31  # tell of changes, not of states
+FAILED: Final = 0x018  # both halves have ended, mostly by a reset; epoll always reports it
+GONE: Final = 0x2000  # the peer has ended its sending side
+EXCLUSIVE: Final = 1 << 28  # of several epolls that watch the descriptor, wake one
+EDGE: Final = 1 << 31  # report changes, not states

@@ -17,11 +17,12 @@ _ORDINARY, _LENGTH, _DATE, _CLOSE, _DROPPED, _TRAILER = range(6)
 
 
 class HeadEncoder:
-    """Encodes response heads. One for a server; shared by its threads.
+    """Encodes response heads. A server has one, shared by its threads.
 
-    Every distinct header line is checked and encoded once and remembered: most lines of most responses are the same.
-    `head_cache` has whole small heads of the commonest kind (a Content-Length, a Date, the connection stays open), which
-    a busy backend gives many times a second.
+    Every distinct header line is checked and encoded once and cached, because most lines of most responses are the same.
+    `head_cache` holds whole small heads of the commonest kind (with Content-Length and Date, the connection stays open), which
+    a busy backend sends many times a second. Two threads that encode the same line at once both store it; each single
+    operation on the caches is one of a built-in dict.
     """
 
     MAX_LINES_BYTES: Final = 1_048_576
@@ -39,9 +40,9 @@ class HeadEncoder:
         self._date = (0, b"")
 
     def encode(self, status: str, headers: Iterable[tuple[str, str]]) -> tuple[list[bytes], int | None, bool]:
-        """The head's lines, without those for framing; its Content-Length; whether the app asks to close.
+        """The head's lines without those for framing, its Content-Length or None, and whether the app asks to close.
 
-        Raises ValueError for what no head may contain.
+        Raises ValueError for an invalid status or header.
         """
         lines = [self._status_lines.get(status) or self._status_line(status)]
         length = None
@@ -65,7 +66,7 @@ class HeadEncoder:
                     close = close or meaning == _CLOSE
                     continue
             lines.append(line)
-        if trailer is not None and length is None:  # a body of known length has nothing behind it
+        if trailer is not None and length is None:  # a body with a Content-Length cannot have trailers
             lines.append(trailer)
         if not dated:
             lines.append(self.date())
@@ -85,7 +86,10 @@ class HeadEncoder:
         return b"".join(lines)
 
     def cache(self, status: str, headers: tuple[tuple[str, str], ...], head: bytes, length: int) -> None:
-        """Keep a whole head that has a Content-Length and a Date of its own, and keeps the connection open."""
+        """Cache a whole head that has a Content-Length and a Date of its own, and keeps the connection open.
+
+        Heads that may contain credentials are not cached, nor those over MAX_HEAD_BYTES.
+        """
         key = (status, headers)
         if len(head) > self.MAX_HEAD_BYTES or not self.head_cache.admits(key):
             return
@@ -94,9 +98,9 @@ class HeadEncoder:
             self.head_cache.add(key, (head, length), 300 + 3 * len(head) + 150 * len(headers))
 
     def encode_101(self, protocol: str, headers: Iterable[tuple[str, str]]) -> bytes:
-        """The whole head of a 101: from here on the connection speaks `protocol` (RFC 9110 §15.2.2).
+        """The whole head of a 101, after which the connection speaks `protocol` (RFC 9110 §15.2.2).
 
-        It can have no framing (§8.6). Raises ValueError for what no head may contain.
+        It has no framing (§8.6). Raises ValueError for an invalid header.
         """
         lines = [b"HTTP/1.1 101 Switching Protocols\r\n"]
         for pair in headers:
@@ -115,13 +119,13 @@ class HeadEncoder:
             self._date = (now, line)
         return line
 
-    def _status_line(self, status: str, least: int = 200, most: int = 599) -> bytes:
+    def _status_line(self, status: str, lowest: int = 200, highest: int = 599) -> bytes:
         code, _, phrase = status.partition(" ")
-        if len(code) != 3 or not code.isascii() or not code.isdigit() or not least <= int(code) <= most:
-            raise ValueError(f"not a status from {least} to {most}: {status!r}")
-        encode_field("Phrase", phrase)  # the same characters are allowed
+        if len(code) != 3 or not code.isascii() or not code.isdigit() or not lowest <= int(code) <= highest:
+            raise ValueError(f"not a status from {lowest} to {highest}: {status!r}")
+        encode_field("Phrase", phrase)  # it may contain the same characters as a field value
         line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if least == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.admits(status):
+        if lowest == 200 and len(status) <= self.MAX_VALUE_BYTES and self._status_lines.admits(status):
             self._status_lines.add(status, line, 150 + 2 * len(line))
         return line
 

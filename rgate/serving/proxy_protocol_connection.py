@@ -47,7 +47,7 @@ class _ProxyProtocolConnection(Connection):
             _log.debug("%s: %s", self.address, error)
             return False
         if header is None:
-            return bool(block) and self.state is State.OPENING
+            return bool(block) and self.state is State.OPENING and not self.client_half_closed
         sock.recv(header.size)
         self._proxied = None
         if header.address is not None:

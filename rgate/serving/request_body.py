@@ -1,4 +1,4 @@
-"""wsgi.input for request bodies that are not wholly at hand: read from the socket, strictly, in bounded memory."""
+"""wsgi.input for request bodies that are still arriving: read from the socket, strictly, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ __all__ = ["RequestBody"]
 
 
 class RequestBody(io.RawIOBase):
-    """A request body as a file: what `buffer` has of it, then what comes. read(n) gives n bytes unless the body ends before;
-    read1(n) what has come so far.
+    """A request body as a file: the bytes in `buffer`, then those that arrive. read(n) returns n bytes unless the body ends
+    before; read1(n) returns what has arrived.
 
-    Raises RequestTimeout when the client is too slow, BodyTooLarge over the limit, ClientClosed when the client leaves
-    within the body, RequestError when the chunked coding is broken. After any of these the connection is closed.
+    Raises RequestTimeout when the client is too slow, BodyTooLarge over the limit, ClientClosed when the client closes or
+    resets within the body, RequestError when the chunked coding is broken. After any of these the connection is closed.
 
-    Too slow is who makes this thread wait for `patience_seconds` more than the bytes take that have come, at the lowest
-    rate: each may take `seconds_per_byte` (infinity: then only `patience_seconds` without a byte are too many). The time that
-    the backend takes is not the client's.
+    A client is too slow when this thread has waited for it `patience_seconds` longer than the received bytes account for at
+    the lowest rate, `seconds_per_byte` each (infinity: any byte restores the whole `patience_seconds`). Time that the backend
+    takes is not counted.
+
+    complete       all of the body has arrived
+    is_small       the body must be read to its end before a backend is contacted
+    wait_seconds   how long the client may still be waited for
+    trailing_data  what the client has sent behind the body: the next request
+    trailers       the fields behind a chunked body, once that is complete
     """
 
     def __init__(
@@ -47,59 +53,61 @@ class RequestBody(io.RawIOBase):
         self._left = buffer.left
         self._chunks = buffer.chunks
         self._limit = buffer.limit
-        self._taken = buffer.size
+        self._received_bytes = buffer.size
         self._spooled = buffer.file
         self._ready = b"" if buffer.file is not None else bytes(buffer.memory)
         self._behind_file = b"" if buffer.file is None else bytes(buffer.memory)
         self._expects_continue = expects_continue
         self._failed = False
-        self.is_small = is_small  # so that it is to be read to its end before a backend hears of it
+        self.is_small = is_small
         self._patience_seconds = patience_seconds
         self._seconds_per_byte = seconds_per_byte
-        self.wait_seconds = patience_seconds  # how long may be waited for more just now
-        self.trailing_data = buffer.trailing_data  # what came after the body: the next request's
+        self.wait_seconds = patience_seconds
+        self.trailing_data = buffer.trailing_data
         self.complete = buffer.complete
-        self.trailers = buffer.trailers if buffer.complete else []  # of a chunked body, once it is complete
+        self.trailers = buffer.trailers if buffer.complete else []
 
     def close(self) -> None:
-        """Drop what has come. May be called again."""
+        """Drop what has been received. May be called again."""
         spooled, self._spooled = self._spooled, None
         if spooled is not None:
             spooled.close()
         super().close()
 
     def fileno(self) -> int:
-        """The client's socket, for waiting."""
+        """The client's socket, to poll."""
         return self._connection.fileno()
 
     @property
     def awaits_continue(self) -> bool:
-        """Whether the client waits to be told that it may send the body."""
-        return self._expects_continue and not self._taken and not self.is_small
+        """Whether the client waits for 100 Continue before it sends the body."""
+        return self._expects_continue and not self._received_bytes and not self.is_small
 
     @property
     def buffered(self) -> bool:
-        """Whether read1() has something to give without waiting for the client. Raises what that does."""
+        """Whether read1() would return without waiting for the client. Raises what read1() does."""
         if self._expects_continue:
             self._send_continue()
         return bool(self._spooled is not None or self._ready or self.complete)
 
     def fill_nowait(self) -> None:
-        """Read what has come by now, for read1() to give. Raises what that does."""
+        """Receive what has arrived, for read1() to return. Raises what read1() does."""
         with suppress(TimeoutError):
             self._read_block(socket.MSG_DONTWAIT)
 
     @property
     def can_splice(self) -> bool:
-        """Whether splice_to() may be used: the length is known, and what comes on the socket are the bytes themselves."""
+        """Whether splice_to() may be used: the length is known, and the bytes on the socket are those of the body."""
         return self._chunks is None and self._connection.is_plaintext
 
-    def splice_to(self, take: Callable[[int, int], int]) -> int:
-        """Have `take(fd, most)` take what has come of the body, without waiting; how many bytes. Only while nothing is
-        buffered. What `take` raises as BlockingIOError is 0."""
+    def splice_to(self, splice: Callable[[int, int], int]) -> int:
+        """Have `splice(fd, max_bytes)` move what has arrived of the body, without waiting; how many bytes it moved.
+
+        Only while nothing is buffered. BlockingIOError from `splice` counts as 0 bytes. Raises ClientClosed.
+        """
         assert self._left is not None
         try:
-            moved = take(self.fileno(), self._left)
+            moved = splice(self.fileno(), self._left)
         except BlockingIOError:
             return 0
         except OSError:
@@ -117,17 +125,17 @@ class RequestBody(io.RawIOBase):
         return True
 
     def set_limit(self, limit: int) -> None:
-        """Lower the limit of the body, before anything of it has been read. Raises BodyTooLarge when more has come already."""
+        """Lower the limit of the body, before it is read. Raises BodyTooLarge when more than that has arrived already."""
         self._limit = limit if self._limit is None else min(limit, self._limit)
-        if self._taken > self._limit:
+        if self._received_bytes > self._limit:
             self._refuse()
 
     def has_waited(self, seconds: float) -> None:
-        """Somebody has waited for the client for so long, by polling."""
+        """Count the time that the caller has spent polling for the client."""
         self.wait_seconds -= seconds
 
     def read1(self, size: int = 65_536) -> bytes:
-        """The next bytes, at most `size`; b"" only at the end."""
+        """The next bytes, at most `size`, waiting for them; b"" only at the end."""
         if not self._ready and (self._spooled is not None or not self.complete):
             self._fill()
         block, self._ready = self._ready[:size], self._ready[size:]
@@ -169,13 +177,13 @@ class RequestBody(io.RawIOBase):
         return b"".join(blocks)
 
     def drain(self) -> bool:
-        """Drop what has come of a body that nobody read, and wait for nothing; true when that was all of it."""
+        """Drop what has arrived of a body that the app did not read, without waiting; true when the body is complete."""
         self._ready = b""
         return self.complete and not self._failed
 
     def _send_continue(self) -> None:
         self._expects_continue = False
-        if self._taken:
+        if self._received_bytes:
             return
         try:
             self._connection.send_continue()
@@ -204,7 +212,7 @@ class RequestBody(io.RawIOBase):
             raise RequestTimeout("the body came too slowly") from error
 
     def _read_block(self, flags: int = 0) -> None:
-        """Go on by one block. Raises TimeoutError when there is none in time."""
+        """Receive one block. Raises TimeoutError when none arrives in time."""
         if self._failed:
             raise RequestError("the request body cannot be read any further")
         try:
@@ -228,7 +236,7 @@ class RequestBody(io.RawIOBase):
         return block
 
     def _progress(self, size: int) -> None:
-        """Note that so many bytes have come."""
+        """Extend the time for a client that has sent `size` bytes."""
         if size:
             self.wait_seconds = min(self._patience_seconds, self.wait_seconds + size * self._seconds_per_byte)
 
@@ -245,8 +253,8 @@ class RequestBody(io.RawIOBase):
         except ValueError as error:
             raise RequestError(str(error)) from error
         self.trailing_data = self._chunks.trailing_data
-        self._taken += len(self._ready)
-        if self._limit is not None and self._taken > self._limit:
+        self._received_bytes += len(self._ready)
+        if self._limit is not None and self._received_bytes > self._limit:
             self._refuse()
         if self._chunks.complete:
             self._end()
@@ -259,5 +267,5 @@ class RequestBody(io.RawIOBase):
 
     def _refuse(self) -> None:
         self._failed = True
-        self.complete = False  # whatever has come: nothing more is read on this connection
+        self.complete = False  # even if it was: nothing more is read on this connection
         raise BodyTooLarge(f"more than {self._limit} bytes")

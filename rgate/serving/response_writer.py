@@ -32,15 +32,15 @@ __all__ = ["ResponseWriter", "Waits"]
 
 SMALL_BYTES: Final = 65_536
 COALESCE_BYTES: Final = 16_384  # up to this, copying is cheaper than sending in parts
-BLOCKS_AT_ONCE: Final = 4  # of one response, before others have their turn
+BLOCKS_AT_ONCE: Final = 4  # of one response, before the other responses are served
 
-# So long a thread waits for a backend or a client before the event loop has the response: at one time, and in all.
+# How long a thread waits for a backend or a client, at one time and in all, before the stream relay gets the response.
 QUICK_WAIT_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.05
 _BODILESS: Final = frozenset(map(str, BODILESS_STATUSES))
-_VERSION: Final = b"HTTP/1.1 "  # what every head begins with, interim ones too
+_VERSION: Final = b"HTTP/1.1 "  # the start of every head, interim ones included
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NOTHING, _HEAD, _CHUNK = range(3)  # what is to be sent next, and may be begun early
+_NOTHING, _HEAD, _CHUNK = range(3)  # the part that will be sent next, of which test_client() may send the first bytes
 _log = logging.getLogger("rgate.serving")
 
 
@@ -61,17 +61,17 @@ class _AllRead(RelayableBody):
         return b""
 
     def count_waits(self, counting: AbstractContextManager[object]) -> None:
-        """There are none."""
+        """It never waits."""
 
     def close(self) -> None:
-        """There is nothing to give up."""
+        """It holds no resources."""
 
 
 _ALL_READ: Final = _AllRead()
 
 
 class Waits(enum.Enum):
-    """What the relaying of a response waits for. TURN: for others to have had theirs."""
+    """The reason why the relaying of a response has paused. TURN: other responses are served first."""
 
     NOTHING = enum.auto()
     BACKEND = enum.auto()
@@ -80,24 +80,27 @@ class Waits(enum.Enum):
 
 
 class ResponseWriter:
-    """Runs a WSGI app for one request after another on a connection, and sends what it answers.
+    """Runs a WSGI app for one request after another on a connection, and sends the responses.
 
-    `allows_interim` says whether the client of the present request is sent interim responses.
+    keep_alive      after run(): another request may follow
+    aborted         after run(): the response is incomplete, so the connection must not end as if it were complete
+    head_sent       the head has been sent, or is among the bytes being sent
+    protocol        set while the app runs: the response may be a 101 that switches to this protocol
+    upgraded        that 101 has been sent
+    allows_interim  the client of the present request may be sent interim responses
+    body_pending    whether the request body is still arriving; None: there is none, or it is complete
+    close_after     set by any thread: every head from now on says that the connection closes. A head already sent stands
+    streams         the stream relay; None: the thread sends every response to its end
+    relayed         after run(): the body that the stream relay sends on, with relay_some(). Until that returns
+                    Waits.NOTHING nothing else of this object may be used
+    suspended       after run(): what the request waits for. resume() continues when that has been resumed
 
-    What it sends on the socket goes out whole, or OSError is raised. After run(), `keep_alive` says whether another
-    request may follow, and `aborted` that the response broke off, so the connection must not end as if it were whole. With
-    `protocol` set while the app runs, a 101 may be its answer; then `upgraded` says that the client has it.
-    Once `close_after` is set, by whatever thread, every head says that no other request may follow; one that is out holds.
+    The bytes of a response are sent completely, or OSError is raised. A body that no middleware has wrapped is given to the
+    stream relay as soon as the backend or the client keeps the thread waiting.
 
-    With `streams`, a body that nothing in the chain has wrapped holds the thread only as long as backend and client are
-    quick. When run() returns with `relayed`, the rest of it is for `streams` to relay, by relay_some(); nothing else of this
-    object may be used meanwhile.
-    When run() returns with `suspended`, the request waits for that; _relay_blocks() continues when it has been woken.
-
-    A client that has ended its side may have closed the connection, or may only have nothing more to send; the kernel shows
-    both alike (RFC 9293 §3.6). What tells them apart is the answer to a byte: a reset, or nothing. So test_client() begins
-    early with what comes next whatever the response will be: the first nine bytes of its head, or a leading zero of the
-    next chunk's size (RFC 9112 §7.1).
+    A half-closed client may have closed the connection, or may only have nothing more to send; the kernel shows both alike
+    (RFC 9293 §3.6). The reply to a byte tells them apart: a reset, or nothing. So test_client() sends early what comes next
+    in any case: the first nine bytes of the head, or a leading zero of the next chunk's size (RFC 9112 §7.1).
     """
 
     __slots__ = (
@@ -136,11 +139,11 @@ class ResponseWriter:
     def __init__(self, heads: HeadEncoder, sock: socket.socket) -> None:
         self._encoder = heads
         self._sock = sock
-        self._sending = threading.Lock()  # held while something is sent, and while something is begun early
+        self._sending = threading.Lock()  # held while bytes are sent, by the response or by test_client()
         self._next_part = _NOTHING
-        self._is_last = False  # the end of the body is on its way
-        self._must_test = False  # test_client() was called at a bad moment
-        self._bytes_begun = 0  # bytes of the next head that are out already
+        self._is_last = False  # the end of the body is being sent
+        self._must_test = False  # test_client() was called while another thread was sending
+        self._bytes_begun = 0  # how many bytes of the next head have been sent already
         self.suspended: SuspendedResponse | None = None
         self._body: Any = ()
         self._blocks: Iterator[bytes] = iter(())
@@ -161,7 +164,7 @@ class ResponseWriter:
         self._body_ended = False
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment, minor: int, keep_alive: bool) -> None:
-        """Call the app and send its response. Never raises: what goes wrong ends in `aborted`."""
+        """Call the app and send its response. Never raises: an error ends in `aborted`."""
         self._status = None
         self.head_sent = self._chunked = self.aborted = False
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
@@ -191,13 +194,13 @@ class ResponseWriter:
                     return
             else:
                 self._send_blocks(body, environ)
-        except BaseException as error:  # somebody's SystemExit, too
+        except BaseException as error:  # a plugin's SystemExit, too
             self._fail(error, environ)
         self.relayed = self._environ = None
         self._close(body)
 
     def resume(self) -> None:
-        """Continue with a response that was suspended; with `suspended` set again, it waits once more. Never raises."""
+        """Continue a response that was suspended; when `suspended` is set again, it waits once more. Never raises."""
         environ, body = self._suspended_environ, self._body
         exchange: Exchange = environ[ENVIRON_KEY]
         self.suspended = exchange.suspended = None
@@ -214,7 +217,7 @@ class ResponseWriter:
         self._close(body)
 
     def abandon_suspended(self) -> None:
-        """End a response that is suspended, without an answer."""
+        """End a suspended response without sending one."""
         body = self._body
         self.suspended = None
         self._body, self._blocks, self._suspended_environ = (), iter(()), {}
@@ -222,7 +225,7 @@ class ResponseWriter:
         self._close(body)
 
     def _fail(self, error: BaseException, environ: WSGIEnvironment) -> None:
-        """The response has ended with an exception, which is being handled."""
+        """Handle the exception that the response has ended with."""
         self._abort()
         exchange: Exchange | None = environ.get(ENVIRON_KEY)
         if isinstance(error, OSError):
@@ -230,7 +233,7 @@ class ResponseWriter:
             if exchange is not None and not exchange.finished and exchange.error is None:
                 exchange.error = ClientClosed(f"within the response: {error}")
             return
-        # Before its head an exception is a bug; after it, what the exchange knows of has been logged where it happened.
+        # Before the head, an exception is a bug. After it, a fault that the exchange knows has been logged where it happened.
         known = self.head_sent and exchange is not None and exchange.error is not None
         level = logging.DEBUG if known else logging.ERROR
         _log.log(level, "the response broke off", exc_info=error, extra={"dedup_key": exception_key(error)})
@@ -247,14 +250,14 @@ class ResponseWriter:
                 _log.exception("closing the response failed", extra={"dedup_key": exception_key(error)})
 
     def test_client(self) -> None:
-        """Begin early with what comes next, so that a client that has closed answers with a reset, of which epoll will tell.
+        """Send the first bytes of what comes next, so that a client that has closed replies with a reset, which epoll reports.
 
-        Whoever is sending something just now does it afterwards. Nothing happens while the client takes nothing.
+        A thread that is sending at this moment does it afterwards. Nothing is sent while the socket is not writable.
         From any thread. Raises OSError when the client is gone.
         """
         self._must_test = True
         if not self._sending.acquire(False):
-            return  # whoever has it looks at _must_test after letting go of it
+            return  # its holder looks at _must_test after releasing it
         self._must_test = False
         try:
             if self._next_part == _NOTHING or self._unsent or not _is_writable(self._sock):
@@ -269,7 +272,7 @@ class ResponseWriter:
             self._sending.release()
 
     def _without_bytes_begun(self, block: bytes) -> bytes:
-        """What is left to send of the first block with a head in it, or of one that comes later. With `_sending` held."""
+        """`block` without the bytes that test_client() has sent of it. The caller holds `_sending`."""
         if self._next_part == _HEAD:
             self._next_part = _CHUNK if self._chunked and self._has_body and not self._is_last else _NOTHING
             if self._bytes_begun:
@@ -277,7 +280,7 @@ class ResponseWriter:
         return block
 
     def _send(self, block: bytes) -> None:
-        """Send a head, with what follows it, or what comes after."""
+        """Send a block: a head, perhaps with the start of the body, or a later part of the body."""
         with self._sending:
             self._sock.sendall(self._without_bytes_begun(block))
         if self._must_test:
@@ -297,42 +300,42 @@ class ResponseWriter:
         return self.write
 
     def send_continue_now(self) -> None:
-        """Tell the client to send the body of a request that is collected before run() is called for it. Raises OSError."""
+        """Send 100 Continue for a request whose body is buffered before run() is called for it. Raises OSError."""
         self._send_interim(_CONTINUE)
 
     def send_continue(self) -> None:
-        """Tell the client to send its body, unless the final response has begun."""
+        """Send 100 Continue, unless the final response has begun. Raises OSError."""
         if not self.head_sent:
             self._send_interim(_CONTINUE)
 
     def send_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bool:
-        """Send an interim response if the client is to have one and its response has not begun; whether that is so."""
+        """Send an interim response if the client may be sent one and the final response has not begun; whether it was sent."""
         if self.head_sent or not self.allows_interim:
             return False
         self._send_interim(self._encoder.encode_interim(status, headers))
         return True
 
     def _send_interim(self, head: bytes) -> None:
-        """Every interim head goes out here, and each begins with `HTTP/1.1 `."""
+        """Send an interim head. All of them begin with `HTTP/1.1 `, which test_client() may have sent already."""
         with self._sending:
             if self._bytes_begun:
                 head, self._bytes_begun = head[self._bytes_begun :], 0
             self._sock.sendall(head)
 
     def flush_head(self) -> None:
-        """Send the head now, when start_response has come through; the body may be long in coming."""
+        """Send the head now if start_response has been called, because the body may take long."""
         if self._status is not None and not self.head_sent:
-            # What the client does not take of it goes out with the body.
+            # Bytes that the socket does not take now are sent with the body.
             self._unsent = [self._head(None)]
             self._send_now()
 
     def write(self, block: bytes) -> None:
-        """Send one block of the body, the head before the first."""
+        """Send one block of the body, with the head before the first one."""
         if block:
             self._send_parts(self._framed(block))
 
     def _framed(self, block: bytes) -> list[bytes]:
-        """One block of the body as it goes out, with the head if it is the first."""
+        """One block of the body with its framing, and the head if it is the first block."""
         parts = [] if self.head_sent else [self._head(None)]
         if self._body_left is not None:
             if len(block) > self._body_left:
@@ -349,14 +352,14 @@ class ResponseWriter:
         return parts
 
     def _framed_end(self, environ: WSGIEnvironment) -> list[bytes]:
-        """What goes out after the last block of a body, with the head if there was none. Raises ValueError for one that is
+        """The framing after the last block of a body, and the head if there was no block. Raises ValueError when the body was
         shorter than its Content-Length."""
         parts = [] if self.head_sent else [self._head(0)]
         if self._has_body:
             if self._body_left:
                 raise ValueError("the app sent less than its Content-Length")
             if self._chunked:
-                with self._sending:  # nothing may be begun early after this
+                with self._sending:  # test_client() must not send anything after this
                     self._is_last = True
                     if self._next_part == _CHUNK:
                         self._next_part = _NOTHING
@@ -372,7 +375,7 @@ class ResponseWriter:
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
         try:
             self._send_whole(body)
-            self.aborted = self.relayed is not None  # who does not even take this does without
+            self.aborted = self.relayed is not None  # a client that does not take even this gets nothing
         except OSError as error:
             _log.debug("the client is gone: %s", error)
 
@@ -411,12 +414,12 @@ class ResponseWriter:
             self._send_last(head, block)
 
     def _send_last(self, *parts: bytes) -> None:
-        """Send all that is left of the response. What the client does not take at once is for `streams`."""
+        """Send the rest of the response. The stream relay sends what the client does not take at once."""
         streams = self.streams
         if streams is None:
             self._send_parts([*parts])
             return
-        if len(parts) == 1:  # the way of most responses
+        if len(parts) == 1:  # most responses
             with self._sending:
                 block = self._without_bytes_begun(parts[0])
                 try:
@@ -439,8 +442,8 @@ class ResponseWriter:
         self._send_parts(self._framed_end(environ))
 
     def _relay_quickly(self, streams: Streams) -> bool:
-        """Relay the body in this thread as long as neither the backend nor the client keeps it waiting; whether that was all
-        of it. Raises what _relay_blocks() does."""
+        """Relay the body in this thread as long as neither the backend nor the client keeps it waiting; whether the body is
+        over. Raises what _relay_blocks() does."""
         until = 0.0
         body = self.relayed
         assert body is not None
@@ -458,11 +461,11 @@ class ResponseWriter:
                 return False
         return True
 
-    def _relay_blocks(self, most_bytes: int, timed_out: bool = False) -> Waits:
-        """Relay some more of the body, `most_bytes` at a time, without waiting; what that waits for now.
+    def _relay_blocks(self, max_bytes: int, timed_out: bool = False) -> Waits:
+        """Relay some more of the body, `max_bytes` at a time, without waiting. Returns what it would have to wait for.
 
         NOTHING: the body is over. It is over as well when this raises: OSError when the client is gone, and what the body
-        does. `timed_out` says that what it has waited for has not come in time.
+        raises. `timed_out`: what it waited for did not happen in time.
         """
         body = self.relayed
         assert body is not None
@@ -475,37 +478,37 @@ class ResponseWriter:
                 timed_out = False
             if self._body_ended:
                 return Waits.NOTHING
-            block = body.read_now(most_bytes, timed_out)
+            block = body.read_now(max_bytes, timed_out)
             if block is None:
                 return Waits.BACKEND
             timed_out = False
             self._unsent = [*self._framed(block)] if block else []
-            # The end of a body that is known to be over goes out with its last block.
-            if not block or (body.complete and not body.read_now(most_bytes)):
+            # When the body is known to be over, its end is sent with its last block.
+            if not block or (body.complete and not body.read_now(max_bytes)):
                 self._body_ended = True
                 self._unsent += self._framed_end(self._environ or {})
         return Waits.TURN
 
-    def relay_some(self, most_bytes: int, timed_out: bool = False) -> Waits:
-        """The same for the event loop, which has no use for exceptions: the response is over when nothing is waited for."""
+    def relay_some(self, max_bytes: int, timed_out: bool = False) -> Waits:
+        """The same for the stream relay, which has no use for exceptions: with Waits.NOTHING the response is over."""
         body = self.relayed
         assert body is not None and self._environ is not None
         try:
-            waits = self._relay_blocks(most_bytes, timed_out)
+            waits = self._relay_blocks(max_bytes, timed_out)
         except BaseException as error:
             self._fail(error, self._environ)
         else:
             if waits is Waits.CLIENT:
                 first = self._unsent[0]
                 if len(_whole(first)) > 2 * len(first):
-                    self._unsent[0] = bytes(first)  # else all of the block stays in memory
+                    self._unsent[0] = bytes(first)  # else the view keeps the whole block in memory
             if waits is not Waits.NOTHING:
                 return waits
         self._end_relay(body)
         return Waits.NOTHING
 
     def abandon_relayed(self) -> None:
-        """End a response that is being relayed, wherever it is."""
+        """End a response that is being relayed, although it is incomplete."""
         if self.relayed is not None:
             self._abort()
             self._end_relay(self.relayed)
@@ -517,11 +520,11 @@ class ResponseWriter:
 
     @property
     def unsent_bytes(self) -> int:
-        """How much of a response that is being relayed waits in memory for the client."""
+        """How many bytes of a relayed response wait in memory for the client."""
         return sum(len(_whole(part)) for part in self._unsent)
 
     def _send_now(self) -> bool:
-        """Send of what is unsent as much as the client takes; true when that is all."""
+        """Send as much of `_unsent` as the client takes without waiting; true when that is all of it."""
         with self._sending:
             if self._next_part == _HEAD and self._unsent:
                 self._unsent[0] = self._without_bytes_begun(bytes(self._unsent[0]))
@@ -546,7 +549,7 @@ class ResponseWriter:
         return True
 
     def _head(self, known_length: int | None) -> bytes:
-        """The whole head; from here on only bytes of the body may follow. `known_length`: the whole body is at hand."""
+        """The whole head; only bytes of the body may follow. `known_length`: the length of a body that is complete already."""
         if self._status is None:
             raise AssertionError("start_response was not called")
         status = self._status
@@ -614,7 +617,7 @@ class ResponseWriter:
 
 
 def _last_chunk(environ: WSGIEnvironment) -> bytes:
-    """What ends the chunked body of a response, with its trailers if there are some and the client takes them."""
+    """The last chunk of a response body, with the trailers if there are any and the client accepts them."""
     exchange: Exchange | None = environ.get(ENVIRON_KEY)
     if exchange is None or not exchange.response_trailers or "HTTP_TE" not in environ:
         return LAST_CHUNK
@@ -622,7 +625,7 @@ def _last_chunk(environ: WSGIEnvironment) -> bytes:
 
 
 def _whole(part: bytes | memoryview) -> bytes:
-    """What is in memory for it."""
+    """The object that a part keeps in memory."""
     return cast(bytes, part.obj) if isinstance(part, memoryview) else part
 
 
@@ -631,7 +634,7 @@ def _suspended(exchange: Exchange) -> SuspendedResponse | None:
 
 
 def _is_writable(sock: socket.socket) -> bool:
-    """Whether something small can be sent without waiting."""
+    """Whether a few bytes can be sent without waiting."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))

@@ -1,12 +1,12 @@
-"""The server: a listener, connections on one epoll, and threads that take turns.
+"""The server: listening sockets, connections on one epoll, and a pool of threads.
 
-Leader/followers: all threads wait on the same epoll, edge-triggered. The thread that wakes has the connection to itself
-while it holds its `turn`; an event that comes meanwhile is left with the connection and seen before the turn ends. So
-there is no queue, no hand-over between threads, no system call but the wait, and a connection that is idle costs no
-thread.
+Leader/followers: all pool threads wait on the same epoll, edge-triggered. The thread that wakes has the connection to itself
+while it holds its lock. An event that is reported meanwhile is added to `connection.events`, and the holder of the lock sees
+it before it is done. So there is no queue, no hand-over between threads, no system call but the wait, and an idle connection
+costs no thread.
 
 A few threads are enough while backends are fast; more of them would only contend for the interpreter. The main thread
-ticks, and the crew grows while all threads wait for backends, up to `max_in_flight`. Where there is no epoll, every
+ticks, and the pool grows while all of its threads wait for backends, up to `max_in_flight`. Where there is no epoll, every
 connection has a thread of its own.
 """
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from werkzeug.serving import BaseWSGIServer
 
-from ..errors import GatewayError, Overloaded
+from ..errors import Overloaded
 from ..http1.client_address import normalize_address
 from ..http1.grammar import bracket_host
 from ..log import exception_key
@@ -51,7 +51,7 @@ from .stream_relay import Streams
 from .thread_per_connection import ThreadPerConnection
 from .thread_pool import ThreadPool
 from .tls_connection import RedirectConnection, TLSConnection
-from .tunnels import TunnelRelay, Tunnels
+from .tunnels import Tunnels
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -63,17 +63,16 @@ __all__ = ["Server"]
 
 BUSY_TICK_SECONDS: Final = 0.01
 QUIET_TICK_SECONDS: Final = 0.1
-LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients on their way in when the server stops
-BEAT_SECONDS: Final = 1.0  # expired connections are looked for as often
+LAST_HANDSHAKES_SECONDS: Final = 1.0  # for clients that are connecting while the server stops
+BEAT_SECONDS: Final = 1.0  # how often expired connections are looked for
 CLIENT_CHECK_SECONDS: Final = 0.25  # how long a response may take before a half-closed client is checked
 LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are suspended
-CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been cut
+CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been aborted
 
 _WATCHED: Final = READABLE | GONE | EDGE
 _WATCHED_AND_WRITABLE: Final = _WATCHED | WRITABLE
 _CLOSED_WHEN_DUE: Final = (*UNUSED, State.CLOSING_IDLE)
 _ANSWERED: Final = (State.CLOSING_IDLE, State.LINGERING)
-_OWNED_BY_THREAD: Final = (State.BUSY, State.RELAYED, State.TUNNELLED)
 _log = logging.getLogger("rgate.serving")
 
 
@@ -133,7 +132,7 @@ class Server(BaseWSGIServer):
         # A heap by time; the number decides between equal times. Those that were resumed stay until their time has passed.
         self._suspended: list[tuple[float, int, SuspendedResponse]] = []
         self._numbers = count()
-        self._half_closed: dict[Connection, float] = {}  # connections whose clients are to be checked, and when
+        self._half_closed: dict[Connection, float] = {}  # connections whose clients must be checked, and when
         self._connections: dict[int, Connection] = {}
         self._tick_seconds = QUIET_TICK_SECONDS
         self._stop = threading.Event()
@@ -164,7 +163,7 @@ class Server(BaseWSGIServer):
 
     @property
     def tls(self) -> ServerTLS | None:
-        """What new connections speak TLS with."""
+        """The TLS settings for new connections; None: plain HTTP."""
         return self.settings.tls
 
     @property
@@ -307,13 +306,10 @@ class Server(BaseWSGIServer):
                     is_open = False
                 if is_open:
                     continue
-                if connection.state is State.SUSPENDED:
-                    if not self._suspend(connection):
-                        continue
-                elif connection.state is State.RELAYED:
-                    self.streams.add(connection)  # type: ignore[union-attr]
-                elif connection.state is not State.TUNNELLED:
-                    self.close_connection(connection)
+                if connection.state is not State.SUSPENDED:
+                    self.hand_over(connection)
+                elif not self._suspend(connection):
+                    continue
                 return  # without releasing the lock: the connection is not this thread's to go on with
             connection.lock.release()
             if not self._reacquire(connection):
@@ -353,14 +349,25 @@ class Server(BaseWSGIServer):
         """Take the lock again for events that arrived between the last look and the release, when others found it taken."""
         return bool(connection.events) and connection.lock.acquire(False)
 
-    def start_tunnel(self, connection: Connection, tunnel: TunnelRelay) -> None:
-        """Hand a connection to the tunnels. It counts as one of the server's connections until its tunnel is over."""
-        tunnel.close_client = lambda: self.close_connection(connection)
-        self._epoll.unregister(connection.fileno())
-        self.tunnels.add(tunnel)
+    def hand_over(self, connection: Connection) -> None:
+        """Pass a connection, with its lock held, to the stream relay or the tunnels, or close it, as its state says.
+
+        A relayed or tunnelled connection still counts as one of the server's.
+        """
+        if connection.state is State.RELAYED:
+            assert self.streams is not None
+            self.streams.add(connection)
+        elif connection.state is State.TUNNELLED:
+            tunnel = connection.tunnel
+            assert tunnel is not None
+            tunnel.close_client = partial(self.close_connection, connection)
+            self._epoll.unregister(connection.fileno())
+            self.tunnels.add(tunnel)
+        else:
+            self.close_connection(connection)
 
     def close_connection(self, connection: Connection) -> None:
-        """Close it, and stop counting it. Called by the thread that holds its lock, or at the very end."""
+        """Close it, and stop counting it. Called by the thread that holds its lock, which is never released again."""
         self._connections.pop(connection.fileno(), None)
         self._half_closed.pop(connection, None)
         if not EPOLL:  # an epoll forgets a descriptor that is closed
@@ -387,20 +394,18 @@ class Server(BaseWSGIServer):
         elif not proxied and not self.limits.acquire(connection):
             error = Overloaded(f"too many connections of {connection.address}")
         if error is not None:
+            connection.lock.acquire()  # another thread may be about to expire it, to make room
             too_many = len(self._connections) > self.limits.max_connections + MAX_REJECTING
-            if proxied or too_many or not self._reject(connection, error):
+            if proxied or too_many or not connection.reject(error):
                 self.close_connection(connection)
                 return
+            connection.lock.release()
         try:
             self._epoll.register(sock.fileno(), _WATCHED)
-        except OSError:
-            self._connections.pop(sock.fileno(), None)
-            raise
-
-    @staticmethod
-    def _reject(connection: Connection, error: GatewayError) -> bool:
-        with connection.lock:  # another thread may be about to expire it, to make room
-            return connection.reject(error)
+        except OSError as problem:
+            _log.error("cannot watch a connection: %s", problem, extra={"dedup_key": str(problem)})
+            connection.lock.acquire()
+            self.close_connection(connection)
 
     def _run_ticks(self) -> None:
         while not self._stop.wait(self._tick_seconds):
@@ -494,7 +499,8 @@ class Server(BaseWSGIServer):
         for connection in self.connections:
             if connection.state is State.SUSPENDED:
                 connection.response.abandon_suspended()
-            if connection.state not in _OWNED_BY_THREAD:  # else that thread is stuck in the app
+                self.close_connection(connection)
+            elif connection.lock.acquire(False):  # else it belongs to a thread that is stuck in the app
                 self.close_connection(connection)
         self.server_close()
         if all_ended:

@@ -21,7 +21,7 @@ __all__ = ["ServerSettings"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ServerSettings:
-    """What requests are served with. A request keeps the settings that were current when its first byte arrived.
+    """The settings that requests are served with. A request keeps the settings that were current when its first byte arrived.
 
     generation         counts the reloads; the larger one is the newer
     tls                what new connections speak TLS with; None: plain HTTP

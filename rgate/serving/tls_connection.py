@@ -132,7 +132,7 @@ class RedirectConnection(Connection):
 
 
 def _https_redirect(port: int, environ: WSGIEnvironment) -> GatewayError:
-    """What the server rejects a request with (REJECTION_KEY): the redirect, or an error when there is no Host to redirect to."""
+    """The rejection (REJECTION_KEY) of a request: a redirect, or an error when the request has no Host to redirect to."""
     host = re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", ""))
     if not host:
         return RequestError("no Host that the client could be sent to")

@@ -18,7 +18,7 @@ from rgate.config.models import ServerConfig
 from rgate.http1.client_address import TrustedProxies
 from rgate.serving.connection import Connection
 from rgate.serving.connection_limits import MAX_REJECTING, RESERVED_FDS, ConnectionLimits
-from rgate.serving.connection_state import INCOMPLETE
+from rgate.serving.connection_state import INCOMPLETE, State
 from rgate.testing import ScriptedBackend, http_response
 
 from ..support.forwarding import Forwarding, forwarding
@@ -34,7 +34,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 def rested(live: Forwarding, client: RawClient) -> Connection:
     """The server's end of a connection, once it is idle: its client may have the response a moment before."""
     connection = connection_of(live.server, client)
-    eventually(lambda: connection.idle, "the connection is idle")
+    eventually(lambda: connection.state is State.IDLE, "the connection is idle")
     return connection
 
 
@@ -54,7 +54,7 @@ def busy(live: Forwarding, stack: ExitStack) -> RawClient:
     """A connection that has begun a request, and so is not idle."""
     client = stack.enter_context(RawClient(live.url))
     client.send(b"GET / HTTP/1.1\r\n")
-    eventually(lambda: not connection_of(live.server, client).idle, "the server sees the request begin")
+    eventually(lambda: connection_of(live.server, client).state is not State.IDLE, "the server sees the request begin")
     return client
 
 
@@ -259,7 +259,7 @@ def test_connections_over_the_limit_that_would_speak_tls_are_closed(backend: Scr
     with forwarding(backend, max_connections=1, **TLS) as live, ExitStack() as stack:
         first = stack.enter_context(SecureClient(live.url))
         first.send(b"GET / HTTP/1.1\r\n")
-        eventually(lambda: not connection_of(live.server, first).idle, "the server sees the request begin")
+        eventually(lambda: connection_of(live.server, first).state is not State.IDLE, "the server sees the request begin")
         with RawClient(live.url) as over:
             assert over.is_closed(), "without a handshake there is no answer"
         first.send(b"Host: x\r\n\r\n")

@@ -153,6 +153,13 @@ def test_request_after_a_header_that_is_late_is_408(backend: ScriptedBackend) ->
         assert raw.response().status == 408
 
 
+def test_client_that_half_closes_within_its_header_is_forgotten_at_once(live: Forwarding) -> None:
+    with RawClient(live.url) as raw:
+        raw.send(b"PROXY TCP4 1")
+        raw.half_close()
+        assert raw.is_closed()
+
+
 def test_client_that_leaves_within_its_header_is_forgotten(live: Forwarding) -> None:
     with RawClient(live.url) as raw:
         raw.send(b"PROXY TCP4 1")

@@ -27,8 +27,7 @@ class CheckedState:
             self._check(state is connection.first_state, f"begins as {state}")
         else:
             self._check(state in TRANSITIONS[before], f"{before} -> {state}")
-            # The server closes what is left when all threads have ended.
-            self._check(state is State.CLOSED or connection.lock.locked(), f"{before} -> {state} without the lock")
+            self._check(connection.lock.locked(), f"{before} -> {state} without the lock")
             seen.add((before, state))
         _slot.__set__(connection, state)
 
