@@ -1,4 +1,4 @@
-"""The nouns of the gateway: frozen, shared by every thread, replaced as a whole when something changes.
+"""The nouns of the gateway: frozen, shared by all threads, replaced as a whole when something changes.
 
 A Route leads to a Backend; a Backend is a named pool of Endpoints; an Endpoint is one address. Endpoints are found
 among Instances, which is what a discovery source lists.
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHT_LABEL", "Address", "Backend", "Endpoint", "EndpointState", "Instance", "Route", "Timeouts", "UpstreamTLS"]
 
-DRAIN_LABEL: Final = "rgate.drain"  # of an instance: with true, yes, on or 1 it gets no new requests
-WEIGHT_LABEL: Final = "rgate.weight"  # of an instance: the share of requests that it gets beside others
+DRAIN_LABEL: Final = "rgate.drain"  # of an instance; with true, yes, on or 1 it gets no new requests
+WEIGHT_LABEL: Final = "rgate.weight"  # of an instance; its share of requests relative to others
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})
 
@@ -114,18 +114,19 @@ class Address:
 
 
 class EndpointState:
-    """What one endpoint is doing now. The same object goes along from snapshot to snapshot while the address stays.
+    """The changing state of one endpoint. Snapshots share the same object while the endpoint's id and address stay.
 
-    `active_exchanges` holds the exchanges in flight: adding and discarding are atomic, so no lock is needed and nothing drifts.
-    `upstream` is the forwarder's own: the connections to this endpoint. `stopping` is as in the endpoint, for the forwarder.
+    `active_exchanges` holds the exchanges in flight. Adding and discarding are atomic under the interpreter's lock, so no other
+    lock is needed and the count does not drift. `upstream` is the forwarder's: the connections to this endpoint. `stopping` is
+    a copy of the endpoint's, for the forwarder.
 
-    The rest belongs to the plugin that looks after health; each is None while nobody wants it, and then costs nothing.
-    on_fault     called with the exchange and what an attempt at this endpoint has raised, whatever that is
-    on_response  called with the exchange and the status of every response whose head has come
-    try_acquire_trial  asked with the environ of a request that could go to this endpoint, whether it must: its trial
-    weight_factor      how much of its weight the endpoint gets: 1, or less while it is fresh or on trial
+    The other attributes belong to the plugin that checks health. Each callback is None while it is not used.
+    on_failure         called with the exchange and the exception that an attempt at this endpoint has raised, of any type
+    on_response        called with the exchange and the status of every response, when its head has arrived
+    try_acquire_trial  called with the environ of a request that could go to this endpoint; True if it must, as its trial
+    weight_factor      the share of its weight that the endpoint gets: 1, or less during slow start or on trial
 
-    After a change of `try_acquire_trial` or `weight_factor` somebody has to call EndpointTable.reshared().
+    After a change of `try_acquire_trial` or `weight_factor`, call EndpointTable.weights_changed().
     """
 
     __slots__ = ("active_exchanges", "on_failure", "on_response", "stopping", "try_acquire_trial", "upstream", "weight_factor")
@@ -147,10 +148,10 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address of a backend. `name` is what people call it (container name, or the URL); `id` sorts and identifies.
+    """One address of a backend. `name` is for operators (the container's name, or the URL); `id` identifies it and is sorted by.
 
-    `weight` is its share of requests beside others, from its label `rgate.weight`; with 0 it gets only what sticks to it.
-    One that is `stopping` gets requests only while its backend has no other.
+    `weight` is its share of requests relative to others, from its label `rgate.weight`; with 0 it gets only requests that
+    stick to it. One that is `stopping` gets requests only while its backend has no other endpoint.
     """
 
     id: str
@@ -164,7 +165,7 @@ class Endpoint:
 
     @property
     def key(self) -> tuple[str, Address]:
-        """What it is known by over all snapshots, whatever happens to its name and labels."""
+        """Identifies it over all snapshots, even if its name or labels change."""
         return self.id, self.address
 
 
@@ -172,11 +173,11 @@ class Endpoint:
 class Instance:
     """One thing a discovery source found: a container, a process, a fixed URL.
 
-    Exactly one of `address` and `reason` is set: an instance that cannot be used says why, in words for the operator
-    ("no published tcp port; expose one or set rgate.port", ...). `backend` names the backend it belongs to when the
-    source knows that itself; otherwise the labels decide. One with an address that has been told to stop and still accepts
-    requests is `stopping`: a last resort. `notes` are what an operator should be told about it once, whether
-    it can be used or not ("unknown label rgate.prot; did you mean 'rgate.port'?").
+    Exactly one of `address` and `reason` is set. `reason` says why an instance cannot be used, in words for the operator ("no
+    published tcp port; expose one or set rgate.port"). `backend` names its backend if the source knows it; otherwise the
+    labels decide. An instance with an address that has been told to stop but still accepts requests is `stopping`: a last
+    resort. `notes` are for the operator, reported once, whether it can be used or not ("unknown label rgate.prot; did you mean
+    'rgate.port'?").
     """
 
     id: str

@@ -15,7 +15,7 @@ from ..chain.scope import ExchangeScope, OnFailed, reject
 from ..chain.timing import timed
 from ..config import Config
 from ..config.file_watch import contents
-from ..discovery import EndpointQueue, EndpointTable, Snapshot
+from ..discovery import EndpointQueue, EndpointTable
 from ..discovery.model import Backend, Endpoint, Route, Timeouts, UpstreamTLS
 from ..errors import GatewayError, PluginError
 from ..forwarding.body_limit import BodyLimit

@@ -60,7 +60,7 @@ def world(*backends: Backend, most: int = 100) -> Iterator[World]:
     for suspended in made.suspended:
         suspended.close()
     assert not made.queue.waiting
-    until(lambda: made.queue._thread is None, "the thread ends when nobody waits")
+    until(lambda: made.queue._thread is None, "the thread ends when no request waits")
 
 
 def test_backend_that_has_lost_its_last_endpoint_is_waited_for_until_wait_seconds_have_passed() -> None:
