@@ -93,7 +93,7 @@ class EndpointQueue:
     def park(
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], fault: GatewayError
     ) -> SuspendedResponse:
-        """Suspend a request until there is an endpoint; `go_on` is that of SuspendedResponse. Raises `fault` if it may not wait."""
+        """Suspend a request until there is an endpoint; `go_on` as in SuspendedResponse. Raises `fault` if it may not wait."""
         suspended = self.suspended(environ, backend, go_on, has_failed=True)
         if suspended is None:
             raise fault

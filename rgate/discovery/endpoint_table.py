@@ -121,7 +121,7 @@ class Discovery:
                 thread.join(max(0.0, deadline - monotonic()))
 
     def joined(self, table: EndpointTable, before: Snapshot) -> Snapshot:
-        """What the sources of `table` say now, matched to its backends. Endpoint states are carried over from `before`."""
+        """The snapshot of `table` by its sources' last lists, with exclusions. Endpoint states are carried over from `before`."""
         with self._lock:
             return self._exclusions.applied(table.joined(before), before)
 
@@ -221,11 +221,11 @@ class EndpointTable:
             self.discovery.activate(self)
 
     def source_states(self) -> Mapping[str, SourceState]:
-        """What every source last said, by name."""
+        """The state of every source, by name."""
         return MappingProxyType({name: watcher.state for name, watcher in self.watchers.items()})
 
     def joined(self, before: Snapshot) -> Snapshot:
-        """What the sources say now, matched to the backends, with nothing excluded."""
+        """The snapshot by the sources' last lists, with nothing excluded."""
         return self._matcher.join(self.source_states(), before)
 
     def refresh(self) -> None:

@@ -14,7 +14,7 @@ __all__ = ["Exclusion", "Exclusions"]
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What one caller that has excluded an endpoint says about it; see EndpointTable.exclude()."""
+    """Why one caller has excluded an endpoint, and how; see EndpointTable.exclude()."""
 
     reason: str
     last_resort: bool = False

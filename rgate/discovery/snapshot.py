@@ -1,4 +1,5 @@
-"""The snapshot: which endpoints every backend has at one moment, why others are none, and what has changed. Pure."""
+"""Snapshot: the endpoints of every backend at one moment, why other instances are not endpoints, and what has changed since
+another snapshot. Pure functions, without I/O or threads."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 NAMES_SHOWN = 3
-NEAR_MISSES_TOLD = 3
+NEAR_MISSES_REPORTED = 3
 MAX_WEIGHT = 1_000
 NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 _TRUE = frozenset(["true", "yes", "on", "1"])
@@ -38,12 +39,12 @@ _FALSE = frozenset(["false", "no", "off", "0", ""])  # empty is what `rgate.drai
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """What one source said last.
+    """The outcome of the last lists of one source.
 
-    instances  its last good list, those with a reason included, sorted by id
-    listed     when that was (monotonic seconds); None before the first
-    error      why it cannot be listed at present; None while it can
-    failed     when listing failed last (monotonic seconds); None if never
+    instances  the last good list, including instances without an address, sorted by id
+    listed     when that list was made (monotonic seconds); None before the first one
+    error      why listing fails now; None while it succeeds
+    failed     when listing last failed (monotonic seconds); None if it never has
     """
 
     name: str
@@ -55,10 +56,10 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True)
 class ExcludedEndpoint:
-    """An endpoint that gets no new requests, and why, by who says so: {"drain": "draining", "ejection": "ejected: …"}.
+    """An endpoint that gets no new requests, with the reasons by caller: {"drain": "draining", "ejection": "ejected: …"}.
 
-    last_resort  it gets some all the same while its backend has no other
-    on_trial     it gets some all the same, as far as its `state.try_acquire_trial` lets them pass
+    last_resort  it still gets requests while its backend has no other endpoint
+    on_trial     it still gets the requests that its `state.try_acquire_trial` lets pass
     """
 
     endpoint: Endpoint
@@ -72,10 +73,10 @@ class ExcludedEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """An instance that carries some of a backend's labels but not all, and belongs to no backend.
+    """An instance that has some of a backend's labels but not all, and belongs to no backend.
 
-    `detail` says which: "app_name=orders, but env=Prod instead of env=production". `reachable` is whether it has had an address
-    since it is one, so that one which stops and starts is told of once.
+    `detail` says which: "app_name=orders, but env=Prod instead of env=production". `reachable` says whether it has had an address
+    since it became a near miss, so that an instance that stops and starts is reported once.
     """
 
     instance: Instance
@@ -85,14 +86,14 @@ class NearMiss:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Discovery at one moment, joined over all sources. A tuple of endpoints that has not changed is the same object as before.
+    """Discovery at one moment, over all sources. A tuple of endpoints that has not changed is the same object as before.
 
-    endpoints    what new requests of every backend choose from, sorted by id; empty when there is nothing
-    unusable     per backend the instances that belong to it but have no address, sorted by id, each with its reason
+    endpoints    per backend, the endpoints that new requests choose from, sorted by id
+    unusable     per backend, the instances that belong to it but have no address, sorted by id, each with its reason
     sources      by name
-    found        every endpoint that has an address, those set aside included
-    excluded    those of `found` that somebody has set aside
-    near_misses  per backend the instances that nearly belong to it, sorted by name; backends without any are left out
+    found        per backend, every endpoint that has an address, including excluded ones
+    excluded     per backend, the endpoints of `found` that are excluded; backends without any are left out
+    near_misses  per backend, the instances that nearly belong to it, sorted by name; backends without any are left out
     noted        the instances that belong to a backend and have notes, by id
     """
 
@@ -107,10 +108,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line for the operator: an endpoint came ("+") or went ("-"), or some cannot be used ("!") and why, or have notes
-    ("?", with no backend), or nearly belong to the backend ("~").
+    """One line for the operator: an endpoint was added ("+") or removed ("-"), or instances cannot be used ("!"), have notes
+    ("?", without a backend), or nearly belong to the backend ("~").
 
-    Instances of which the same is to be said share a line, so that a hundred stopped containers are one.
+    Instances with the same detail share a line, so that a hundred stopped containers are one line.
     """
 
     sign: Literal["+", "-", "!", "?", "~"]
@@ -120,7 +121,7 @@ class Change:
 
     @property
     def fields(self) -> dict[str, object]:
-        """The same for programs."""
+        """The fields of the JSON log line."""
         return {"change": self.sign, "backend": self.backend, "endpoints": self.names, "detail": self.detail}
 
     def __str__(self) -> str:
@@ -137,7 +138,7 @@ class Change:
 
 
 def why_not(instance: Instance, backend: Backend) -> tuple[str, ...]:
-    """Everything that keeps `instance` from being an endpoint of `backend`; empty when it is one."""
+    """All reasons why `instance` is not an endpoint of `backend`; empty if it is."""
     reasons = () if instance.address else (_reason(instance),)
     if instance.backend == backend.name:
         return reasons
@@ -152,10 +153,10 @@ def why_not(instance: Instance, backend: Backend) -> tuple[str, ...]:
 
 
 class Matcher:
-    """Which backends an instance belongs to: by all of their labels, or by name.
+    """Finds the backends that an instance belongs to: by all of their labels, or by name.
 
-    Backends are indexed by their first label, so thousands of instances meet dozens of backends without comparing each
-    with each.
+    Backends are indexed by their first label, so that thousands of instances and dozens of backends are matched without
+    comparing each with each.
     """
 
     def __init__(self, backends: Iterable[Backend]) -> None:
@@ -170,9 +171,9 @@ class Matcher:
                 self._by_any_label.setdefault(label, []).append(backend)
 
     def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
-        """The snapshot of what `sources` say, with nothing set aside. Loads go along from `before` while id and address of an
-        instance stay."""
-        loads = {old.key: old.state for group in before.found.values() for old in group}
+        """The snapshot of what `sources` have listed, with nothing excluded. Endpoint states are carried over from `before` while
+        the id and address of an instance stay."""
+        states = {old.key: old.state for group in before.found.values() for old in group}
         endpoints: dict[str, list[Endpoint]] = {name: [] for name in self._names}
         unusable: dict[str, list[Instance]] = {name: [] for name in self._names}
         near: dict[str, list[NearMiss]] = {}
@@ -199,8 +200,8 @@ class Matcher:
                 if address is None:
                     unusable[name].append(instance)
                     continue
-                load = loads.setdefault((instance.id, address), EndpointState())
-                endpoint = Endpoint(instance.id, instance.name, name, address, instance.labels, load, weight, instance.stopping)
+                state = states.setdefault((instance.id, address), EndpointState())
+                endpoint = Endpoint(instance.id, instance.name, name, address, instance.labels, state, weight, instance.stopping)
                 endpoints[name].append(endpoint)
         found = MappingProxyType({name: _reuse_if_equal(group, before.found.get(name, ())) for name, group in endpoints.items()})
         without_address = {name: tuple(sorted(group, key=lambda i: i.id)) for name, group in unusable.items()}
@@ -227,10 +228,10 @@ class Matcher:
         return found
 
     def _nearest(self, instance: Instance) -> Backend | None:
-        """The backend that an instance which belongs to none carries the most labels of.
+        """The backend with the most labels in common with an instance that belongs to no backend.
 
-        One that is as near to several is probably not meant for any of them (all of them may be `env=production`), unless it
-        has what looks like a misspelt label of one.
+        An instance that is equally near to several backends is probably not meant for any of them (all may have
+        `env=production`), unless one of its labels looks like a misspelt label of one of them.
         """
         carried = Counter(backend for label in instance.labels.items() for backend in self._by_any_label.get(label, ()))
         most = max(carried.values(), default=0)
@@ -259,15 +260,15 @@ def _near_miss(instance: Instance, backend: Backend) -> str:
 
 
 def _shown(value: str) -> str:
-    """A label's value for a message: not too long, and without what could end the line."""
+    """A label's value for a message: not too long, and without characters that could end the line."""
     value = value if len(value) <= 60 else f"{value[:50]}…"
     return value if value.isprintable() else ascii(value)[1:-1]
 
 
 def _draining(text: str) -> str:
-    """Why a container with this value of the label `rgate.drain` gets no requests; "" when it gets some.
+    """Why a container with this value of the label `rgate.drain` gets no requests; "" if it gets requests.
 
-    A value that is neither yes nor no drains, because who sets the label wants no requests.
+    A value that is neither yes nor no drains, because an operator who sets the label wants no requests.
     """
     value = text.strip().lower()
     if value in _FALSE:
@@ -281,7 +282,7 @@ def _weight(text: str) -> int:
     if not text:  # an empty label is what `rgate.weight=${WEIGHT}` leaves when WEIGHT is not set
         return 1
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > MAX_WEIGHT:
-        raise ValueError(f"label {WEIGHT_LABEL}={text!r} is no whole number from 0 to {MAX_WEIGHT}")
+        raise ValueError(f"label {WEIGHT_LABEL}={text!r} is not a whole number from 0 to {MAX_WEIGHT}")
     return int(text)
 
 
@@ -295,25 +296,25 @@ def _reuse_if_equal(found: Sequence[Endpoint], before: tuple[Endpoint, ...]) -> 
 
 
 def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
-    """What is new for `backend`, in a stable order: gone, come, not usable. A change of name alone is none."""
-    old_asides = {aside.endpoint.key for aside in before.excluded.get(backend, ())}
-    asides = {aside.endpoint.key: str(aside) for aside in after.excluded.get(backend, ())}
+    """The changes of `backend`, in a stable order: removed, added, not usable. A change of name alone is not reported."""
+    old_excluded = {each.endpoint.key for each in before.excluded.get(backend, ())}
+    excluded = {each.endpoint.key: str(each) for each in after.excluded.get(backend, ())}
     old = {endpoint.key: endpoint for endpoint in before.found.get(backend, ())}
     new = {endpoint.key: endpoint for endpoint in after.found[backend]}
     reasons = {instance.id: _reason(instance) for instance in after.unusable[backend]}
     for key, endpoint in old.items():
-        if key not in old_asides and (key not in new or key in asides):
-            yield Change("-", backend, (endpoint.name,), _where(endpoint, asides.get(key) or reasons.get(endpoint.id)))
+        if key not in old_excluded and (key not in new or key in excluded):
+            yield Change("-", backend, (endpoint.name,), _where(endpoint, excluded.get(key) or reasons.get(endpoint.id)))
     by_reason: dict[str, list[str]] = {}
     for key, endpoint in new.items():
-        if key in asides:
+        if key in excluded:
             if key not in old:
-                by_reason.setdefault(asides[key], []).append(endpoint.name)
-        elif key not in old or key in old_asides:
+                by_reason.setdefault(excluded[key], []).append(endpoint.name)
+        elif key not in old or key in old_excluded:
             yield Change("+", backend, (endpoint.name,), _where(endpoint))
-    told = {id for id, _ in old} | {i.id for i in before.unusable.get(backend, ()) if _reason(i) == reasons.get(i.id)}
+    reported = {id for id, _ in old} | {i.id for i in before.unusable.get(backend, ()) if _reason(i) == reasons.get(i.id)}
     for instance in after.unusable[backend]:
-        if instance.id not in told:
+        if instance.id not in reported:
             by_reason.setdefault(reasons[instance.id], []).append(instance.name)
     for reason, names in by_reason.items():
         yield Change("!", backend, tuple(sorted(names)), reason)
@@ -321,30 +322,30 @@ def changes(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]
 
 
 def _new_near_misses(backend: str, before: Snapshot, after: Snapshot) -> Iterable[Change]:
-    """Some of those that could be endpoints but for their labels; /-/backends has more of them."""
-    told = {(miss.instance.id, miss.detail) for miss in before.near_misses.get(backend, ()) if miss.reachable}
+    """The first few instances that are not endpoints because of their labels only; /-/backends shows more of them."""
+    reported = {(miss.instance.id, miss.detail) for miss in before.near_misses.get(backend, ()) if miss.reachable}
     by_detail: dict[str, list[str]] = {}
     for miss in after.near_misses.get(backend, ()):
-        if miss.reachable and (miss.instance.id, miss.detail) not in told:
+        if miss.reachable and (miss.instance.id, miss.detail) not in reported:
             by_detail.setdefault(miss.detail, []).append(miss.instance.name)
-    for detail, names in list(by_detail.items())[:NEAR_MISSES_TOLD]:
+    for detail, names in list(by_detail.items())[:NEAR_MISSES_REPORTED]:
         yield Change("~", backend, tuple(names), detail)
 
 
 def changes_of_notes(before: Snapshot, after: Snapshot) -> Iterable[Change]:
-    """What is new in the notes of instances that belong to a backend, each once, however many backends these are."""
+    """New notes of instances that belong to a backend, each once, however many backends the instance belongs to."""
     by_note: dict[str, list[str]] = {}
     for id, instance in after.noted.items():
-        told = before.noted[id].notes if id in before.noted else ()
+        reported = before.noted[id].notes if id in before.noted else ()
         for note in instance.notes:
-            if note not in told:
+            if note not in reported:
                 by_note.setdefault(note, []).append(instance.name)
     for note, names in by_note.items():
         yield Change("?", "", tuple(sorted(names)), note)
 
 
 def remarks(snapshot: Snapshot) -> Iterable[Change]:
-    """Every note and near miss of a snapshot, as if there had been none before."""
+    """Every note and near miss of a snapshot, as if all were new."""
     nothing = Snapshot(NOTHING, NOTHING, MappingProxyType({}), NOTHING, NOTHING)
     yield from changes_of_notes(nothing, snapshot)
     for backend in snapshot.near_misses:

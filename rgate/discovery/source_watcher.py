@@ -42,7 +42,7 @@ class Timing:
     start_timeout: float = 2.0
 
     def retry_after(self, failures: int, chance: float, took: float = 0.0) -> float:
-        """The pause after `failures` failures in a row, the last of which took `took` seconds. `chance` is random, from 0 to 1."""
+        """The pause after so many failures in a row, the last of which took `took` seconds. `chance` is random, from 0 to 1."""
         pause = min(self.backoff_limit, self.backoff * 2.0 ** min(failures - 1, 32)) * (1 - chance / 2)
         return max(pause - took, min(pause, self.backoff))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["REPLY_SECONDS", "RETRY_SECONDS", "OnReply", "ReloadThread", "ReloadTrigger", "WorkersReload"]
 
 RETRY_SECONDS: Final = 10.0
-REPLY_SECONDS: Final = 25.0  # for the first worker, and then for all others together
+REPLY_SECONDS: Final = 30.0  # for the first worker, and then for all others together
 _log = logging.getLogger("rgate.process")
 
 OnReply: TypeAlias = Callable[[str | None], object]  # called with a worker's reply; None: it has ended first

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "serve"]
 
-ALL_WORKERS_SECONDS: Final = 60.0  # for a reload of all workers together
+ALL_WORKERS_SECONDS: Final = 75.0  # for a reload of all workers: twice REPLY_SECONDS, and the build
 DISCOVERY_SECONDS: Final = 10.0  # for a process that takes over to find endpoints
 _COLOURS: Final = {"+": "green", "-": "yellow", "!": "red", "?": "red"}
 _log = logging.getLogger("rgate.process")

@@ -1,9 +1,9 @@
-"""What a gateway is started with by systemd (socket activation, sd_listen_fds(3)) or by the gateway before it.
+"""Listening sockets inherited from systemd (socket activation, sd_listen_fds(3)) or, in an upgrade, from the process before.
 
-LISTEN_PID      the process it is meant for
-LISTEN_FDS      how many listening sockets there are, from descriptor 3 on
-LISTEN_FDNAMES  their names, with colons between; `redirect` is for server.tls.redirect_port, the others for the main port
-RGATE_UPGRADE   only from the gateway before: where to say that this one is ready, and whether systemd holds the sockets
+LISTEN_PID      the process that the sockets are for
+LISTEN_FDS      the number of listening sockets, from descriptor 3 on
+LISTEN_FDNAMES  their names, separated by colons; `redirect` is for server.tls.redirect_port, the others for the main port
+RGATE_UPGRADE   from the process before only: the descriptor to report readiness on, and whether systemd holds the sockets
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "RGATE_UPGRAD
 
 @dataclass(slots=True)
 class InheritedSockets:
-    """Listening sockets, and how to say that they are served.
+    """Listening sockets, and how to report that they are served.
 
-    externally_owned  they will be there for the next gateway even when this one has ended: systemd holds them
-    takes_over  another gateway serves them until this one is ready
-    ready       a descriptor for say_ready(); None when no other gateway waits for it
+    externally_owned  they stay open for the next process even when this one has ended: systemd holds them
+    takes_over  another process serves them until this one is ready
+    ready       the descriptor for notify_ready(); None when no other process waits for it
     """
 
     main: tuple[socket.socket, ...] = ()
@@ -41,21 +41,21 @@ class InheritedSockets:
     ready: int | None = None
 
     def notify_ready(self) -> None:
-        """Let the gateway before retire. It may have ended meanwhile, which is as good."""
+        """Let the process before retire. It does not matter if it has ended."""
         if self.ready is not None:
             with contextlib.suppress(OSError):
                 os.write(self.ready, READY)
         self.forget()
 
     def forget(self) -> None:
-        """Leave say_ready() to another process, which has the same descriptor."""
+        """Leave notify_ready() to another process, which has the same descriptor."""
         ready, self.ready = self.ready, None
         if ready is not None:
             os.close(ready)
 
 
 def inherit(environ: MutableMapping[str, str] = os.environ) -> InheritedSockets:
-    """Take what this process has been started with out of `environ`, so that its own children do not think it theirs.
+    """The sockets that this process was started with. Removes their variables from `environ`, so that children do not use them.
 
     Raises RgateError for sockets that rgate cannot serve.
     """
@@ -74,9 +74,9 @@ def inherit(environ: MutableMapping[str, str] = os.environ) -> InheritedSockets:
 
 
 def child_environ(names: list[str], ready: int, lent: bool, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a gateway that is to inherit sockets of these names and the descriptor of `InheritedSockets.ready`, but for
-    LISTEN_PID, which whoever starts it has to set."""
-    kept = {name: value for name, value in environ.items() if name != "WATCHDOG_PID"}  # it will be the main process
+    """The environment for a process that inherits sockets of these names and the descriptor `InheritedSockets.ready`. LISTEN_PID
+    is missing; the process that executes it must set it."""
+    kept = {name: value for name, value in environ.items() if name != "WATCHDOG_PID"}  # the child will be the main process
     values = (str(len(names)), ":".join(names), f"{ready} {'lent' if lent else 'own'}")
     return {**kept, **dict(zip(_VARIABLES[1:], values, strict=True))}
 
@@ -87,9 +87,9 @@ def _listener(descriptor: int) -> socket.socket:
         listener = socket.socket(fileno=descriptor)
         listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise RgateError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from error
+        raise RgateError(f"LISTEN_FDS: descriptor {descriptor} is not a socket: {error.strerror}") from error
     if not listens or listener.family not in (socket.AF_INET, socket.AF_INET6):
         raise RgateError(
-            f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket; write ListenStream=PORT, without Accept=yes"
+            f"LISTEN_FDS: descriptor {descriptor} is not a listening TCP socket; write ListenStream=PORT, without Accept=yes"
         )
     return listener

@@ -369,7 +369,7 @@ class Supervisor:
         return code
 
     def _kill_unresponsive(self) -> None:
-        """Kill workers without a heartbeat. One that still runs logs where it hangs (SIGABRT, faulthandler); a stopped one does not."""
+        """Kill workers without a heartbeat. SIGABRT has one that still runs print where it hangs; a stopped one does not."""
         now = self._clock()
         for worker in self._workers:
             if not worker.pid or now < worker.heartbeat_deadline:

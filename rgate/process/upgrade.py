@@ -1,13 +1,13 @@
-"""The next gateway on the same sockets, for an upgrade without a lost request.
+"""Starts a successor of this process on the same sockets, for an upgrade without a lost request.
 
-    present ── starts, with the listening sockets ──→ next: loads what is installed now, the config, finds endpoints
-    present ←────────────────────────────── "ready" ── next: accepts connections from now on, too
-    present: accepts no more, answers what it has, ends
+    this process ── starts, with the listening sockets ──→ successor: loads the installed code and the config, finds endpoints
+    this process ←────────────────────────────── "ready" ── successor: accepts connections from now on
+    this process: accepts no more connections, answers the requests it has, ends
 
-No connection is ever in nobody's hands: those that nobody has accepted wait in the sockets' queues, which both share.
+No connection is lost in between: connections that are not accepted yet wait in the sockets' queues, which both processes share.
 
-The next one is started by a small process in between, which ends before the present one says MAINPID, so that systemd takes the
-orphan in as its own child. Any other main process systemd kills at once when it is to stop, instead of waiting for its end.
+The successor is started by a small intermediate process, which ends before this process sends MAINPID, so that systemd adopts
+the orphan as its own child. On a stop, systemd kills any other main process at once instead of waiting for its end.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["UPGRADE_SECONDS", "UpgradeProcess"]
 
-UPGRADE_SECONDS: Final = 60.0  # how long the present gateway waits for the next one
+UPGRADE_SECONDS: Final = 60.0  # how long this process waits for its successor
 
-# The process in between: start the command, tell its number, end as it does.
+# The intermediate process: start the command, report its process number, end as it does.
 _BETWEEN: Final = """
 import os, signal, sys
 tell, command = int(sys.argv[1]), sys.argv[2:]
@@ -64,13 +64,13 @@ class _Listeners(Protocol):
 class UpgradeProcess:
     """A process with the same command line, environment and directory as this one, and the same Python.
 
-    Wait until fileno() is readable, but no longer than UPGRADE_SECONDS; then conclude(). Raises RgateError when there can be
-    no such process.
+    Wait until fileno() is readable, for at most UPGRADE_SECONDS, then call conclude(). Raises RgateError if it cannot be
+    started.
     """
 
     def __init__(self, listeners: _Listeners, command: list[str] | None = None) -> None:
         if os.getpid() == 1:
-            raise RgateError("a container ends with its process 1, which therefore has no successor; start another container")
+            raise RgateError("a container ends with its process 1, so process 1 cannot have a successor; start another container")
         command = command or [sys.executable, *sys.orig_argv[1:]]
         sockets = [*listeners.main, *listeners.redirect]
         names = ["main"] * len(listeners.main) + [REDIRECT] * len(listeners.redirect)
@@ -81,7 +81,7 @@ class UpgradeProcess:
         told, teller = os.pipe()
         copies: list[int] = []
         try:
-            for source in (*(it.fileno() for it in sockets), sender, teller):  # away from the numbers that they are to have
+            for source in (*(it.fileno() for it in sockets), sender, teller):  # to numbers beyond those that they will have
                 copies.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, tell + 1))
             self._between = os.posix_spawn(
                 sys.executable,
@@ -105,31 +105,31 @@ class UpgradeProcess:
             raise RgateError("another process cannot be started")
 
     def fileno(self) -> int:
-        """Readable when there is an outcome."""
+        """A descriptor that is readable when the process serves or has ended."""
         return self._receiver
 
     def wait(self) -> None:
-        """conclude() as soon as that is possible, and at the latest after UPGRADE_SECONDS."""
+        """Wait, at most UPGRADE_SECONDS, and then conclude()."""
         poll = select.poll()
         poll.register(self._receiver, select.POLLIN)
         self.conclude(in_time=bool(poll.poll(UPGRADE_SECONDS * 1_000)))
 
     def kill(self) -> None:
-        """Have it end, and so conclude() raise. Nothing happens to one that serves already."""
+        """Kill the process, so that conclude() raises. Does nothing if it serves already."""
         if not self._serves:
             _kill(self.pid)
 
     def conclude(self, in_time: bool = True) -> None:
-        """Return when the process serves; otherwise see to its end and raise RgateError. If not `in_time`, do not wait."""
+        """Return if the process serves; otherwise kill it and raise RgateError. If not `in_time`, do not wait for it."""
         try:
             if in_time and os.read(self._receiver, len(READY)) == READY:
                 self._serves = True
                 _kill(self._between)
-                os.waitpid(self._between, 0)  # by then it has no children any more
+                os.waitpid(self._between, 0)  # by then it has no children
                 return
         finally:
             os.close(self._receiver)
-        self.kill()  # nothing to one that is ending
+        self.kill()  # no effect if it is ending
         code = os.waitstatus_to_exitcode(os.waitpid(self._between, 0)[1])
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         raise RgateError(f"process {self.pid} {f'ended with {how}' if in_time else 'was not ready in time'}")

@@ -1,4 +1,4 @@
-"""What a process runs: one Runtime for its whole life, and one Gateway per config.
+"""One Runtime for the life of a process, and one Gateway per config.
 
 runtime.py         Runtime: what outlives a config; start, reload, drain and stop
 gateway.py         build(): the chains on one screen; Gateway: what plugins are given

@@ -30,8 +30,8 @@ class ResourcePool:
     def get_or_create(self, name: str, key: object, factory: Callable[[], _T], holder: Gateway) -> _T:
         """The object that the current gateway holds under this name with an equal key; otherwise a new one from `factory`.
 
-        `holder` holds it from now on, and gets the same object if it asks again. Raises ValueError if `holder` has the name for another key already, as when two plugins
-        use one name.
+        `holder` holds it from now on, and gets the same object if it asks again. Raises ValueError if `holder` has the name for
+        another key already, as when two plugins use one name.
         """
         with self._lock:
             found = self._find(name, holder)

@@ -54,7 +54,7 @@ class Workers:
         self._channel = channel
 
     def on_command(self, topic: str, command: Command) -> None:
-        """Run `command(argument)` whenever another worker broadcasts `topic` (a word). The argument is "" if there is none.
+        """Run `command(argument)` whenever another worker broadcasts `topic` (a word). Without an argument it is "".
         Commands run in one thread and should be quick; a str that they return is the reply."""
         self.commands[topic] = command
 
@@ -94,8 +94,8 @@ class WorkerChannel:
         return self._request(f"ask {{}} {topic} {encode_arg(argument)}", timeout_seconds) is not None
 
     def reload(self, timeout_seconds: float) -> str | None:
-        """Have the supervisor, and then every worker, read the config again. Returns the problems, "" when there are none, or
-        None when the outcome is not known in time."""
+        """Have the supervisor, and then every worker, read the config again. Returns the problems ("": the config
+        is active), or None when the outcome is not known in time."""
         return self._request("reload {}", timeout_seconds)
 
     def notify_supervisor(self, word: str) -> None:

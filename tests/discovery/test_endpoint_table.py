@@ -58,7 +58,7 @@ def test_broken_watch_is_listed_and_watched_again(running: Callable[[EndpointTab
     live = running(table(source))
     eventually(source.watched.is_set, "the source is watched")
     source.watched.clear()
-    source.instances = [payment("b", 82)]  # what nobody gave notice of
+    source.instances = [payment("b", 82)]  # without a notice
     source.broken.set()
     eventually(lambda: ids(live.snapshot, "payment") == ["b"], "what was missed is listed")
     source.broken.clear()

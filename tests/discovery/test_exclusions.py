@@ -62,11 +62,11 @@ def test_set_aside_by_two_is_back_when_both_have_taken_it_back(live: EndpointTab
 def test_set_aside_all_leaves_none_but_last_resorts(live: EndpointTable) -> None:
     a, b = endpoint(live, "a"), endpoint(live, "b")
     live.exclude(a, "ejection", "ejected", last_resort=True)
-    assert ids(live.snapshot, "payment") == ["b"], "a last resort is none while there is another"
+    assert ids(live.snapshot, "payment") == ["b"], "a last resort is not used while there is another"
     live.exclude(b, "drain", "draining")
     assert ids(live.snapshot, "payment") == ["a"]
     live.exclude(a, "drain", "draining")
-    assert ids(live.snapshot, "payment") == [], "not everybody says that it is a last resort"
+    assert ids(live.snapshot, "payment") == [], "not every caller says that it is a last resort"
 
 
 def test_set_aside_on_trial_stays_among_the_candidates(live: EndpointTable) -> None:
@@ -141,7 +141,7 @@ def test_set_aside_is_told_like_what_discovery_finds(
     assert told == [
         "backend payment: - name-of-a http://127.0.0.1:81 (ejected: 5 faults in a row)",
         "backend payment: + name-of-a http://127.0.0.1:81",
-    ], "once out and once back, whoever has said so and however often"
+    ], "once out and once back, however many callers and calls there are"
     assert caplog.messages == told
     told.clear()
     live.exclude(a, "drain", "draining")
@@ -171,7 +171,7 @@ def test_on_swap_is_called_at_once_and_with_every_new_snapshot(live: EndpointTab
     live.refresh()
     live.refresh()
     live.weights_changed()
-    assert seen == [["a", "b"], ["b"], ["b"], ["b"]], "nothing new is no swap, new labels are one"
+    assert seen == [["a", "b"], ["b"], ["b"], ["b"]], "without news there is no new snapshot; new labels make one"
 
 
 def test_on_swap_callback_that_raises_stops_nothing(live: EndpointTable, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,7 +87,7 @@ def test_equal_source_goes_on_for_the_next_table(world: World) -> None:
     source.changed()
     eventually(lambda: ids(before.snapshot, "payment") == ["a", "b"], "until it is replaced, the first table is current")
     world.activate(after)
-    assert ids(after.snapshot, "payment") == ["a", "b"], "what has come meanwhile is not lost"
+    assert ids(after.snapshot, "payment") == ["a", "b"], "what was found meanwhile is not lost"
     source.instances = [payment("b", 82)]
     source.changed()
     eventually(lambda: ids(after.snapshot, "payment") == ["b"], "the next table has it")

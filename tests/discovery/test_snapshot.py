@@ -111,7 +111,7 @@ class TestMatching:
         joined.refresh()
         (unusable,) = joined.snapshot.unusable["payment"]
         assert joined.snapshot.endpoints["payment"] == ()
-        assert unusable.reason == f"label rgate.weight={label!r} is no whole number from 0 to 1000"
+        assert unusable.reason == f"label rgate.weight={label!r} is not a whole number from 0 to 1000"
 
     @given(
         st.dictionaries(st.text(), st.text(), max_size=6),
@@ -368,7 +368,7 @@ class TestChanges:
         assert [r.levelname for r in caplog.records] == ["INFO"]
         assert self.listed(followed, source, seen, *alike, found("z", 82, app_name="else")) == []
         stopped = found("s", app_name="payment", env="old", reason="stopped")
-        assert self.listed(followed, source, seen, *alike, stopped) == [], "it is no endpoint for another reason, too"
+        assert self.listed(followed, source, seen, *alike, stopped) == [], "it is not an endpoint for another reason, too"
         assert self.listed(followed, source, seen) == []
         assert self.listed(followed, source, seen, found("r", reason="paused", app_name="payment", env="Prod")) == []
         assert len(self.listed(followed, source, seen, found("r", 82, app_name="payment", env="Prod"))) == 1

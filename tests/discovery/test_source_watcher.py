@@ -18,7 +18,7 @@ from .sources import Listing, Watching
 
 
 class FakeTime:
-    """A clock that moves only while somebody waits.
+    """A clock that moves only while a thread waits.
 
     Each wait for a notice is answered by the next of `plan`: after how long a notice comes, or None when none does. After
     the last of them the loop is stopped. `waits` and `pauses` are how long the loop wanted to wait for a notice, and to

@@ -163,5 +163,5 @@ def test_sockets_that_cannot_be_served_are_a_clear_error(tmp_path: Path, backend
         sock.set_inheritable(True)
         fds = {"pass_fds": (sock.fileno(),)}
         with GatewayProcess(written(tmp_path, backend), launcher=[*ACTIVATED, str(sock.fileno())], **fds) as gateway:
-            assert gateway.output.until("LISTEN_FDS: descriptor 3 is no listening TCP socket; write ListenStream=PORT")
+            assert gateway.output.until("LISTEN_FDS: descriptor 3 is not a listening TCP socket; write ListenStream=PORT")
             assert gateway.wait() == 2

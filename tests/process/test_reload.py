@@ -63,23 +63,23 @@ def running(file: Path) -> Iterator[Running]:
     running.end()
 
 
-def test_changed_file_is_taken_up_and_told(running: Running, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_file_is_made_active_and_logged(running: Running, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "rgate.process")
     written(file, "two")
-    eventually(lambda: running.body == "two", "it is taken up")
-    eventually(lambda: caplog.messages == [f"{file} reloaded"], "it is told")
+    eventually(lambda: running.body == "two", "it is active")
+    eventually(lambda: caplog.messages == [f"{file} reloaded"], "it is logged")
 
 
-def test_wanted_reload_takes_up_what_is_there(file: Path) -> None:
+def test_requested_reload_makes_the_file_active(file: Path) -> None:
     running = Running(written(file, "one", watch=False))
     written(file, "two", watch=False)
     running.reloads.request()
-    eventually(lambda: running.body == "two", "it is taken up")
+    eventually(lambda: running.body == "two", "it is active")
     assert running.reloads.reload() == ""
     running.end()
 
 
-def test_watching_that_is_turned_on_by_a_reload_begins(file: Path) -> None:
+def test_checking_files_begins_when_a_reload_turns_it_on(file: Path) -> None:
     running = Running(written(file, "one", watch=False))
     written(file, "two", watch=True)
     assert running.reloads.reload() == ""
@@ -88,7 +88,7 @@ def test_watching_that_is_turned_on_by_a_reload_begins(file: Path) -> None:
     running.end()
 
 
-def test_end_waits_for_no_look(file: Path) -> None:
+def test_stop_does_not_wait_for_the_next_check(file: Path) -> None:
     running = Running(written(file, "one", watch=False))
     running.end()
     written(file, "two")
@@ -102,7 +102,7 @@ class Clock:
         return self.now
 
 
-def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_config_is_tried_again_and_logged_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "rgate.process")
     clock = Clock()
     trigger = ReloadTrigger(ConfigFile(str(file), clock=clock), clock)
@@ -113,7 +113,7 @@ def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.
     trigger.on_finished("config.yml:1: no", requested=False)
     assert caplog.text.count("is refused") == 1
     trigger.on_finished("config.yml:1: no", requested=True)
-    assert caplog.text.count("is refused") == 2, "who asks is told"
+    assert caplog.text.count("is refused") == 2, "again for a caller that waits"
     trigger.on_finished("config.yml:2: another", requested=False)
     assert caplog.text.count("is refused") == 3
     trigger.on_finished("", requested=False)
@@ -122,14 +122,14 @@ def test_refused_config_is_tried_again_and_told_once(file: Path, caplog: pytest.
     assert not trigger.is_due()
 
 
-def test_systemd_is_told_of_a_wanted_reload_and_of_every_refusal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_notified_of_a_requested_reload_and_of_every_refusal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr("rgate.process.systemd.notify", lambda *assignments: told.append(assignments))
     trigger = ReloadTrigger(ConfigFile(str(file)))
     trigger.on_start(requested=False)
     trigger.on_finished("config.yml:1: no\nconfig.yml:2: no", requested=False)
     refused = "STATUS=refused, the config before stays active: config.yml:1: no; config.yml:2: no"
-    assert told == [(refused,)], "it is still ready, and nobody waits"
+    assert told == [(refused,)], "it is still ready, and no caller waits"
     trigger.on_start(requested=True)
     trigger.on_finished("", requested=True)
     assert told[1][0] == "RELOADING=1"

@@ -21,7 +21,7 @@ def test_until_signalled_without_a_signal_changes_nothing() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-signals"]
 
 
-def test_until_signalled_second_signal_calls_at_once_and_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_signal_calls_on_kill_and_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, exited = threading.Event(), threading.Event()
     calls: list[object] = []
 

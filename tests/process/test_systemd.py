@@ -1,4 +1,4 @@
-"""What systemd is told."""
+"""Notifications to systemd."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_notify_without_anybody_who_wants_to_know_does_nothing(environ: dict[str
 
 def test_notify_that_fails_is_said_and_does_no_harm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notify("READY=1", environ={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
-    assert "cannot tell systemd READY=1: " in caplog.text
+    assert "cannot notify systemd of READY=1: " in caplog.text
 
 
 @pytest.mark.parametrize(

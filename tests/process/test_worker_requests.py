@@ -8,7 +8,7 @@ from rgate.process.supervisor import WorkerRequests
 
 
 class Workers:
-    """What was sent to whom. `gone` cannot be sent to."""
+    """Records which line was sent to which worker. Those in `gone` cannot be reached."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, str]] = []

@@ -126,9 +126,9 @@ def test_first_worker_that_does_not_reply_in_time_refuses(script: Script) -> Non
     assert script.answers == []
     script.now = REPLY_SECONDS
     script.reload.poll()
-    assert script.answers == ["worker 0: has not answered in 25 s"]
+    assert script.answers == ["worker 0: has not answered in 30 s"]
     script.replies[0]("")
-    assert script.answers == ["worker 0: has not answered in 25 s"], "its reply comes too late"
+    assert script.answers == ["worker 0: has not answered in 30 s"], "its reply comes too late"
     assert script.current.name == "gateway 0"
 
 
@@ -139,7 +139,7 @@ def test_later_workers_that_do_not_reply_are_all_named(script: Script) -> None:
     assert script.reload.next_check_at == 10 + REPLY_SECONDS
     script.now = 10 + REPLY_SECONDS
     script.reload.poll()
-    assert script.answers == ["worker 1: has not answered in 25 s\nworker 2: has not answered in 25 s"]
+    assert script.answers == ["worker 1: has not answered in 30 s\nworker 2: has not answered in 30 s"]
     assert script.current.name == "gateway 1"
 
 

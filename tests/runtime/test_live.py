@@ -139,9 +139,13 @@ def test_clients_notice_nothing_of_many_reloads_and_every_request_is_counted(
         statuses: list[int] = []
 
         def ask() -> None:
-            with RawClient(running.url) as client:
-                while not over.is_set():
-                    statuses.append(client.get("/a").status)
+            while not over.is_set():
+                with RawClient(running.url) as client:
+                    closes = False
+                    while not (over.is_set() or closes):
+                        response = client.get("/a")
+                        statuses.append(response.status)
+                        closes = response.value("Connection") == "close"  # after max_requests_per_connection
 
         clients = [threading.Thread(target=ask) for _ in range(2)]
         for client in clients:

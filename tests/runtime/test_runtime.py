@@ -62,7 +62,7 @@ class Thing:
 
 
 class Serving:
-    """What stands in for the server: the gateway it was given last, and whether the requests before it are over."""
+    """A fake server: the gateway it was given last, and whether the requests before it are over."""
 
     def __init__(self) -> None:
         self.gateway: Gateway | None = None
@@ -230,7 +230,7 @@ def test_prefork_runtime_replaces_its_gateway_at_once_and_starts_the_last_one(li
 
 
 def test_gateway_cannot_be_changed_once_it_is_built() -> None:
-    with pytest.raises(AttributeError, match="gateway.app cannot change"):
+    with pytest.raises(AttributeError, match=r"gateway\.app cannot change"):
         make_gateway().app = answering(b"")
 
 

@@ -1,4 +1,4 @@
-"""What worker processes say to each other, from both ends of the channel."""
+"""Messages between worker processes, from both ends of the channel."""
 
 from __future__ import annotations
 
