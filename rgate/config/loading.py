@@ -27,7 +27,7 @@ _COMMON_KEYS = frozenset(PluginCommonConfig.model_fields)
 
 
 class PluginHost(Protocol):
-    """What loading a config needs of the plugins. `rgate.plugin.registry.Registry` implements it."""
+    """The part of a plugin registry that the loader uses. `rgate.plugin.registry.Registry` implements it."""
 
     def activate(self, wanted: Collection[str], disabled: Collection[str]) -> Iterable[ConfigProblem]:
         """Activate the wanted plugins and the built-ins that are not disabled. Returns what went wrong."""
@@ -184,7 +184,7 @@ class _Sections:
         return None
 
     def of_backend(self, entry: Node) -> dict[str, Any]:
-        """What plugins make of the keys of one of `backends`. Keys that neither a plugin nor the core knows are reported."""
+        """The options of plugins in one entry of `backends`. Keys that neither a plugin nor the core knows are reported."""
         own: dict[str, Node] = {}
         known = {*keys_of(Backend), *self._by_backend, *self._inline} - {"options"}
         for key, given in entry.items().items():
@@ -201,7 +201,7 @@ class _Sections:
         return {plugin: self._merged(plugin, given) if given.value is not False else None for plugin, given in own.items()}
 
     def of_route(self, entry: Node, backend: str, used: Collection[str]) -> dict[str, Any]:
-        """What plugins make of the key `plugins` of one of `routes`. `used` are the names under `use`."""
+        """The options of plugins in one entry of `routes`, its key `plugins`. `used` are the names under `use`."""
         found: dict[str, Any] = {}
         known = {*self._plugins.names, *_names(self._section), *used}
         given_options = entry.get("plugins")
