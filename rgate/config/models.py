@@ -70,13 +70,13 @@ _Entry = TypeVar("_Entry", "Backend", "Route")
 class Timeouts:
     """`timeouts` of a route: how long the gateway waits for a backend, in seconds. Each is above 0 and at most a day.
 
-    `connect_seconds` limits one connection attempt. `response_seconds` limits every single wait for bytes of the response:
+    `connect_seconds` limits one connection attempt. `read_seconds` limits every single wait for bytes of the response:
     the head after the request has been sent, then each following block. It does not limit the whole response, so a download
     or an event stream may last as long as bytes keep coming.
     """
 
     connect_seconds: Seconds = 4.0
-    response_seconds: Seconds = 30.0
+    read_seconds: Seconds = 30.0
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -114,7 +114,7 @@ class Backend:
     """One entry of `backends`: a named pool of endpoints.
 
     An instance that a discovery source lists belongs to the backend when it carries every one of `match_labels` (pairs of name
-    and value; "name=value" in the file), or when its source says so by name, as for fixed addresses. `wait_seconds` is how long
+    and value; "name=value" in the file), or when its source says so by name, as for fixed addresses. `queue_seconds` is how long
     a request waits for an endpoint when the last one is gone or refuses connections; 0: not at all.
 
     `options` holds the plugin sections that the backend has, validated, by plugin name; None stands for "off for this backend".
@@ -123,7 +123,7 @@ class Backend:
 
     name: Name
     match_labels: Labels = ()
-    wait_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
+    queue_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
     tls: UpstreamTLS = UpstreamTLS()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -244,11 +244,11 @@ class ServerConfig(Model):
     workers: Annotated[StrictInt, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[StrictInt, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[StrictInt, Field(ge=1, le=10_000)] = 256
-    max_waiting: Annotated[StrictInt, Field(ge=0, le=100_000)] = 2_000
+    max_queued: Annotated[StrictInt, Field(ge=0, le=100_000)] = 2_000
     shutdown_delay_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 0.0
     drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 10.0
     idle_drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 1.0
-    hang_seconds: Annotated[StrictFloat, Field(ge=2, le=86_400)] = 30.0
+    worker_timeout_seconds: Annotated[StrictFloat, Field(ge=2, le=86_400)] = 30.0
     max_target_bytes: Annotated[StrictInt, Field(ge=8_000, le=65_536)] = 16_384
     max_head_bytes: Annotated[StrictInt, Field(ge=8_192, le=1_048_576)] = 65_536
     max_headers: Annotated[StrictInt, Field(ge=10, le=1_000)] = 200

@@ -40,7 +40,7 @@ class EndpointQueue:
     thread.
 
     A request waits when its backend has lost its last endpoint, or its endpoints refuse connections, since no longer than the
-    backend's `wait_seconds`; it waits that long at most, counted from its own start. A backend that has had no endpoint, or
+    backend's `queue_seconds`; it waits that long at most, counted from its own start. A backend that has had no endpoint, or
     has answered nothing, since the process has begun is not waited for, so that what is not there says so at once.
 
     At most `most` wait in all, and 80 % of them for one of several backends.
@@ -103,17 +103,17 @@ class EndpointQueue:
         self, environ: WSGIEnvironment, backend: Backend, go_on: Callable[[bool], Iterable[bytes]], has_failed: bool = False
     ) -> SuspendedResponse | None:
         """The same; None when it may not wait. Without `has_failed` nothing has been refused, but others wait."""
-        wait_seconds, name = backend.wait_seconds, backend.name
-        if not wait_seconds or not SuspendedResponse.can_wait(environ):
+        queue_seconds, name = backend.queue_seconds, backend.name
+        if not queue_seconds or not SuspendedResponse.can_wait(environ):
             return None
         exchange: Exchange = environ["rgate.exchange"]
         now = self._clock()
-        left_seconds = exchange.started + wait_seconds - now
+        left_seconds = exchange.started + queue_seconds - now
         with self._lock:
-            if left_seconds <= 0 or now - self._since(name, now, has_failed) >= wait_seconds:
+            if left_seconds <= 0 or now - self._since(name, now, has_failed) >= queue_seconds:
                 return None
             if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.most:
-                words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_waiting: %d)"
+                words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_queued: %d)"
                 _log.warning(words, name, self.waiting.get(name, 0), self.most, extra={"about": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1

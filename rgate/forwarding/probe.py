@@ -14,7 +14,7 @@ __all__ = ["probe"]
 
 def probe(upstream: Upstream, target: str, headers: Mapping[str, str], seconds: float) -> int:
     """The status that GET `target` is answered with; 0 without a target, when there is a connection. Raises GatewayError."""
-    connection = upstream.pool.fresh(Timeouts(connect_seconds=seconds, response_seconds=seconds))
+    connection = upstream.pool.fresh(Timeouts(connect_seconds=seconds, read_seconds=seconds))
     try:
         if not target:
             return 0

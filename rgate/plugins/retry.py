@@ -11,13 +11,13 @@
         plugins: {retry: {on_timeout: false}}
 
 What failed before a connection stood (refused, unreachable, no connection in time) has reached no backend and is tried
-elsewhere whatever the method. What was closed before a response, or of which nothing had come after `response_seconds`, may
+elsewhere whatever the method. What was closed before a response, or of which nothing had come after `read_seconds`, may
 have been carried out, so it is tried elsewhere only for idempotent methods (RFC 9110 §9.2.2): a POST is never sent twice.
 A body must be small enough to be at hand as a whole; one that streams is not sent again. The endpoint that failed is taken
-from the candidates. The next one has `response_seconds` of its own.
+from the candidates. The next one has `read_seconds` of its own.
 
 When nothing was sent and there is no other endpoint to ask, the request waits for one, without a thread, up to the backend's
-`wait_seconds`: the only container is being restarted. The same goes for what may be sent again when its endpoint has just
+`queue_seconds`: the only container is being restarted. The same goes for what may be sent again when its endpoint has just
 gone. That is not a retry, and takes nothing from the budget.
 
 So that retries cannot double the load on backends that are in trouble, they have a budget: a share of the requests of the

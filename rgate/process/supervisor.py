@@ -47,7 +47,7 @@ SETTLED_SECONDS: Final = 10.0
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_LIMIT_SECONDS: Final = 10.0
 KILL_AFTER_SECONDS: Final = 5.0  # beyond the drain
-START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does before it serves
+START_SECONDS: Final = 60.0  # beyond worker_timeout_seconds, for what a worker does before it serves
 ABORT_SECONDS: Final = 2.0  # for a hung worker to say where it hangs
 BEAT_SECONDS: Final = 1.0  # of the supervisor itself
 MAX_ANSWER: Final = 8_000  # characters; more would not be read in a terminal either
@@ -171,7 +171,7 @@ class Supervisor:
         theirs.close()
         worker.pid, worker.channel, worker.unread, worker.started = pid, ours, b"", self._clock()
         worker.up = worker.aborted = False
-        worker.hung_at = worker.started + START_SECONDS + self._config.hang_seconds
+        worker.hung_at = worker.started + START_SECONDS + self._config.worker_timeout_seconds
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _become(self, worker: _Worker, first: bool, ours: socket.socket, theirs: socket.socket) -> None:
@@ -236,7 +236,7 @@ class Supervisor:
         for line in lines:
             match line.decode("ascii", "replace").split():
                 case ["beat"] if not worker.aborted:
-                    worker.hung_at = self._clock() + self._config.hang_seconds
+                    worker.hung_at = self._clock() + self._config.worker_timeout_seconds
                 case ["ask", number, *question]:
                     others = [index for index in self._present() if index != worker.index]
                     done = partial(self._answer, worker, number, "")
@@ -251,7 +251,7 @@ class Supervisor:
 
     def _is_up(self, worker: _Worker) -> None:
         worker.up = True
-        worker.hung_at = self._clock() + self._config.hang_seconds
+        worker.hung_at = self._clock() + self._config.worker_timeout_seconds
         if not self._all_up and all(each.up for each in self._workers):
             self._all_up = True
             self._on_up()
@@ -327,7 +327,7 @@ class Supervisor:
             if not worker.pid or now < worker.hung_at:
                 continue
             if not worker.aborted:
-                silent = self._config.hang_seconds if worker.up else now - worker.started
+                silent = self._config.worker_timeout_seconds if worker.up else now - worker.started
                 _log.error("worker %d (pid %d) has hung for %.0f s, and is ended", worker.index, worker.pid, silent)
             os.kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
             worker.aborted = True

@@ -95,7 +95,7 @@ class Gateway:
         self.dispatch: WSGIApplication
         self._line: list[Gateway] = before._line if before else [self]  # shared; the one in force
         if before is None:
-            self.queue.follow(self.table, self.backends.values(), config.server.max_waiting)
+            self.queue.follow(self.table, self.backends.values(), config.server.max_queued)
         self.table.on_snapshot(_connect_anew)
         self.workers: WorkerChannel = WorkerChannel(before.workers if before else None)
         self.readiness: Readiness = before.readiness if before else Readiness()
@@ -187,7 +187,7 @@ class Gateway:
         self.in_force, before.in_force = True, False
         self.table.take_over(before.table)
         self._line[0] = self
-        self.queue.follow(self.table, self.backends.values(), self.config.server.max_waiting)
+        self.queue.follow(self.table, self.backends.values(), self.config.server.max_queued)
         self.workers.take_over()
         self.upstreams.limit(self.config.server.max_response_head_bytes, self.config.server.max_response_headers)
         self._kept.settle()

@@ -110,7 +110,7 @@ def test_backend_name_twice_and_backend_without_anything_are_problems() -> None:
 def test_policy_unknown_is_named_with_those_there_are() -> None:
     (found,) = problems("backends: [{name: a, match_labels: [a=b], policy: zzz}]")
     assert found.startswith("config.yml:1: backends[0].policy: no selection policy is named 'zzz'; the policies are ")
-    assert found.endswith("random, random_of_two, round_robin")
+    assert found.endswith("power_of_two_choices, random, round_robin")
 
 
 def test_pipeline_names_are_checked() -> None:

@@ -15,7 +15,7 @@ before others, until one is answered. Each ejection in a row lasts longer.
 
 Active: with a `path` every endpoint is asked for it again and again, by a few threads, on connections of their own.
 
-When all endpoints are bad they are tried all the same (`all_bad: try_anyway`), or the answer is 503 (`fail`).
+When all endpoints are bad they are tried all the same (`on_all_unhealthy: use_all`), or the answer is 503 (`fail`).
 Every worker process looks for itself.
 """
 
@@ -32,6 +32,8 @@ from .options import HealthOptions
 
 __all__ = ["Health"]
 
+CHECK_OPTIONS = ("interval_seconds", "timeout_seconds", "expected_status", "headers", "healthy_threshold", "unhealthy_threshold")
+
 
 @hookimpl
 def rgate_config_sections() -> ConfigSection:
@@ -46,7 +48,7 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
             message = f"less than eject_seconds, which is {health.eject_seconds:g}"
             yield ConfigProblem((*path, "max_eject_seconds"), message)
         if health.path is None:
-            for key in ("interval_seconds", "timeout_seconds", "expected_status", "headers", "healthy_after", "unhealthy_after"):
+            for key in CHECK_OPTIONS:
                 if key in health.model_fields_set:
                     yield ConfigProblem((*path, key), "has no effect without path, which is what checks request")
 

@@ -126,7 +126,7 @@ class Health:
 
     def tried(self, record: Record) -> None:
         """Let trial requests through, which the record claims; others only where there is nothing else to try."""
-        record.endpoint.state.weight_factor = FAINT if record.rules.all_bad == "try_anyway" else 0.0
+        record.endpoint.state.weight_factor = FAINT if record.rules.on_all_unhealthy == "use_all" else 0.0
         self._set_aside(record, EJECTION, "on trial", on_trial=True)
 
     def returned(self, record: Record) -> None:
@@ -144,7 +144,7 @@ class Health:
         self._gateway.table.readmit(record.endpoint, CHECK)
 
     def _set_aside(self, record: Record, by: str, reason: str, *, on_trial: bool = False) -> None:
-        anyway = record.rules.all_bad == "try_anyway"
+        anyway = record.rules.on_all_unhealthy == "use_all"
         self._gateway.table.exclude(record.endpoint, by, reason, last_resort=anyway, on_trial=on_trial)
 
     # Jobs.

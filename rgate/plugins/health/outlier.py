@@ -154,7 +154,7 @@ class Record:
         """An active check has failed because of `why`, or succeeded (None). The first one decides alone."""
         with self._lock:
             passes = why is None
-            wanted = self.rules.healthy_after if passes else self.rules.unhealthy_after
+            wanted = self.rules.healthy_threshold if passes else self.rules.unhealthy_threshold
             if passes is self.passing:
                 self._checks = 0
                 return

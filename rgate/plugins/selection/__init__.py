@@ -3,22 +3,22 @@
     backends:
       - name: orders
         match_labels: [app_name=orders]
-        policy: round_robin        # default: random_of_two
+        policy: round_robin        # default: power_of_two_choices
       - name: sessions
         match_labels: [app_name=sessions]
         policy: hash
-        hash_by: "cookie:session"  # default: client, its address; or header:NAME
+        hash_key: "cookie:session"  # default: client, its address; or header:NAME
       - name: shop
         match_labels: [app_name=shop]
         sticky: {cookie: shop_endpoint}
 
-    random_of_two    two random candidates, of these the one with fewer requests in flight. Within a small constant of
-                     "always the least busy", without looking at all of them and without every gateway running to the
-                     same one (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
-    least_in_flight  the one with the fewest requests in flight
-    random           any candidate, busy or not
-    round_robin      one after the other, in the order of their ids
-    hash             always the same for the same client, header or cookie
+    power_of_two_choices  of two random candidates the one with fewer requests in flight. This is within a small constant of
+                          "always the least busy", without comparing all candidates, and without all gateways choosing the same
+                          one (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
+    least_requests        the one with the fewest requests in flight
+    random                any candidate, busy or not
+    round_robin           one after the other, in the order of their ids
+    hash                  always the same one for the same client, header or cookie
 
 Endpoints may have weights. Whether those of a backend differ is found out when discovery or health has news, not per request;
 while they do not, there is nothing to weigh. An endpoint of weight 0 gets what sticks to it and nothing else. One that is
@@ -75,8 +75,8 @@ def rgate_check_config(config: Config, policies: Mapping[str, SelectionPolicy]) 
         if options.policy not in policies:
             hint = did_you_mean(options.policy, policies) or f"; the policies are {', '.join(sorted(policies))}"
             yield ConfigProblem((*path, "policy"), f"no selection policy is named {options.policy!r}{hint}")
-        if "hash_by" in options.model_fields_set and options.policy != ConsistentHash.name:
-            yield ConfigProblem((*path, "hash_by"), f"has no effect with policy {options.policy}; set policy: hash")
+        if "hash_key" in options.model_fields_set and options.policy != ConsistentHash.name:
+            yield ConfigProblem((*path, "hash_key"), f"has no effect with policy {options.policy}; set policy: hash")
     cookies: dict[str, str] = {}
     for index, backend in enumerate(config.backends):
         options = config.options("selection", backend=backend)
@@ -118,7 +118,7 @@ class Selection:
         self._cookies: dict[str, StickyCookie] = {}
         for backend, own in options.items():
             if own.policy == ConsistentHash.name:
-                self._keys[backend] = key_of(own.hash_by)
+                self._keys[backend] = key_of(own.hash_key)
             if (sticky := own.sticky) is not None:
                 make = partial(StickyCookie, backend, sticky.cookie, sticky.secret, sticky.max_age_seconds)
                 self._cookies[backend] = gateway.resource(f"selection {backend}", sticky, make)

@@ -23,7 +23,7 @@ class PowerOfTwoChoices:
     By weight: each is as likely among the two as its weight says, and requests in flight count by weight too.
     """
 
-    name = "random_of_two"
+    name = "power_of_two_choices"
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         count = len(candidates)
@@ -90,7 +90,7 @@ class LeastRequests:
     By weight: requests in flight count by weight, and of several such ones each is as likely as its weight says.
     """
 
-    name = "least_in_flight"
+    name = "least_requests"
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         loads = [len(endpoint.state.active_exchanges) for endpoint in candidates]
