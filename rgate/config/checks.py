@@ -77,7 +77,7 @@ def _line(root: Node, *path: str | int) -> int:
 
 
 def warnings(config: Config) -> Iterator[ConfigProblem]:
-    """What does not keep the gateway from running but is probably not intended: unused backends, a config without routes."""
+    """Mistakes that do not keep the gateway from running: unused backends, a config without routes."""
     if not config.routes:
         yield ConfigProblem(("routes",), "there are no routes, so every request gets the default_response")
     used = {route.backend.name for route in config.routes}

@@ -172,7 +172,7 @@ class _Sections:
         declared = plugins.sections.values()
         self._by_backend = {section.name: section for section in declared if section.per_backend is True}
         self._inline = {key: section for section in declared if section.per_backend == "inline" for key in keys_of(section.model)}
-        self._of_backends: dict[tuple[object, str], Node] = {}  # by the names of backend and plugin
+        self._of_backends: dict[tuple[str, str], Node] = {}  # by the names of backend and plugin
 
     def global_options(self, name: str) -> Any:
         given = self._global(name)
@@ -197,7 +197,8 @@ class _Sections:
             elif key in self._by_backend and self._is_section(given):
                 own[key] = given
         name = entry.get("name")
-        self._of_backends |= {(name.value if name is not None else None, plugin): given for plugin, given in own.items()}
+        if name is not None and isinstance(name.value, str):
+            self._of_backends |= {(name.value, plugin): given for plugin, given in own.items()}
         return {plugin: self._merged(plugin, given) if given.value is not False else None for plugin, given in own.items()}
 
     def of_route(self, entry: Node, backend: str, used: Collection[str]) -> dict[str, Any]:

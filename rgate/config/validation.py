@@ -129,7 +129,7 @@ def _drop(root: Node, places: Iterable[Path], report: Report) -> bool:
 
 
 def _expected(details: ErrorDetails) -> str:
-    """What pydantic expected, as a phrase; empty if it does not say."""
+    """The kind of value that pydantic expected, as a phrase; empty if the error does not say."""
     kind = details["type"]
     if kind in _LIMITS:
         return _LIMITS[kind].format_map({key: _number(value) for key, value in details.get("ctx", {}).items()})
