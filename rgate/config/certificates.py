@@ -1,4 +1,4 @@
-"""What must hold between the options of TLS, and whether the files that they name can be used."""
+"""Checks of the TLS options: whether they go together, and whether the files that they name can be used."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def check(config: Config) -> Iterator[ConfigProblem]:
 
 
 def warnings(config: Config) -> Iterator[ConfigProblem]:
-    """Authorities of clients that have no revocation list where others have: nothing that they have issued is accepted."""
+    """Client CAs without a revocation list when others have one: no certificate that they have issued is accepted."""
     clients = config.server.tls.client_certificates if config.server.tls is not None else None
     if clients is not None and clients.crl is not None:
         for name in authorities_without_list(clients.ca, clients.crl):
-            message = f"holds no list of the authority {name!r}, so all clients are refused whose certificates come from it"
+            message = f"has no revocation list of the authority {name!r}, so all clients with a certificate from it are refused"
             yield ConfigProblem(("server", "tls", "client_certificates", "crl"), message)
 
 
@@ -47,7 +47,7 @@ def _listener(tls: TLSConfig, port: int) -> Iterator[ConfigProblem]:
     if tls.redirect_port is None and tls.public_port is not None:
         yield ConfigProblem((*path, "public_port"), "has no effect unless 'redirect_port' is also set")
     if tls.redirect_port and tls.redirect_port == port:
-        yield ConfigProblem((*path, "redirect_port"), f"{port} is the port that TLS is spoken at; choose another, like 80")
+        yield ConfigProblem((*path, "redirect_port"), f"{port} is the port of the TLS listener; choose another, like 80")
 
 
 def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
@@ -62,10 +62,10 @@ def _certificates(tls: TLSConfig) -> Iterator[ConfigProblem]:
             yield ConfigProblem((*path, error.option), error.problem)
             continue
         if below and not names:
-            yield ConfigProblem((*path, "certificate"), f"{entry.certificate} is for no host name; give some under 'hosts'")
+            yield ConfigProblem((*path, "certificate"), f"{entry.certificate} does not name a host; list some under 'hosts'")
         elif taken and names and all(name in taken for name in names):
             first = str(ConfigProblem(taken[names[0]], "")).removesuffix(": ")
-            yield ConfigProblem((*path, "certificate"), f"never shown: {first} is for {', '.join(names)} already")
+            yield ConfigProblem((*path, "certificate"), f"never used: {first} is already for {', '.join(names)}")
         for name in names:
             taken.setdefault(name, (*path, "certificate"))
 
@@ -84,7 +84,7 @@ def _upstream(tls: UpstreamTLS, path: _Path) -> Iterator[ConfigProblem]:
     if tls.ca is not None:
         yield from _authorities(tls.ca, path)
         if not tls.verify:
-            yield ConfigProblem((*path, "verify"), "is false, so nothing is held against 'ca'; leave one of them out")
+            yield ConfigProblem((*path, "verify"), "is false, so 'ca' has no effect; leave one of them out")
     if tls.certificate is not None:
         try:
             load_cert_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls.certificate, tls.key, tls.key_password)

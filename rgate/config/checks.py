@@ -1,4 +1,4 @@
-"""What must hold between the entries of a config: names are unique, references lead somewhere, no route is in vain."""
+"""Checks across the entries of a config: names are unique, references exist, every route can get requests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["assign_names", "check", "warnings"]
 
 
 def check(config: Config, root: Node, backends: Collection[str], report: Report) -> Iterator[ConfigProblem]:
-    """The problems of a config whose every entry is valid by itself.
+    """The problems of a config whose entries are each valid on their own.
 
-    `root` is the tree that the config has been made of, `backends` are all names that routes may use, `report` knows
-    what has been taken out because it was not valid.
+    `root` is the tree that the config was made from, `backends` are all names that routes may use, and `report` knows what was
+    dropped from the tree because it was not valid.
     """
     yield from _routes(config, root, backends, report)
     yield from _backends(config, root)
@@ -34,9 +34,9 @@ def _routes(config: Config, root: Node, backends: Collection[str], report: Repor
         if (first := names.setdefault(route.name, index)) != index:
             line = _line(root, "routes", first)
             yield ConfigProblem(("routes", index, "name"), f"another route is named {route.name!r}, on line {line}")
-        most, own = config.server.max_body_bytes, route.max_body_bytes
-        if most is not None and own is not None and own > most:
-            yield ConfigProblem(("routes", index, "max_body_bytes"), f"never reached: server.max_body_bytes is {most}")
+        limit, own = config.server.max_body_bytes, route.max_body_bytes
+        if limit is not None and own is not None and own > limit:
+            yield ConfigProblem(("routes", index, "max_body_bytes"), f"has no effect: server.max_body_bytes is lower ({limit})")
         earlier = same_prefix.setdefault(route.path_prefix, [])
         if (first := next((i for i in earlier if _shadows(config.routes[i], route)), index)) != index:
             line = _line(root, "routes", first)
@@ -47,9 +47,9 @@ def _routes(config: Config, root: Node, backends: Collection[str], report: Repor
 
 
 def _shadows(first: Route, second: Route) -> bool:
-    """Whether `first`, which has the same prefix and stands earlier, leaves nothing for `second`.
+    """Whether `first`, an earlier route of the same prefix, gets all requests that `second` could get.
 
-    A route that asks for more is looked at before one that asks for less, so it takes as much of host, methods and headers.
+    Routes with more conditions are tried before those with fewer, so both must have the same kinds of conditions.
     """
     return (
         bool(first.hosts) == bool(second.hosts)
@@ -77,7 +77,7 @@ def _line(root: Node, *path: str | int) -> int:
 
 
 def warnings(config: Config) -> Iterator[ConfigProblem]:
-    """What does not keep the gateway from running but is probably not intended: unused backends, a config without routes."""
+    """Mistakes that do not keep the gateway from running: unused backends, a config without routes."""
     if not config.routes:
         yield ConfigProblem(("routes",), "there are no routes, so every request gets the default_response")
     used = {route.backend.name for route in config.routes}
@@ -90,7 +90,7 @@ def _pipeline(config: Config) -> Iterator[ConfigProblem]:
     seen: set[str] = set()
     for index, name in enumerate(config.pipeline or ()):
         if name in seen:
-            yield ConfigProblem(("pipeline", index), f"{name!r} stands in the pipeline twice")
+            yield ConfigProblem(("pipeline", index), f"{name!r} is in the pipeline twice")
         seen.add(name)
 
 

@@ -1,4 +1,4 @@
-"""${NAME} in texts: the values of environment variables, put in after YAML is read, so that they cannot change its shape."""
+"""Environment variables in strings (`${NAME}`), replaced after the YAML has been parsed, so that a value cannot add YAML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<def
 
 
 def expand(root: Node, environ: Mapping[str, str], report: Report) -> None:
-    """Put in variables everywhere in values, never in keys.
+    """Replace variables in all values, never in keys.
 
     `${NAME}` is the variable's value. `${NAME:-default}` is the default when the variable is not set or empty, as in a
-    shell. `$${` stands for `${` itself. A variable that is not set and has no default is a problem; what needs it is cut out
-    of the tree, since nothing else that could be said of it would be new.
+    shell. `$${` stands for a literal `${`. A variable that is not set and has no default is a problem; the value with it is
+    dropped from the tree, because any further problem would only follow from this one.
     """
-    for node in reversed(list(root.walk())):  # the last first, so that no index moves
+    for node in reversed(list(root.walk())):  # from the end, so that no index changes
         if not isinstance(node.value, str) or "${" not in node.value:
             continue
         node.source = node.value
@@ -27,11 +27,11 @@ def expand(root: Node, environ: Mapping[str, str], report: Report) -> None:
             node.value = _VARIABLE.sub(lambda match: _value(match, environ), node.value)
         except ValueError as error:
             report.add(node, str(error))
-            _cut(root, node)
-            report.cut(node)
+            _drop(root, node)
+            report.dropped(node)
 
 
-def _cut(root: Node, node: Node) -> None:
+def _drop(root: Node, node: Node) -> None:
     parent, _ = root.find(node.path[:-1])
     if isinstance(parent.value, dict):
         parent.value = {key: below for key, below in parent.value.items() if below is not node}
@@ -44,7 +44,7 @@ def _value(match: re.Match[str], environ: Mapping[str, str]) -> str:
         return "${"
     name, default = match["name"], match["default"]
     if name is None:
-        raise ValueError("'${' begins no variable here; write ${NAME}, ${NAME:-default}, or $${ for the two characters")
+        raise ValueError("'${' does not begin a variable here; write ${NAME}, ${NAME:-default}, or $${ for the two characters")
     if default is not None:
         return environ.get(name) or default
     if name not in environ:

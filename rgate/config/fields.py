@@ -1,4 +1,4 @@
-"""What the values of the config may be: the kinds of fields that the models share, each with its words for what is wrong."""
+"""Field types that the config models share, each with messages for values that are not valid."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ __all__ = [
     "one_or_more",
 ]
 
-_FIELD_VALUE = re.compile(r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?")  # RFC 9110 §5.5, what may reach a server
-# What regular expressions, globs and templates are made of. "*" and "$" may stand in paths, but hardly ever do.
+_FIELD_VALUE = re.compile(
+    r"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?"
+)  # RFC 9110 §5.5, without what cannot reach a server
+# Signs of regular expressions, globs and templates. "*" and "$" are valid in paths, but very rare.
 _PATTERN = re.compile(r"^[\^~]|\.[*+]|\*|\(\?|\{[^}]*\}?|\[[^\]]*\]?|[\^|]|\$$")
 _HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*")
@@ -52,7 +54,7 @@ def _no_bool(kind: Literal["int_type", "float_type"]) -> BeforeValidator:
 
 
 def _flag(value: object) -> object:
-    """true or false, and these as text, because that is what a variable brings in. pydantic takes "yes", "on" and 1 as well."""
+    """true or false, or the same as text, because environment variables are text. (pydantic would accept "yes", "on" and 1.)"""
     if isinstance(value, bool):
         return value
     if value in ("true", "false"):
@@ -62,31 +64,31 @@ def _flag(value: object) -> object:
 
 def _name(text: str) -> str:
     if not text or text != text.strip() or not text.isprintable() or len(text) > 200:
-        raise ValueError("a name is 1 to 200 printable characters, with no space at either end")
+        raise ValueError("a name is 1 to 200 printable characters, without spaces at the ends")
     return text
 
 
 def _path_prefix(text: str) -> str:
     if pattern := _PATTERN.search(text):
-        found = f"is a prefix, not a pattern: {pattern[0]!r} would stand for itself"
-        raise ValueError(f"{found}; write {_without_pattern(text)}, which takes all paths below it too")
+        found = f"is a prefix, not a pattern: {pattern[0]!r} would be taken literally"
+        raise ValueError(f"{found}; write {_without_pattern(text)}, which also matches all paths below it")
     if not text.startswith("/"):
         raise ValueError(f"must begin with '/'; found {text!r}")
     for sign, meaning in (("?", "a query"), ("#", "a fragment")):
         if sign in text:
-            raise ValueError(f"is a path without {meaning}; take away what begins at {sign!r}")
+            raise ValueError(f"is a path and cannot have {meaning}; remove everything from {sign!r} on")
     try:
         canonical = parse_target("GET", text if text.isascii() else "").normalized_path
     except ValueError as error:
-        why = str(error) if "path" in str(error) else "only visible ASCII stands in a path, anything else as %XX"
+        why = str(error) if "path" in str(error) else "only visible ASCII is allowed in a path, anything else as %XX"
         raise ValueError(f"no request can have this path: {why}") from None
     if canonical != text:
-        raise ValueError(f"must be in canonical form, which is {canonical!r}")
+        raise ValueError(f"must be in canonical form, {canonical!r}")
     return text.rstrip("/")
 
 
 def _without_pattern(text: str) -> str:
-    """The whole segments before what looks like a pattern."""
+    """The complete segments before the part that looks like a pattern."""
     path = text.lstrip("^~ ")
     pattern = _PATTERN.search(path)
     if pattern is not None:
@@ -96,7 +98,7 @@ def _without_pattern(text: str) -> str:
 
 
 def one_or_more(value: object) -> object:
-    """For a field that is a list, but may be written as a single text."""
+    """For a field that is a list but may be written as a single string."""
     return [value] if isinstance(value, str) else value
 
 
@@ -106,17 +108,17 @@ def _host(text: str) -> str:
         try:
             return f"[{IPv6Address(host[1:-1])}]"
         except ValueError:
-            raise ValueError(f"{text!r} is no IPv6 address") from None
+            raise ValueError(f"{text!r} is not an IPv6 address") from None
     if not host.isascii():
-        raise ValueError(f"{text!r} must be written as it is sent, in its xn-- form")
+        raise ValueError(f"{text!r} must be written in its xn-- form, as it is sent")
     if not _HOST_NAME.fullmatch(host):
-        raise ValueError(f"{text!r} is no host name; write the name alone, without scheme, port or wildcard")
+        raise ValueError(f"{text!r} is not a host name; write the name alone, without scheme, port or wildcard")
     return host
 
 
 def _method(text: str) -> str:
     if not is_token(text):
-        raise ValueError(f"{text!r} is no HTTP method")
+        raise ValueError(f"{text!r} is not an HTTP method")
     return text.upper()
 
 
@@ -124,7 +126,7 @@ def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     seen: dict[str, str] = {}
     for name, value in headers.items():
         if not is_token(name):
-            raise ValueError(f"{name!r} is no header name")
+            raise ValueError(f"{name!r} is not a header name")
         if "_" in name:
             raise ValueError(f"{name!r} never matches: headers whose name has an underscore are dropped")
         if not _FIELD_VALUE.fullmatch(value):
@@ -162,18 +164,18 @@ def _labels(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
 
 def _listen_host(text: str) -> str:
     if text == "*":
-        raise ValueError("'*' is no address; write 0.0.0.0 for all of IPv4, or '::' for IPv6 too")
+        raise ValueError("'*' is not an address; write 0.0.0.0 for all IPv4 addresses, or '::' for IPv6 as well")
     host = unbracket_host(text)
     if re.search(r"[\s/\[\]]", host) or (host.count(":") == 1 and not host.startswith(":")):
-        raise ValueError(f"{text!r} is no address to listen at; write one like 0.0.0.0 or ::1, and the port under 'port'")
+        raise ValueError(f"{text!r} is not an address to listen on; write one like 0.0.0.0 or ::1, and the port under 'port'")
     return host
 
 
 def _certificate_host(text: str) -> str:
-    """A host as TLS names it: no address, but `*.` in front stands for one label."""
+    """A host name as in TLS: not an address; a leading `*.` stands for one label."""
     host = _host(text.removeprefix("*."))
     if host.startswith("["):
-        raise ValueError(f"{text!r} is an address; TLS clients name only hosts, so the first certificate serves it")
+        raise ValueError(f"{text!r} is an address; TLS clients name only hosts, so the first certificate is used for it")
     return f"*.{host}" if text.startswith("*.") else host
 
 
@@ -189,13 +191,13 @@ def _network(text: str) -> str:
     try:
         wider = ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{text!r} is no network; write one like 10.0.0.0/8, or an address like 192.0.2.1") from None
-    raise ValueError(f"{text!r} has bits beyond the prefix; write {wider} or a longer prefix")
+        raise ValueError(f"{text!r} is not a network; write one like 10.0.0.0/8, or an address like 192.0.2.1") from None
+    raise ValueError(f"{text!r} has bits set beyond its prefix length; write {wider}, or a longer prefix")
 
 
 def _media_type(text: str) -> str:
     if not _MEDIA_TYPE.fullmatch(text):
-        raise ValueError(f"{text!r} is no media type; write one like 'text/html; charset=utf-8'")
+        raise ValueError(f"{text!r} is not a media type; write one like 'text/html; charset=utf-8'")
     return text
 
 
@@ -218,6 +220,6 @@ MediaType = Annotated[str, AfterValidator(_media_type)]
 
 
 class Model(BaseModel):
-    """Base of every config model: immutable, and strict about unknown keys."""
+    """Base of the config models: immutable, with unknown keys as errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)

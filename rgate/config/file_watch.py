@@ -1,4 +1,4 @@
-"""Whether what is in some files has changed: certificates, keys, the config itself."""
+"""Detects changes of the contents of files: certificates, keys, the config itself."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DEBOUNCE_SECONDS: Final = 0.3
 
 
 def fingerprint(files: Iterable[str]) -> str:
-    """Something short that is another one as soon as a byte in a file is, or one cannot be read."""
+    """A digest of the files' contents. It changes with any byte, and when a file becomes unreadable."""
     return hashlib.sha256(b"".join(map(_digest, files))).hexdigest()
 
 
 class FileWatch:
-    """Looks at `files` now and then; for one thread at a time.
+    """Polls `files` for changes. Not thread-safe: one thread at a time.
 
-    What counts is what is in them, however it got there: an editor that writes or renames, a symbolic link that leads elsewhere
-    (Kubernetes), a mounted directory, NFS. No system call tells of all of these, but a look at a file costs microseconds. A
-    change is taken when the files have been at rest for DEBOUNCE_SECONDS: half a file is not what was meant.
+    Only the contents count, however they changed: an editor that writes or renames, a symbolic link that is switched
+    (Kubernetes), a mounted directory, NFS. No notification of the system covers all of these, while a stat takes microseconds.
+    A change counts once the files have been unchanged for DEBOUNCE_SECONDS, so that a half-written file is not used.
 
-    They are read only when the inode, size or times of one are others. `clock` is monotonic.
+    Files are read only when inode, size or times of one have changed. `clock` is monotonic.
     """
 
     def __init__(self, *files: str, clock: Callable[[], float] = monotonic) -> None:
@@ -35,30 +35,30 @@ class FileWatch:
         self.mark_read()
 
     def mark_read(self) -> None:
-        """The files are about to be read for another reason: what is in them now is no change any more."""
+        """Take the present contents as known: the caller is about to read the files anyway."""
         self._marks = {file: _marks(file) for file in self._files}
         self._known = {file: _digest(file) for file in self._files}
-        self._moving = False
+        self._unsettled = False
         self.next_poll_at = self._clock() + POLL_SECONDS
 
     def set_files(self, files: Iterable[str]) -> None:
-        """Look at these from now on. One that is new here has been read a moment ago, as it is now."""
+        """Watch these files from now on. One that was not watched before counts as read in its present state."""
         self._files = tuple(dict.fromkeys(files))
         self._marks = {file: self._marks[file] if file in self._marks else _marks(file) for file in self._files}
         self._known = {file: self._known[file] if file in self._known else _digest(file) for file in self._files}
 
     def changed(self) -> bool:
-        """Whether there is something else in the files than when this was said last, and they are at rest. Ask it when it is
-        `next_poll_at` by the clock."""
+        """Whether the contents differ from those at the last change, and the files are at rest. To be called at `next_poll_at`,
+        a time of the clock."""
         marks = {file: _marks(file) for file in self._files}
         if marks != self._marks:
-            self._marks, self._moving = marks, True
+            self._marks, self._unsettled = marks, True
             self.next_poll_at = self._clock() + DEBOUNCE_SECONDS
             return False
         self.next_poll_at = self._clock() + POLL_SECONDS
-        if not self._moving:
+        if not self._unsettled:
             return False
-        self._moving = False
+        self._unsettled = False
         before, self._known = self._known, {file: _digest(file) for file in self._files}
         return self._known != before
 

@@ -27,7 +27,7 @@ _COMMON_KEYS = frozenset(PluginCommonConfig.model_fields)
 
 
 class PluginHost(Protocol):
-    """What loading a config needs of the plugins. `rgate.plugin.registry.Registry` implements it."""
+    """The part of a plugin registry that the loader uses. `rgate.plugin.registry.Registry` implements it."""
 
     def activate(self, wanted: Collection[str], disabled: Collection[str]) -> Iterable[ConfigProblem]:
         """Activate the wanted plugins and the built-ins that are not disabled. Returns what went wrong."""
@@ -172,7 +172,7 @@ class _Sections:
         declared = plugins.sections.values()
         self._by_backend = {section.name: section for section in declared if section.per_backend is True}
         self._inline = {key: section for section in declared if section.per_backend == "inline" for key in keys_of(section.model)}
-        self._of_backends: dict[tuple[object, str], Node] = {}  # by the names of backend and plugin
+        self._of_backends: dict[tuple[str, str], Node] = {}  # by the names of backend and plugin
 
     def global_options(self, name: str) -> Any:
         given = self._global(name)
@@ -184,7 +184,7 @@ class _Sections:
         return None
 
     def of_backend(self, entry: Node) -> dict[str, Any]:
-        """What plugins make of the keys of one of `backends`. Keys that neither a plugin nor the core knows are reported."""
+        """The options of plugins in one entry of `backends`. Keys that neither a plugin nor the core knows are reported."""
         own: dict[str, Node] = {}
         known = {*keys_of(Backend), *self._by_backend, *self._inline} - {"options"}
         for key, given in entry.items().items():
@@ -197,11 +197,12 @@ class _Sections:
             elif key in self._by_backend and self._is_section(given):
                 own[key] = given
         name = entry.get("name")
-        self._of_backends |= {(name.value if name is not None else None, plugin): given for plugin, given in own.items()}
+        if name is not None and isinstance(name.value, str):
+            self._of_backends |= {(name.value, plugin): given for plugin, given in own.items()}
         return {plugin: self._merged(plugin, given) if given.value is not False else None for plugin, given in own.items()}
 
     def of_route(self, entry: Node, backend: str, used: Collection[str]) -> dict[str, Any]:
-        """What plugins make of the key `plugins` of one of `routes`. `used` are the names under `use`."""
+        """The options of plugins in one entry of `routes`, its key `plugins`. `used` are the names under `use`."""
         found: dict[str, Any] = {}
         known = {*self._plugins.names, *_names(self._section), *used}
         given_options = entry.get("plugins")

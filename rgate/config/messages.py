@@ -1,4 +1,4 @@
-"""How problems are worded: what was found, what was expected, what was probably meant."""
+"""Helpers for the wording of problems."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def join_names(names: Iterable[str], none: str = "none") -> str:
-    """The names in order, with commas; `none` when there are none."""
+    """The names, sorted and joined with commas; `none` if there are no names."""
     return ", ".join(sorted(set(names))) or none
 
 
 def as_yaml(value: object) -> str:
-    """A value as the operator wrote it; lists, mappings and long texts are only said to be some."""
+    """A scalar as the operator wrote it, cut if it is long; "a list" and "a mapping" for the others."""
     match value:
         case None:
             return "nothing"

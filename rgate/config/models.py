@@ -1,6 +1,10 @@
-"""The shape of config.yml: frozen pydantic models. Unknown keys are errors; every option has a default, unit and limit.
+"""The core's part of config.yml as frozen pydantic classes. Unknown keys are errors; options have defaults, units and limits.
 
-docs/configuration.md says the same for the operator; a test holds the two together.
+Route, Backend, Timeouts and UpstreamTLS are what the gateway and plugins use at runtime, too. They are dataclasses with slots,
+because their attributes are read in every request: that takes half the time of an attribute of a pydantic model. The keys of
+plugins are declared by them (ConfigSection).
+
+docs/configuration.md documents the same keys for the operator; a test compares the two.
 """
 
 from __future__ import annotations
@@ -66,13 +70,13 @@ _Entry = TypeVar("_Entry", "Backend", "Route")
 class Timeouts:
     """`timeouts` of a route: how long the gateway waits for a backend, in seconds. Each is above 0 and at most a day.
 
-    `connect_seconds` limits one connection attempt. `response_seconds` limits every single wait for bytes of the response:
+    `connect_seconds` limits one connection attempt. `read_seconds` limits every single wait for bytes of the response:
     the head after the request has been sent, then each following block. It does not limit the whole response, so a download
     or an event stream may last as long as bytes keep coming.
     """
 
     connect_seconds: Seconds = 4.0
-    response_seconds: Seconds = 30.0
+    read_seconds: Seconds = 30.0
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -103,12 +107,14 @@ class UpstreamTLS:
         return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
 
 
-@dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))  # of plugins; the loader finds keys that nobody knows
+@dataclass(
+    frozen=True, slots=True, config=ConfigDict(extra="ignore")
+)  # unknown keys may be of plugins; the loader reports the others
 class Backend:
     """One entry of `backends`: a named pool of endpoints.
 
     An instance that a discovery source lists belongs to the backend when it carries every one of `match_labels` (pairs of name
-    and value; "name=value" in the file), or when its source says so by name, as for fixed addresses. `wait_seconds` is how long
+    and value; "name=value" in the file), or when its source says so by name, as for fixed addresses. `queue_seconds` is how long
     a request waits for an endpoint when the last one is gone or refuses connections; 0: not at all.
 
     `options` holds the plugin sections that the backend has, validated, by plugin name; None stands for "off for this backend".
@@ -117,7 +123,7 @@ class Backend:
 
     name: Name
     match_labels: Labels = ()
-    wait_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
+    queue_seconds: Annotated[StrictFloat, Field(ge=0, le=300)] = 10.0
     tls: UpstreamTLS = UpstreamTLS()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -172,7 +178,7 @@ class Route:
 
 
 class DefaultResponseConfig(Model):
-    """The answer when no route matches. With `content_type` the body is sent raw."""
+    """The response when no route matches. With `content_type` the body is sent as it is."""
 
     body: str = "No route matches."
     status_code: Annotated[StrictInt, Field(ge=200, le=599)] = 404
@@ -180,9 +186,9 @@ class DefaultResponseConfig(Model):
 
 
 class CertificateConfig(Model):
-    """One entry of `server.tls.certificates`: files in PEM form, and the hosts that they are shown to.
+    """One entry of `server.tls.certificates`: PEM files, and the hosts that they are for.
 
-    Without `key` the key is in the file of the certificate; without `hosts` the certificate's own names count.
+    Without `key` the key is in the file of the certificate; without `hosts` the names in the certificate are used.
     """
 
     certificate: str
@@ -192,8 +198,8 @@ class CertificateConfig(Model):
 
 
 class ClientCertificatesConfig(Model):
-    """`server.tls.client_certificates`: clients show a certificate that one in `ca` has issued, or none if not `require`, and
-    none that the lists in `crl` have revoked."""
+    """`server.tls.client_certificates`: clients must present a certificate that a CA in `ca` has issued and that no list in `crl`
+    has revoked. With `require: false` they may also present none."""
 
     ca: str
     crl: str | None = None
@@ -201,10 +207,10 @@ class ClientCertificatesConfig(Model):
 
 
 class TLSConfig(Model):
-    """`server.tls`: the listener speaks TLS. The first certificate is for clients that name no host, or an unknown one.
+    """`server.tls`: the listener uses TLS. The first certificate is for clients that name no host or an unknown one.
 
-    `redirect_port` is a second listener, for plain HTTP, which sends clients to https at `public_port` (by default the
-    port of the first).
+    `redirect_port` is a second listener, for plain HTTP, which redirects clients to https at `public_port` (by default the
+    port of the first listener).
     """
 
     certificate: str | None = None
@@ -217,13 +223,13 @@ class TLSConfig(Model):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every file that is named here and in what stands below."""
+        """Every file that is named here or in a nested section."""
         files = [self.certificate, self.key, *(file for pair in self.certificates for file in (pair.certificate, pair.key))]
         files += [self.client_certificates.ca, self.client_certificates.crl] if self.client_certificates is not None else []
         return tuple(file for file in files if file is not None)
 
     def certificate_entries(self) -> Iterator[tuple[tuple[str | int, ...], CertificateConfig]]:
-        """Every certificate and its path below `server.tls`; the first is the one for clients that name no host."""
+        """Every certificate with its path below `server.tls`; the first is for clients that name no host."""
         if self.certificate is not None:
             yield (), CertificateConfig(certificate=self.certificate, key=self.key, key_password=self.key_password)
         for index, entry in enumerate(self.certificates):
@@ -231,18 +237,18 @@ class TLSConfig(Model):
 
 
 class ServerConfig(Model):
-    """The client's side: where to listen, how much to accept, how long to wait. And how much of a response head to take."""
+    """`server`: where to listen, limits and timeouts of the client's side, and the limits of response heads."""
 
     host: ListenHost = "127.0.0.1"
     port: Annotated[StrictInt, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[StrictInt, Field(ge=1, le=512)] | Literal["auto"] = 1
     threads: Annotated[StrictInt, Field(ge=1, le=1_000)] = 8
     max_in_flight: Annotated[StrictInt, Field(ge=1, le=10_000)] = 256
-    max_waiting: Annotated[StrictInt, Field(ge=0, le=100_000)] = 2_000
+    max_queued: Annotated[StrictInt, Field(ge=0, le=100_000)] = 2_000
     shutdown_delay_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 0.0
     drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 10.0
     idle_drain_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 1.0
-    hang_seconds: Annotated[StrictFloat, Field(ge=2, le=86_400)] = 30.0
+    worker_timeout_seconds: Annotated[StrictFloat, Field(ge=2, le=86_400)] = 30.0
     max_target_bytes: Annotated[StrictInt, Field(ge=8_000, le=65_536)] = 16_384
     max_head_bytes: Annotated[StrictInt, Field(ge=8_192, le=1_048_576)] = 65_536
     max_headers: Annotated[StrictInt, Field(ge=10, le=1_000)] = 200
@@ -272,27 +278,27 @@ class ServerConfig(Model):
 
     @property
     def processes(self) -> int:
-        """The number of worker processes: `auto` is one for each core that this process may use."""
+        """The number of worker processes: `auto` is one per core that this process may use."""
         if self.workers != "auto":
             return self.workers
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LogConfig(Model):
-    """What the gateway says of itself on stderr: from which level on, and as text or as JSON."""
+    """`log`: the lowest level of the gateway's log on stderr, and its format."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
 class DisableAfter(Model):
-    """A plugin that fails this many times in a row is disabled."""
+    """A plugin that fails this many times in a row is removed from the chains."""
 
     disable_after: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 
 
 def _on_error(value: object) -> object:
-    """In one message what the members of the union would say in three."""
+    """One message in place of three, one for each member of the union."""
     try:
         return value if value in ("fail", "skip") else DisableAfter.model_validate(value)
     except ValidationError:
@@ -312,7 +318,7 @@ class PluginCommonConfig(Model):
 class WSGIMiddlewareConfig(PluginCommonConfig):
     """One entry of `use`: any WSGI middleware, by dotted name or PasteDeploy entry point, with keyword arguments.
 
-    `name` is set once the config is loaded, by default what stands last in `app`.
+    `name` is set once the config is loaded, by default the last part of `app`.
     """
 
     app: str
@@ -323,12 +329,12 @@ class WSGIMiddlewareConfig(PluginCommonConfig):
 
     @property
     def default_name(self) -> str:
-        """What stands last in `app`: ProxyFix in "werkzeug.middleware.proxy_fix:ProxyFix"."""
+        """The last part of `app`: ProxyFix in "werkzeug.middleware.proxy_fix:ProxyFix"."""
         return re.split("[:#.]", self.app)[-1]
 
 
 class PluginsConfig(BaseModel):
-    """The key `plugins` as it stands in the file: `disable`, and beside it one section for each plugin."""
+    """The key `plugins` in the file: `disable`, and one section per plugin."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -359,7 +365,7 @@ class Config(Model):
 
     @property
     def warnings(self) -> tuple[ConfigProblem, ...]:
-        """What does not keep the gateway from running but is probably not intended, with its place in the file."""
+        """Mistakes that do not keep the gateway from running, with their place in the file."""
         return tuple(self._warnings)
 
     def options(self, name: str, route: Route | None = None, backend: Backend | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The config as a tree in which everything knows its place, and the report that collects what is wrong with it."""
+"""The config as a tree of nodes with their places in the file, and the report that collects its problems."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECRET_KEY = re.compile(
     r"passw|passphrase|token|secret|credential|api[-_]?key|private[-_]?key|authorization|cookie", re.IGNORECASE
 )
 _HTTP_HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?=[/?#\s'\"]|$)")
-# Whatever a reader of URLs could take for a name and a password: a password may hold any character, even "/", "#", "?" and "@".
+# Everything that some URL parser could take for user name and password; a password may contain even "/", "#", "?" and "@".
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<info>[^:/\n]*(?::[^\n]*)?)@")
 _PARAMETER = re.compile(r"(?<=[?&;])(?P<name>[^=&;?\s]+)=(?P<value>[^&\n]*)")
 _PARAMETER_IN_WORDS = re.compile(r"(?<=[?&;])(?P<name>[^=&;?\s]+)=(?P<value>[^&\s'\"]*)")
@@ -27,14 +27,14 @@ _SECRET_PARAMETERS = frozenset({"pass", "pwd", "key", "sig", "signature", "auth"
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key is called like one whose value must not be shown."""
+    """Whether a key is named like one with a secret value."""
     return _SECRET_KEY.search(key) is not None
 
 
 def without_password(text: str, in_words: bool = False) -> str:
-    """A value as it may be shown: in a URL user name and password are ***, and so is what its query gives under a key that is
-    called like a secret. `in_words`: the text is a message, in which there may be a URL. Rather too much is hidden than too
-    little, but nothing of an http URL without a user name."""
+    """A value as it may be shown: in a URL, user name and password are replaced by ***, and so are query parameters that are
+    named like a secret. `in_words`: the text is a message that may contain a URL. It hides too much rather than too little, but
+    nothing of an http URL without a user name."""
     if "://" not in text:
         return text
     text = _USER_INFO.sub(_without_user_info, text)
@@ -44,7 +44,7 @@ def without_password(text: str, in_words: bool = False) -> str:
 def _without_user_info(match: re.Match[str]) -> str:
     if match["scheme"].lower() in ("http", "https", "ws", "wss") and _HTTP_HOST.match(match.string, match.start("info")):
         begin = f"{match['scheme']}://"
-        return begin + _USER_INFO.sub(_without_user_info, match[0][len(begin) :])  # there may be another URL behind it
+        return begin + _USER_INFO.sub(_without_user_info, match[0][len(begin) :])  # another URL may follow
     return f"{match['scheme']}://***@"
 
 
@@ -57,8 +57,8 @@ def _without_value(match: re.Match[str]) -> str:
 class Node:
     """One value in the file: a scalar, a list of nodes or a mapping of nodes.
 
-    `path` and `line` (from 1) are where it stands in the file, also after something before it has been cut out of the
-    tree. `source` is the text before environment variables were put in, None where there were none.
+    `path` and `line` (from 1) are its place in the file and stay the same when other nodes are dropped from the tree. `source`
+    is the text before environment variables were replaced; None if it had no variables.
     """
 
     path: Path
@@ -77,11 +77,11 @@ class Node:
                 return scalar
 
     def items(self) -> dict[str, Node]:
-        """The nodes of a mapping, by key; nothing for any other node."""
+        """The nodes of a mapping, by key; empty for any other node."""
         return self.value if isinstance(self.value, dict) else {}
 
     def entries(self) -> list[Node]:
-        """The nodes of a list; nothing for any other node."""
+        """The nodes of a list; empty for any other node."""
         return self.value if isinstance(self.value, list) else []
 
     def get(self, key: str) -> Node | None:
@@ -89,7 +89,7 @@ class Node:
         return self.items().get(key)
 
     def find(self, path: Path) -> tuple[Node, Path]:
-        """The node under `path`, or the nearest above it, and what remains of the path."""
+        """The node at `path`, or its nearest existing ancestor, and the rest of the path."""
         node = self
         for depth, part in enumerate(path):
             below = node.value
@@ -100,7 +100,7 @@ class Node:
         return node, ()
 
     def drop(self, path: Path) -> Node | None:
-        """Take the node under `path` out of the tree. None when there is none, or `path` is empty."""
+        """Remove the node at `path` from the tree and return it. None if it does not exist or `path` is empty."""
         parent, rest = self.find(path[:-1])
         node, missing = self.find(path)
         if not path or rest or missing:
@@ -116,61 +116,61 @@ class Node:
 
     @property
     def secret(self) -> bool:
-        """Whether it stands under a key that is called like a password."""
+        """Whether one of the keys above it, or its own, is named like a secret."""
         return any(isinstance(part, str) and is_secret(part) for part in self.path)
 
     def shown(self) -> str:
-        """The value for a message: never a secret, and never what came from the environment."""
+        """The value for a message: never a secret, and never a value from the environment."""
         if self.secret and self.value is not None:
             return "a value that is not shown"
         return as_yaml(self.source if self.source is not None else self.value)
 
 
 class Report:
-    """What is wrong with one config file. Says nothing twice, keeps secrets out, raises all of it in order of lines."""
+    """The problems of one config file: without duplicates and secrets, raised together in the order of lines."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self._found: dict[ConfigProblem, int] = {}
-        self._cut: list[Path] = []
+        self._dropped: list[Path] = []
         self._hidden: set[str] = set()
         self._urls: dict[str, str] = {}
 
     def add(self, node: Node, message: str, rest: Path = ()) -> None:
-        """A problem at `node`, or at something that is missing under it (`rest`)."""
+        """Add a problem at `node`, or at a missing node below it (`rest`)."""
         if node.source is not None and isinstance(node.value, str):
             message = message.replace(repr(node.value), repr(node.source))
         self.add_line(node.line, node.path + rest, message)
 
     def add_line(self, line: int, path: Path, message: str) -> None:
-        """A problem on a line, where there is no node."""
+        """Add a problem on a line without a node."""
         self._found.setdefault(ConfigProblem(path, message, f"{self.file}:{line}"), line)
 
     def add_check(self, root: Node, problem: ConfigProblem) -> None:
-        """A problem found by a cross check, unless it may come of something that has been cut out before."""
+        """Add a problem that a cross check has found, unless it may only follow from a node that was dropped."""
         node, rest = root.find(problem.path)
         if self.intact(node.path + rest):
             self.add(node, problem.message, rest)
 
     def located(self, root: Node, problem: ConfigProblem) -> ConfigProblem:
-        """The same with file and line, and without secrets; it is not added."""
+        """The problem with file and line and without secrets. It is not added."""
         node, rest = root.find(problem.path)
         return ConfigProblem(node.path + rest, self._clean(problem.message), f"{self.file}:{node.line}")
 
-    def cut(self, node: Node) -> None:
-        """Remember that a node has been taken out of the tree because of a problem that has been added."""
-        self._cut.append(node.path)
+    def dropped(self, node: Node) -> None:
+        """Record that a node was dropped from the tree because of a problem that has been added."""
+        self._dropped.append(node.path)
 
-    def was_cut(self, path: Path) -> bool:
-        """Whether the node that stood at `path` in the file has been taken out."""
-        return path in self._cut
+    def was_dropped(self, path: Path) -> bool:
+        """Whether the node at this path of the file was dropped."""
+        return path in self._dropped
 
     def intact(self, path: Path) -> bool:
-        """Whether nothing that stood at or under `path` in the file has been taken out, so that it says what the file says."""
-        return not any(cut[: len(path)] == path for cut in self._cut)
+        """Whether no node at or below this path of the file was dropped, so that the tree still matches the file there."""
+        return not any(dropped[: len(path)] == path for dropped in self._dropped)
 
     def hide_secrets(self, root: Node) -> None:
-        """Keep the secrets of `root` out of every message, also of those that a plugin words."""
+        """Keep the secrets of `root` out of every message, including those of plugins."""
         texts = (str(node.value) for node in root.walk() if node.secret and isinstance(node.value, str | int | float))
         self._hidden.update(text for text in texts if len(text) > 3)
         for text in (text for node in root.walk() for text in (node.value, node.source) if isinstance(text, str)):
@@ -178,13 +178,13 @@ class Report:
                 self._urls |= {text: safe, repr(text)[1:-1]: safe}
 
     def raise_if_any(self) -> None:
-        """Raise ConfigError with all that has been added, if anything has."""
+        """Raise ConfigError with all problems that were added, if there are any."""
         if self._found:
             ordered = sorted(self._found, key=lambda problem: self._found[problem])
             raise ConfigError(ConfigProblem(p.path, self._clean(p.message), p.location) for p in ordered)
 
     def fail(self, message: str, line: int | None = None) -> ConfigError:
-        """The error for a file that cannot be read at all."""
+        """The error for a file that cannot be read at all. The caller raises it."""
         return ConfigError([ConfigProblem((), message, self.file if line is None else f"{self.file}:{line}")])
 
     def _clean(self, message: str) -> str:

@@ -1,4 +1,4 @@
-"""A tree held against a pydantic model, and pydantic's findings in plain words at their place."""
+"""Validation of a tree by a pydantic model: its errors become problems in plain words, each at its place in the file."""
 
 from __future__ import annotations
 
@@ -66,28 +66,28 @@ _LIMITS: Mapping[str, str] = {
 
 
 def validate(model: type[_M], root: Node, report: Report) -> _M | None:
-    """`root` as an instance of `model`; None when nothing of it can be used.
+    """`root` as an instance of `model`, or None if no part of it is valid.
 
-    Everything wrong is added to `report` and cut out of the tree, so that the rest can still be checked: a bad option
-    leaves its default behind, a bad required one takes the entry with it.
+    Every problem is added to `report` and its node is dropped from the tree, so that the rest can still be checked: instead of
+    an invalid option its default is used; without a valid required option the whole entry is dropped.
     """
     instance = None
-    usable = True
-    while usable and instance is None:
+    again = True
+    while again and instance is None:
         try:
             instance = model.model_validate(root.plain())
         except ValidationError as error:
             places = _by_place(root, error)
             for place, group in places.items():
                 _add(model, root, place, group, report)
-            usable = _cut(root, places, report)
+            again = _drop(root, places, report)
     for node, message in _silently_ignored(instance or model.model_construct(), root):
         report.add(node, message)
     return instance
 
 
 def _by_place(root: Node, error: ValidationError) -> dict[Path, list[ErrorDetails]]:
-    """Errors by path. The members of a union say in `loc` which of them complains; such parts name no node and go."""
+    """Errors by path, without the parts of `loc` that name a member of a union instead of a node."""
     places: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False, include_input=False):
         path = details["loc"]
@@ -100,7 +100,7 @@ def _by_place(root: Node, error: ValidationError) -> dict[Path, list[ErrorDetail
 def _add(model: type[BaseModel], root: Node, place: Path, group: list[ErrorDetails], report: Report) -> None:
     node, rest = root.find(place)
     if group[0]["type"] == "missing":
-        if not report.was_cut(node.path + rest):
+        if not report.was_dropped(node.path + rest):
             report.add(node, "is missing", rest)
         return
     if group[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -111,25 +111,25 @@ def _add(model: type[BaseModel], root: Node, place: Path, group: list[ErrorDetai
         report.add(node, f"expected {' or '.join(expected)}, found {node.shown()}{_hint(node, expected, group)}")
     for details in group:
         if not _expected(details):
-            report.add(node, _own_words(node, details))
+            report.add(node, _message(node, details))
 
 
-def _cut(root: Node, places: Iterable[Path], report: Report) -> bool:
-    """Cut out what stands at the places, or the entry around it where nothing does. False when that is the root."""
+def _drop(root: Node, places: Iterable[Path], report: Report) -> bool:
+    """Drop the nodes at these places, or the entries around them if they are missing. False if that is the root."""
     found = {place[: len(place) - len(root.find(place)[1])] for place in places}
     if () in found:
-        report.cut(root)
+        report.dropped(root)
         return False
     nodes = [root.find(place)[0] for place in found]
     for place in sorted(found, key=lambda place: [(isinstance(part, str), part) for part in place], reverse=True):
-        root.drop(place)  # the last first, so that no index moves
+        root.drop(place)  # from the end, so that no index changes
     for node in nodes:
-        report.cut(node)
+        report.dropped(node)
     return True
 
 
 def _expected(details: ErrorDetails) -> str:
-    """What pydantic expected, as a phrase; the empty string where it does not say so."""
+    """The kind of value that pydantic expected, as a phrase; empty if the error does not say."""
     kind = details["type"]
     if kind in _LIMITS:
         return _LIMITS[kind].format_map({key: _number(value) for key, value in details.get("ctx", {}).items()})
@@ -137,7 +137,7 @@ def _expected(details: ErrorDetails) -> str:
     return _TYPES.get(match[1], "") if match else ""
 
 
-def _own_words(node: Node, details: ErrorDetails) -> str:
+def _message(node: Node, details: ErrorDetails) -> str:
     cause = details.get("ctx", {}).get("error")
     words = str(cause) if cause is not None else details["msg"][:1].lower() + details["msg"][1:]
     if node.secret and isinstance(node.value, str) and node.value in words:
@@ -167,13 +167,13 @@ def _hint(node: Node, expected: list[str], group: list[ErrorDetails]) -> str:
 
 
 def _as_label(node: Node) -> str:
-    """`app_name=orders` for a mapping {app_name: orders}, which is how YAML reads `- app_name: orders`."""
+    """`app_name=orders` for the mapping {app_name: orders}, which is what YAML reads from `- app_name: orders`."""
     pairs = [f"{key}={below.value}" for key, below in node.items().items() if isinstance(below.value, str | int | float)]
     return ", ".join(pairs)
 
 
 def _in_unit(node: Node) -> str:
-    """The way out for a number with a unit: what it is in the unit that the key is named after."""
+    """The hint for a number with a unit: the same in the unit that the key is named after."""
     unit, factors = next(((unit, factors) for unit, factors in _UNITS.items() if str(node.path[-1]).endswith(unit)), ("", {}))
     amount = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-zA-Z]+)", str(node.value))
     if not unit:
@@ -237,7 +237,7 @@ def _models_in(annotation: Any) -> Iterator[type[Any]]:
 
 
 def _silently_ignored(value: object, node: Node) -> Iterator[tuple[Node, str]]:
-    """Keys that pydantic has passed over in silence because a plugin's model does not say what is to become of them."""
+    """Keys that pydantic has ignored silently, because the plugin's model does not set `extra`."""
     if isinstance(value, BaseModel):
         fields = keys_of(type(value))
         for key, entry in node.items().items():

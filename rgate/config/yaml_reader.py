@@ -1,7 +1,7 @@
-"""YAML text → a tree of nodes with their lines. The only place that knows YAML.
+"""Reads YAML into a tree of nodes with their lines. This is the only module that knows YAML.
 
-Stricter than YAML is: a key stands once in a mapping, values are texts, numbers, true, false and null, and what aliases
-blow up to is bounded. Dates stay the text that they are.
+It is stricter than YAML: keys are unique in a mapping, values are strings, numbers, true, false and null, and the expansion of
+aliases is limited. Dates stay strings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "read"]
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_VALUES = 200_000
-"""With aliases counted as often as they are used: ten lines of YAML can stand for a billion values."""
+"""Aliases count each time they are used: ten lines of YAML can expand to a billion values."""
 MAX_DEPTH = 50
 
 _TAG = "tag:yaml.org,2002:"
@@ -26,9 +26,9 @@ _TYPED = (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float")
 
 
 def read(content: bytes, report: Report) -> Node:
-    """The tree of a config file. What is wrong inside is added to `report`.
+    """The tree of a config file. Problems inside it are added to `report`.
 
-    Raises ConfigError when it is no YAML mapping at all.
+    Raises ConfigError if it is not a YAML mapping at all.
     """
     loader = None
     try:
@@ -65,7 +65,7 @@ class _Reader:
     def node(self, source: yaml.Node, path: Path, line: int) -> Node:
         self._values += 1
         if self._values > MAX_VALUES:
-            raise self._report.fail(f"has more than {MAX_VALUES:,} values, aliases counted as often as they are used")
+            raise self._report.fail(f"has more than {MAX_VALUES:,} values (aliases count each time they are used)")
         if len(path) > MAX_DEPTH:
             raise self._report.fail(f"is nested more than {MAX_DEPTH} levels deep")
         node = Node(path, line, None)
@@ -77,11 +77,11 @@ class _Reader:
             try:
                 node.value = self._loader.construct_object(source)
             except ValueError:
-                self._report.add(node, f"{source.value[:40]!r} is no value of the type {source.tag.removeprefix(_TAG)}")
+                self._report.add(node, f"{source.value[:40]!r} is not a value of the type {source.tag.removeprefix(_TAG)}")
         elif source.tag in _TEXT:
             node.value = source.value
         else:
-            self._report.add(node, f"the tag {source.tag.replace(_TAG, '!!')!r} means nothing here; leave it out")
+            self._report.add(node, f"the tag {source.tag.replace(_TAG, '!!')!r} is not supported; leave it out")
         return node
 
     def _mapping(self, source: yaml.MappingNode, path: Path) -> dict[str, Node]:
@@ -92,10 +92,10 @@ class _Reader:
             if key.tag == _MERGE:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
             elif not isinstance(key, yaml.ScalarNode):
-                self._report.add_line(line, path, "a key must be a plain text")
+                self._report.add_line(line, path, "a key must be a plain string")
             elif key.value in entries:
                 first = entries[key.value].line
-                self._report.add_line(line, (*path, key.value), f"the key {key.value!r} stands here twice; first on line {first}")
+                self._report.add_line(line, (*path, key.value), f"the key {key.value!r} is used twice; first on line {first}")
             else:
                 entries[key.value] = self.node(value, (*path, key.value), line)
         for mapping in merged:
@@ -119,32 +119,32 @@ _PLAIN: tuple[tuple[str, str], ...] = (
     ),
     (
         r"expected <block end>, but found '(<block mapping start>|<block sequence start>|<scalar>|\?|-)'",
-        "the indentation does not fit: the entries of a list or mapping begin in the same column{since}",
+        "wrong indentation: the entries of a list or mapping must begin in the same column{since}",
     ),
     (
         r"mapping values are not allowed here",
-        "a key cannot stand here; put a text with ': ' in quotes, or mend the indentation here or in the line above",
+        "a key is not allowed here; put a string with ': ' in quotes, or fix the indentation here or in the line above",
     ),
-    (r"could not find expected ':'", "a key without a ':' after it, or a text of several lines without quotes{since}"),
+    (r"could not find expected ':'", "a key without a ':' after it, or a string of several lines without quotes{since}"),
     (r"expected ',' or '([]}])', but got .*", "a list or mapping in brackets is not closed: expected ',' or '{0}'{since}"),
-    (r"found unexpected end of stream", "a text in quotes is not closed{since}"),
-    (r"found unknown escape character '(.*)'", "'\\{0}' means nothing between double quotes; use single quotes"),
+    (r"found unexpected end of stream", "a string in quotes is not closed{since}"),
+    (r"found unknown escape character '(.*)'", "'\\{0}' is not a valid escape in double quotes; use single quotes"),
     (
         r"while scanning for the next token found character '(.*)' that cannot start any token",
-        "a text cannot begin with '{0}'; put it in quotes",
+        "a string cannot begin with '{0}'; put it in quotes",
     ),
-    (r"expected alphabetic or numeric character, but found .*", "a text cannot begin with '*' or '&'; put it in quotes"),
+    (r"expected alphabetic or numeric character, but found .*", "a string cannot begin with '*' or '&'; put it in quotes"),
     (
         r"found undefined alias '(.*)'",
-        "'*{0}' repeats what stands nowhere (an alias without its anchor); put a text that begins with '*' in quotes",
+        "'*{0}' is an alias without its anchor; put a string that begins with '*' in quotes",
     ),
-    (r"expected <document start>, but found .*", "this does not belong to what stands before it; is a line indented too little?"),
-    (r"expected <block end>, but found '([]},])'", "a '{0}' that nothing has been opened for"),
+    (r"expected <document start>, but found .*", "this does not belong to the lines before it; is a line indented too little?"),
+    (r"expected <block end>, but found '([]},])'", "a '{0}' without an opening bracket"),
     (r"while parsing a flow node expected the node content, but found '(.*)'", "a value is missing before '{0}'"),
     (r"expected the node content, but found '(.*)'", "a value is missing before '{0}'"),
     (r"but found another document", "a second document begins here ('---'); a config is one document"),
 )
-"""PyYAML's words, which are those of its grammar, and what is to be done. What is not here comes as PyYAML says it."""
+"""PyYAML's messages, which use the terms of its grammar, and clearer ones. Other messages are passed on unchanged."""
 
 
 def _words(error: yaml.MarkedYAMLError) -> str:

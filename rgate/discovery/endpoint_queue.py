@@ -39,11 +39,11 @@ class EndpointQueue:
     """Requests that wait for an endpoint of their backend, in the order in which they started. One per process; thread-safe.
 
     A request waits when its backend has lost its last endpoint, or when its endpoints refuse connections. It waits only if
-    that has been so for less than the backend's `wait_seconds`, and until that many seconds after its own start at most.
+    that has been so for less than the backend's `queue_seconds`, and until that many seconds after its own start at most.
     There is no waiting for a backend that has had no endpoint, or has not answered, since the process started, so that a
     wrong config shows at once.
 
-    At most `max_waiting` requests wait in all, and 80 % of them for one of several backends.
+    At most `max_queued` requests wait in all, and 80 % of them for one of several backends.
 
     When an endpoint appears, as many requests as have room in it (IN_FLIGHT) are resumed at once. The others follow a hundred
     times per second, one more each time. Requests that arrive meanwhile wait behind them. Before requests are resumed for
@@ -57,7 +57,7 @@ class EndpointQueue:
     def __init__(self, discovery: Discovery | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.waiting: dict[str, int] = {}
         self.unproven: dict[str, float] = {}  # since when; NEVER: it has never answered
-        self.max_waiting = 0
+        self.max_queued = 0
         self._discovery = discovery
         self._clock = clock
         self._lock = threading.Lock()  # of all below, and of `waiting`; `unproven` is only changed by single operations
@@ -71,13 +71,13 @@ class EndpointQueue:
         if discovery is not None:
             discovery.on_snapshot(self._on_snapshot)
 
-    def configure(self, backends: Iterable[Backend], max_waiting: int) -> None:
+    def configure(self, backends: Iterable[Backend], max_queued: int) -> None:
         """Set the backends that requests may wait for, and how many requests may wait."""
         names = [backend.name for backend in backends]
         with self._lock:
-            self.max_waiting = max_waiting
+            self.max_queued = max_queued
             self._found.intersection_update(names)
-            share = max_waiting if len(names) == 1 else max(1, max_waiting * 4 // 5) if max_waiting else 0
+            share = max_queued if len(names) == 1 else max(1, max_queued * 4 // 5) if max_queued else 0
             self._shares = dict.fromkeys(names, share)
             for gone in self.unproven.keys() - set(names):
                 del self.unproven[gone]
@@ -104,18 +104,18 @@ class EndpointQueue:
     ) -> SuspendedResponse | None:
         """The same, but returns None if it may not wait. `has_failed` is false when the request has not been refused, but others
         wait already."""
-        wait_seconds, name = backend.wait_seconds, backend.name
-        if not wait_seconds or not SuspendedResponse.can_wait(environ):
+        queue_seconds, name = backend.queue_seconds, backend.name
+        if not queue_seconds or not SuspendedResponse.can_wait(environ):
             return None
         exchange: Exchange = environ["rgate.exchange"]
         now = self._clock()
-        left_seconds = exchange.started + wait_seconds - now
+        left_seconds = exchange.started + queue_seconds - now
         with self._lock:
-            if left_seconds <= 0 or now - self._since(name, now, has_failed) >= wait_seconds:
+            if left_seconds <= 0 or now - self._since(name, now, has_failed) >= queue_seconds:
                 return None
-            if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.max_waiting:
-                words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_waiting: %d)"
-                _log.warning(words, name, self.waiting.get(name, 0), self.max_waiting, extra={"dedup_key": name})
+            if self.waiting.get(name, 0) >= self._shares.get(name, 0) or sum(self.waiting.values()) >= self.max_queued:
+                words = "backend %s: %d requests wait for an endpoint; more are answered 503 (server.max_queued: %d)"
+                _log.warning(words, name, self.waiting.get(name, 0), self.max_queued, extra={"dedup_key": name})
                 return None
             self.waiting[name] = self.waiting.get(name, 0) + 1
             suspended = SuspendedResponse(environ, left_seconds, go_on, on_close=lambda: self._left(name))

@@ -43,7 +43,7 @@ class Address:
 
 
 class EndpointState:
-    """What one endpoint is doing now. Snapshots change, but share this object as long as the endpoint's address stays the same.
+    """The current state of one endpoint. Snapshots change, but share this object as long as the endpoint's address stays the same.
 
     `active_exchanges` holds the exchanges in flight: adding and discarding are atomic under the interpreter's lock, so no other
     lock is needed and the count cannot drift. `upstream` belongs to the forwarder: the connections to this endpoint.
@@ -96,7 +96,7 @@ class Endpoint:
 
     @property
     def key(self) -> tuple[str, Address]:
-        """What identifies it in all snapshots, even if its name or labels change."""
+        """Identifies it in all snapshots, even if its name or labels change."""
         return self.id, self.address
 
 

@@ -157,7 +157,7 @@ class Forwarder:
             if client.client_disconnected:
                 connection.abort()
         done = partial(_release, upstream, connection, endpoint, exchange, client, reusable)
-        body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.response_seconds)
+        body = ResponseBody(length, chunked, block, connection, upload, done, self._timeouts.read_seconds)
         if exchange.upstream_body is not None:
             exchange.upstream_body.close()  # of an earlier attempt that a middleware has given up
         exchange.upstream_body = body
@@ -202,7 +202,7 @@ class Forwarder:
         while True:
             upload = None
             try:
-                connection.set_io_timeout(timeouts.response_seconds)
+                connection.set_io_timeout(timeouts.read_seconds)
                 if client is not None:
                     client.on_disconnect = connection.abort
                     if client.client_disconnected:
@@ -216,7 +216,7 @@ class Forwarder:
                         raise StaleConnection("the backend has given up waiting for a request")
                 else:
                     trailers = partial(_trailers, environ, exchange)
-                    upload = Upload(stream, length, connection, timeouts.response_seconds, trailers)
+                    upload = Upload(stream, length, connection, timeouts.read_seconds, trailers)
                     if expects:
                         upload.hold()
                     upload.pump()

@@ -18,7 +18,7 @@ def probe(upstream: Upstream, target: str, headers: Mapping[str, str], seconds: 
 
     `seconds` limits the connect, and then each single wait for the response. Called by threads of plugins (`health`, `docker`).
     """
-    connection = upstream.pool.connect_new(Timeouts(connect_seconds=seconds, response_seconds=seconds))
+    connection = upstream.pool.connect_new(Timeouts(connect_seconds=seconds, read_seconds=seconds))
     try:
         if not target:
             return 0

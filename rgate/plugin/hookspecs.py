@@ -124,7 +124,7 @@ class HookSpecs:
 
     @_hookspec
     def rgate_check_config(self, config: Config, policies: Mapping[str, SelectionPolicy]) -> Iterable[ConfigProblem] | None:
-        """What is wrong with the config across sections. `policies` are the selection policies of all plugins, by name. No
+        """Problems of the config across sections. `policies` are the selection policies of all plugins, by name. No
         I/O: `rgate check` must be quick and harmless."""
 
     @_hookspec

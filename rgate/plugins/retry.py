@@ -11,13 +11,13 @@
         plugins: {retry: {on_timeout: false}}
 
 A request whose connection could not be established (refused, unreachable, timed out) has reached no backend, and is repeated
-whatever its method. If the connection was closed before a response, or no byte of one arrived within `response_seconds`, the
+whatever its method. If the connection was closed before a response, or no byte of one arrived within `read_seconds`, the
 request may have been carried out, so only idempotent methods are repeated (RFC 9110 §9.2.2): a POST is never sent twice. The body
 must have been collected in memory; a request whose body is streamed is not repeated. The endpoint that failed is removed from
-the candidates. The next one has `response_seconds` of its own.
+the candidates. The next one has `read_seconds` of its own.
 
 If nothing was sent and there is no other endpoint, the request waits for one, without occupying a thread, for up to the backend's
-`wait_seconds`, for example while the only container restarts. So does a request that can be repeated when its endpoint has just
+`queue_seconds`, for example while the only container restarts. So does a request that can be repeated when its endpoint has just
 disappeared. Waiting is not a retry and does not use the budget.
 
 Retries have a budget, so that they cannot double the load on backends that are in trouble: a percentage of the requests of the

@@ -45,7 +45,7 @@ SETTLED_SECONDS: Final = 10.0  # a worker that ends sooner is restarted with inc
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_LIMIT_SECONDS: Final = 10.0
 KILL_AFTER_SECONDS: Final = 5.0  # beyond the drain
-START_SECONDS: Final = 60.0  # beyond hang_seconds, for what a worker does before it serves
+START_SECONDS: Final = 60.0  # beyond worker_timeout_seconds, for what a worker does before it serves
 ABORT_SECONDS: Final = 2.0  # for a hung worker to log where it hangs
 HEARTBEAT_SECONDS: Final = 1.0  # of the supervisor itself
 MAX_REPLY: Final = 8_000  # characters; more would not be read in a terminal either
@@ -228,7 +228,7 @@ class Supervisor:
         theirs.close()
         worker.pid, worker.channel, worker.unread, worker.started = pid, ours, b"", self._clock()
         worker.ready = worker.aborted = False
-        worker.heartbeat_deadline = worker.started + START_SECONDS + self._config.hang_seconds
+        worker.heartbeat_deadline = worker.started + START_SECONDS + self._config.worker_timeout_seconds
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _run_child(self, worker: _WorkerSlot, first: bool, ours: socket.socket, theirs: socket.socket) -> None:
@@ -293,7 +293,7 @@ class Supervisor:
         for line in lines:
             match line.decode("ascii", "replace").split():
                 case ["beat"] if not worker.aborted:
-                    worker.heartbeat_deadline = self._clock() + self._config.hang_seconds
+                    worker.heartbeat_deadline = self._clock() + self._config.worker_timeout_seconds
                 case ["ask", number, *command]:
                     others = [index for index in self.connected_workers() if index != worker.index]
                     done = partial(self._reply, worker, number, "")
@@ -308,7 +308,7 @@ class Supervisor:
 
     def _on_worker_ready(self, worker: _WorkerSlot) -> None:
         worker.ready = True
-        worker.heartbeat_deadline = self._clock() + self._config.hang_seconds
+        worker.heartbeat_deadline = self._clock() + self._config.worker_timeout_seconds
         if not self._all_ready and all(each.ready for each in self._workers):
             self._all_ready = True
             self._on_ready()
@@ -375,7 +375,7 @@ class Supervisor:
             if not worker.pid or now < worker.heartbeat_deadline:
                 continue
             if not worker.aborted:
-                silent = self._config.hang_seconds if worker.ready else now - worker.started
+                silent = self._config.worker_timeout_seconds if worker.ready else now - worker.started
                 _log.error("worker %d (pid %d) has hung for %.0f s, and is killed", worker.index, worker.pid, silent)
             os.kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
             worker.aborted = True

@@ -156,7 +156,7 @@ class Runtime:
         if gateway.tls is not None:
             gateway.tls.logs_expiry = self.reports
         self.upstreams.set_limits(server.max_response_head_bytes, server.max_response_headers)
-        self.queue.configure(gateway.backends.values(), server.max_waiting)
+        self.queue.configure(gateway.backends.values(), server.max_queued)
         self.discovery.activate(gateway.table)
         self.current = gateway
         self.queue.resume_all()

@@ -101,13 +101,13 @@ PROBLEMS: list[tuple[dict[str, str], str]] = [
     ({"certificate": SHOP.both, "public_port": "443"},
      "config.yml:4: server.tls.public_port: has no effect unless 'redirect_port' is also set"),
     ({"certificate": SHOP.both, "redirect_port": "8080"},
-     "config.yml:4: server.tls.redirect_port: 8080 is the port that TLS is spoken at; choose another, like 80"),
+     "config.yml:4: server.tls.redirect_port: 8080 is the port of the TLS listener; choose another, like 80"),
     ({"certificate": SHOP.both, "certificates": f"[{{certificate: {SHOP.both}}}]"},
-     "config.yml:4: server.tls.certificates[0].certificate: never shown: server.tls.certificate is for shop.example, "
-     "*.shop.example already"),
+     "config.yml:4: server.tls.certificates[0].certificate: never used: server.tls.certificate is already for "
+     "shop.example, *.shop.example"),
     ({"certificate": SHOP.both, "certificates": f"[{{certificate: {OTHER.both}, hosts: ['[::1]']}}]"},
      "config.yml:4: server.tls.certificates[0].hosts[0]: '[::1]' is an address; TLS clients name only hosts, so the first "
-     "certificate serves it"),
+     "certificate is used for it"),
     ({"certificate": SHOP.both, "client_certificates": "{ca: /nowhere}"},
      "config.yml:4: server.tls.client_certificates.ca: /nowhere: no such file"),
     ({"certificate": SHOP.both, "client_certificates": f"{{ca: {TRUSTED.file}, crl: {TRUSTED.file}}}"},
@@ -174,13 +174,13 @@ BACKEND = "backends:\n  - name: ledger\n    endpoints: ['{}']\n    tls: {{{}}}\n
     ("options", "problem"),
     [
         ("ca: /nowhere", "ca: /nowhere: no such file"),
-        (f"ca: {TRUSTED.file}, verify: false", "verify: is false, so nothing is held against 'ca'; leave one of them out"),
+        (f"ca: {TRUSTED.file}, verify: false", "verify: is false, so 'ca' has no effect; leave one of them out"),
         (f"key: {SHOP.key}", "key: has no effect unless 'certificate' is also set"),
         (
             f"certificate: {SHOP.certificate}, key: {OTHER.key}",
             f"key: the private key in {OTHER.key} does not belong to the certificate in {SHOP.certificate}",
         ),
-        ("server_name: '*.x'", "server_name: '*.x' is no host name; write the name alone, without scheme, port or wildcard"),
+        ("server_name: '*.x'", "server_name: '*.x' is not a host name; write the name alone, without scheme, port or wildcard"),
     ],
     ids=["no authorities", "authorities for nothing", "key alone", "another's key", "wildcard"],
 )
@@ -206,7 +206,7 @@ def test_authority_without_a_revocation_list_is_noticed(tmp_path: Path) -> None:
     config += "routes: [{path_prefix: /, backend: orders}]"
     lists.write_bytes(Path(office.revoke()).read_bytes())
     (notice,) = map(str, loaded(config).warnings)
-    assert notice.startswith("config.yml:1: server.tls.client_certificates.crl: holds no list of the authority '")
+    assert notice.startswith("config.yml:1: server.tls.client_certificates.crl: has no revocation list of the authority '")
     assert "revoking" in notice, "the root, by its name"
     lists.write_bytes(Path(office.revoke(SHOP)).read_bytes() + b"# a comment\n" + Path(OTHER_AUTHORITY.revoke()).read_bytes())
     assert loaded(config).warnings == ()

@@ -88,7 +88,7 @@ def test_route_that_is_wrong_itself_shadows_no_other() -> None:
           - {{path_prefix: /a, backend: orders, host: "*"}}
           - {{path_prefix: /a, backend: orders}}
     """)
-    assert found.startswith("config.yml:3: routes[0].host: '*' is no host name")
+    assert found.startswith("config.yml:3: routes[0].host: '*' is not a host name")
 
 
 def test_backend_unknown_is_named_with_those_there_are() -> None:
@@ -110,12 +110,12 @@ def test_backend_name_twice_and_backend_without_anything_are_problems() -> None:
 def test_policy_unknown_is_named_with_those_there_are() -> None:
     (found,) = problems("backends: [{name: a, match_labels: [a=b], policy: zzz}]")
     assert found.startswith("config.yml:1: backends[0].policy: no selection policy is named 'zzz'; the policies are ")
-    assert found.endswith("random, random_of_two, round_robin")
+    assert found.endswith("power_of_two_choices, random, round_robin")
 
 
 def test_pipeline_names_are_checked() -> None:
     assert problems("pipeline: [stats, normalise, routing, stats]\n") == [
-        "config.yml:1: pipeline[3]: 'stats' stands in the pipeline twice",
+        "config.yml:1: pipeline[3]: 'stats' is in the pipeline twice",
         "config.yml:1: pipeline[1]: no active middleware is named 'normalise'; did you mean 'normalize'?",
     ]
 
@@ -129,7 +129,7 @@ def test_pipeline_decides_what_a_route_can_turn_off() -> None:
 def test_body_limit_of_a_route_above_the_servers_is_a_problem() -> None:
     route = f"{ONE_BACKEND}routes: [{{path_prefix: /a, backend: orders, max_body_bytes: 11}}]\n"
     assert problems(f"{route}server: {{max_body_bytes: 10}}") == [
-        f"config.yml:{ONE_BACKEND.count(chr(10)) + 1}: routes[0].max_body_bytes: never reached: server.max_body_bytes is 10"
+        f"config.yml:{ONE_BACKEND.count(chr(10)) + 1}: routes[0].max_body_bytes: has no effect: server.max_body_bytes is lower (10)"
     ]
     loaded(f"{route}server: {{max_body_bytes: 11}}")
     loaded(route)

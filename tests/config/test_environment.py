@@ -64,7 +64,7 @@ def test_variables_of_a_list_that_are_not_set_are_each_told_at_their_line() -> N
 @pytest.mark.parametrize("text", ["${", "${}", "${1}", "${a b}", "${BODY", "${BODY:+x}", "${BODY-x}"])
 def test_variable_that_is_malformed_is_a_problem(text: str) -> None:
     (found,) = problems(f"default_response: {{body: '{text}'}}", environ=ENVIRON)
-    assert "'${' begins no variable here; write ${NAME}, ${NAME:-default}, or $${" in found
+    assert "'${' does not begin a variable here; write ${NAME}, ${NAME:-default}, or $${" in found
 
 
 def test_variables_value_is_not_printed() -> None:

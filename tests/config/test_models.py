@@ -29,21 +29,21 @@ def test_path_prefix_in_canonical_form_is_kept_without_a_slash_at_the_end(prefix
         ("", "must begin with '/'; found ''"),
         ("api", "must begin with '/'; found 'api'"),
         ("http://x/api", "must begin with '/'; found 'http://x/api'"),
-        ("/api?x=1", "is a path without a query; take away what begins at '?'"),
-        ("/api#x", "is a path without a fragment; take away what begins at '#'"),
-        ("/a//b", "must be in canonical form, which is '/a/b'"),
-        ("/api//", "must be in canonical form, which is '/api/'"),
-        ("/%61pi", "must be in canonical form, which is '/api'"),
+        ("/api?x=1", "is a path and cannot have a query; remove everything from '?' on"),
+        ("/api#x", "is a path and cannot have a fragment; remove everything from '#' on"),
+        ("/a//b", "must be in canonical form, '/a/b'"),
+        ("/api//", "must be in canonical form, '/api/'"),
+        ("/%61pi", "must be in canonical form, '/api'"),
         ("/a/../b", "no request can have this path: dot segment in the path"),
-        ("/a/.", "must be in canonical form, which is '/a/'"),
-        ("/a%2fb", "must be in canonical form, which is '/a%2Fb'"),
+        ("/a/.", "must be in canonical form, '/a/'"),
+        ("/a%2fb", "must be in canonical form, '/a%2Fb'"),
         ("/a/%2e%2E/b", "no request can have this path: dot segment in the path"),
         ("/a%2", "no request can have this path: malformed escape in the path"),
         ("/a%zz", "no request can have this path: malformed escape in the path"),
         ("/a%00", "no request can have this path: malformed escape in the path"),
-        ("/a b", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
-        ("/ä", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
-        ("/a\\b", "no request can have this path: only visible ASCII stands in a path, anything else as %XX"),
+        ("/a b", "no request can have this path: only visible ASCII is allowed in a path, anything else as %XX"),
+        ("/ä", "no request can have this path: only visible ASCII is allowed in a path, anything else as %XX"),
+        ("/a\\b", "no request can have this path: only visible ASCII is allowed in a path, anything else as %XX"),
     ],
 )
 def test_path_prefix_that_no_request_can_match_is_a_problem(prefix: str, message: str) -> None:
@@ -61,19 +61,19 @@ def test_host_is_one_name_or_a_list_and_lower_case() -> None:
 
 @pytest.mark.parametrize("host", ["http://a.example", "a.example:80", "*.example", "a b", "", "a/b", ".a", "a.", "::1"])
 def test_host_that_is_more_than_a_name_is_a_problem(host: str) -> None:
-    assert route_problem(f"path_prefix: /, host: ['{host}']").startswith(f"host[0]: {host!r} is no host name")
+    assert route_problem(f"path_prefix: /, host: ['{host}']").startswith(f"host[0]: {host!r} is not a host name")
 
 
 def test_host_that_is_no_ascii_or_no_address_is_a_problem() -> None:
     assert route_problem("path_prefix: /, host: ['bücher.example']") == (
-        "host[0]: 'bücher.example' must be written as it is sent, in its xn-- form"
+        "host[0]: 'bücher.example' must be written in its xn-- form, as it is sent"
     )
-    assert route_problem("path_prefix: /, host: ['[::x]']") == "host[0]: '[::x]' is no IPv6 address"
+    assert route_problem("path_prefix: /, host: ['[::x]']") == "host[0]: '[::x]' is not an IPv6 address"
 
 
 def test_methods_are_upper_case_tokens() -> None:
     assert route("path_prefix: /, methods: [get, M-SEARCH]").methods == ("GET", "M-SEARCH")
-    assert route_problem("path_prefix: /, methods: ['GE T']") == "methods[0]: 'GE T' is no HTTP method"
+    assert route_problem("path_prefix: /, methods: ['GE T']") == "methods[0]: 'GE T' is not an HTTP method"
     assert route_problem("path_prefix: /, methods: GET") == "methods: expected a list, found 'GET'; write [GET]"
 
 
@@ -81,7 +81,7 @@ def test_methods_are_upper_case_tokens() -> None:
     ("headers", "message"),
     [
         ("{X-Version: 2}", "headers.X-Version: expected text, found 2; put it in quotes"),
-        ("{'a b': x}", "headers: 'a b' is no header name"),
+        ("{'a b': x}", "headers: 'a b' is not a header name"),
         ("{X_Version: x}", "headers: 'X_Version' never matches: headers whose name has an underscore are dropped"),
         ("{X-A: ''}", "headers: the value of 'X-A' never matches"),
         ("{X-A: ' x'}", "headers: the value of 'X-A' never matches"),
@@ -134,7 +134,7 @@ def test_seconds_are_above_zero_and_at_most_a_day(seconds: str) -> None:
 @pytest.mark.parametrize("media_type", ["html", "text/", "text/html\\nX: y", ""])
 def test_content_type_must_be_a_media_type(media_type: str) -> None:
     (found,) = problems(f'default_response: {{content_type: "{media_type}"}}')
-    assert "is no media type; write one like 'text/html; charset=utf-8'" in found
+    assert "is not a media type; write one like 'text/html; charset=utf-8'" in found
 
 
 def test_models_are_frozen() -> None:
@@ -206,8 +206,8 @@ def test_labels_written_as_a_mapping_have_the_way_out(labels: str, problem: str)
 def test_path_prefix_that_looks_like_a_pattern_is_refused_with_the_way_out(prefix: str, pattern: str, plain: str) -> None:
     (found,) = problems(f"{ONE_BACKEND}routes: [{{path_prefix: '{prefix}', backend: orders}}]")
     assert found == (
-        f"config.yml:2: routes[0].path_prefix: is a prefix, not a pattern: {pattern!r} would stand for itself;"
-        f" write {plain}, which takes all paths below it too"
+        f"config.yml:2: routes[0].path_prefix: is a prefix, not a pattern: {pattern!r} would be taken literally;"
+        f" write {plain}, which also matches all paths below it"
     )
 
 

@@ -8,7 +8,7 @@ from rgate.config.tree import Node, Report
 from rgate.config.yaml_reader import MAX_DEPTH, MAX_VALUES, read
 from rgate.errors import ConfigError
 
-NO_KEY = "a key cannot stand here; put a text with ': ' in quotes, or mend the indentation here or in the line above"
+NO_KEY = "a key is not allowed here; put a string with ': ' in quotes, or fix the indentation here or in the line above"
 
 
 def tree(text: str) -> Node:
@@ -37,7 +37,7 @@ def test_read_types_are_the_plain_ones_and_dates_stay_text() -> None:
 
 
 def test_read_duplicate_key_is_refused_with_both_lines() -> None:
-    assert complaint("a:\n  b: 1\n  c: 2\n  b: 3\n") == "config.yml:4: a.b: the key 'b' stands here twice; first on line 2"
+    assert complaint("a:\n  b: 1\n  c: 2\n  b: 3\n") == "config.yml:4: a.b: the key 'b' is used twice; first on line 2"
 
 
 def test_read_every_duplicate_key_is_reported() -> None:
@@ -58,7 +58,7 @@ def test_read_merge_of_no_mapping_is_a_problem() -> None:
 def test_read_aliases_that_blow_up_are_bounded() -> None:
     bomb = "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
-    assert complaint(bomb) == f"config.yml: has more than {MAX_VALUES:,} values, aliases counted as often as they are used"
+    assert complaint(bomb) == f"config.yml: has more than {MAX_VALUES:,} values (aliases count each time they are used)"
 
 
 def test_read_alias_within_its_own_anchor_is_refused() -> None:
@@ -77,27 +77,27 @@ def test_read_alias_within_its_own_anchor_is_refused() -> None:
         ("r:\n  - a: 1\n     b: 2\n", f"config.yml:3: not valid YAML: {NO_KEY}"),
         (
             "r:\n  - a: 1\n    b: 2\n   c: 3\n",
-            "config.yml:4: not valid YAML: the indentation does not fit: the entries of a list or mapping begin in the same "
+            "config.yml:4: not valid YAML: wrong indentation: the entries of a list or mapping must begin in the same "
             "column (it begins on line 2)",
         ),
-        ("a: 'b\nc: 1\n", "config.yml:3: not valid YAML: a text in quotes is not closed (it begins on line 1)"),
-        ('a: "\\d"\n', "config.yml:1: not valid YAML: '\\d' means nothing between double quotes; use single quotes"),
-        ("a: @b\n", "config.yml:1: not valid YAML: a text cannot begin with '@'; put it in quotes"),
-        ("a: *.example.com\n", "config.yml:1: not valid YAML: a text cannot begin with '*' or '&'; put it in quotes"),
+        ("a: 'b\nc: 1\n", "config.yml:3: not valid YAML: a string in quotes is not closed (it begins on line 1)"),
+        ('a: "\\d"\n', "config.yml:1: not valid YAML: '\\d' is not a valid escape in double quotes; use single quotes"),
+        ("a: @b\n", "config.yml:1: not valid YAML: a string cannot begin with '@'; put it in quotes"),
+        ("a: *.example.com\n", "config.yml:1: not valid YAML: a string cannot begin with '*' or '&'; put it in quotes"),
         ("a: 1\nb\nc: 2\n", "config.yml:3: not valid YAML: a key without a ':' after it"),
         ("a: [1,,2]\n", "config.yml:1: not valid YAML: a value is missing before ','"),
         ("a: |x\n  b\n", "config.yml:1: not valid YAML: expected chomping or indentation indicators, but found 'x'"),
         ("a: 1\n---\nb: 2\n", "config.yml:2: not valid YAML: a second document begins here ('---'); a config is one document"),
-        ("a: *nowhere\n", "config.yml:1: not valid YAML: '*nowhere' repeats what stands nowhere (an alias without its anchor)"),
+        ("a: *nowhere\n", "config.yml:1: not valid YAML: '*nowhere' is an alias without its anchor"),
         ("a: 1\nb: \x01\n", "config.yml:2: not valid YAML: the character U+0001 is not allowed"),
         (
             "a: !!python/object:os.system x\n",
-            "config.yml:1: a: the tag '!!python/object:os.system' means nothing here; leave it out",
+            "config.yml:1: a: the tag '!!python/object:os.system' is not supported; leave it out",
         ),
-        ("a: !secret x\n", "config.yml:1: a: the tag '!secret' means nothing here; leave it out"),
-        ("a: !!binary aGk=\n", "config.yml:1: a: the tag '!!binary' means nothing here; leave it out"),
-        ("a: !!int x\n", "config.yml:1: a: 'x' is no value of the type int"),
-        ("a:\n  ? [x]\n  : y\n", "config.yml:2: a: a key must be a plain text"),
+        ("a: !secret x\n", "config.yml:1: a: the tag '!secret' is not supported; leave it out"),
+        ("a: !!binary aGk=\n", "config.yml:1: a: the tag '!!binary' is not supported; leave it out"),
+        ("a: !!int x\n", "config.yml:1: a: 'x' is not a value of the type int"),
+        ("a:\n  ? [x]\n  : y\n", "config.yml:2: a: a key must be a plain string"),
     ],
 )
 def test_read_what_is_no_yaml_for_a_config_is_said_in_words(text: str, message: str) -> None:

@@ -15,7 +15,7 @@ from rgate.testing import make_environ, make_exchange
 from ..support.waiting import eventually
 from .sources import Listing, found
 
-BACKEND = Backend("fixed", wait_seconds=10.0)
+BACKEND = Backend("fixed", queue_seconds=10.0)
 HERE = found("a", 9, backend="fixed")
 
 
@@ -113,11 +113,11 @@ def test_nobody_waits_where_nothing_can_wait() -> None:
         made.finds()
         with pytest.raises(ConnectionRefused):
             made.queue.park(make_environ(), BACKEND, lambda in_time: [], ConnectionRefused())
-        assert made.request(backend=Backend("fixed", wait_seconds=0.0)) is None
+        assert made.request(backend=Backend("fixed", queue_seconds=0.0)) is None
 
 
 def test_one_of_several_backends_leaves_room_for_the_others() -> None:
-    other = Backend("other", wait_seconds=10.0)
+    other = Backend("other", queue_seconds=10.0)
     with world(BACKEND, other, most=10) as made:
         made.finds(HERE, found("b", 9, backend="other"))
         made.finds()

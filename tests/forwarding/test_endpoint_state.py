@@ -14,7 +14,7 @@ Script = bytes | Callable[[ScriptedConnection], None]
 
 
 def config(url: str) -> dict[str, object]:
-    timeouts = {"connect_seconds": 5, "response_seconds": 0.2}
+    timeouts = {"connect_seconds": 5, "read_seconds": 0.2}
     return {
         "backends": [{"name": "x", "endpoints": [url]}],
         "routes": [{"path_prefix": "/", "backend": "x", "timeouts": timeouts, "plugins": {"retry": False}}],

@@ -19,7 +19,7 @@ from ..support.waiting import eventually, passed
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_10 = b"GET / HTTP/1.0\r\n\r\n"
-QUICK = {"timeouts": {"connect_seconds": 0.2, "response_seconds": 0.1}}
+QUICK = {"timeouts": {"connect_seconds": 0.2, "read_seconds": 0.1}}
 
 
 def is_fault(response: RawResponse, status: int, reason: str) -> None:
@@ -132,7 +132,7 @@ def test_fault_response_time_is_the_routes() -> None:
         slow.wait(0.3)
         connection.send(http_response(b"late"))
 
-    route = {"timeouts": {"response_seconds": 5}}
+    route = {"timeouts": {"read_seconds": 5}}
     with ScriptedBackend(script) as backend, forwarding(backend, route=route) as live, RawClient(live.url) as client:
         assert client.get().body == b"late"
 
@@ -196,7 +196,7 @@ def test_fault_truncated_never_looks_complete(begin: bytes, end: Callable[[Scrip
         end(connection)
 
     # Only where the time is what ends it: else a busy machine makes a backend too slow that is not meant to be.
-    route = {"timeouts": {"response_seconds": 0.4}} if end is ENDINGS["stalled"] else {}
+    route = {"timeouts": {"read_seconds": 0.4}} if end is ENDINGS["stalled"] else {}
     with ScriptedBackend(script) as backend, forwarding(backend, route=route) as live, RawClient(live.url) as client:
         client.send(request_)
         head = client.until(b"\r\n\r\n")

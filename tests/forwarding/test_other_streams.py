@@ -47,7 +47,7 @@ def gateway(backend: ScriptedBackend) -> Iterator[Gateway]:
 def gateway_for(backend: ScriptedBackend) -> Any:
     config = {
         "backends": [{"name": "backend", "endpoints": [backend.url]}],
-        "routes": [{"path_prefix": "/", "backend": "backend", "timeouts": {"response_seconds": 0.2}}],
+        "routes": [{"path_prefix": "/", "backend": "backend", "timeouts": {"read_seconds": 0.2}}],
     }
     return running_gateway(config)
 

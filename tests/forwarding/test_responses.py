@@ -253,7 +253,7 @@ def test_response_that_is_broken_is_502_at_once_although_the_connection_stays_op
         connection.send(sent)
         passed(done)
 
-    route = {"timeouts": {"response_seconds": 3600}}
+    route = {"timeouts": {"read_seconds": 3600}}
     with ScriptedBackend(script) as backend, forwarding(backend, route=route) as live, RawClient(live.url) as client:
         response = client.get()
         assert (response.status, json.loads(response.body)["reason"]) == (502, "bad_response")

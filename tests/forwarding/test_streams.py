@@ -396,7 +396,7 @@ def test_backend_that_is_silent_for_response_seconds_has_broken_off(begin: bytes
             over.set()
 
     finishing = Finishing()
-    route = {"timeouts": {"response_seconds": 0.2}}
+    route = {"timeouts": {"read_seconds": 0.2}}
     with (
         ScriptedBackend(script) as backend,
         forwarding(backend, route=route, plugins={"finishing": finishing}) as live,

@@ -144,7 +144,7 @@ def test_tls_response_timeout_is_504() -> None:
         connection.read_request()
         connection.wait_closed()
 
-    route = {"timeouts": {"response_seconds": 0.1}}
+    route = {"timeouts": {"read_seconds": 0.1}}
     with (
         ScriptedBackend(over_tls(script)) as backend,
         forwarding(https(backend), route=route) as live,

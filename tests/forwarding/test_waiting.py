@@ -130,8 +130,8 @@ def test_backend_that_never_had_an_endpoint_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"backend": {"wait_seconds": 0}}, {"server": {"max_waiting": 0}}],
-    ids=["wait_seconds", "max_waiting"],
+    [{"backend": {"queue_seconds": 0}}, {"server": {"max_queued": 0}}],
+    ids=["queue_seconds", "max_queued"],
 )
 def test_waiting_that_is_turned_off_is_a_503_at_once(config: dict[str, Any]) -> None:
     with ScriptedBackend(echo) as old, world(**config) as live, RawClient(live.server.url) as client:
@@ -143,7 +143,7 @@ def test_waiting_that_is_turned_off_is_a_503_at_once(config: dict[str, Any]) -> 
 def test_request_waits_no_longer_than_wait_seconds_and_then_nobody_does() -> None:
     with (
         ScriptedBackend(echo) as old,
-        world(backend={"wait_seconds": 0.3}) as live,
+        world(backend={"queue_seconds": 0.3}) as live,
         RawClient(live.server.url) as client,
         RawClient(live.server.url) as other,
     ):
@@ -157,7 +157,7 @@ def test_request_waits_no_longer_than_wait_seconds_and_then_nobody_does() -> Non
 
 
 def test_over_max_waiting_the_next_is_refused() -> None:
-    with ScriptedBackend(echo) as old, world(server={"max_waiting": 3}) as live, ExitStack() as stack:
+    with ScriptedBackend(echo) as old, world(server={"max_queued": 3}) as live, ExitStack() as stack:
         serves(live, old)
         live.lose_all()
         clients = posts(stack, live, 3)
@@ -168,7 +168,7 @@ def test_over_max_waiting_the_next_is_refused() -> None:
 
 
 def test_client_that_leaves_makes_room() -> None:
-    with ScriptedBackend(echo) as old, world(server={"max_waiting": 1}) as live, RawClient(live.server.url) as client:
+    with ScriptedBackend(echo) as old, world(server={"max_queued": 1}) as live, RawClient(live.server.url) as client:
         serves(live, old)
         live.lose_all()
         client.send(POST % 1)
@@ -194,7 +194,7 @@ def test_reload_with_another_wait_lets_requests_go() -> None:
         serves(live, old)
         live.lose_all()
         (client,) = posts(stack, live, 1)
-        live.reload(backend={"wait_seconds": 0})
+        live.reload(backend={"queue_seconds": 0})
         assert client.response().status == 503
 
 
@@ -205,7 +205,7 @@ def test_answer_to_one_that_has_waited_is_as_any_other(envelope: bool) -> None:
         serves(live, old)
         live.lose_all()
         first, second = posts(stack, live, 2)
-        live.reload(plugins=plugins, backend={"wait_seconds": 0.5})
+        live.reload(plugins=plugins, backend={"queue_seconds": 0.5})
         late = first.response()
         assert (late.status, late.value("Retry-After")) == (503, "1")
         assert b'"reason": "no_endpoint"' in late.body

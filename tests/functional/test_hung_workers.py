@@ -39,7 +39,7 @@ def written(tmp_path: Path, backend: ScriptedBackend) -> Path:
     config.write_text(f"""
 routes: [{{path_prefix: /hello, backend: hello}}]
 backends: [{{name: hello, endpoints: ["{backend.url}"]}}]
-server: {{workers: 2, hang_seconds: 2}}
+server: {{workers: 2, worker_timeout_seconds: 2}}
 use: [{{app: "hanging:Hanging"}}]
 plugins: {{disable: [docker, stats]}}
 """)

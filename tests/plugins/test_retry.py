@@ -249,7 +249,7 @@ class Seen:
 def backend_of(*backends: ScriptedBackend, health: Mapping[str, object] = NO_EJECTION) -> dict[str, object]:
     """A config with two routes to these, one of which retries no timeouts. The good one has a second to answer."""
     urls = [backend.url for backend in backends]
-    route = {"backend": "x", "timeouts": {"response_seconds": 1}}
+    route = {"backend": "x", "timeouts": {"read_seconds": 1}}
     return {
         "backends": [{"name": "x", "endpoints": urls, "policy": "round_robin", "health": health}],
         "routes": [

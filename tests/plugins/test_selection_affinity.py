@@ -32,7 +32,7 @@ def config(**backend: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("hash_by", "request_", "key"),
+    ("hash_key", "request_", "key"),
     [
         ("client", {"REMOTE_ADDR": "192.0.2.1"}, "192.0.2.1"),
         ("header:X-User", {"HTTP_X_USER": "u"}, "u"),
@@ -43,8 +43,8 @@ def config(**backend: object) -> dict[str, object]:
         ("client", {}, ""),
     ],
 )
-def test_key_is_what_the_config_says_or_the_address(hash_by: str, request_: dict[str, str], key: str) -> None:
-    assert key_of(hash_by)(request_) == key
+def test_key_is_what_the_config_says_or_the_address(hash_key: str, request_: dict[str, str], key: str) -> None:
+    assert key_of(hash_key)(request_) == key
 
 
 @pytest.mark.parametrize("header", ["", ";;;", "a", "=b", "a=b"])
@@ -53,7 +53,7 @@ def test_cookie_that_is_not_there_is_empty(header: str) -> None:
 
 
 def test_gateway_hash_keeps_every_user_at_one_endpoint() -> None:
-    with running_gateway(config(policy="hash", hash_by="header:X-User"), THREE) as gateway:
+    with running_gateway(config(policy="hash", hash_key="header:X-User"), THREE) as gateway:
         asked = client(gateway)
         homes = {user: {asked.get("/", headers={"X-User": user}).text for _ in range(5)} for user in map(str, range(30))}
     assert all(len(home) == 1 for home in homes.values())
@@ -142,8 +142,8 @@ class TestSticky:
 @pytest.mark.parametrize(
     ("backends", "problem"),
     [
-        ([{"hash_by": "client"}], "backends[0].hash_by: has no effect with policy random_of_two; set policy: hash"),
-        ([{"policy": "hash", "hash_by": "header"}], "'header' is neither client, header:NAME nor cookie:NAME"),
+        ([{"hash_key": "client"}], "backends[0].hash_key: has no effect with policy power_of_two_choices; set policy: hash"),
+        ([{"policy": "hash", "hash_key": "header"}], "'header' is neither client, header:NAME nor cookie:NAME"),
         ([{"sticky": {"cookie": "a b"}}], "backends[0].sticky.cookie: the value is not valid"),
         ([{"sticky": {}}], "backends[0].sticky.cookie: is missing"),
         ([{"sticky": {"cookie": "c"}}, {"sticky": {"cookie": "c"}}], "backend '0' has a cookie 'c' already"),

@@ -116,7 +116,7 @@ class Named:
         return Middleware("named", lambda app, options: answer, after="selection")
 
 
-@pytest.mark.parametrize("policy", ["random", "random_of_two", "round_robin", "least_in_flight", "hash"])
+@pytest.mark.parametrize("policy", ["random", "power_of_two_choices", "round_robin", "least_requests", "hash"])
 def test_gateway_gives_endpoints_of_weight_0_nothing(policy: str) -> None:
     with running_gateway(weighted(policy, 0, 1, 0), plugins={"named": Named()}) as gateway:
         assert spread(gateway, 20) == {"2": 20}

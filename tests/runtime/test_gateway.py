@@ -23,7 +23,7 @@ routes:
     methods: [get, post]
     headers: {X-Version: "2"}
     strip_prefix: true
-    timeouts: {connect_seconds: 1, response_seconds: 5}
+    timeouts: {connect_seconds: 1, read_seconds: 5}
   - path_prefix: /
     backend: legacy
 backends:
@@ -46,7 +46,7 @@ def test_gateway_has_the_nouns_of_its_config() -> None:
     assert (route.hosts, route.methods, route.headers) == (("shop.example",), ("GET", "POST"), {"X-Version": "2"})
     assert (route.strip_prefix, route.timeouts) == (True, Timeouts(1, 5))
     assert (other.name, other.path_prefix, other.timeouts) == ("/", "", Timeouts(4, 30))
-    assert gateway.policies.keys() == {"random_of_two", "least_in_flight", "random", "round_robin", "hash"}
+    assert gateway.policies.keys() == {"power_of_two_choices", "least_requests", "random", "round_robin", "hash"}
 
 
 def test_gateway_that_is_made_has_found_nothing_and_answers() -> None:

@@ -24,7 +24,7 @@ UNITS |= {
     "connections": "connections",
     "connections_per_client": "connections",
     "in_flight": "threads",
-    "waiting": "requests",
+    "queued": "requests",
     "slow_clients": "threads",
     "slow_clients_per_client": "threads",
 }

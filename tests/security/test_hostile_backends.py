@@ -46,7 +46,7 @@ def answers(first: bytes, request: bytes, apart: bool) -> tuple[RawResponse, Raw
         if connection.read_request() is not None:  # the connection was used again
             connection.send(http_response(b"reused"))
 
-    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"response_seconds": 2}}) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"read_seconds": 2}}) as live:
         with RawClient(live.url) as client:
             client.send(request)
             met = client.response(request.split(b" ")[0].decode())

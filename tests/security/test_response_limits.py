@@ -101,7 +101,7 @@ def test_response_head_that_comes_ever_so_slowly_is_504() -> None:
             connection.send(b"a")
 
     began = monotonic()
-    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"response_seconds": 0.5}}) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"read_seconds": 0.5}}) as live:
         answer = answer_of(live)
         stop.set()
     assert (answer.status, b'"response_timeout"' in answer.body) == (504, True)
@@ -114,6 +114,6 @@ def test_response_that_stalls_is_cut_after_response_seconds() -> None:
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
         connection.wait_closed()
 
-    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"response_seconds": 0.2}}) as live:
+    with ScriptedBackend(script) as backend, forwarding(backend, route={"timeouts": {"read_seconds": 0.2}}) as live:
         answer = answer_of(live)
     assert (answer.status, answer.body, answer.complete) == (200, b"hello", False)

@@ -38,7 +38,7 @@ def forwarding(
     *backends: ScriptedBackend | str,
     route: Mapping[str, Any] | None = None,
     plugins: Mapping[str, object] | None = None,
-    policy: str = "random_of_two",
+    policy: str = "power_of_two_choices",
     options: Mapping[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[Forwarding]:

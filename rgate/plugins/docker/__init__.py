@@ -78,7 +78,7 @@ def rgate_discovery_sources(config: Config) -> DiscoverySource | None:
     from .source import DockerSource
 
     options = _options(config)
-    waits = any(backend.match_labels and backend.wait_seconds for backend in config.backends)
+    waits = any(backend.match_labels and backend.queue_seconds for backend in config.backends)
     hold_seconds = HOLD_SECONDS if waits else 0.0
     host, network = options.host, options.network or ""
     return DockerSource(lambda: Engine(host), names, network, host, own_container_id, hold_seconds=hold_seconds)

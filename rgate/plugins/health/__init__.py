@@ -16,7 +16,7 @@ answered.
 
 Active: an endpoint with a `path` is checked by GET at an interval, by a few threads on connections of their own.
 
-If all endpoints are bad, they are tried anyway (`all_bad: try_anyway`), or the answer is 503 (`fail`). Every worker process
+If all endpoints are bad, they are tried anyway (`on_all_unhealthy: use_all`), or the answer is 503 (`fail`). Every worker process
 watches endpoints by itself.
 """
 
@@ -33,6 +33,8 @@ from .options import HealthOptions
 
 __all__ = ["HealthMonitor"]
 
+CHECK_OPTIONS = ("interval_seconds", "timeout_seconds", "expected_status", "headers", "healthy_threshold", "unhealthy_threshold")
+
 
 @hookimpl
 def rgate_config_sections() -> ConfigSection:
@@ -47,7 +49,7 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
             message = f"less than eject_seconds, which is {health.eject_seconds:g}"
             yield ConfigProblem((*path, "max_eject_seconds"), message)
         if health.path is None:
-            for key in ("interval_seconds", "timeout_seconds", "expected_status", "headers", "healthy_after", "unhealthy_after"):
+            for key in CHECK_OPTIONS:
                 if key in health.model_fields_set:
                     yield ConfigProblem((*path, key), "has no effect without path, which is what checks request")
 

@@ -130,7 +130,7 @@ class HealthMonitor:
 
     def on_half_open(self, health: EndpointHealth) -> None:
         """Let trial requests through; other requests only if there is no other endpoint and the rules allow it."""
-        health.endpoint.state.weight_factor = MIN_WEIGHT_FACTOR if health.rules.all_bad == "try_anyway" else 0.0
+        health.endpoint.state.weight_factor = MIN_WEIGHT_FACTOR if health.rules.on_all_unhealthy == "use_all" else 0.0
         self._exclude(health, EJECTION, "on trial", on_trial=True)
 
     def on_recovered(self, health: EndpointHealth) -> None:
@@ -148,7 +148,7 @@ class HealthMonitor:
         self._gateway.table.readmit(health.endpoint, CHECK)
 
     def _exclude(self, health: EndpointHealth, by: str, reason: str, *, on_trial: bool = False) -> None:
-        anyway = health.rules.all_bad == "try_anyway"
+        anyway = health.rules.on_all_unhealthy == "use_all"
         self._gateway.table.exclude(health.endpoint, by, reason, last_resort=anyway, on_trial=on_trial)
 
     # Jobs.

@@ -54,7 +54,7 @@ class HealthOptions(BaseModel):
     eject_seconds: Seconds = 1.0
     max_eject_seconds: Seconds = 3.0
     max_ejected_percent: Annotated[StrictFloat, Field(ge=0, le=100)] = 100.0
-    all_bad: Literal["try_anyway", "fail"] = "try_anyway"
+    on_all_unhealthy: Literal["use_all", "fail"] = "use_all"
     slow_start_seconds: Annotated[StrictFloat, Field(ge=0, le=3_600)] = 0.0
     path: Annotated[str, AfterValidator(_path)] | None = None
     interval_seconds: Annotated[StrictFloat, Field(ge=0.1, le=3_600)] = 5.0
@@ -63,8 +63,8 @@ class HealthOptions(BaseModel):
         tuple[Annotated[str, AfterValidator(_statuses)], ...], BeforeValidator(_numbers_as_text), Field(min_length=1)
     ] = ("200-399",)
     headers: RequestHeaders = Field(default={})
-    healthy_after: Annotated[StrictInt, Field(ge=1, le=100)] = 1
-    unhealthy_after: Annotated[StrictInt, Field(ge=1, le=100)] = 3
+    healthy_threshold: Annotated[StrictInt, Field(ge=1, le=100)] = 1
+    unhealthy_threshold: Annotated[StrictInt, Field(ge=1, le=100)] = 3
 
     def expects(self, status: int) -> bool:
         """Whether a check that is answered with this status has succeeded."""

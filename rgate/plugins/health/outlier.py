@@ -163,7 +163,7 @@ class EndpointHealth:
         """Handle an active check, which failed because of `why`, or succeeded (None). The first one alone decides."""
         with self._lock:
             passes = why is None
-            wanted = self.rules.healthy_after if passes else self.rules.unhealthy_after
+            wanted = self.rules.healthy_threshold if passes else self.rules.unhealthy_threshold
             if passes is self.passing:
                 self._checks = 0
                 return

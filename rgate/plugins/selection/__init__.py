@@ -3,19 +3,19 @@
     backends:
       - name: orders
         match_labels: [app_name=orders]
-        policy: round_robin        # default: random_of_two
+        policy: round_robin        # default: power_of_two_choices
       - name: sessions
         match_labels: [app_name=sessions]
         policy: hash
-        hash_by: "cookie:session"  # default: client, its address; or header:NAME
+        hash_key: "cookie:session"  # default: client, its address; or header:NAME
       - name: shop
         match_labels: [app_name=shop]
         sticky: {cookie: shop_endpoint}
 
-    random_of_two    of two random candidates, the one with fewer requests in flight. Its maximum load is within a small constant
-                     of that of least_in_flight, without comparing all candidates, and several gateways do not all choose the
+    power_of_two_choices    of two random candidates, the one with fewer requests in flight. Its maximum load is within a small constant
+                     of that of least_requests, without comparing all candidates, and several gateways do not all choose the
                      same endpoint (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
-    least_in_flight  the candidate with the fewest requests in flight
+    least_requests  the candidate with the fewest requests in flight
     random           any candidate, busy or not
     round_robin      one after the other, in the order of their ids
     hash             always the same candidate for the same client, header or cookie
@@ -75,8 +75,8 @@ def rgate_check_config(config: Config, policies: Mapping[str, SelectionPolicy]) 
         if options.policy not in policies:
             hint = did_you_mean(options.policy, policies) or f"; the policies are {', '.join(sorted(policies))}"
             yield ConfigProblem((*path, "policy"), f"no selection policy is named {options.policy!r}{hint}")
-        if "hash_by" in options.model_fields_set and options.policy != ConsistentHash.name:
-            yield ConfigProblem((*path, "hash_by"), f"has no effect with policy {options.policy}; set policy: hash")
+        if "hash_key" in options.model_fields_set and options.policy != ConsistentHash.name:
+            yield ConfigProblem((*path, "hash_key"), f"has no effect with policy {options.policy}; set policy: hash")
     cookies: dict[str, str] = {}
     for index, backend in enumerate(config.backends):
         options = config.options("selection", backend=backend)
@@ -118,7 +118,7 @@ class Selection:
         self._cookies: dict[str, StickyCookie] = {}
         for backend, own in options.items():
             if own.policy == ConsistentHash.name:
-                self._keys[backend] = key_of(own.hash_by)
+                self._keys[backend] = key_of(own.hash_key)
             if (sticky := own.sticky) is not None:
                 make = partial(StickyCookie, backend, sticky.cookie, sticky.secret, sticky.max_age_seconds)
                 self._cookies[backend] = gateway.resource(f"selection {backend}", sticky, make)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["StickyCookie", "cookie", "key_of"]
 
 
-def key_of(hash_by: str) -> Callable[[WSGIEnvironment], str]:
+def key_of(hash_key: str) -> Callable[[WSGIEnvironment], str]:
     """A function that returns the hash key of an environ. Without the header or cookie, that is the client's address."""
-    kind, _, name = hash_by.partition(":")
+    kind, _, name = hash_key.partition(":")
     if kind == "cookie":
         return lambda environ: cookie(environ, name) or environ.get("REMOTE_ADDR", "")
     if kind == "header":

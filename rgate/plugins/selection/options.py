@@ -1,4 +1,4 @@
-"""The options of `selection`, which are keys of a backend: `policy`, `hash_by`, `sticky`."""
+"""The options of `selection`, which are keys of a backend: `policy`, `hash_key`, `sticky`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rgate import StrictInt, is_token
 __all__ = ["SelectionOptions", "StickyOptions"]
 
 
-def _hash_by(text: str) -> str:
+def _hash_key(text: str) -> str:
     kind, colon, name = text.partition(":")
     if text != "client" and not (kind in ("header", "cookie") and colon and is_token(name)):
         raise ValueError(f"{text!r} is neither client, header:NAME nor cookie:NAME")
@@ -39,10 +39,10 @@ class StickyOptions(BaseModel):
 
 
 class SelectionOptions(BaseModel):
-    """How an endpoint of a backend is chosen. `policy` is the name of a selection policy; `hash_by` is for the policy `hash`."""
+    """How an endpoint of a backend is chosen. `policy` is the name of a selection policy; `hash_key` is for the policy `hash`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: str = "random_of_two"
-    hash_by: Annotated[str, AfterValidator(_hash_by)] = "client"
+    policy: str = "power_of_two_choices"
+    hash_key: Annotated[str, AfterValidator(_hash_key)] = "client"
     sticky: StickyOptions | None = None

@@ -23,7 +23,7 @@ class PowerOfTwoChoices:
     Weighted: candidates are drawn in proportion to their weights, and requests in flight are divided by the weight.
     """
 
-    name = "random_of_two"
+    name = "power_of_two_choices"
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         count = len(candidates)
@@ -92,7 +92,7 @@ class LeastRequests:
     Weighted: requests in flight are divided by the weight, and of several candidates one is drawn in proportion to its weight.
     """
 
-    name = "least_in_flight"
+    name = "least_requests"
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
         loads = [len(endpoint.state.active_exchanges) for endpoint in candidates]

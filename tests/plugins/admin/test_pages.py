@@ -164,7 +164,7 @@ def test_routes_shows_the_chain_of_each(local: Client) -> None:
     (orders, empty) = local.get("/-/routes").json["routes"]
     assert (orders["name"], orders["path_prefix"], orders["backend"]) == ("/orders", "/orders", "orders")
     assert {"routing", "selection"} < set(orders["chain"]) and orders["chain"][-1] == "forwarder"
-    assert empty["timeouts"] == {"connect_seconds": 4.0, "response_seconds": 30.0}
+    assert empty["timeouts"] == {"connect_seconds": 4.0, "read_seconds": 30.0}
 
 
 def test_backends_shows_endpoints_and_sources(gateway: Gateway, local: Client) -> None:

@@ -46,7 +46,7 @@ class TestChecks:
             assert x.told == ["backend x: - http://in-process.invalid:1 (check failed: status 503)"]
 
     def test_thresholds_are_kept_in_both_directions(self) -> None:
-        with world(path="/health", interval_seconds=1, unhealthy_after=3, healthy_after=2) as x:
+        with world(path="/health", interval_seconds=1, unhealthy_threshold=3, healthy_threshold=2) as x:
             x.jobs.passes(0)
             x.found["a"] = ResponseTimeout()
             x.jobs.passes(1.8)
@@ -65,8 +65,8 @@ class TestChecks:
             assert x.candidates == "abc"
 
     def test_all_failing_are_used_anyway_or_not_at_all(self) -> None:
-        for all_bad, candidates in (("try_anyway", "abc"), ("fail", "")):
-            with world(path="/health", all_bad=all_bad) as x:
+        for on_all_unhealthy, candidates in (("use_all", "abc"), ("fail", "")):
+            with world(path="/health", on_all_unhealthy=on_all_unhealthy) as x:
                 x.found = {letter: ConnectTimeout() for letter in "abc"}
                 x.jobs.passes(0)
                 assert (x.candidates, len(x.reasons)) == (candidates, 3)
@@ -189,7 +189,7 @@ def test_gateway_checks_and_ejects_for_real() -> None:
     health = {
         "path": "/health?deep=1",
         "interval_seconds": 0.1,
-        "unhealthy_after": 1,
+        "unhealthy_threshold": 1,
         "headers": {"Host": "h.example", "X-Key": "k"},
     }
     with ScriptedBackend(script) as backend, ScriptedBackend(http_response(b"y")) as other:
@@ -209,7 +209,7 @@ def test_gateway_checks_and_ejects_for_real() -> None:
 
 
 def test_gateway_whose_only_endpoint_is_ejected_answers_503_at_once_with_retry_after() -> None:
-    rules = {"all_bad": "fail", "eject_seconds": 60, "max_eject_seconds": 60}
+    rules = {"on_all_unhealthy": "fail", "eject_seconds": 60, "max_eject_seconds": 60}
     with closed_port_url() as nobody:
         config = {
             "backends": [{"name": "b", "endpoints": [nobody], "health": rules}],

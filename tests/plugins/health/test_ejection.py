@@ -125,7 +125,7 @@ class TestCounting:
 
     @pytest.mark.parametrize(("percent", "ejected"), [(100, 3), (67, 2), (50, 1), (1, 1), (0, 0)])
     def test_at_most_a_share_of_the_backend_is_ejected(self, percent: int, ejected: int) -> None:
-        with world(max_ejected_percent=percent, all_bad="fail") as x:
+        with world(max_ejected_percent=percent, on_all_unhealthy="fail") as x:
             for letter in "abc":
                 if percent:
                     x.fails(letter, ConnectionRefused(), times=6)
@@ -220,7 +220,7 @@ class TestComingBack:
             assert x.claims("a", "POST") is not None, "but not for ever"
 
     def test_trial_does_not_wait_when_there_is_no_other_endpoint(self) -> None:
-        with world("a", all_bad="fail") as x:
+        with world("a", on_all_unhealthy="fail") as x:
             x.fails("a", ConnectionRefused(), times=5)
             x.jobs.passes(1)
             assert x.claims("a", "POST") is not None
@@ -265,7 +265,7 @@ class TestAllBad:
             assert x.share("b") > x.share("a") * 100
 
     def test_fail_leaves_none_but_trials(self) -> None:
-        with world(all_bad="fail") as x:
+        with world(on_all_unhealthy="fail") as x:
             for letter in "abc":
                 x.fails(letter, ConnectionRefused(), times=5)
             assert x.candidates == ""
@@ -312,7 +312,7 @@ class TestComingAndGoing:
             assert x.candidates == "ABcd"
 
     def test_trial_that_begins_while_a_reload_follows_the_endpoint_is_kept(self) -> None:
-        with world(all_bad="fail") as x:
+        with world(on_all_unhealthy="fail") as x:
             x.fails("a", ConnectionRefused(), times=5)
             record, endpoint = x.record("a"), x["a"]
 
