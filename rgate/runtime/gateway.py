@@ -239,7 +239,7 @@ def _compose(gateway: Gateway) -> None:
             raise PluginError(f"two plugins answer the local route {path!r}")
         gateway.local_routes.update(routes)
 
-    middlewares = [*registry.collect("rgate_middlewares", gateway=gateway), *registry.used(config)]
+    middlewares = [*registry.collect("rgate_middlewares", gateway=gateway), *registry.wsgi_middlewares(config)]
     chain = order([_treated(gateway, middleware) for middleware in middlewares], config.pipeline)
     at = next((i for i, m in enumerate(chain) if m.name == ROUTING), -1) + 1
     outer, inner = chain[:at], chain[at:]
@@ -281,7 +281,7 @@ def _treated(gateway: Gateway, middleware: Middleware) -> Middleware:
     if middleware.essential:
         raise PluginError(f"plugin {name!r}: no request may pass without it, so on_error can only be fail")
     disable_after = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
-    plugin = gateway.registry.described(name)
+    plugin = gateway.registry.describe(name)
     gateway.plugin_guards[name] = PluginGuard(plugin, disable_after=disable_after, on_change=gateway.update_plugin_warnings)
     return guarded(middleware, gateway.plugin_guards[name])
 

@@ -19,7 +19,7 @@ class GatewayRuntime:
 
     `before` is the one whose place it is to take. Until take_over() that one runs as if nothing were; end() instead undoes what
     has been begun. A lifespan that is the same object as one of `before` (a plugin has kept it) and a discovery source that
-    equals one go on: they neither begin again nor end. Raises PluginError when a lifespan cannot begin, with everything undone.
+    equals one go on: they neither begin again nor end. Raises PluginError when a lifespan cannot start, with everything undone.
     """
 
     def __init__(self, gateway: Gateway, before: GatewayRuntime | None = None) -> None:
@@ -32,7 +32,7 @@ class GatewayRuntime:
         try:
             for lifespan in gateway.registry.lifespans(gateway):
                 if before is None or not before._has(lifespan):
-                    lifespan.begin()
+                    lifespan.start()
                 self._lifespans.append(lifespan)
             gateway.table.start()
         except BaseException:
@@ -62,12 +62,12 @@ class GatewayRuntime:
         self.gateway.table.stop()
         for lifespan in reversed(self._lifespans):
             if self._before is None or not self._before._has(lifespan):
-                lifespan.end()
+                lifespan.stop()
         beside = self._before or self._after
         self.gateway.close(beside.gateway if beside else None)
 
     def _has(self, lifespan: Lifespan) -> bool:
-        return any(lifespan.goes_on(own) for own in self._lifespans)
+        return any(lifespan.is_same_as(own) for own in self._lifespans)
 
     def _keep_upstreams(self) -> None:
         """Close connections that rest for too long, and those to endpoints that are gone."""

@@ -105,7 +105,7 @@ def test_activate_unknown_disabled_name_is_a_problem_that_lists_the_builtins() -
 def test_activate_builtin_that_cannot_be_imported_is_a_plugin_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rgate.plugins.stats", None)
     with pytest.raises(
-        PluginError, match=r"^plugin 'stats' \(rgate [\d.]+\) cannot be imported: ModuleNotFoundError: .*install rgate anew"
+        PluginError, match=r"^plugin 'stats' \(rgate [\d.]+\) cannot be imported: ModuleNotFoundError: .*reinstall rgate"
     ):
         Registry().activate()
 
@@ -322,7 +322,7 @@ class NoDefault(BaseModel):
         (ConfigSection("yours", Options), "its ConfigSection is named 'yours'; it must be 'mine'"),
         ([ConfigSection("mine", Options)] * 2, "rgate_config_sections returns 2 sections; a plugin has one"),
         (ConfigSection("mine", NoDefault), "every field of its model needs a default: 1 validation error"),
-        (ConfigSection("mine", dict), "the model of its ConfigSection is no pydantic class: <class 'dict'>"),  # type: ignore[arg-type]
+        (ConfigSection("mine", dict), "the model of its ConfigSection is not a pydantic class: <class 'dict'>"),  # type: ignore[arg-type]
         (Options, "rgate_config_sections must return a ConfigSection, not <class"),
         (ValueError("no"), "rgate_config_sections raised ValueError: no"),
     ],
@@ -520,7 +520,7 @@ def test_report_failure_of_rgate_under_a_plugins_call_is_not_the_plugins(
 def test_report_failure_names_the_use_entry_whose_code_raised(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     install("shop", "1", {}, shop_wsgi=RAISING)
     registry = Registry()
-    registry.used(load_text("use: [{app: 'shop_wsgi:call', name: shopping}]", registry, {}))
+    registry.wsgi_middlewares(load_text("use: [{app: 'shop_wsgi:call', name: shopping}]", registry, {}))
     assert failure(registry, sys.modules["shop_wsgi"].fail, caplog)[1].startswith(
         "plugin 'shopping' (use) failed in rgate_middlewares:"
     )

@@ -161,7 +161,7 @@ def test_reload_lifespan_that_fails_leaves_everything_as_it_was(
 ) -> None:
     life.fails, life.key = True, "b"
     problems = succession.reload()
-    assert "its lifespan cannot begin: OSError: the port is taken" in problems
+    assert "its lifespan cannot start: OSError: the port is taken" in problems
     assert (served.body(), life.happened) == (b"1", ["begin 1", "close b"])
     assert succession.gateway.readiness.notices == {"config": f"refused, the one before is in force: {problems}"}
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-retire"]
