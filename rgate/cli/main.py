@@ -228,7 +228,7 @@ def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
 
 
 def _local_notices(config: Config, path: str) -> Sequence[ConfigProblem]:
-    """What may be right for another machine but not for this one, and the commands that would not work."""
+    """Notices about what may be right for another machine but not for this one, and about commands that cannot work."""
     notices = [ConfigProblem((), sentence, path) for sentence in impossible_commands(config)]
     if not is_here(config.server.host):
         message = f"{config.server.host!r} is not an address of this machine"

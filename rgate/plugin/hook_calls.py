@@ -33,8 +33,8 @@ _RETURNS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "rgate_local_routes": ("a mapping of paths to WSGI apps", lambda value: isinstance(value, Mapping)),
     "rgate_lifespan": ("a context manager", _has("__enter__", "__exit__")),
 }
-"""What each hook may return (one, several in an iterable, or None): in words, and as a test. Without rgate_fault_response,
-which is called by pluggy."""
+"""Descriptions and tests of what each hook may return (one, several in an iterable, or None). rgate_fault_response is not here,
+because pluggy calls it."""
 
 
 class ActivePlugin:

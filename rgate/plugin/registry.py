@@ -83,7 +83,7 @@ class Registry:
             self._manager.register(self._manager.unregister(name=name), name)
             self._active[name] = self._active.pop(name)
         installed = InstalledPlugins()
-        for name in installed.in_order(wanted):
+        for name in installed.sorted_names(wanted):
             if name in early or (name in self._active and name not in installed):
                 continue
             try:

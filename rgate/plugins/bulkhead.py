@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from rgate import Backend, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, hookimpl
+from rgate import Backend, BodyWrapper, Config, ConfigProblem, Exchange, Gateway, Middleware, Overloaded, hookimpl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -140,26 +140,18 @@ class _Waits:
             del waiting[self._exchange]
 
 
-class _Body:
+class _Body(BodyWrapper):
     """A response body that counts as waiting for the backend while its next block is asked for."""
 
-    __slots__ = ("_blocks", "_waits", "close")
+    __slots__ = ("_waits",)
 
     def __init__(self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, Any], ...]) -> None:
-        self._blocks = iter(body)
+        super().__init__(body)
         self._waits = _Waits(exchange, where)
-        self.close = getattr(body, "close", _nothing)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
         with self._waits:
-            return next(self._blocks)
-
-
-def _nothing() -> None:
-    pass
+            return next(self.blocks)
 
 
 def _held_by_clients(streams: Iterable[Any]) -> int:

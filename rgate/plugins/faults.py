@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from rgate import (
+    BodyWrapper,
     ClientClosed,
     Exchange,
     Gateway,
@@ -31,6 +32,7 @@ from rgate import (
     NoRoute,
     RequestError,
     Unavailable,
+    close_body,
     hookimpl,
 )
 
@@ -108,21 +110,18 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("faults", wrap, modifies_request=False, essential=True)
 
 
-class _Late:
-    """A response that begins later: what is raised until it has begun is answered, too."""
+class _Late(BodyWrapper):
+    """A response that begins later: an exception raised before it has begun is answered, too."""
 
     def __init__(self, body: Iterable[bytes], respond: Callable[[Exception], Iterable[bytes]], exchange: Exchange) -> None:
+        super().__init__(body)
         self._bodies = [body]
-        self._blocks = iter(body)
         self._respond = respond
         self._exchange = exchange
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
     def __next__(self) -> bytes:
         try:
-            return next(self._blocks)
+            return next(self.blocks)
         except StopIteration:
             raise
         except Exception as error:
@@ -130,14 +129,12 @@ class _Late:
                 raise
             answer = self._respond(error)
         self._bodies.append(answer)
-        self._blocks = iter(answer)
-        return next(self._blocks, b"")
+        self.blocks = iter(answer)
+        return next(self.blocks, b"")
 
     def close(self) -> None:
         for body in self._bodies:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
+            close_body(body)
 
 
 def _tell(exchange: Exchange, fault: GatewayError, logged: bool) -> None:

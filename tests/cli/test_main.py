@@ -143,7 +143,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     path = config(tmp_path)
     assert main(["plugins", "--config", path]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^docker .* no +not known until it is active$", shown, re.MULTILINE), shown
+    assert re.search(r"^docker .* no +unknown until it is active$", shown, re.MULTILINE), shown
     chain = "stats → normalize → faults → routing → bulkhead → retry → selection → websocket → forwarder"
     assert re.search(rf"^/orders +{chain}$", shown, re.MULTILINE), shown
     assert main(["plugins", "--config", path, "--json"]) == 0
@@ -416,7 +416,7 @@ def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCapture
     assert logged[0] == ("rgate.endpoints", "WARNING", "backend orders: orders-9 is not usable: no address")
     assert told[0].__dict__["fields"]["endpoints"] == ("orders-9",)
     assert logged[-2][2].startswith("stopping") and logged[-1] == ("rgate.process", "INFO", "stopped")
-    assert any("none yet: answered with 503" in line for line in lines)
+    assert any("none yet: requests get a 503" in line for line in lines)
     assert signal.getsignal(signal.SIGTERM) is callbacks_before
 
 
@@ -454,7 +454,7 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
     ]
     assert shown[4:] == [
         "The database is locked: 7 requests unsaved, 3 lost",
-        "It was begun anew at 2026-01-31T12:00:00Z: corrupt",
+        "It was recreated at 2026-01-31T12:00:00Z: corrupt",
     ]
 
 
@@ -570,7 +570,7 @@ def test_demo_at_once_kills_every_process() -> None:
 
 def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SERVICES", (("no_such_service", 1),))
-    words = r"no_such_service-1 does not start; see why with: \S+ \S+/no_such_service/app.py --port 0"
+    words = r"no_such_service-1 does not start; to see why, run: \S+ \S+/no_such_service/app.py --port 0"
     with pytest.raises(demo.DemoUnavailable, match=words), demo.backends(docker=False):
         pass
 
@@ -592,7 +592,8 @@ def test_demo_with_docker_but_no_docker_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["demo", "--docker"]) == 2
     assert (
-        capsys.readouterr().err == "the demo with containers needs docker compose, or docker-compose; without them: rgate demo\n"
+        capsys.readouterr().err
+        == "the demo with containers needs docker compose, or docker-compose; without them, run: rgate demo\n"
     )
 
 
@@ -633,7 +634,7 @@ def test_demo_with_docker_takes_the_old_compose(monkeypatch: pytest.MonkeyPatch,
 
 def test_demo_with_docker_but_no_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = fake_docker(tmp_path, monkeypatch, "docker version")
-    with pytest.raises(demo.DemoUnavailable, match="needs a Docker engine, and none answers"), demo.backends(docker=True):
+    with pytest.raises(demo.DemoUnavailable, match="no Docker engine answers"), demo.backends(docker=True):
         pass
     assert "up" not in log.read_text()
 

@@ -166,7 +166,7 @@ def test_two_distributions_with_one_name_are_a_problem(install: Install) -> None
     install("one", "1.0", {"rgate": {"acme": "acme_one"}}, acme_one=PLUGIN)
     install("two", "2.0", {"rgate": {"acme": "acme_two"}}, acme_two=PLUGIN)
     (problem,) = Registry().activate(["acme"])
-    assert problem.message == "more than one distribution brings a plugin named 'acme': one 1.0, two 2.0; uninstall all but one"
+    assert problem.message == "more than one distribution has a plugin named 'acme': one 1.0, two 2.0; uninstall all but one"
     assert Registry().activate() == []
 
 
@@ -175,8 +175,8 @@ def test_plugin_with_the_name_of_a_builtin_takes_its_place_only_when_that_is_dis
     (problem,) = Registry().activate(["stats"])
     assert problem.path == ("plugins", "stats")
     assert problem.message == (
-        "'stats' is built in, and my-stats 0.3 brings another plugin of that name: to have that one, "
-        "write disable: [stats]; to have the built-in, uninstall the other"
+        "'stats' is built in, and my-stats 0.3 has another plugin of that name: to use that one, "
+        "write disable: [stats]; to use the built-in, uninstall the other"
     )
     registry = Registry()
     assert registry.activate(["stats"], disabled=["stats"]) == []
@@ -191,7 +191,7 @@ def test_plugin_with_the_name_of_a_builtin_takes_its_place_only_when_that_is_dis
 
 def test_builtin_that_is_disabled_and_wanted_is_a_problem() -> None:
     (problem,) = Registry().activate(["stats"], disabled=["stats"])
-    assert problem.message == "'stats' is disabled and no other plugin of that name is installed; take it out of disable"
+    assert problem.message == "'stats' is disabled and no other plugin of that name is installed; remove it from disable"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_plugin_that_cannot_be_imported_is_a_problem_with_its_distribution(insta
     (problem,) = registry.activate(["acme", "good"])
     assert problem.path == ("plugins", "acme")
     assert problem.message.startswith(f"plugin 'acme' (acme-gate 2.1): acme_broken cannot be imported: {cause}")
-    assert problem.message.endswith("; repair or upgrade acme-gate, or take 'acme' out of the config")
+    assert problem.message.endswith("; repair or upgrade acme-gate, or remove 'acme' from the config")
     assert "good" in registry.names
 
 

@@ -245,7 +245,7 @@ def test_scripted_backend_stopped_refuses_and_ends_connections() -> None:
 
 def test_scripted_backend_too_few_requests_say_how_many_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.testing.sockets.PATIENCE_SECONDS", 0.01)
-    with ScriptedBackend() as backend, pytest.raises(AssertionError, match="waited for 1 requests, only 0 came"):
+    with ScriptedBackend() as backend, pytest.raises(AssertionError, match="waited for 1 requests, only 0 arrived"):
         backend.wait_for_requests(1)
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, No
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
+from rgate import BodyWrapper, ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
 
 from .charset import codec
 
@@ -192,26 +192,22 @@ class _Answer:
         return [content]
 
 
-class _Late:
+class _Late(BodyWrapper):
     """A response that begins later. Until then its blocks are empty."""
 
     def __init__(self, answer: _Answer, body: Iterable[bytes], exchange: Exchange) -> None:
-        self._answer = answer
+        super().__init__(body)
+        self._answer: _Answer | None = answer
         self._exchange = exchange
-        self._first = iter(body)
-        self._blocks: Iterator[bytes] | None = None
-        self.close: Callable[[], object] = getattr(body, "close", _nothing)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
-        if self._blocks is None:
-            block = next(self._first, b"")
+        if self._answer is not None:
+            block = next(self.blocks, b"")
             if self._exchange.suspended is not None:
                 return b""
-            self._blocks = iter(self._answer.body(_Rest(block, self._first, _nothing)))
-        return next(self._blocks)
+            answer, self._answer = self._answer, None
+            self.blocks = iter(answer.body(_Rest(block, self.blocks, _nothing)))
+        return next(self.blocks)
 
 
 def _nothing() -> None:
