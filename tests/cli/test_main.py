@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and a gateway's life from start line to last signal."""
+"""The command line: its output, its exit codes, and a gateway from its start line to the last signal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 30
 
 
 def config(tmp_path: Path, url: str = "http://127.0.0.1:9", more: str = "") -> str:
-    """A config file with one route to one fixed endpoint, and nothing that reaches out of the machine."""
+    """A config file with one route to one fixed endpoint, and nothing that reaches beyond this machine."""
     path = tmp_path / "config.yml"
     path.write_text(f"""
 routes: [{{path_prefix: /orders, backend: orders}}]
@@ -48,11 +48,11 @@ plugins:
     return str(path)
 
 
-# Commands that do one thing and end
+# Commands that do one thing
 
 
 @pytest.mark.parametrize("command", [["rgate.py"], ["-m", "rgate"]], ids=" ".join)
-def test_version_every_way_to_start_tells_it(command: list[str]) -> None:
+def test_version_is_printed_by_every_way_to_start(command: list[str]) -> None:
     ended = subprocess.run(
         [sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
@@ -61,7 +61,7 @@ def test_version_every_way_to_start_tells_it(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["check"], ["plugins"], ["stats"], ["demo"]], ids=str)
-def test_help_teaches_and_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples_and_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Usage:" in shown
@@ -86,7 +86,7 @@ def test_check_shipped_config_needs_no_network(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == "config.yml: OK (2 routes, 2 backends)\n"
 
 
-def test_check_bad_config_tells_every_problem_on_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_bad_config_prints_every_problem_on_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, more="servr: {}\n").replace("\\", "/")
     Path(path).write_text(Path(path).read_text().replace("backend: orders", "backend: ordres"))
     assert main(["check", path]) == 2
@@ -106,7 +106,7 @@ def test_check_as_json_has_the_problems_in_parts(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_probable_mistakes_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, more="server: {host: 192.0.2.1}\n")
     Path(path).write_text(Path(path).read_text().replace("backends: [", "backends: [{name: b, match_labels: [a=b]}, "))
     assert main(["check", path]) == 0
@@ -172,7 +172,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     ],
     ids=str,
 )
-def test_mistake_is_told_in_one_line(
+def test_mistake_is_printed_in_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -193,7 +193,7 @@ def test_access_log_of_a_disabled_plugin_is_a_mistake(
     assert capsys.readouterr().err == "--access-log: the plugin access_log is disabled in the config\n"
 
 
-def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_port_that_is_taken_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = subprocess.run(
@@ -234,8 +234,8 @@ def test_listening_that_fails_says_why_and_what_to_do(error: OSError, words: str
 # A gateway in the foreground
 
 
-class GatewayRuntime:
-    """`python rgate.py …` as a child process, whose lines are read as they come."""
+class RunningGateway:
+    """`python rgate.py …` as a child process, whose lines are read as they arrive."""
 
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, str(ROOT / "rgate.py"), *arguments]
@@ -257,7 +257,7 @@ class GatewayRuntime:
         lines.put("")
 
     def until(self, pattern: str, lines: queue.Queue[str] | None = None) -> re.Match[str]:
-        """The first line that matches; what came before it is in the failure."""
+        """The first line that matches. If there is none, the failure shows the lines before."""
         seen = []
         while True:
             try:
@@ -276,8 +276,8 @@ class GatewayRuntime:
 
 
 @contextlib.contextmanager
-def running(*arguments: str) -> Iterator[GatewayRuntime]:
-    gateway = GatewayRuntime(*arguments)
+def running(*arguments: str) -> Iterator[RunningGateway]:
+    gateway = RunningGateway(*arguments)
     try:
         yield gateway
     finally:
@@ -342,7 +342,7 @@ def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
     return script
 
 
-def test_signal_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
+def test_signal_lets_requests_in_flight_finish(tmp_path: Path) -> None:
     release, answers = threading.Event(), queue.Queue[tuple[int, bytes]]()
     with ScriptedBackend(held(release)) as backend, running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway:
         port = gateway.port()
@@ -389,7 +389,7 @@ class Sensed(io.StringIO):
         return count
 
 
-def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_serve_prints_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     gateway = make_gateway({"server": {"port": 0}}, {"orders": answering(), "empty": ()})
     change = Change("!", "orders", ("orders-9",), "no address")
@@ -511,7 +511,7 @@ def test_stats_of_a_database_with_and_without_a_gateway(tmp_path: Path, capsys: 
 # demo
 
 
-def test_demo_starts_tells_and_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_starts_prints_hints_and_stops_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with running("demo", "--port", "0") as gateway:
         port = gateway.port()
@@ -568,7 +568,7 @@ def test_demo_at_once_kills_every_process() -> None:
         watching.join(PATIENCE_SECONDS)
 
 
-def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_service_that_does_not_start_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SERVICES", (("no_such_service", 1),))
     words = r"no_such_service-1 does not start; to see why, run: \S+ \S+/no_such_service/app.py --port 0"
     with pytest.raises(demo.DemoUnavailable, match=words), demo.backends(docker=False):

@@ -32,7 +32,7 @@ class Options(BaseModel):
 
 
 class Plugin:
-    """A plugin that returns what it is told to."""
+    """A plugin with the given return values."""
 
     def __init__(self, **returns: Any) -> None:
         self.returns = returns
@@ -170,7 +170,7 @@ def test_two_distributions_with_one_name_are_a_problem(install: Install) -> None
     assert Registry().activate() == []
 
 
-def test_plugin_with_the_name_of_a_builtin_takes_its_place_only_when_that_is_disabled(install: Install) -> None:
+def test_plugin_with_the_name_of_a_builtin_replaces_it_only_if_that_is_disabled(install: Install) -> None:
     install("my-stats", "0.3", {"rgate": {"stats": "my_stats"}}, my_stats=PLUGIN)
     (problem,) = Registry().activate(["stats"])
     assert problem.path == ("plugins", "stats")
@@ -225,7 +225,7 @@ def test_problem_with_an_installed_plugin_has_the_line_of_its_section(install: I
         load_text("plugins:\n  normalize:\n  acme: {size: 3}\n", Registry(), {})
 
 
-# what is no plugin
+# objects that are not plugins
 
 
 def refusal(plugin: object, name: str = "mine") -> str:
@@ -327,7 +327,7 @@ class NoDefault(BaseModel):
         (ValueError("no"), "rgate_config_sections raised ValueError: no"),
     ],
 )
-def test_register_section_that_is_not_as_it_must_be_is_refused(sections: object, words: str) -> None:
+def test_register_invalid_section_is_refused(sections: object, words: str) -> None:
     assert refusal(Plugin(sections=sections)).startswith(f"plugin 'mine': {words}")
 
 
@@ -416,7 +416,7 @@ def test_collect_refuses_what_a_hook_cannot_return(hook: str, returns: object, w
     assert str(caught.value).startswith(("plugin 'bad': " + words, f"plugin 'bad': {hook} {words}"))
 
 
-def test_collect_good_values_of_every_hook_are_taken() -> None:
+def test_collect_valid_values_of_every_hook_are_accepted() -> None:
     policy = SimpleNamespace(name="p", pick=lambda candidates, exchange: candidates[0])
     middleware = Middleware("good", wrap=lambda app, _: app)
     registry = with_plugins(good=Plugin(sources=Source(), policies=[policy], middlewares=middleware))
@@ -428,7 +428,7 @@ def test_collect_good_values_of_every_hook_are_taken() -> None:
 # order of answers
 
 
-def test_plugin_registered_before_the_builtins_is_asked_before_them() -> None:
+def test_plugin_registered_before_the_builtins_is_called_before_them() -> None:
     answers = []
 
     class Answering:
@@ -447,7 +447,7 @@ def test_plugin_registered_before_the_builtins_is_asked_before_them() -> None:
 # records
 
 
-def test_records_list_all_that_is_installed_and_import_nothing(install: Install) -> None:
+def test_records_list_all_installed_plugins_and_import_nothing(install: Install) -> None:
     install("acme-gate", "2.1", {"rgate": {"acme": "acme_listed", "idle": "acme_idle"}}, acme_listed=PLUGIN, acme_idle="1 / 0")
     registry = with_plugins(local=Plugin())
     registry.activate(["acme"], disabled=["stats"])
