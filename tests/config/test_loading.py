@@ -400,13 +400,13 @@ routes:
     [
         (
             "plugins: {disable: [routing]}",
-            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: remove 'routing' "
-            "from disable, or install a plugin of that name and name it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: "
+            "remove 'routing' from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "plugins: {disable: [selection]}",
-            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: remove 'selection' "
-            "from disable, or install a plugin of that name and name it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: "
+            "remove 'selection' from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "pipeline: [stats, access_log, normalize, routing, faults, retry, selection, websocket]",
