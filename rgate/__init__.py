@@ -1,7 +1,7 @@
 """rgate: an HTTP gateway whose behaviour is a chain of WSGI middleware.
 
-What is exported here is the public API, which stands in `plugin/api.py`; everything else may change. It is imported when the
-first of its names is asked for, so a small command (`rgate healthcheck`) does not load a whole gateway.
+The names exported here are the public API, which is `plugin/api.py`; everything else may change. That is imported when the first
+of its names is used, so that a small command (`rgate healthcheck`) does not import the whole gateway.
 """
 
 from importlib import import_module

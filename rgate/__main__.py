@@ -1,4 +1,4 @@
-"""python -m rgate, and the command rgate."""
+"""`python -m rgate`, and the command `rgate`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     match sys.argv[1:]:
-        case ["healthcheck", "--url", _] as asked:
-            # What runs every few seconds does without the command line, which takes a third of a second to import.
+        case ["healthcheck", "--url", url]:
+            # It runs every few seconds, and the command line takes a third of a second to import.
             from .cli.healthcheck import run
 
-            return run(*asked[2:])
-        case ["healthcheck"] if not os.path.isfile("config.yml"):  # which would say where to ask
+            return run(url)
+        case ["healthcheck"] if not os.path.isfile("config.yml"):  # otherwise that says which gateway to ask
             from .cli.healthcheck import run
 
             return run()

@@ -1,41 +1,41 @@
-"""Everything rgate raises, as one tree.
+"""All exceptions that rgate raises, as one tree.
 
     RgateError
     ├── ConfigError                 config.yml has problems; all of them are in it
     ├── PluginError                 a plugin cannot be loaded or misuses the API
     └── GatewayError                a fault: the gateway answers this request itself
         ├── NoRoute                 no route matches                            default_response
-        ├── RequestError            the client's fault                          400
+        ├── RequestError            the client's mistake                        400
         │   ├── AmbiguousPath       a backend may read the path as one of another route
-    │   ├── NotTLS              plain HTTP where TLS is spoken
-        │   ├── HTTPSOnly           plain HTTP; its answer says where TLS is    308
-        │   ├── MethodNotAllowed    a method that a local route does not answer     405
-        │   ├── RequestTimeout      head or body came too slowly                408
+        │   ├── NotTLS              plain HTTP on a port for TLS
+        │   ├── HTTPSOnly           plain HTTP; redirected to https             308
+        │   ├── MethodNotAllowed    a method that a local route does not allow  405
+        │   ├── RequestTimeout      head or body arrived too slowly             408
         │   ├── LengthRequired      a body without a length                     411
-        │   ├── ClientClosed        the client has left before the end          499
+        │   ├── ClientClosed        the client left before the end              499
         │   ├── BodyTooLarge        body over the limit                         413
         │   ├── TargetTooLong       request target over the limit               414
         │   ├── ExpectationFailed   unknown Expect                              417
         │   ├── HeadTooLarge        head or number of headers over the limit    431
-        │   ├── NotImplementedByGateway  method or coding we do not speak       501
-        │   └── VersionNotSupported HTTP version we do not speak                505
+        │   ├── NotImplementedByGateway  method or transfer coding not supported    501
+        │   └── VersionNotSupported HTTP version not supported                  505
         ├── Unavailable             no attempt reached a backend                503
         │   ├── NoEndpoint          the backend has no endpoint
-        │   ├── Refused             connection refused
-        │   ├── Unreachable         no way to the host, or no such host
+        │   ├── ConnectionRefused   connection refused
+        │   ├── Unreachable         no route to the host, or no such host
         │   ├── ConnectTimeout      no connection in time
         │   └── Overloaded          too many requests in flight
         ├── ResponseTimeout         connected, but no response in time          504
-        ├── BadGateway              a response that is none                     502
+        ├── BadGateway              no valid response                           502
         │   ├── UpstreamClosed      closed or reset before a whole head
         │   ├── BadResponse         malformed response
-        │   ├── TLSFailed           no TLS, or a certificate that does not verify
-        │   └── Truncated           died after the head was passed on: the client's connection is cut
-        ├── Loop                    our own Via came back                       508
+        │   ├── TLSFailed           no TLS, or an invalid certificate
+        │   └── UpstreamTruncated   broke off after the head was passed on: the client's connection is cut
+        ├── LoopDetected            the request has our own Via                 508
         └── InternalError           a plugin or rgate itself failed             500
 
-A GatewayError raised anywhere inside the `faults` middleware becomes the answer. Its `message` goes to the client and
-says nothing about the inside; `detail` goes to the log only.
+A GatewayError raised inside the `faults` middleware becomes the answer. Its `message` goes to the client and reveals nothing
+about the gateway; `detail` goes to the log only.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class RgateError(Exception):
 class ConfigProblem:
     """One thing wrong with the config.
 
-    `path` is where, as keys and indexes from the top: ("routes", 1, "backend"). `message` says what is wrong and the
-    way out. `location` ("config.yml:12") is filled in by the loader.
+    `path` is its place, as keys and indexes from the top: ("routes", 1, "backend"). `message` says what is wrong and what to do.
+    `location` ("config.yml:12") is filled in by the loader.
     """
 
     path: tuple[str | int, ...]
@@ -119,10 +119,10 @@ class PluginError(RgateError):
 
 
 class GatewayError(RgateError):
-    """A fault the gateway answers for: base of all that may be raised inside the `faults` middleware.
+    """A fault that the gateway answers itself: base of everything that may be raised inside the `faults` middleware.
 
-    `detail` is for the log. `retry_after_seconds`, when set, becomes the Retry-After header, `location` Location; `headers`
-    are more of them, such as WWW-Authenticate.
+    `detail` is for the log. `retry_after_seconds` becomes the header Retry-After and `location` the header Location, if set;
+    `headers` are others, such as WWW-Authenticate.
     """
 
     status: int = 500
@@ -141,7 +141,7 @@ class GatewayError(RgateError):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
     def json(self, request_id: str) -> bytes:
-        """The one shape of every answer the gateway makes itself (a JSON object, UTF-8, newline at the end)."""
+        """The common shape of the gateway's own answers: a JSON object in UTF-8, with a newline at the end."""
         answer = {"status_code": self.status, "body": self.message, "reason": self.reason, "request_id": request_id}
         return json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
@@ -149,7 +149,7 @@ class GatewayError(RgateError):
 class NoRoute(GatewayError):
     """No route matches: answered with the config's default_response.
 
-    With a `content_type` the body is sent raw under that type; without, in the common shape.
+    With a `content_type` the body is sent as it is, with that type; otherwise in the common shape.
     """
 
     status = 404
@@ -163,7 +163,7 @@ class NoRoute(GatewayError):
 
 
 class RequestError(GatewayError):
-    """The client sent something that has no single valid reading."""
+    """The client sent something invalid or ambiguous."""
 
     status = 400
     reason = "bad_request"
@@ -171,21 +171,21 @@ class RequestError(GatewayError):
 
 
 class AmbiguousPath(RequestError):
-    """The path may be read in more than one way, and not all of them lead to the same route."""
+    """The path can be interpreted in more than one way, and not all of them lead to the same route."""
 
     reason = "ambiguous_path"
     message = "The path can be read in more than one way; send it without escaped slashes, semicolons and the like."
 
 
 class NotTLS(RequestError):
-    """Plain HTTP has come to a port where TLS is spoken."""
+    """Plain HTTP was sent to a port for TLS."""
 
     reason = "not_tls"
     message = "This port speaks TLS; use https://."
 
 
 class HTTPSOnly(RequestError):
-    """A request in plain HTTP that belongs into TLS. `location` is its URL there."""
+    """A request in plain HTTP that must be sent over TLS. `location` is its https URL."""
 
     status = 308
     reason = "https_only"
@@ -197,7 +197,7 @@ class HTTPSOnly(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """A local route has been asked in a way that it does not answer; the answer's Allow says which it does."""
+    """A local route does not allow this method; the answer's header Allow lists those that it does."""
 
     status = 405
     reason = "method_not_allowed"
@@ -205,7 +205,7 @@ class MethodNotAllowed(RequestError):
 
 
 class RequestTimeout(RequestError):
-    """The request's head or body did not come in time."""
+    """The request's head or body did not arrive in time."""
 
     status = 408
     reason = "request_timeout"
@@ -213,10 +213,11 @@ class RequestTimeout(RequestError):
 
 
 class ClientClosed(RequestError):
-    """The client has left: before its request was whole, before the response, or within the response.
+    """The client has closed the connection: before its request was complete, before the response, or during the response.
 
-    It is neither a success nor an error: nobody has seen an answer. The status is what nginx logs for it; a client that has
-    only ended its sending side within a request (`incomplete`) can still read an answer, which is 400 (RFC 9112 §8).
+    That is neither a success nor an error, because no client has seen an answer. 499 is the status that nginx logs for it. A
+    client that has only closed its sending side within a request (`incomplete`) can still read an answer, which is 400
+    (RFC 9112 §8).
     """
 
     status = 499
@@ -271,7 +272,7 @@ class HeadTooLarge(RequestError):
 
 
 class NotImplementedByGateway(RequestError):
-    """A method or transfer coding that the gateway does not speak."""
+    """A method or transfer coding that the gateway does not support."""
 
     status = 501
     reason = "not_implemented"
@@ -279,7 +280,7 @@ class NotImplementedByGateway(RequestError):
 
 
 class VersionNotSupported(RequestError):
-    """An HTTP version that the gateway does not speak."""
+    """An HTTP version that the gateway does not support."""
 
     status = 505
     reason = "version_not_supported"
@@ -308,7 +309,7 @@ class ConnectionRefused(Unavailable):
 
 
 class Unreachable(Unavailable):
-    """There is no way to the endpoint, or its name has no address."""
+    """There is no network route to the endpoint, or its name has no address."""
 
     reason = "unreachable"
 
@@ -327,7 +328,7 @@ class Overloaded(Unavailable):
 
 
 class ResponseTimeout(GatewayError):
-    """The backend was reached but did not answer in time. `begun`: something of a response had come by then."""
+    """The backend was reached but did not answer in time. `begun`: part of a response had arrived."""
 
     status = 504
     reason = "response_timeout"
@@ -339,7 +340,7 @@ class ResponseTimeout(GatewayError):
 
 
 class BadGateway(GatewayError):
-    """The backend was reached but gave no usable response."""
+    """The backend was reached but did not send a valid response."""
 
     status = 502
     reason = "bad_gateway"
@@ -347,7 +348,7 @@ class BadGateway(GatewayError):
 
 
 class UpstreamClosed(BadGateway):
-    """The backend closed or reset the connection before a whole response head."""
+    """The backend closed or reset the connection before a complete response head."""
 
     reason = "closed"
 
@@ -359,7 +360,7 @@ class BadResponse(BadGateway):
 
 
 class TLSFailed(BadGateway):
-    """The backend speaks no TLS that the gateway can accept, or its certificate does not verify."""
+    """The backend does not speak TLS, or only in ways that the gateway does not accept, or its certificate is not valid."""
 
     reason = "tls_failed"
     message = "The service could not be reached securely."
@@ -372,7 +373,7 @@ class UpstreamTruncated(BadGateway):
 
 
 class LoopDetected(GatewayError):
-    """The request has been through this gateway already."""
+    """The request has already passed through this gateway."""
 
     status = 508
     reason = "loop"
@@ -380,12 +381,12 @@ class LoopDetected(GatewayError):
 
 
 class InternalError(GatewayError):
-    """A plugin, or rgate itself, raised something unexpected."""
+    """A plugin, or rgate itself, raised an unexpected exception."""
 
 
 def is_process_exit(error: BaseException) -> bool:
-    """Whether `error` is meant for the process, as signals are that arrive in the main thread.
+    """Whether `error` should end the process, like the exception of a signal that arrives in the main thread.
 
-    Elsewhere SystemExit and its like come from somebody's code, and cost a request like any other exception.
+    In any other thread SystemExit and the like come from a plugin's code, and fail one request like any other exception.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()

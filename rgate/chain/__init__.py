@@ -1,1 +1,1 @@
-"""The chain: the exchange, the middleware around it in their order, and the hand-over to a route's own part."""
+"""The chain: the exchange, the scope around it, the order of the middleware, and the dispatch to a route's own part."""

@@ -1,8 +1,7 @@
-"""Exchange: the state of one request and its response, from the first middleware to after the response. Tunnel: what it may
-become.
+"""Exchange: one request and its response, from the first middleware until the response is over. Tunnel: an upgraded connection.
 
-It travels in the WSGI environ; `Exchange.of(environ)` finds it. Each field has one writer (see the attributes).
-One thread at a time works on an exchange; nothing here needs a lock.
+The exchange is in the WSGI environ; `Exchange.of(environ)` returns it. Each field has one writer (see the attributes). Only one
+thread at a time works on an exchange, so that nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _log = logging.getLogger("rgate.chain")
 
 
 class RelayableBody(ABC):
-    """A response body as it comes from the backend, which can be read without waiting as well as iterated.
+    """A response body that streams from the backend, and can be read without blocking as well as iterated.
 
-    ExchangeScope returns one when nothing in the chain has wrapped what the forwarder has returned. The server may then relay
-    it from an event loop, so that a slow backend or client holds no thread.
+    ExchangeScope returns one if no middleware has wrapped the forwarder's body. The server may relay it from an event loop, so
+    that a slow backend or client does not hold a thread.
 
     wait_seconds   how long the backend may be silent
     """
@@ -56,32 +55,32 @@ class RelayableBody(ABC):
 
     @abstractmethod
     def fileno(self) -> int:
-        """The backend's socket, for waiting. Only after read_now() has returned None."""
+        """The backend's socket, to wait on. Only valid after read_now() has returned None."""
 
     @abstractmethod
     def read_now(self, most_bytes: int, timed_out: bool = False) -> bytes | None:
-        """What has come of the body, some `most_bytes` of it; None: nothing yet; b"": that was all.
+        """Read what has arrived of the body, about `most_bytes` at most. None: nothing yet; b"": the body has ended.
 
-        Raises Truncated when the backend has broken off. With `timed_out` it has if nothing has come.
+        Raises UpstreamTruncated if the backend has closed too early; with `timed_out`, also if nothing has arrived.
         """
 
     @abstractmethod
     def count_waits(self, counting: AbstractContextManager[object]) -> None:
-        """Have `counting` entered whenever a thread waits for a further block; that is, never while it is relayed."""
+        """Enter `counting` whenever a thread waits for another block; that is, never while the body is relayed."""
 
     @property
     @abstractmethod
     def complete(self) -> bool:
-        """Whether the next read_now() returns b"" without asking the backend."""
+        """Whether the next read_now() returns b"" without reading from the backend."""
 
     @property
     def relayable(self) -> bool:
-        """Whether it needs nothing else than to be read."""
+        """Whether reading it is all that it needs."""
         return True
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what has not been read. May be called again."""
+        """Discard what has not been read. May be called more than once."""
 
 
 def _log_failure(exchange: Exchange, error: BaseException) -> None:
@@ -95,7 +94,7 @@ _prefix = secrets.token_hex(4)
 
 
 def _renew_prefix() -> None:
-    # A forked worker must not repeat its sibling's ids.
+    # A forked worker must not repeat the ids of the others.
     global _prefix
     _prefix = secrets.token_hex(4)
 
@@ -108,27 +107,28 @@ class Exchange:
 
     started     monotonic seconds, set at creation by ExchangeScope
     route       the route that matched, or None; written by `routing` or an earlier router
-    candidates  endpoints still eligible; set by RouteDispatch from the snapshot, only narrowed after that
-    affinity    what the same endpoint is wanted for (a client, a session), or ""; written by `selection`
-    endpoint    the endpoint chosen; written by `selection`
-    attempts    how often an endpoint was tried; written by the forwarder
-    tunnel      what the exchange becomes if the backend switches protocols, or None; written by the middleware that lets
-                the upgrade pass (`websocket`)
-    error       the fault this exchange ended in, or None; written by `faults` (and when a body breaks off)
-    status      status code on the wire, 0 before the response begins; written by ExchangeScope
-    bytes_sent  body bytes handed to the server; written by ExchangeScope
+    candidates  the endpoints that may still be chosen; set by RouteDispatch from the snapshot, later only reduced
+    affinity_key    the client or session that should keep its endpoint, or ""; written by `selection`
+    endpoint    the chosen endpoint; written by `selection`
+    attempts    the number of times that an endpoint was tried; written by the forwarder
+    tunnel      the tunnel that the exchange becomes if the backend switches protocols, or None; written by the middleware that
+                allows the upgrade (`websocket`)
+    error       the fault that this exchange ended in, or None; written by `faults` (and when a body breaks off)
+    status      the status code on the wire, 0 before the response begins; written by ExchangeScope
+    bytes_sent  the body bytes passed to the server; written by ExchangeScope
     finished    monotonic seconds, 0.0 while running; written by ExchangeScope
-    plugin_seconds  what has been spent inside of each timed plugin, by name, or None; written by the plugins' clocks
+    plugin_seconds  the time spent in each timed plugin, by name, or None; written by the plugins' clocks
     request_trailers, response_trailers    the trailer fields as (name, value), empty until the body before them has been read to
                 its end: the client's, written by the server, and the backend's, written by the forwarder. Middleware may add
-                to them and take away. The first go to the backend after a body that streams, or is at hand with a length; the
-                second to clients that take them (environ has HTTP_TE), after a body without a Content-Length
-    streaming   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
-                latest, whatever has become of it in the chain
-    suspended      what its request waits for without a thread, or None; written by SuspendedResponse and the server
+                and remove fields. Request trailers go to the backend after a body that streams, or that is buffered and has a
+                length; response trailers go to clients that accept them (environ has HTTP_TE), after a body without a
+                Content-Length
+    upstream_body   the backend's response while it streams, or None; written by the forwarder, closed by ExchangeScope at the
+                latest, whatever the chain has done with it
+    suspended   the SuspendedResponse with which its request waits, or None; written by that and by the server
     """
 
-    # Defaults stand on the class: an exchange is made for every request, and most set few of them.
+    # The defaults are on the class, because an exchange is made for every request and few of them are ever set.
     finished = 0.0
     route: Route | None = None
     candidates: tuple[Endpoint, ...] = ()
@@ -142,7 +142,7 @@ class Exchange:
     plugin_seconds: dict[str, float] | None = None
     upstream_body: RelayableBody | None = None
     suspended: SuspendedResponse | None = None
-    _notes: dict[str, Any] | None = None
+    _state: dict[str, Any] | None = None
     _request_trailers: list[tuple[str, str]] | None = None
     _response_trailers: list[tuple[str, str]] | None = None
 
@@ -159,12 +159,12 @@ class Exchange:
 
     @property
     def id(self) -> str:
-        """Names this exchange in logs and fault answers; unique per process and start."""
+        """The id of this exchange in logs and fault answers; unique across processes and restarts."""
         return f"{_prefix}-{self._number:x}"
 
     @property
     def whereabouts(self) -> str:
-        """How far it has come, for a line of the log: " (route /api, backend orders, endpoint orders_1)", or ""."""
+        """Its route, backend and endpoint for a log line, as " (route /api, backend orders, endpoint orders_1)", or ""."""
         route, endpoint = self.route, self.endpoint
         if route is None and endpoint is None:
             return ""
@@ -175,10 +175,10 @@ class Exchange:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What plugins keep with the exchange, each under its own name."""
-        if self._notes is None:
-            self._notes = {}
-        return self._notes
+        """Objects that plugins keep with the exchange, each under the plugin's name."""
+        if self._state is None:
+            self._state = {}
+        return self._state
 
     @property
     def request_trailers(self) -> list[tuple[str, str]]:
@@ -194,22 +194,22 @@ class Exchange:
 
     @property
     def elapsed_seconds(self) -> float:
-        """From start to finish, or to now while it runs."""
+        """The time from start to finish, or to now while it runs."""
         return (self.finished or monotonic()) - self.started
 
     def on_finish(self, callback: FinishCallback) -> None:
-        """Have `callback(exchange)` run once the response is decided, before the client can know that it is over.
+        """Call `callback(exchange)` once the response is complete, before the client can know that it is over.
 
-        Callbacks run in order of registration, each isolated: what one raises is logged and stops nothing. They run in the
-        thread of the request, or, when the response was relayed, in the one that relays all of them; so they hold up the
-        last bytes of this response and perhaps those of others: they must be quick and must not block.
+        Callbacks run in order of registration. An exception in one is logged, and the others still run. They run in the thread
+        of the request or, if the response is relayed, in the one thread that relays all of them. They delay the last bytes of
+        this response and perhaps of others, so they must be quick and must not block.
         """
         self._callbacks.append(callback)
 
     def finish(self, on_failure: Callable[[Exchange, BaseException], object] = _log_failure) -> None:
-        """End the exchange; only the first call counts. ExchangeScope calls it; plugins never do.
+        """Finish the exchange and run the callbacks. Only the first call counts. ExchangeScope calls it; plugins never do.
 
-        `on_failure` is told of what a callback raises.
+        `on_failure` is called with every exception in a callback.
         """
         if self.finished:
             return
@@ -226,33 +226,33 @@ class Exchange:
 def send_interim(environ: WSGIEnvironment, status: str, headers: Iterable[tuple[str, str]] = ()) -> bool:
     """Send the client an interim response: `send_interim(environ, "103 Early Hints", [("Link", "</a.css>; rel=preload")])`.
 
-    False, and nothing is sent, when the client is not to have any (see `server.interim_responses`), when its response has begun
-    or it is gone, and under another WSGI server than rgate's own. Headers of the connection are left out, and those of a body
-    that does not come. May be called any number of times; raises ValueError for what is not an interim status (102 to 199)
-    or no header may contain. It waits for a client that reads slowly, as any part of a response does.
+    Returns False, and sends nothing, if the client must not get any (see `server.interim_responses`), if its response has begun,
+    if it has left, and under any WSGI server but rgate's own. Headers of the connection and of a body are omitted. May be called
+    any number of times. Blocks while the client reads slowly, as any part of a response does. Raises ValueError for a status that
+    is not interim (102 to 199), and for characters that are not allowed in a header.
     """
     client: ClientConnection | None = environ.get(CONNECTION_KEY)
     return client is not None and client.send_interim(status, headers)
 
 
 class Tunnel:
-    """Bytes both ways in place of a response body: what an exchange becomes when an upgrade succeeds (RFC 9110 §7.8).
+    """Bytes in both directions instead of a response body, after an upgrade (RFC 9110 §7.8).
 
-    A middleware lets an upgrade pass by setting `exchange.tunnel` to one of these, for a request that has
-    environ["rgate.upgrade"] (what the client asks for, lower-case; under rgate's own server only). The backend is asked
-    for `protocol` and nothing else. When it switches to that (101) the tunnel has `established`: the exchange is finished, with
-    status 101, and client and backend are connected, at no thread's cost, until one of them leaves or a limit ends it.
-    Any other response is an ordinary one, and the tunnel is not used.
+    A middleware allows an upgrade by setting `exchange.tunnel` to one of these, for a request that has
+    environ["rgate.upgrade"] (the protocols that the client asks for, in lower case; under rgate's own server only). The
+    backend is asked for `protocol` only. If it switches to that (101), the tunnel is `established`: the exchange is finished with
+    status 101, and client and backend are connected, without holding a thread, until one of them closes or a limit is reached.
+    Any other response is handled as usual, and the tunnel is not used.
 
-    idle_seconds   ended when no byte has moved in either direction for so long
-    max_duration_seconds  ended after so long in all; None: no limit
-    on_close         called once with this tunnel when one that has begun is over, before its ends can see that; by the thread
-                   that relays, so it must not block
+    idle_seconds          closed if no byte has moved in either direction for this long
+    max_duration_seconds  closed after this long; None: no limit
+    on_close              called once with this tunnel when it has been established and is over, before client and backend can
+                          see that; in the thread that relays, so it must not block
 
-    established          the backend has switched protocols; written by the forwarder, the rest by the server
-    seconds        how long it has lasted, once it is over
+    established           the backend has switched protocols; written by the forwarder, the others by the server
+    seconds               how long it lasted, once it is over
     bytes_received, bytes_sent    from the client and to the client
-    closed_by       "client", "backend", "idle_seconds", "max_duration_seconds" or "stop"; "" before
+    closed_by             "client", "backend", "idle_seconds", "max_duration_seconds" or "stop"; "" until it is over
     """
 
     established = False

@@ -1,4 +1,4 @@
-"""What a plugin adds to the chain: a middleware in it, or a local route beside it."""
+"""Middleware and LocalRoute: what a plugin adds to the chain, and beside it."""
 
 from __future__ import annotations
 

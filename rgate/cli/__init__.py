@@ -1,1 +1,1 @@
-"""The subcommands that ask a running gateway, or read what it has left: how they ask, and what they make of the answer."""
+"""The command line: serving, checking a config, asking a running gateway, the demo. Only this package prints."""

@@ -1,7 +1,7 @@
-"""The demo: a payment and two orders services before which rgate can be tried.
+"""The demo: one payment and two orders services, with which rgate can be tried.
 
-By default they are child processes. To rgate they are what containers are: instances that a discovery source lists with
-labels. That source is a plugin like any other, written here and registered for the demo only.
+By default they are child processes. To rgate they are like containers: instances with labels that a discovery source lists. That
+source is a plugin like any other, defined here and registered for the demo only.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = CHECKOUT / "config.yml"
 COMPOSE_FILE = CHECKOUT / "docker-compose.yml"
 SERVICES = (("payment", 1), ("orders", 2))
-"""The services, each with how many there are of it."""
+"""The services, each with the number of its instances."""
 
 START_SECONDS = 10.0
-END_SECONDS = 5.0
+STOP_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 
 Demo: TypeAlias = "tuple[Callable[[], Registry], Sequence[str], Callable[[], object]]"
 
 
 class DemoUnavailable(RgateError):
-    """The demo cannot be given here; the message says what it needs."""
+    """The demo cannot run here; the message says what it needs."""
 
 
 def labels_of(service: str) -> dict[str, str]:
@@ -52,9 +52,8 @@ def labels_of(service: str) -> dict[str, str]:
 
 @contextmanager
 def backends(docker: bool) -> Iterator[Demo]:
-    """The backends, running while inside: what makes a registry to load CONFIG with, hints for `serve`, what ends them at once.
-
-    Raises DemoUnavailable.
+    """Run the backends while inside. Yields a factory of the registry to load CONFIG with, the hints to print, and a function
+    that kills the backends. Raises DemoUnavailable.
     """
     missing = [path.name for path in (CONFIG, COMPOSE_FILE, CHECKOUT / "backends") if not path.exists()]
     if missing:
@@ -62,7 +61,7 @@ def backends(docker: bool) -> Iterator[Demo]:
         raise DemoUnavailable(
             f"the demo needs a checkout of rgate, but there is no {what} in {CHECKOUT}; in a checkout run: make demo"
         )
-    # Until the gateway serves, and after it, SIGTERM is to end what has been started here just as Ctrl-C does.
+    # Before and after the gateway serves, SIGTERM must end what has been started here, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _containers() if docker else _processes() as demo:
@@ -75,7 +74,7 @@ def backends(docker: bool) -> Iterator[Demo]:
 
 
 class LocalProcess:
-    """A service as a child process of this one, on a free port of 127.0.0.1. Raises DemoUnavailable when it does not start."""
+    """A service as a child process, on a free port of 127.0.0.1. Raises DemoUnavailable if it does not start."""
 
     def __init__(self, service: str, name: str) -> None:
         self.name = name
@@ -86,14 +85,14 @@ class LocalProcess:
             env={**os.environ, "INSTANCE": name, "HOST": "127.0.0.1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a line for every request
-            start_new_session=True,  # so that Ctrl-C lets the gateway drain before its backends end
+            stderr=subprocess.DEVNULL,  # it has a line for every request
+            start_new_session=True,  # so that after Ctrl-C the gateway drains before its backends end
         )
         self.pid = self._process.pid
         try:
             self.address = Address("http", "127.0.0.1", self._announced_port())
         except BaseException:
-            self.end()
+            self.stop()
             raise
 
     @property
@@ -101,11 +100,11 @@ class LocalProcess:
         """None while it runs."""
         return self._process.poll()
 
-    def end(self) -> None:
-        """Have it end, the hard way if it takes longer than END_SECONDS."""
+    def stop(self) -> None:
+        """Terminate it, and kill it if that takes longer than STOP_SECONDS."""
         self._process.terminate()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
@@ -113,26 +112,26 @@ class LocalProcess:
             self._process.stdout.close()
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill it."""
         self._process.send_signal(signal.SIGKILL)
 
     def _announced_port(self) -> int:
-        """The port in its start line."""
-        output, said, deadline = self._process.stdout, b"", monotonic() + START_SECONDS
-        while output and b"\n" not in said and select.select([output], [], [], max(0, deadline - monotonic()))[0]:
+        """The port in the line that it prints when it starts."""
+        output, printed, deadline = self._process.stdout, b"", monotonic() + START_SECONDS
+        while output and b"\n" not in printed and select.select([output], [], [], max(0, deadline - monotonic()))[0]:
             block = os.read(output.fileno(), 4096)
             if not block:
                 break
-            said += block
-        match = re.search(rb"http://[^\s/]+:(\d+)", said)
+            printed += block
+        match = re.search(rb"http://[^\s/]+:(\d+)", printed)
         if match is None:
             command = " ".join(map(str, self._process.args)) if isinstance(self._process.args, list) else ""
-            raise DemoUnavailable(f"{self.name} does not start; see why with: {command}")
+            raise DemoUnavailable(f"{self.name} does not start; to see why, run: {command}")
         return int(match[1])
 
 
 class LocalProcesses:
-    """The plugin that makes the processes known to the gateway: a discovery source with a watch."""
+    """The plugin that lists the processes: a discovery source with a watch."""
 
     name = "local_processes"
 
@@ -160,7 +159,7 @@ class LocalProcesses:
 
 
 class _DemoRegistry(Registry):
-    """Without Docker discovery: the demo's config would match containers of the same labels, too."""
+    """Without the plugin docker, because the demo's config would also match containers with the same labels."""
 
     def activate(self, wanted: Collection[str] = (), disabled: Collection[str] = ()) -> list[ConfigProblem]:
         return super().activate(wanted, {*disabled, "docker"})
@@ -168,26 +167,26 @@ class _DemoRegistry(Registry):
 
 @contextmanager
 def _processes() -> Iterator[Demo]:
-    with ExitStack() as ending:
+    with ExitStack() as stack:
         processes = []
         for service, count in SERVICES:
             for number in range(1, count + 1):
                 processes.append(LocalProcess(service, f"{service}-{number}"))
-                ending.callback(processes[-1].end)
-        found = LocalProcesses(processes)
+                stack.callback(processes[-1].stop)
+        plugin = LocalProcesses(processes)
 
-        def registry() -> Registry:
-            made = _DemoRegistry()
-            made.register("local_processes", found)
-            return made
+        def make_registry() -> Registry:
+            registry = _DemoRegistry()
+            registry.register("local_processes", plugin)
+            return registry
 
         orders = " ".join(str(process.pid) for process in processes if process.labels == labels_of("orders"))
 
-        def at_once() -> None:
+        def kill_all() -> None:
             for process in processes:
                 process.kill()
 
-        yield registry, _hints(f"kill {orders}"), at_once
+        yield make_registry, _hints(f"kill {orders}"), kill_all
 
 
 # As containers
@@ -207,26 +206,24 @@ def _containers() -> Iterator[Demo]:
 
 
 def _compose() -> Sequence[str]:
-    """The command that is docker compose here: version 2 is a part of docker, version 1 a program of its own."""
+    """The command for docker compose here: version 2 is a part of docker, version 1 a separate program."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
             break
     else:
-        raise DemoUnavailable("the demo with containers needs docker compose, or docker-compose; without them: rgate demo")
+        raise DemoUnavailable("the demo with containers needs docker compose, or docker-compose; without them, run: rgate demo")
     if subprocess.run(["docker", "version"], capture_output=True).returncode:
-        raise DemoUnavailable(
-            "the demo with containers needs a Docker engine, and none answers (docker version tells why); without: rgate demo"
-        )
+        raise DemoUnavailable("no Docker engine answers (to see why, run: docker version); without one, run: rgate demo")
     return command
 
 
-def _hints(ending_orders: str) -> Sequence[str]:
+def _hints(stop_orders: str) -> Sequence[str]:
     tries = (
-        ("curl -i {url}/api/payment", "200 from the one payment service, in the envelope that config.yml asks for"),
-        ("curl -i {url}/api/orders", '200; again and again, and both orders services answer (see "instance")'),
+        ("curl -i {url}/api/payment", "200 from the payment service, in the envelope that config.yml configures"),
+        ("curl -i {url}/api/orders", '200; repeat it, and both orders services answer (see "instance")'),
         ("curl -i {url}/nowhere", "403, the default_response of config.yml"),
-        ("curl -s {url}/stats", "how many requests there were, and how fast they were answered"),
-        (ending_orders, "ends both orders services, which is told here; /api/orders is a 503 then, never a 404"),
+        ("curl -s {url}/stats", "the number of requests, and how fast they were answered"),
+        (stop_orders, "stops both orders services, which is logged here; /api/orders is then a 503, never a 404"),
     )
     lines = [line for command, outcome in tries for line in (f"  {command}", f"      {outcome}")]
-    return ["", "Try, in another terminal:", *lines, "", "Ctrl-C ends the gateway and its backends."]
+    return ["", "Try, in another terminal:", *lines, "", "Ctrl-C stops the gateway and its backends."]

@@ -126,7 +126,7 @@ def _sockets_of(config: Config) -> list[AdminSocket]:
 
 
 def _socket_for(url: str) -> str:
-    """The admin socket of the gateway at a URL of this machine; "" for any other URL, and if there is none."""
+    """The admin socket of the gateway at a URL of this machine; "" for any other URL, or if it has no admin socket."""
     try:
         address = parse_url(url)
     except ValueError:

@@ -229,7 +229,7 @@ def _as_json(problems: Sequence[ConfigProblem]) -> list[dict[str, Any]]:
 
 
 def _local_warnings(config: Config, path: str) -> Sequence[ConfigProblem]:
-    """What may be right for another machine but not for this one, and the commands that would not work."""
+    """Warnings about what may be right for another machine but not for this one, and about commands that cannot work."""
     warnings = [ConfigProblem((), sentence, path) for sentence in impossible_commands(config)]
     if not can_bind(config.server.host):
         message = f"{config.server.host!r} is not an address of this machine"

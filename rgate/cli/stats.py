@@ -10,7 +10,7 @@ __all__ = ["report_from_database", "report_from_gateway"]
 
 
 def report_from_gateway(url: str, by: str | None, since: str | None) -> dict[str, Any]:
-    """What a running gateway answers at /stats, or at the path of `url` if it has one. Raises GatewayUnreachable."""
+    """The answer of a running gateway at /stats, or at the path of `url` if it has one. Raises GatewayUnreachable."""
     query = {"by": by or None, "since": since or None}
     report, asked = ask(url, "/stats", query, not_there="there are no statistics of rgate")
     if not isinstance(report, dict) or not report.keys() >= {"requests_count", "latency_ms"}:

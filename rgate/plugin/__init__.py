@@ -1,1 +1,1 @@
-"""What makes a plugin one: hooks, registration, entry points, WSGI middleware as plugins, attribution of failures."""
+"""Plugins: their hooks, how they are found and registered, `use:`, and the attribution of failures."""

@@ -1,4 +1,4 @@
-"""The public API: what `import rgate` gives. The built-in plugins use nothing but this."""
+"""The public API: the names of `import rgate`. The built-in plugins use nothing else."""
 
 from ..chain.body_wrapper import BodyWrapper, close_body, map_body
 from ..chain.client_connection import ClientConnection, RequestStream

@@ -1,9 +1,8 @@
-"""The hooks: everything a plugin can bring, declared at start-up.
+"""The hooks: everything that a plugin can provide.
 
 A plugin is a module or an object with functions of these names, marked with `rgate.hookimpl`, and an entry point in the
-group `rgate`. It becomes active when it is installed *and* named under `plugins:` in the config. Hooks return objects;
-rgate composes them once, when a config is loaded. The only hook that runs per request is `rgate_fault_response`, and
-only on faults.
+group `rgate`. It is active if it is installed *and* named under `plugins:` in the config. Hooks return objects, which rgate
+composes once, when a config is loaded. The only hook that runs per request is `rgate_fault_response`, and only on faults.
 """
 
 from __future__ import annotations
@@ -74,44 +73,44 @@ class ConfigSection:
 
 
 class DiscoverySource(Protocol):
-    """Lists instances. `name` is how the operator knows it ("docker")."""
+    """Lists instances. `name` is its name for the operator ("docker")."""
 
     name: str
 
     def list(self) -> Iterable[Instance]:
-        """Everything there is now. May block; runs in the discovery thread. What it raises is logged and tried again
-        with back-off, while the last good list stays in use."""
+        """All instances that there are now. May block; runs in the discovery thread. If it raises, that is logged, the last good
+        list stays in use, and it is called again with back-off."""
         ...
 
 
 class WatchableSource(DiscoverySource, Protocol):
-    """A source that also notices changes by itself."""
+    """A source that also notices changes."""
 
     def watch(self, changed: Callable[[], None], stop: threading.Event) -> None:
-        """Call `changed()` whenever `list()` may have something new; return soon after `stop` is set.
+        """Call `changed()` whenever `list()` may return something new; return soon after `stop` is set.
 
-        Runs in a thread of its own. Returning or raising early means that the watch broke: the gateway lists again and
-        watches again, with back-off.
+        Runs in a thread of its own. If it returns or raises earlier, the watch has failed: the gateway calls list() and watch()
+        again, with back-off.
         """
         ...
 
 
 class SelectionPolicy(Protocol):
-    """Chooses one endpoint for a request. `name` is what `policy:` says in the config."""
+    """Chooses one endpoint for a request. `name` is the value of `policy:` in the config."""
 
     name: str
 
     def pick(self, candidates: Sequence[Endpoint], exchange: Exchange) -> Endpoint:
-        """One of `candidates`, which is never empty. Called from many threads at once; must be quick."""
+        """Return one of `candidates`, which is never empty. Called by many threads at once; must be quick."""
         ...
 
 
 class WeightedPolicy(SelectionPolicy, Protocol):
-    """A selection policy that also chooses by weight. Without this the weights of endpoints count for nothing, except 0."""
+    """A selection policy that also chooses by weight. With any other policy the weights of endpoints have no effect, except 0."""
 
     def pick_weighted(self, candidates: Sequence[Endpoint], weights: Sequence[float], exchange: Exchange) -> Endpoint:
-        """One of `candidates`, at least two; asked in place of pick() while they differ in what they are to get: each its
-        part of the sum of `weights`, which are above 0."""
+        """Return one of `candidates`, of which there are at least two. Called instead of pick() while their weights differ. Each
+        should get its part of the sum of `weights`, which are above 0."""
         ...
 
 
@@ -120,7 +119,7 @@ class HookSpecs:
 
     @_hookspec
     def rgate_config_sections(self) -> Iterable[ConfigSection] | ConfigSection | None:
-        """The options this plugin understands."""
+        """The options of this plugin."""
 
     @_hookspec
     def rgate_check_config(self, config: Config, policies: Mapping[str, SelectionPolicy]) -> Iterable[ConfigProblem] | None:
@@ -129,11 +128,11 @@ class HookSpecs:
 
     @_hookspec
     def rgate_discovery_sources(self, config: Config) -> Iterable[DiscoverySource] | DiscoverySource | None:
-        """Where endpoints come from."""
+        """Sources of endpoints."""
 
     @_hookspec
     def rgate_selection_policies(self, config: Config) -> Iterable[SelectionPolicy] | SelectionPolicy | None:
-        """Ways to choose an endpoint."""
+        """Policies that choose an endpoint."""
 
     @_hookspec
     def rgate_middlewares(self, gateway: Gateway) -> Iterable[Middleware] | Middleware | None:
@@ -141,13 +140,13 @@ class HookSpecs:
 
     @_hookspec
     def rgate_local_routes(self, gateway: Gateway) -> LocalRoutes | None:
-        """Exact paths that the gateway answers itself, to everybody or as a LocalRoute says. They are never forwarded and
-        never counted."""
+        """Exact paths that the gateway answers itself: to all clients, or as a LocalRoute says. Requests to them are never
+        forwarded and never counted."""
 
     @_hookspec
     def rgate_lifespan(self, gateway: Gateway) -> AbstractContextManager[object] | None:
-        """Entered before the gateway listens, left after the last exchange has finished (in reverse order)."""
+        """A context manager: entered before the gateway listens, and left, in reverse order, after the last exchange."""
 
     @_hookspec(firstresult=True)
     def rgate_fault_response(self, exchange: Exchange, error: GatewayError) -> WSGIApplication | None:
-        """The answer to a fault. None leaves it to the next plugin, at last to the built-in `faults`."""
+        """The answer to a fault. None leaves it to the next plugin, and finally to the built-in `faults`."""

@@ -1,4 +1,4 @@
-"""`use:` in the config: any WSGI middleware becomes part of the chain.
+"""`use:` in the config: makes any WSGI middleware part of the chain.
 
     use:
       - app: "werkzeug.middleware.proxy_fix:ProxyFix"      # module:callable, called as callable(app, **options)
@@ -6,7 +6,7 @@
       - app: "egg:SomeDist#main"                           # a PasteDeploy filter; PasteDeploy itself is not needed
         before: routing
 
-An entry is called by what stands last in its `app`, or by its `name`; a route turns it off with `plugins: {NAME: false}`.
+An entry has the last part of its `app` as its name, unless it has a `name`. A route turns it off with `plugins: {NAME: false}`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..errors import ConfigProblem, PluginError
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-__all__ = ["check_used", "middleware"]
+__all__ = ["check_entries", "load_middleware"]
 
 Factory: TypeAlias = "Callable[..., WSGIApplication]"
 
@@ -35,8 +35,8 @@ PASTE_APP_FACTORY = "paste.filter_app_factory"  # factory(app, global_conf, **lo
 PASTE_FACTORY = "paste.filter_factory"  # factory(global_conf, **local_conf) → a callable that takes the app
 
 
-def middleware(entry: WSGIMiddlewareConfig) -> Middleware:
-    """What a `use` entry stands for. Raises PluginError when it cannot be found or does not take its options."""
+def load_middleware(entry: WSGIMiddlewareConfig) -> Middleware:
+    """The middleware of a `use` entry. Raises PluginError if it cannot be imported."""
     factory = _resolve(entry)
 
     def wrap(app: WSGIApplication, _options: object) -> WSGIApplication:
@@ -45,8 +45,8 @@ def middleware(entry: WSGIMiddlewareConfig) -> Middleware:
     return Middleware(entry.name or entry.default_name, wrap, entry.before, entry.after)
 
 
-def check_used(entries: Sequence[WSGIMiddlewareConfig], taken: Collection[str]) -> Iterator[ConfigProblem]:
-    """What is wrong with the `use` entries. `taken` are the names that they cannot have."""
+def check_entries(entries: Sequence[WSGIMiddlewareConfig], taken: Collection[str]) -> Iterator[ConfigProblem]:
+    """Every problem of the `use` entries. `taken` are names that they cannot have."""
     seen: set[str] = set()
     for index, entry in enumerate(entries):
         name = entry.name or entry.default_name
@@ -55,12 +55,12 @@ def check_used(entries: Sequence[WSGIMiddlewareConfig], taken: Collection[str]) 
             yield ConfigProblem(("use", index), f"{owner} is called {name!r}; give this one another `name`")
         seen.add(name)
         if entry.before is not None and entry.after is not None:
-            yield ConfigProblem(("use", index, "after"), "stands beside `before`; a middleware has one place only")
+            yield ConfigProblem(("use", index, "after"), "cannot be combined with `before`")
         for side in ("before", "after"):
             anchor = getattr(entry, side)
             if anchor is not None and anchor not in STANDARD_ORDER:
                 hint = did_you_mean(anchor, STANDARD_ORDER) or f"; the names are {', '.join(STANDARD_ORDER)}"
-                yield ConfigProblem(("use", index, side), f"no place in the chain is named {anchor!r}{hint}")
+                yield ConfigProblem(("use", index, side), f"no built-in middleware is named {anchor!r}{hint}")
         try:
             factory = _resolve(entry)
         except PluginError as error:
@@ -72,7 +72,7 @@ def check_used(entries: Sequence[WSGIMiddlewareConfig], taken: Collection[str]) 
 def _check_options(index: int, entry: WSGIMiddlewareConfig, factory: Factory) -> Iterator[ConfigProblem]:
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # some callables of C do not tell
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return
     try:
         signature.bind(None, **entry.options)

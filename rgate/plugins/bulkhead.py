@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rgate import (
     Backend,
+    BodyWrapper,
     Config,
     ConfigProblem,
     ConfigSection,
@@ -178,28 +179,20 @@ class _Waits:
             del waiting[self._exchange]
 
 
-class _Body:
+class _Body(BodyWrapper):
     """A wrapped response body; its exchange counts as waiting for the backend during each `next()`."""
 
-    __slots__ = ("_blocks", "_waits", "close")
+    __slots__ = ("_waits",)
 
     def __init__(
         self, body: Iterable[bytes], exchange: Exchange, where: tuple[dict[Exchange, RequestStream | None], ...]
     ) -> None:
-        self._blocks = iter(body)
+        super().__init__(body)
         self._waits = _Waits(exchange, where)
-        self.close = getattr(body, "close", _nothing)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
         with self._waits:
-            return next(self._blocks)
-
-
-def _nothing() -> None:
-    pass
+            return next(self.blocks)
 
 
 def _count_blocked_on_clients(streams: Iterable[RequestStream | None]) -> int:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from rgate import (
     CONTENTLESS_STATUSES,
+    BodyWrapper,
     ClientClosed,
     Exchange,
     Gateway,
@@ -32,6 +33,7 @@ from rgate import (
     NoRoute,
     RequestError,
     Unavailable,
+    close_body,
     hookimpl,
 )
 
@@ -109,36 +111,31 @@ def rgate_middlewares(gateway: Gateway) -> Middleware:
     return Middleware("faults", wrap, modifies_request=False, essential=True)
 
 
-class _SuspendedBody:
+class _SuspendedBody(BodyWrapper):
     """The body of a suspended response. Exceptions that are raised before the response begins are answered, too."""
 
     def __init__(self, body: Iterable[bytes], respond: Callable[[Exception], Iterable[bytes]], exchange: Exchange) -> None:
+        super().__init__(body)
         self._bodies = [body]
-        self._blocks = iter(body)
         self._respond = respond
         self._exchange = exchange
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
     def __next__(self) -> bytes:
         try:
-            return next(self._blocks)
+            return next(self.blocks)
         except StopIteration:
             raise
         except Exception as error:
             if self._exchange.status:
                 raise
-            body = self._respond(error)
-        self._bodies.append(body)
-        self._blocks = iter(body)
-        return next(self._blocks, b"")
+            answer = self._respond(error)
+        self._bodies.append(answer)
+        self.blocks = iter(answer)
+        return next(self.blocks, b"")
 
     def close(self) -> None:
         for body in self._bodies:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
+            close_body(body)
 
 
 def _log_error(exchange: Exchange, fault: GatewayError, logged: bool) -> None:

@@ -228,7 +228,7 @@ def _compose(gateway: Gateway) -> None:
         local_routes.update(routes)
     gateway.local_routes = MappingProxyType(local_routes)
 
-    middlewares = [*registry.collect("rgate_middlewares", gateway=gateway), *registry.used(config)]
+    middlewares = [*registry.collect("rgate_middlewares", gateway=gateway), *registry.wsgi_middlewares(config)]
     chain = order([_guarded(gateway, middleware) for middleware in middlewares], config.pipeline)
     at = next((i for i, m in enumerate(chain) if m.name == ROUTING), -1) + 1
     outer, inner = chain[:at], chain[at:]
@@ -273,7 +273,7 @@ def _guarded(gateway: Gateway, middleware: Middleware) -> Middleware:
     if middleware.essential:
         raise PluginError(f"plugin {name!r}: no request may pass without it, so on_error can only be fail")
     disable_after = None if isinstance(treatment.on_error, str) else treatment.on_error.disable_after
-    plugin = gateway.registry.described(name)
+    plugin = gateway.registry.describe(name)
     guard = PluginGuard(plugin, disable_after=disable_after, on_change=gateway.update_plugin_warnings)
     gateway.plugin_guards = {**gateway.plugin_guards, name: guard}
     return guarded(middleware, guard)

@@ -167,7 +167,7 @@ class Runtime:
         try:
             for lifespan in gateway.registry.lifespans(gateway):
                 if not self._has_begun(lifespan):
-                    lifespan.begin()
+                    lifespan.start()
                 own.append(lifespan)
             self.discovery.start(gateway.table)
         except BaseException:
@@ -181,7 +181,7 @@ class Runtime:
         while own:
             lifespan = own.pop()
             if not self._has_begun(lifespan):
-                lifespan.end()
+                lifespan.stop()
         self._lifespans.pop(gateway, None)
         self.discard(gateway)
 
@@ -191,7 +191,7 @@ class Runtime:
         A gateway that is about to run shares lifespans with the current one only, and that does not end meanwhile. So the
         thread that ends drained gateways may remove others from these lists at any time.
         """
-        return any(lifespan.goes_on(other) for lifespans in list(self._lifespans.values()) for other in lifespans)
+        return any(lifespan.is_same_as(other) for lifespans in list(self._lifespans.values()) for other in lifespans)
 
     def _drain(self, gateway: Gateway, is_over: Callable[[], bool]) -> None:
         with self._drain_work:

@@ -1,6 +1,6 @@
-"""What the tests of a plugin import.
+"""Helpers for the tests of a plugin.
 
-In isolation, a middleware around any WSGI app:
+A middleware alone, around any WSGI app:
 
     exchange = make_exchange()
     app = my_plugin.rgate_middlewares(make_gateway()).wrap(answering(b"hello"), None)
@@ -10,15 +10,15 @@ In a gateway, with the public hooks and without a socket; backends are WSGI apps
 
     with running_gateway({}, {"orders": answering(b"hello"), "empty": ()}, {"my_plugin": my_plugin}) as gateway:
         assert client(gateway).get("/orders/17").data == b"hello"
-        assert_fault(client(gateway).get("/empty"), 503, "no_endpoint")
+        assert_error(client(gateway).get("/empty"), 503, "no_endpoint")
 
-Over a real socket, where every byte counts:
+Over a real socket, where the exact bytes matter:
 
     with ScriptedBackend(http_response(b"hello")) as backend:
         ...
     assert backend.requests[0].head.startswith(b"GET /x HTTP/1.1\\r\\n")
 
-Nothing here needs pytest, waits without a deadline, or is meant for production.
+Nothing here needs pytest, waits without a deadline, or is for production.
 """
 
 from .gateways import make_gateway, running_gateway

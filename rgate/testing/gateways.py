@@ -1,4 +1,4 @@
-"""A whole gateway in this process, by the public hooks and without a socket."""
+"""A whole gateway in this process, with the public hooks and without a socket."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def make_gateway(
     plugins: Mapping[str, object] = _NOTHING,
     environ: Mapping[str, str] = _NOTHING,
 ) -> Gateway:
-    """The gateway that `config` describes, composed but not running: discovery has found nothing yet.
+    """Compose the gateway of `config`. It does not run: discovery has not found anything yet.
 
     config    YAML, or the same as a dict; in a dict `backends` and `routes` may be absent: then all of `backends` are
               declared, and routed at "/NAME"
-    backends  WSGI apps by backend name, called in place of the forwarder: one, or several, each of which is an endpoint
-              ("orders-1", "orders-2", …), or () for none. Other backends are forwarded to over the network
-    plugins   plugins that are not installed, active by these names: modules or objects with hooks
+    backends  WSGI apps by backend name, called instead of the forwarder: one, or several, each of which is an endpoint
+              ("orders-1", "orders-2", …), or () for none. Requests to other backends are forwarded over the network
+    plugins   plugins that are not installed, activated under these names: modules or objects with hooks
     environ   environment variables for the config
 
-    The built-ins docker and stats, which reach outside of the process, are active only when the config names
-    them. Raises ConfigError and PluginError as a start would.
+    The built-ins docker and stats, which reach outside of the process, are active only if the config names them. Raises
+    ConfigError and PluginError, as a start of rgate does.
     """
     apps = {
         name: {f"{name}-{number}": app for number, app in enumerate(several if isinstance(several, Sequence) else [several], 1)}
@@ -69,7 +69,7 @@ def running_gateway(
     plugins: Mapping[str, object] = _NOTHING,
     environ: Mapping[str, str] = _NOTHING,
 ) -> Iterator[Gateway]:
-    """What make_gateway() makes, running while inside: its endpoints are found, its plugins' lifespans entered."""
+    """The gateway of make_gateway(), running while inside: its endpoints are found, and its plugins' lifespans entered."""
     with make_gateway(config, backends, plugins, environ).running() as gateway:
         yield gateway
 
@@ -80,7 +80,7 @@ class _TestRegistry(Registry):
 
 
 class _InProcess:
-    """A plugin that finds WSGI apps as endpoints and calls them in place of the forwarder."""
+    """A plugin that lists WSGI apps as endpoints and calls them instead of the forwarder."""
 
     name = "testing"
 

@@ -1,4 +1,4 @@
-"""A middleware alone: an app to put it around, the exchange it expects, a client."""
+"""For a middleware alone: an app to wrap, the exchange that it expects, a client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.test import Client, TestResponse, create_environ
 
+from ..chain.body_wrapper import close_body
 from ..chain.exchange import ENVIRON_KEY, Exchange
 from ..config import Backend, Route
 from ..discovery.model import Address, Endpoint
@@ -21,7 +22,7 @@ __all__ = ["answering", "assert_error", "client", "make_endpoint", "make_environ
 def answering(
     body: bytes | Iterable[bytes] = b"", status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()
 ) -> WSGIApplication:
-    """A WSGI app that always gives this answer. A `body` of bytes has a Content-Length, an iterable of them has none."""
+    """A WSGI app that always returns this response. A `body` of bytes has a Content-Length, an iterable does not."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if isinstance(body, bytes):
@@ -42,14 +43,14 @@ def make_endpoint(
     in_flight: int = 0,
     weight: int = 1,
 ) -> Endpoint:
-    """An endpoint that nothing listens at (port 9 is discard), with so many requests running on it."""
+    """An endpoint on which nothing listens (port 9 is discard), with `in_flight` requests."""
     endpoint = Endpoint(name, name, backend, Address("http", host, port), weight=weight)
     endpoint.state.active_exchanges.update(Exchange() for _ in range(in_flight))
     return endpoint
 
 
 def make_exchange(route: Route | None = None, candidates: Sequence[Endpoint] | None = None) -> Exchange:
-    """An exchange as `routing` leaves it: with a route (default: "/" to backend "orders") and candidates (default: one)."""
+    """An exchange as it is inside `routing`: with a route (default: "/" to backend "orders") and candidates (default: one)."""
     exchange = Exchange()
     exchange.route = route or Route("/", Backend("orders"))
     exchange.candidates = (make_endpoint(backend=exchange.route.backend.name),) if candidates is None else tuple(candidates)
@@ -57,10 +58,9 @@ def make_exchange(route: Route | None = None, candidates: Sequence[Endpoint] | N
 
 
 def make_environ(target: str = "/", exchange: Exchange | None = None, **request: Any) -> WSGIEnvironment:
-    """The environ of a request, inside ExchangeScope: with `exchange` (default: make_exchange()) in it.
+    """The environ of a request, as it is inside ExchangeScope: with `exchange` (default: make_exchange()) in it.
 
-    `target` is path and query as they are sent; `request` is what werkzeug.test.EnvironBuilder takes (method, headers,
-    data, …).
+    `target` is path and query as sent; `request` are arguments of werkzeug.test.EnvironBuilder (method, headers, data, …).
     """
     environ = create_environ(target, **request)
     environ[ENVIRON_KEY] = exchange or make_exchange()
@@ -68,11 +68,11 @@ def make_environ(target: str = "/", exchange: Exchange | None = None, **request:
 
 
 def client(app: WSGIApplication, exchange: Exchange | None = None) -> Client:
-    """A client for a gateway, or, with an `exchange`, for a middleware alone.
+    """A client for a gateway or, with an `exchange`, for a middleware alone.
 
-    Around a middleware it does as ExchangeScope does: every request finds the exchange in environ, its status and
-    bytes_sent are written, and it is finished. The response body is read to its end and closed before the client has it;
-    what it raises is raised. Requests come from 127.0.0.1 unless they say otherwise (`environ_base={"REMOTE_ADDR": …}`).
+    For a middleware it acts as ExchangeScope: every request has the exchange in its environ, whose status and bytes_sent are
+    written, and which is finished. The response body is read to its end and closed before the client gets it; its exceptions
+    are raised. Requests come from 127.0.0.1 unless they say otherwise (`environ_base={"REMOTE_ADDR": …}`).
     """
     inner = app if exchange is None else _scope(app, exchange)
 
@@ -82,7 +82,7 @@ def client(app: WSGIApplication, exchange: Exchange | None = None) -> Client:
         written: list[bytes] = []
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-            # Nothing has left yet, so a second head, of a fault, takes the place of the first (PEP 3333).
+            # Nothing has been sent yet, so a second head, of a fault, replaces the first (PEP 3333).
             nonlocal head
             head = (status, headers)
             return written.append
@@ -114,11 +114,11 @@ def _read(body: Iterable[bytes]) -> list[bytes]:
     try:
         return list(body)
     finally:
-        getattr(body, "close", lambda: None)()
+        close_body(body)
 
 
 def assert_error(response: TestResponse, status_code: int, reason: str) -> dict[str, Any]:
-    """That the response is the gateway's own, in the one shape; returns the JSON object.
+    """Assert that the response is the gateway's own, in the common shape, and return its JSON object.
 
     Its `reason` is a slug of the tree in rgate.errors ("no_endpoint", "refused", …).
     """
@@ -129,6 +129,6 @@ def assert_error(response: TestResponse, status_code: int, reason: str) -> dict[
     assert isinstance(answer, dict) and answer.keys() == {"status_code", "body", "reason", "request_id"}, (
         f"expected the keys status_code, body, reason and request_id, got {shown}"
     )
-    assert answer["status_code"] == status_code, f"the status in the body is another one: {shown}"
+    assert answer["status_code"] == status_code, f"the status in the body is different: {shown}"
     assert answer["reason"] == reason, f"expected the reason {reason!r}, got {shown}"
     return answer

@@ -1,4 +1,4 @@
-"""A backend on a real socket, in the hands of the test."""
+"""A backend on a real socket that a test controls."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import TypeAlias
 __all__ = ["RawRequest", "ScriptedBackend", "ScriptedConnection", "closed_port_url", "http_response"]
 
 PATIENCE_SECONDS = 10.0
-"""How long anything here waits before it fails the test."""
+"""The longest wait here before the test fails."""
 
 
 def http_response(body: bytes = b"", status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """A whole HTTP/1.1 response with a Content-Length, as bytes."""
+    """A complete HTTP/1.1 response with a Content-Length, as bytes."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), f"Content-Length: {len(body)}"]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1") + body
 
 
 @dataclass(frozen=True, slots=True)
 class RawRequest:
-    """One request as it came over the socket.
+    """One request as it arrived over the socket.
 
-    `head` is everything up to and including the empty line, `body` what followed it, still in its chunks if it came so, with
-    the trailers behind them.
+    `head` is everything up to and including the empty line. `body` is what followed, including the chunk framing and the
+    trailers of a chunked body.
     """
 
     head: bytes
@@ -41,7 +41,7 @@ class RawRequest:
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """Names as sent and values, in order."""
+        """Names, as sent, and values, in order."""
         lines = self.head.decode("latin-1").split("\r\n")[1:-2]
         return tuple((name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines))
 
@@ -51,7 +51,7 @@ class RawRequest:
 
 
 class ScriptedConnection:
-    """One connection that a client has made, in the hands of a script. Every wait ends after PATIENCE_SECONDS."""
+    """One connection of a client, controlled by a script. Every wait ends after PATIENCE_SECONDS."""
 
     def __init__(self, sock: socket.socket, number: int, record: Callable[[RawRequest], object]) -> None:
         self.sock = sock
@@ -62,11 +62,11 @@ class ScriptedConnection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def read_head(self) -> bytes:
-        """The head of the next request, b"" when the client has closed instead."""
+        """The head of the next request; b"" if the client has closed instead."""
         return self._until(b"\r\n\r\n")
 
     def read_request(self) -> RawRequest | None:
-        """The next request, recorded in `ScriptedBackend.requests`; None when the client has closed instead."""
+        """The next request, recorded in `ScriptedBackend.requests`; None if the client has closed instead."""
         head = self.read_head()
         if not head:
             return None
@@ -89,14 +89,14 @@ class ScriptedConnection:
         return request
 
     def read(self, size_bytes: int) -> bytes:
-        """So many bytes, or fewer when the client closes before."""
+        """Read this many bytes, or fewer if the client closes before."""
         while len(self._unread) < size_bytes and (block := self.sock.recv(65_536)):
             self._unread += block
         block, self._unread = self._unread[:size_bytes], self._unread[size_bytes:]
         return block
 
     def read_some(self) -> bytes:
-        """Whatever has come, at least one byte; b"" when the client has closed."""
+        """Read what has arrived, at least one byte; b"" if the client has closed."""
         block, self._unread = self._unread or self.sock.recv(65_536), b""
         return block
 
@@ -134,12 +134,12 @@ Script: TypeAlias = Callable[[ScriptedConnection], object]
 
 
 class ScriptedBackend:
-    """A backend on a real socket of 127.0.0.1, at a free port, whose every byte is the test's. A context manager.
+    """A backend on a real socket at a free port of 127.0.0.1, with the exact bytes under the test's control. A context manager.
 
-    `script` is either a response in bytes, sent for every request on connections that are kept alive, or a function
-    that is given each ScriptedConnection, in a thread of its own; when it returns the connection is closed. Scripts
-    keep in step with the test by threading.Event. Leaving the context ends all connections and raises what a script has
-    raised, unless that is a ConnectionError, which is how a connection ended by the other side looks.
+    `script` is either a response in bytes, sent for every request on connections that are kept alive, or a function that is
+    called with each ScriptedConnection, in a thread of its own; when it returns, the connection is closed. Use threading.Event
+    to synchronise a script with the test. Leaving the context closes all connections and raises the first exception of a
+    script, except ConnectionError, because that is raised when the other side closes the connection.
     """
 
     def __init__(self, script: bytes | Script = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") -> None:
@@ -163,7 +163,7 @@ class ScriptedBackend:
             raise self._errors[0]
 
     def stop(self) -> None:
-        """Stop listening and end all connections; new ones are refused from now on."""
+        """Stop listening and close all connections; new ones are refused from then on."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -174,10 +174,10 @@ class ScriptedBackend:
             thread.join(PATIENCE_SECONDS)
 
     def wait_for_requests(self, count: int) -> list[RawRequest]:
-        """The requests so far, as soon as there are `count`. Fails after PATIENCE_SECONDS."""
+        """Wait until there are `count` requests and return them. Fails after PATIENCE_SECONDS."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.requests) >= count, PATIENCE_SECONDS):
-                raise AssertionError(f"waited for {count} requests, only {len(self.requests)} came: {self.requests}")
+                raise AssertionError(f"waited for {count} requests, only {len(self.requests)} arrived: {self.requests}")
             return list(self.requests)
 
     def _start(self, target: Callable[..., object], *args: object) -> None:
@@ -212,14 +212,14 @@ class ScriptedBackend:
 
 
 def _answer_all(response: bytes, connection: ScriptedConnection) -> None:
-    with suppress(TimeoutError):  # an idle connection, or a body that does not come
+    with suppress(TimeoutError):  # an idle connection, or a body that does not arrive
         while connection.read_request() is not None:
             connection.send(response)
 
 
 @contextmanager
 def closed_port_url() -> Iterator[str]:
-    """The URL of an endpoint that refuses connections, and keeps doing so: the port is taken, but nobody listens."""
+    """The URL of an endpoint that refuses connections while inside: its port is bound, but nothing listens on it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -20,7 +20,7 @@ App = Callable[..., Iterable[bytes]]
 
 
 class Body:
-    """Blocks, or what is raised in their place; knows whether it has been closed."""
+    """A body of blocks, or exceptions raised instead; counts its close() calls."""
 
     def __init__(self, *blocks: bytes | Exception) -> None:
         self.blocks = iter(blocks)
@@ -40,7 +40,7 @@ class Body:
 
 
 class Scope:
-    """An ExchangeScope around an app, and what became of its exchanges."""
+    """An ExchangeScope around an app, which records its exchanges and failures."""
 
     def __init__(self, app: App, **local_routes: App) -> None:
         self.exchanges: list[Exchange] = []
@@ -73,7 +73,7 @@ class Called:
         self.body = scope.app(environ, self.start_response)
 
     head_sent = False
-    """Set by a test: as after the first block."""
+    """Set by a test, as if the first block had been sent."""
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
         if self.started:
@@ -144,7 +144,7 @@ def test_scope_body_whose_close_raises_finishes() -> None:
 
 
 class Leaking:
-    """A middleware that gets a streaming response from the backend and forgets to close it."""
+    """A middleware that gets a streaming response from the backend and does not close it."""
 
     def __init__(self, answer: Iterable[bytes] | Exception) -> None:
         self.answer = answer
@@ -168,7 +168,7 @@ def test_scope_response_that_the_chain_has_left_open_is_closed(answer: Iterable[
 
 
 def in_thread(call: Callable[[], object]) -> Any:
-    """What `call` returns in a thread that is not the main one."""
+    """Call `call` in a thread that is not the main one."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(call).result()
 
@@ -192,7 +192,7 @@ def test_scope_signal_in_the_main_thread_passes() -> None:
         Scope(raising(SystemExit(3))).call()  # type: ignore[arg-type]
 
 
-def test_scope_finish_callback_that_ends_its_thread_is_told_and_stops_nothing() -> None:
+def test_scope_finish_callback_that_raises_system_exit_is_reported_and_the_others_run() -> None:
     called: list[str] = []
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
@@ -209,7 +209,7 @@ def test_scope_finish_callback_that_ends_its_thread_is_told_and_stops_nothing() 
 
 
 @pytest.mark.parametrize("answer", [None, [None], 5])
-def test_scope_answer_that_is_no_body_is_a_fault(answer: Any) -> None:
+def test_scope_answer_that_is_not_a_body_is_a_fault(answer: Any) -> None:
     scope = Scope(lambda environ, start_response: start_response("200 OK", []) and answer)
     body = scope.call().body
     assert json.loads(b"".join(body))["reason"] == "internal"
@@ -217,7 +217,7 @@ def test_scope_answer_that_is_no_body_is_a_fault(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("length", ["five", "", "\u0665"])
-def test_scope_content_length_that_is_none_is_left_to_the_server(length: str) -> None:
+def test_scope_invalid_content_length_is_left_to_the_server(length: str) -> None:
     scope = Scope(answering(Body(b"hello"), headers=[("Content-Length", length)]))
     assert list(scope.call().body) == [b"hello"]
     assert scope.finished == [(200, 5, None)]
@@ -246,7 +246,7 @@ def test_scope_body_that_breaks_off_before_anything_has_left_becomes_an_answer(e
     assert scope.finished == [(status, len(blocks[-1]), scope.exchanges[0].error.reason)]  # type: ignore[union-attr]
 
 
-def test_scope_body_that_breaks_off_by_the_client_is_no_news() -> None:
+def test_scope_body_that_the_client_breaks_off_is_not_reported() -> None:
     scope = Scope(answering(Body(RequestError("left"))))
     list(scope.call().body)
     assert [(status, reason) for status, _, reason in scope.finished] == [(400, "bad_request")]
@@ -297,7 +297,7 @@ def test_scope_exception_after_the_response_has_begun_replaces_it_if_nothing_has
     assert [(status, reason) for status, _, reason in scope.finished] == [(500, "internal")]
 
 
-def test_scope_exception_after_something_has_left_is_the_servers() -> None:
+def test_scope_exception_after_something_was_sent_is_raised() -> None:
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [])(b"begun")
         raise ValueError("late")
@@ -349,7 +349,7 @@ def test_scope_app_that_fails_before_it_begins_late_becomes_an_answer() -> None:
     assert scope.finished == [(503, len(body), "no_endpoint")]
 
 
-def test_scope_request_that_the_server_refused_goes_the_refused_way() -> None:
+def test_scope_request_that_the_server_rejected_goes_through_the_rejected_chain() -> None:
     scope = Scope(answering(b"never"))
     called = scope.call(**{REJECTION_KEY: RequestError("x"), TARGET_KEY: None, FIELDS_KEY: []})
     assert called.started[0][0] == "400 Bad Request"
@@ -368,10 +368,10 @@ def test_scope_local_route_is_outside_of_the_chain() -> None:
     assert scope.call("/stats?since=1h").body == [b"local"]
     assert scope.call("/stats?by=a%2Fb").body == [b"local"]
     for spelled in ("/st%61ts", "/stats%2F", "/./stats", "/stats;v=1"):
-        assert scope.call(spelled).body == [b"chain"], "whoever guards a path in front must know it as it is spelled"
+        assert scope.call(spelled).body == [b"chain"], "a proxy in front with a rule about the path must recognise it"
     doubled = scope.call("/stats", PATH_INFO="//stats", RAW_URI="//stats", REQUEST_URI="//stats")
     assert doubled.body == [b"chain"]
-    assert len(scope.exchanges) == 6, "none of a local route is the chain's"
+    assert len(scope.exchanges) == 6, "a local route is not in the chain"
 
 
 def test_scope_local_route_that_fails_becomes_an_answer() -> None:
@@ -382,7 +382,7 @@ def test_scope_local_route_that_fails_becomes_an_answer() -> None:
     assert scope.hooks == ["rgate_local_routes"]
 
 
-def test_scope_local_route_that_breaks_off_is_told() -> None:
+def test_scope_local_route_that_breaks_off_is_reported() -> None:
     scope = Scope(answering(b"chain"), stats=answering(Body(b"", ZeroDivisionError())))
     assert json.loads(b"".join(scope.call("/stats").body))["reason"] == "internal"
     assert scope.hooks == ["rgate_local_routes"]
@@ -395,7 +395,7 @@ def test_scope_options_asterisk_is_answered_by_the_gateway() -> None:
     assert called.body == []
 
 
-def test_scope_exchange_can_be_had_from_environ() -> None:
+def test_scope_puts_the_exchange_into_environ() -> None:
     scope = Scope(answering(b""))
     scope.call()
     scope.call()
@@ -407,8 +407,8 @@ def test_scope_exchange_can_be_had_from_environ() -> None:
 # Requests that fail
 
 
-def told_of(app: App, target: str = "/x") -> list[tuple[int, str | None, int]]:
-    """What a listener for failed requests is told of a request to `app`: status, reason and bytes."""
+def reported(app: App, target: str = "/x") -> list[tuple[int, str | None, int]]:
+    """Status, reason and bytes with which the callback for failed requests is called after a request to `app`."""
     told: list[tuple[int, str | None, int]] = []
 
     def failed(exchange: Exchange, environ: dict[str, Any]) -> None:
@@ -457,16 +457,16 @@ def upstream_body(status: str, *blocks: bytes | Exception) -> App:
     ],
     ids=range(7),
 )
-def test_who_listens_is_told_once_of_a_request_that_failed_and_of_no_other(
+def test_callback_is_called_once_for_a_request_that_failed_and_for_no_other(
     app: App, told: list[tuple[int, str | None, int]]
 ) -> None:
-    seen = told_of(app)
+    seen = reported(app)
     assert [each[:2] for each in seen] == [each[:2] for each in told]
     assert [each[2] for each in seen if each[1] != "no_endpoint"] == [each[2] for each in told if each[1] != "no_endpoint"]
-    assert not told_of(app, "/local"), "local routes are nobody's requests"
+    assert not reported(app, "/local"), "requests to local routes are not reported"
 
 
-def test_listener_that_fails_costs_its_line_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_callback_that_fails_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def failing(exchange: Exchange, environ: object) -> None:
         raise ZeroDivisionError
 

@@ -13,11 +13,11 @@ from rgate.testing import make_environ, make_exchange
 
 
 class Begun:
-    """What the request goes on with."""
+    """The rest of the request: a callback for on_resume, and the body that it returns."""
 
     def __init__(self, *blocks: bytes) -> None:
         self.in_time: list[bool] = []
-        self.ended = 0
+        self.stopped_waiting = 0
         self.closed = False
         self._blocks = iter(blocks or (b"one", b"two"))
 
@@ -31,8 +31,8 @@ class Begun:
     def close(self) -> None:
         self.closed = True
 
-    def end(self) -> None:
-        self.ended += 1
+    def on_close(self) -> None:
+        self.stopped_waiting += 1
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def begun() -> Begun:
 
 @pytest.fixture
 def suspended(exchange: Exchange, begun: Begun) -> SuspendedResponse:
-    return SuspendedResponse(make_environ(exchange=exchange), 5, begun, begun.end)
+    return SuspendedResponse(make_environ(exchange=exchange), 5, begun, begun.on_close)
 
 
 def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
@@ -55,47 +55,45 @@ def resumed(exchange: Exchange, body: Iterable[bytes]) -> list[bytes]:
     return list(body)
 
 
-def test_it_stands_in_the_exchange(exchange: Exchange, suspended: SuspendedResponse) -> None:
+def test_exchange_has_it(exchange: Exchange, suspended: SuspendedResponse) -> None:
     assert exchange.suspended is suspended
 
 
 @pytest.mark.parametrize(("resume", "in_time"), [(SuspendedResponse.resume, True), (SuspendedResponse.expire, False)])
-def test_woken_it_goes_on_once(
+def test_resumed_or_expired_it_continues_once(
     resume: Any, in_time: bool, exchange: Exchange, suspended: SuspendedResponse, begun: Begun
 ) -> None:
-    told: list[str] = []
-    suspended.when_resumed(lambda: told.append("woken"))
+    called: list[str] = []
+    suspended.when_resumed(lambda: called.append("resumed"))
     resume(suspended)
     suspended.resume()
     suspended.expire()
-    assert told == ["woken"]
+    assert called == ["resumed"]
     assert resumed(exchange, suspended) == [b"one", b"two"]
     suspended.close()
-    assert (begun.in_time, begun.ended, begun.closed) == ([in_time], 1, True)
+    assert (begun.in_time, begun.stopped_waiting, begun.closed) == ([in_time], 1, True)
 
 
-def test_woken_before_the_server_attends_it_is_told_of_at_once(suspended: SuspendedResponse) -> None:
-    told: list[str] = []
+def test_resumed_before_the_server_listens_it_calls_the_server_at_once(suspended: SuspendedResponse) -> None:
+    called: list[str] = []
     suspended.resume()
-    suspended.when_resumed(lambda: told.append("woken"))
-    assert told == ["woken"]
+    suspended.when_resumed(lambda: called.append("resumed"))
+    assert called == ["resumed"]
 
 
-def test_abandoned_by_its_client_it_does_not_go_on(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
+def test_cancelled_it_does_not_continue(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
     suspended.cancel()
     with pytest.raises(ClientClosed):
         resumed(exchange, suspended)
-    assert (begun.in_time, begun.ended) == ([], 1)
+    assert (begun.in_time, begun.stopped_waiting) == ([], 1)
 
 
-def test_read_by_somebody_who_does_not_wait_it_goes_on_as_if_its_time_were_over(
-    suspended: SuspendedResponse, begun: Begun
-) -> None:
+def test_read_at_once_it_continues_as_after_its_timeout(suspended: SuspendedResponse, begun: Begun) -> None:
     assert list(suspended) == [b"one", b"two"]
     assert begun.in_time == [False]
 
 
-def test_parked_again_it_yields_nothing_and_then_what_comes(exchange: Exchange) -> None:
+def test_suspended_again_it_yields_empty_blocks_until_it_is_resumed(exchange: Exchange) -> None:
     environ = make_environ(exchange=exchange)
     second = Begun()
     first = SuspendedResponse(environ, 5, lambda in_time: SuspendedResponse(environ, 5, second))
@@ -105,12 +103,12 @@ def test_parked_again_it_yields_nothing_and_then_what_comes(exchange: Exchange) 
     assert resumed(exchange, first) == [b"one", b"two"]
 
 
-def test_closed_it_never_goes_on(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
+def test_closed_it_never_continues(exchange: Exchange, suspended: SuspendedResponse, begun: Begun) -> None:
     suspended.close()
     assert resumed(exchange, suspended) == []
-    assert (begun.in_time, begun.ended) == ([], 1)
+    assert (begun.in_time, begun.stopped_waiting) == ([], 1)
 
 
-def test_only_rgates_own_server_lets_a_request_wait() -> None:
+def test_only_rgates_own_server_can_suspend_a_request() -> None:
     assert not SuspendedResponse.can_wait(make_environ())
     assert SuspendedResponse.can_wait({**make_environ(), CONNECTION_KEY: object()})

@@ -1,4 +1,4 @@
-"""`timed: true`: the time inside of one middleware, without what it wraps."""
+"""`timed: true`: the time spent in one middleware, without the time spent in what it wraps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ App = Callable[..., Iterable[bytes]]
 
 
 class Time:
-    """A clock that goes on when told."""
+    """A clock that only moves by passes()."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,7 +36,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 def spent(app: App, middleware: Middleware, time: Time, raises: type[Exception] | None = None) -> dict[str, float]:
-    """What a request through the timed middleware has cost it; 100 s are spent outside of it on the way."""
+    """exchange.plugin_seconds after a request through the timed middleware. The outside spends 100 s at each call."""
 
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
         time.passes(100)
@@ -53,7 +53,7 @@ def spent(app: App, middleware: Middleware, time: Time, raises: type[Exception] 
 
 
 def slow(time: Time, upstream_body: bool) -> App:
-    """An app that takes 10 s for everything that it does."""
+    """An app that takes 10 s for each thing that it does."""
 
     def blocks() -> Iterator[bytes]:
         for block in (b"a", b"b"):
@@ -120,7 +120,7 @@ def test_timed_middleware_that_answers_itself_is_counted(time: Time) -> None:
     assert spent(slow(time, False), Middleware("mine", wrap), time) == {"mine": 0.5}
 
 
-def test_timed_middleware_that_asks_twice_or_is_asked_twice_is_counted_once(time: Time) -> None:
+def test_timed_middleware_that_calls_or_is_called_twice_is_counted_once(time: Time) -> None:
     def wrap(app: App, options: Any) -> App:
         def call(environ: Any, start_response: Any) -> Iterable[bytes]:
             time.passes(0.5)

@@ -1,4 +1,4 @@
-"""Which gateway a command asks: by its URL, its config, config.yml in this directory, or the only one that there is."""
+"""How a command finds its gateway: by URL, by config, by config.yml in the working directory, or as the only one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(path: str, text: str) -> str:
     return path
 
 
-def test_only_socket_is_the_one_that_is_meant(sockets: Path) -> None:
+def test_only_socket_is_used(sockets: Path) -> None:
     with listening(sockets, 9000) as only:
         assert where() == Found(only)
 
@@ -70,11 +70,11 @@ def test_of_several_sockets_one_must_be_named(sockets: Path) -> None:
         assert where(path=write("my.yml", "server: {port: 9001}")).url == other
 
 
-def test_without_a_socket_port_8080_is_asked_and_said_so(sockets: Path) -> None:
+def test_without_a_socket_port_8080_is_used_and_a_remark_says_so(sockets: Path) -> None:
     assert where() == Found("http://127.0.0.1:8080", f"no admin socket in {sockets}; asking at http://127.0.0.1:8080")
 
 
-def test_url_of_this_machine_stands_for_the_socket_of_its_port(sockets: Path) -> None:
+def test_url_of_this_machine_means_the_socket_of_its_port(sockets: Path) -> None:
     with listening(sockets, 9000) as ours, listening(sockets, 443) as tls, listening(sockets, 9002, "192.0.2.1") as named:
         for url in ("http://127.0.0.1:9000", "https://localhost:9000/", "http://[::1]:9000", "127.0.0.1:9000"):
             assert where(url).url == ours
@@ -84,21 +84,21 @@ def test_url_of_this_machine_stands_for_the_socket_of_its_port(sockets: Path) ->
             assert where(url) == Found(url)
 
 
-def test_config_in_this_directory_says_which_one_is_meant(sockets: Path) -> None:
+def test_config_in_the_working_directory_names_the_gateway(sockets: Path) -> None:
     write("config.yml", "server: {port: 9001}")
     with listening(sockets, 9000) as only:
         with listening(sockets, 9001) as ours:
             assert where() == Found(ours)
         missing = "no gateway has an admin socket for port 9001, which config.yml says"
         assert where() == Found(only, f"{missing}; asking at {only}")
-        assert where(any_gateway=False) == Found("http://127.0.0.1:9001"), "whether another one is ready is not the question"
+        assert where(any_gateway=False) == Found("http://127.0.0.1:9001"), "the readiness of another gateway must not be reported"
         write("config.yml", "nonsense: true")
-        assert where() == Found(only, f"config.yml cannot be used; asking at {only}"), "a reload is to say what is wrong with it"
+        assert where() == Found(only, f"config.yml cannot be used; asking at {only}"), "a reload must report its problems"
     write("config.yml", "server: {port: 9001}")
     assert where() == Found("http://127.0.0.1:9001", f"{missing}; asking at http://127.0.0.1:9001")
 
 
-def test_config_says_where_the_pages_are(sockets: Path) -> None:
+def test_config_gives_the_address_of_the_admin_pages(sockets: Path) -> None:
     def of(text: str) -> str:
         return where(path=write("my.yml", text)).url
 
@@ -122,13 +122,13 @@ def test_socket_of_another_user_is_told(sockets: Path, monkeypatch: pytest.Monke
         assert where(at_port=True).remark.startswith(f"{theirs}: no permission")
 
 
-def test_url_and_config_are_too_much(sockets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_url_and_config_cannot_be_combined(sockets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["stats"], ["reload"], ["drain"], ["healthcheck"]):
         assert cli.main([*command, "--url", "unix:/x", "--config", "x"]) == 2
         assert "--url and --config both name a gateway" in capsys.readouterr().err
 
 
-def test_commands_find_the_socket_that_a_gateway_makes(sockets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_commands_find_the_socket_of_a_gateway(sockets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = {"plugins": {"stats": {"database": f"sqlite:///{tmp_path}/stats.db"}}}
     gateway = make_gateway(config, {"orders": answering(b"hello")})
     gateway.runtime.on_reload = lambda: ""
@@ -179,13 +179,13 @@ def test_gateway_without_a_directory_for_its_socket_starts_and_says_so(sockets: 
         ("plugins: {disable: [admin]}", ["reload, drain and healthcheck"]),
     ],
 )
-def test_commands_that_a_config_makes_impossible_are_named(config: str, commands: list[str]) -> None:
+def test_commands_that_cannot_work_with_a_config_are_named(config: str, commands: list[str]) -> None:
     found = [*impossible_commands(loaded(config))]
     assert [line.removeprefix("rgate ").partition(" can")[0].partition(" has")[0] for line in found] == commands, found
 
 
 @pytest.mark.parametrize(("address", "count"), [(None, 0), (False, 3), ("127.0.0.1:9901", 0)])
-def test_required_client_certificates_shut_out_the_commands_only_without_an_address(address: Any, count: int) -> None:
+def test_required_client_certificates_prevent_commands_only_without_an_address(address: Any, count: int) -> None:
     tls = {"certificate": "a.pem", "client_certificates": {"ca": "b.pem"}}
     admin = AdminOptions(address=address, allow=("127.0.0.1",))
     config = Config.model_validate({"server": {"tls": tls}}).model_copy(update={"plugins": {"admin": admin}})
@@ -193,7 +193,7 @@ def test_required_client_certificates_shut_out_the_commands_only_without_an_addr
     assert len(found) == count and all("asks for client certificates" in line for line in found)
 
 
-def test_check_tells_of_commands_that_are_impossible_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_lists_commands_that_cannot_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yml"
     path.write_text("plugins: {admin: {address: false}}")
     assert cli.main(["check", str(path)]) == 0

@@ -23,7 +23,7 @@ def test_url_is_parsed(url: str, address: Address) -> None:
 
 
 def fetch(response: bytes, max_bytes: int = 1_000) -> tuple[int, bytes]:
-    """What the client makes of these bytes on a connection that is closed after them."""
+    """Status and body of a response in these bytes, after which the connection is closed."""
 
     def script(connection: ScriptedConnection) -> None:
         connection.read_request()
@@ -63,7 +63,7 @@ def test_body_is_bounded(response: bytes) -> None:
     [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", CHUNKED + b"9\r\nhello", CHUNKED + b"5\r\nhello\r\n", b"SSH\r\n"],
 )
 def test_response_that_is_incomplete_or_not_http_is_an_error(response: bytes) -> None:
-    with pytest.raises(ValueError, match="closed before the end|does not speak HTTP"):
+    with pytest.raises(ValueError, match=r"closed before the end|does not speak HTTP"):
         fetch(response)
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and a gateway's life from start line to last signal."""
+"""The command line: its output, its exit codes, and a gateway from its start line to the last signal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..support.waiting import PROCESS_DEADLINE_SECONDS
 
 
 def config(tmp_path: Path, url: str = "http://127.0.0.1:9", more: str = "") -> str:
-    """A config file with one route to one fixed endpoint, and nothing that reaches out of the machine."""
+    """A config file with one route to one fixed endpoint, and nothing that reaches beyond this machine."""
     path = tmp_path / "config.yml"
     path.write_text(f"""
 routes: [{{path_prefix: /orders, backend: orders}}]
@@ -48,11 +48,11 @@ plugins:
     return str(path)
 
 
-# Commands that do one thing and end
+# Commands that do one thing
 
 
 @pytest.mark.parametrize("command", [["rgate.py"], ["-m", "rgate"]], ids=" ".join)
-def test_version_every_way_to_start_tells_it(command: list[str]) -> None:
+def test_version_is_printed_by_every_way_to_start(command: list[str]) -> None:
     ended = subprocess.run(
         [sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=PROCESS_DEADLINE_SECONDS
     )
@@ -61,7 +61,7 @@ def test_version_every_way_to_start_tells_it(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["check"], ["plugins"], ["stats"], ["demo"]], ids=str)
-def test_help_teaches_and_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples_and_fits_a_terminal(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Usage:" in shown
@@ -86,7 +86,7 @@ def test_check_shipped_config_needs_no_network(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == "config.yml: OK (2 routes, 2 backends)\n"
 
 
-def test_check_bad_config_tells_every_problem_on_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_bad_config_prints_every_problem_on_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, more="servr: {}\n").replace("\\", "/")
     Path(path).write_text(Path(path).read_text().replace("backend: orders", "backend: ordres"))
     assert main(["check", path]) == 2
@@ -106,7 +106,7 @@ def test_check_as_json_has_the_problems_in_parts(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_check_tells_what_is_probably_not_meant_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_probable_mistakes_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, more="server: {host: 192.0.2.1}\n")
     Path(path).write_text(Path(path).read_text().replace("backends: [", "backends: [{name: b, match_labels: [a=b]}, "))
     assert main(["check", path]) == 0
@@ -143,7 +143,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     path = config(tmp_path)
     assert main(["plugins", "--config", path]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^docker .* no +not known until it is active$", shown, re.MULTILINE), shown
+    assert re.search(r"^docker .* no +unknown until it is active$", shown, re.MULTILINE), shown
     chain = "stats → normalize → faults → routing → bulkhead → retry → selection → websocket → forwarder"
     assert re.search(rf"^/orders +{chain}$", shown, re.MULTILINE), shown
     assert main(["plugins", "--config", path, "--json"]) == 0
@@ -172,7 +172,7 @@ def test_plugins_with_a_config_shows_the_chain_of_every_route(tmp_path: Path, ca
     ],
     ids=str,
 )
-def test_mistake_is_told_in_one_line(
+def test_mistake_is_printed_in_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -193,7 +193,7 @@ def test_access_log_of_a_disabled_plugin_is_a_mistake(
     assert capsys.readouterr().err == "--access-log: the plugin access_log is disabled in the config\n"
 
 
-def test_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_port_that_is_taken_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = run_rgate("--config", config(tmp_path), "--port", port)
@@ -292,7 +292,7 @@ def held(release: threading.Event) -> Callable[[ScriptedConnection], None]:
     return script
 
 
-def test_signal_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
+def test_signal_lets_requests_in_flight_finish(tmp_path: Path) -> None:
     release, answers = threading.Event(), queue.Queue[tuple[int, bytes]]()
     with ScriptedBackend(held(release)) as backend, running("--port", "0", "--config", config(tmp_path, backend.url)) as gateway:
         port = port_in(gateway.output)
@@ -339,7 +339,7 @@ class Sensed(io.StringIO):
         return count
 
 
-def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_serve_prints_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     gateway = make_gateway({"server": {"port": 0}}, {"orders": answering(), "empty": ()})
     change = Change("!", "orders", ("orders-9",), "no address")
@@ -366,7 +366,7 @@ def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCapture
     assert logged[0] == ("rgate.endpoints", "WARNING", "backend orders: orders-9 is not usable: no address")
     assert told[0].__dict__["fields"]["endpoints"] == ("orders-9",)
     assert logged[-2][2].startswith("stopping") and logged[-1] == ("rgate.process", "INFO", "stopped")
-    assert any("none yet: answered with 503" in line for line in lines)
+    assert any("none yet: requests get a 503" in line for line in lines)
     assert signal.getsignal(signal.SIGTERM) is callbacks_before
 
 
@@ -404,7 +404,7 @@ def test_stats_of_a_gateway_are_asked_for_and_shown(capsys: pytest.CaptureFixtur
     ]
     assert shown[4:] == [
         "The database is locked: 7 requests unsaved, 3 lost",
-        "It was begun anew at 2026-01-31T12:00:00Z: corrupt",
+        "It was recreated at 2026-01-31T12:00:00Z: corrupt",
     ]
 
 
@@ -516,9 +516,9 @@ def test_demo_at_once_kills_every_process() -> None:
         watching.join(PROCESS_DEADLINE_SECONDS)
 
 
-def test_demo_service_that_does_not_start_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_service_that_does_not_start_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SERVICES", (("no_such_service", 1),))
-    words = r"no_such_service-1 does not start; see why with: \S+ \S+/no_such_service/app.py --port 0"
+    words = r"no_such_service-1 does not start; to see why, run: \S+ \S+/no_such_service/app.py --port 0"
     with pytest.raises(demo.DemoUnavailable, match=words), demo.backends(docker=False):
         pass
 
@@ -540,7 +540,8 @@ def test_demo_with_docker_but_no_docker_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["demo", "--docker"]) == 2
     assert (
-        capsys.readouterr().err == "the demo with containers needs docker compose, or docker-compose; without them: rgate demo\n"
+        capsys.readouterr().err
+        == "the demo with containers needs docker compose, or docker-compose; without them, run: rgate demo\n"
     )
 
 
@@ -581,7 +582,7 @@ def test_demo_with_docker_takes_the_old_compose(monkeypatch: pytest.MonkeyPatch,
 
 def test_demo_with_docker_but_no_engine_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = fake_docker(tmp_path, monkeypatch, "docker version")
-    with pytest.raises(demo.DemoUnavailable, match="needs a Docker engine, and none answers"), demo.backends(docker=True):
+    with pytest.raises(demo.DemoUnavailable, match="no Docker engine answers"), demo.backends(docker=True):
         pass
     assert "up" not in log.read_text()
 

@@ -268,7 +268,7 @@ plugins: {normalize: {format: envelope, max_body_bytes: 5000}}
         ("{selection: {a: 1}}", ".selection: the plugin 'selection' takes no options of a route, only those under the top-level"),
         ("{routing: false}", ".routing: 'routing' runs before the route is known, and so is the same for every route"),
         ("{access_log: false}", ".access_log: 'access_log' runs before the route is known"),
-        ("{docker: false}", ".docker: 'docker' has no part in the chain"),
+        ("{docker: false}", ".docker: 'docker' has no middleware"),
         ("[normalize]", ": expected a mapping (key: value), found a list"),
     ],
 )
@@ -386,7 +386,7 @@ routes:
         f"config.yml:3: plugins.normalize.on_error: {must}",
         f"config.yml:5: plugins.routing.on_error: {must}",
         "config.yml:6: plugins.retry.timed: expected true or false, found 'often'",
-        "config.yml:7: plugins.docker: has no part in the chain, so on_error and timed mean nothing for it",
+        "config.yml:7: plugins.docker: has no middleware, so on_error and timed have no effect",
         "config.yml:9: routes[0].plugins.normalize.on_error: on_error is the same for every route; "
         "set it under the top-level 'plugins'",
     ]
@@ -400,13 +400,13 @@ routes:
     [
         (
             "plugins: {disable: [routing]}",
-            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: remove 'routing' "
-            "from disable, or install a plugin of that name and name it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin finds the route of a request: "
+            "remove 'routing' from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "plugins: {disable: [selection]}",
-            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: remove 'selection' "
-            "from disable, or install a plugin of that name and name it under plugins",
+            "config.yml:1: plugins.disable: no request could be answered: no plugin chooses an endpoint: "
+            "remove 'selection' from disable, or install a plugin of that name and name it under plugins",
         ),
         (
             "pipeline: [stats, access_log, normalize, routing, faults, retry, selection, websocket]",

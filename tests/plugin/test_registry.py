@@ -32,7 +32,7 @@ class Options(BaseModel):
 
 
 class Plugin:
-    """A plugin that returns what it is told to."""
+    """A plugin with the given return values."""
 
     def __init__(self, **returns: Any) -> None:
         self.returns = returns
@@ -105,7 +105,7 @@ def test_activate_unknown_disabled_name_is_a_problem_that_lists_the_builtins() -
 def test_activate_builtin_that_cannot_be_imported_is_a_plugin_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rgate.plugins.stats", None)
     with pytest.raises(
-        PluginError, match=r"^plugin 'stats' \(rgate [\d.]+\) cannot be imported: ModuleNotFoundError: .*install rgate anew"
+        PluginError, match=r"^plugin 'stats' \(rgate [\d.]+\) cannot be imported: ModuleNotFoundError: .*reinstall rgate"
     ):
         Registry().activate()
 
@@ -166,17 +166,17 @@ def test_two_distributions_with_one_name_are_a_problem(install: Install) -> None
     install("one", "1.0", {"rgate": {"acme": "acme_one"}}, acme_one=PLUGIN)
     install("two", "2.0", {"rgate": {"acme": "acme_two"}}, acme_two=PLUGIN)
     (problem,) = Registry().activate(["acme"])
-    assert problem.message == "more than one distribution brings a plugin named 'acme': one 1.0, two 2.0; uninstall all but one"
+    assert problem.message == "more than one distribution has a plugin named 'acme': one 1.0, two 2.0; uninstall all but one"
     assert Registry().activate() == []
 
 
-def test_plugin_with_the_name_of_a_builtin_takes_its_place_only_when_that_is_disabled(install: Install) -> None:
+def test_plugin_with_the_name_of_a_builtin_replaces_it_only_if_that_is_disabled(install: Install) -> None:
     install("my-stats", "0.3", {"rgate": {"stats": "my_stats"}}, my_stats=PLUGIN)
     (problem,) = Registry().activate(["stats"])
     assert problem.path == ("plugins", "stats")
     assert problem.message == (
-        "'stats' is built in, and my-stats 0.3 brings another plugin of that name: to have that one, "
-        "write disable: [stats]; to have the built-in, uninstall the other"
+        "'stats' is built in, and my-stats 0.3 has another plugin of that name: to use that one, "
+        "write disable: [stats]; to use the built-in, uninstall the other"
     )
     registry = Registry()
     assert registry.activate(["stats"], disabled=["stats"]) == []
@@ -191,7 +191,7 @@ def test_plugin_with_the_name_of_a_builtin_takes_its_place_only_when_that_is_dis
 
 def test_builtin_that_is_disabled_and_wanted_is_a_problem() -> None:
     (problem,) = Registry().activate(["stats"], disabled=["stats"])
-    assert problem.message == "'stats' is disabled and no other plugin of that name is installed; take it out of disable"
+    assert problem.message == "'stats' is disabled and no other plugin of that name is installed; remove it from disable"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_plugin_that_cannot_be_imported_is_a_problem_with_its_distribution(insta
     (problem,) = registry.activate(["acme", "good"])
     assert problem.path == ("plugins", "acme")
     assert problem.message.startswith(f"plugin 'acme' (acme-gate 2.1): acme_broken cannot be imported: {cause}")
-    assert problem.message.endswith("; repair or upgrade acme-gate, or take 'acme' out of the config")
+    assert problem.message.endswith("; repair or upgrade acme-gate, or remove 'acme' from the config")
     assert "good" in registry.names
 
 
@@ -225,7 +225,7 @@ def test_problem_with_an_installed_plugin_has_the_line_of_its_section(install: I
         load_text("plugins:\n  normalize:\n  acme: {size: 3}\n", Registry(), {})
 
 
-# what is no plugin
+# objects that are not plugins
 
 
 def refusal(plugin: object, name: str = "mine") -> str:
@@ -322,12 +322,12 @@ class NoDefault(BaseModel):
         (ConfigSection("yours", Options), "its ConfigSection is named 'yours'; it must be 'mine'"),
         ([ConfigSection("mine", Options)] * 2, "rgate_config_sections returns 2 sections; a plugin has one"),
         (ConfigSection("mine", NoDefault), "every field of its model needs a default: 1 validation error"),
-        (ConfigSection("mine", dict), "the model of its ConfigSection is no pydantic class: <class 'dict'>"),  # type: ignore[arg-type]
+        (ConfigSection("mine", dict), "the model of its ConfigSection is not a pydantic class: <class 'dict'>"),  # type: ignore[arg-type]
         (Options, "rgate_config_sections must return a ConfigSection, not <class"),
         (ValueError("no"), "rgate_config_sections raised ValueError: no"),
     ],
 )
-def test_register_section_that_is_not_as_it_must_be_is_refused(sections: object, words: str) -> None:
+def test_register_invalid_section_is_refused(sections: object, words: str) -> None:
     assert refusal(Plugin(sections=sections)).startswith(f"plugin 'mine': {words}")
 
 
@@ -416,7 +416,7 @@ def test_collect_refuses_what_a_hook_cannot_return(hook: str, returns: object, w
     assert str(caught.value).startswith(("plugin 'bad': " + words, f"plugin 'bad': {hook} {words}"))
 
 
-def test_collect_good_values_of_every_hook_are_taken() -> None:
+def test_collect_valid_values_of_every_hook_are_accepted() -> None:
     policy = SimpleNamespace(name="p", pick=lambda candidates, exchange: candidates[0])
     middleware = Middleware("good", wrap=lambda app, _: app)
     registry = with_plugins(good=Plugin(sources=Source(), policies=[policy], middlewares=middleware))
@@ -428,7 +428,7 @@ def test_collect_good_values_of_every_hook_are_taken() -> None:
 # order of answers
 
 
-def test_plugin_registered_before_the_builtins_is_asked_before_them() -> None:
+def test_plugin_registered_before_the_builtins_is_called_before_them() -> None:
     answers = []
 
     class Answering:
@@ -447,7 +447,7 @@ def test_plugin_registered_before_the_builtins_is_asked_before_them() -> None:
 # records
 
 
-def test_records_list_all_that_is_installed_and_import_nothing(install: Install) -> None:
+def test_records_list_all_installed_plugins_and_import_nothing(install: Install) -> None:
     install("acme-gate", "2.1", {"rgate": {"acme": "acme_listed", "idle": "acme_idle"}}, acme_listed=PLUGIN, acme_idle="1 / 0")
     registry = with_plugins(local=Plugin())
     registry.activate(["acme"], disabled=["stats"])
@@ -520,7 +520,7 @@ def test_report_failure_of_rgate_under_a_plugins_call_is_not_the_plugins(
 def test_report_failure_names_the_use_entry_whose_code_raised(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     install("shop", "1", {}, shop_wsgi=RAISING)
     registry = Registry()
-    registry.used(load_text("use: [{app: 'shop_wsgi:call', name: shopping}]", registry, {}))
+    registry.wsgi_middlewares(load_text("use: [{app: 'shop_wsgi:call', name: shopping}]", registry, {}))
     assert failure(registry, sys.modules["shop_wsgi"].fail, caplog)[1].startswith(
         "plugin 'shopping' (use) failed in rgate_middlewares:"
     )

@@ -50,7 +50,7 @@ def shouting(install: Install) -> None:
 
 def used(entries: str) -> list[Middleware]:
     registry = Registry()
-    return registry.used(load_text(f"use: {entries}", registry, {}))
+    return registry.wsgi_middlewares(load_text(f"use: {entries}", registry, {}))
 
 
 def problems(entries: str) -> list[str]:
@@ -133,15 +133,15 @@ def test_use_options_are_each_apps_own() -> None:
         ("{app: 'shouting:Shouting', options: {app: 1, word: x}}", "[0].options: shouting:Shouting takes the options"),
         (
             f"{{app: '{PROXY_FIX}', before: rooting}}",
-            "[0].before: no place in the chain is named 'rooting'; did you mean 'routing'?",
+            "[0].before: no built-in middleware is named 'rooting'; did you mean 'routing'?",
         ),
         (
             f"{{app: '{PROXY_FIX}', after: me}}",
-            "[0].after: no place in the chain is named 'me'; the names are stats, access_log, ",
+            "[0].after: no built-in middleware is named 'me'; the names are stats, access_log, ",
         ),
         (
             f"{{app: '{PROXY_FIX}', after: stats, before: routing}}",
-            "[0].after: stands beside `before`; a middleware has one place only",
+            "[0].after: cannot be combined with `before`",
         ),
         (f"{{app: '{PROXY_FIX}', name: stats}}", "[0]: a plugin is called 'stats'; give this one another `name`"),
         (f"{{app: '{PROXY_FIX}', name: retry}}", "[0]: a plugin is called 'retry'; give this one another `name`"),

@@ -229,7 +229,7 @@ def test_running_that_fails_half_way_leaves_what_it_has_entered() -> None:
         yield
 
     with (
-        pytest.raises(PluginError, match="plugin 'b': its lifespan cannot begin: OSError: no"),
+        pytest.raises(PluginError, match="plugin 'b': its lifespan cannot start: OSError: no"),
         running_gateway({}, {}, {"a": Plugin(lifespan=good), "b": Plugin(lifespan=bad)}),
     ):
         pass
@@ -254,7 +254,7 @@ def test_running_ends_every_lifespan_and_names_the_plugin_whose_end_fails(caplog
         pass
     assert left == ["good"]
     (record,) = (record for record in caplog.records if record.levelname == "ERROR")
-    assert record.getMessage() == "plugin 'b' failed at the end of its lifespan: OSError('no')"
+    assert record.getMessage() == "plugin 'b' failed while its lifespan stopped: OSError('no')"
 
 
 def test_running_closes_connections_that_rest_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def test_reload_lifespan_that_is_kept_goes_on(world: World, life: Life, served: 
 def test_reload_lifespan_that_fails_leaves_everything_as_it_was(world: World, life: Life, served: Serving) -> None:
     life.fails, life.key = True, "b"
     problems = world.reload()
-    assert "its lifespan cannot begin: OSError: the port is taken" in problems
+    assert "its lifespan cannot start: OSError: the port is taken" in problems
     assert (served.body(), life.happened) == (b"1", ["begin 1", "close b"])
     assert world.gateway.readiness.warnings == {"config": f"refused, the config before stays active: {problems}"}
     assert not [thread for thread in threading.enumerate() if thread.name == "rgate-drain"]

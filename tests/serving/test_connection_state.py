@@ -23,11 +23,11 @@ from rgate.serving.head_encoder import HeadEncoder
 from rgate.serving.server import Server
 from rgate.serving.settings import ServerSettings
 
-from ..raw_client import RawClient
+from ..support.raw_client import RawClient
+from ..support.serving import connection_of, echo, serving
+from ..support.waiting import eventually
 from ..tls.live import TLS, SecureClient
-from ..waiting import eventually
 from . import checked_states
-from .live import connection_of, echo, serving
 from .test_suspended import Parking
 
 S = State

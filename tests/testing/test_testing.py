@@ -1,4 +1,4 @@
-"""rgate.testing: what the tests of plugins, ours too, rely on."""
+"""rgate.testing: the helpers for the tests of plugins."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_make_endpoint_is_as_busy_as_asked() -> None:
         ({}, [("Content-Type", "text/plain")], "expected a fault as application/json"),
     ],
 )
-def test_assert_fault_tells_what_is_wrong(body: Any, headers: Any, complaint: str | None) -> None:
+def test_assert_error_says_what_is_wrong(body: Any, headers: Any, complaint: str | None) -> None:
     app = answering(json.dumps(body).encode(), "503 Service Unavailable", headers or [("Content-Type", "application/json")])
     response = client(app).get("/")
     if complaint is None:
@@ -115,7 +115,7 @@ def test_assert_fault_tells_what_is_wrong(body: Any, headers: Any, complaint: st
             assert_error(response, 503, "refused")
 
 
-def test_assert_fault_of_another_status_shows_the_response() -> None:
+def test_assert_error_of_another_status_shows_the_response() -> None:
     with pytest.raises(AssertionError, match=r"status 503, got 200 OK.*surprise"):
         assert_error(client(answering(b"surprise")).get("/"), 503, "refused")
 
@@ -194,7 +194,7 @@ def test_scripted_backend_records_chunks_as_they_are() -> None:
     assert backend.requests[0].body == b"3\r\nabc\r\n0\r\n\r\n"
 
 
-def test_scripted_backend_script_keeps_step_by_events() -> None:
+def test_scripted_backend_script_is_synchronised_by_events() -> None:
     go_on = threading.Event()
 
     def script(connection: ScriptedConnection) -> None:
@@ -243,9 +243,9 @@ def test_scripted_backend_stopped_refuses_and_ends_connections() -> None:
             socket.create_connection(("127.0.0.1", backend.port), 10)
 
 
-def test_scripted_backend_too_few_requests_say_how_many_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripted_backend_too_few_requests_say_how_many_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgate.testing.sockets.PATIENCE_SECONDS", 0.01)
-    with ScriptedBackend() as backend, pytest.raises(AssertionError, match="waited for 1 requests, only 0 came"):
+    with ScriptedBackend() as backend, pytest.raises(AssertionError, match="waited for 1 requests, only 0 arrived"):
         backend.wait_for_requests(1)
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, No
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rgate import CONTENTLESS_STATUSES, ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
+from rgate import CONTENTLESS_STATUSES, BodyWrapper, ConfigSection, Exchange, Gateway, Middleware, RepeatCache, hookimpl
 
 from .charset import codec
 
@@ -192,26 +192,22 @@ class _Response:
         return [content]
 
 
-class _SuspendedBody:
+class _SuspendedBody(BodyWrapper):
     """The body of a suspended response. Its blocks are empty until the response begins."""
 
     def __init__(self, response: _Response, body: Iterable[bytes], exchange: Exchange) -> None:
-        self._response = response
+        super().__init__(body)
+        self._response: _Response | None = response
         self._exchange = exchange
-        self._first = iter(body)
-        self._blocks: Iterator[bytes] | None = None
-        self.close: Callable[[], object] = getattr(body, "close", _nothing)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
-        if self._blocks is None:
-            block = next(self._first, b"")
+        if self._response is not None:
+            block = next(self.blocks, b"")
             if self._exchange.suspended is not None:
                 return b""
-            self._blocks = iter(self._response.body(_Rest(block, self._first, _nothing)))
-        return next(self._blocks)
+            response, self._response = self._response, None
+            self.blocks = iter(response.body(_Rest(block, self.blocks, _nothing)))
+        return next(self.blocks)
 
 
 def _nothing() -> None:
