@@ -26,7 +26,7 @@ from rgate.serving.settings import ServerSettings
 from ..support.raw_client import RawClient
 from ..support.serving import connection_of, echo, serving
 from ..support.waiting import eventually
-from ..tls.live import TLS, SecureClient
+from ..support.tls_client import TLS, SecureClient
 from . import checked_states
 from .test_suspended import Parking
 
