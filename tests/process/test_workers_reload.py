@@ -24,7 +24,7 @@ class Script:
         self.number = 0
         # The runtime.
         self.current: Any = self.gateway()
-        self.readiness = SimpleNamespace(notices={})
+        self.readiness = SimpleNamespace(warnings={})
         # The config file.
         self.path = "config.yml"
         self.needs_restart = ()
@@ -74,7 +74,7 @@ class Script:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    monkeypatch.setattr("rgate.process.reload.adjust", lambda *_: None)
+    monkeypatch.setattr("rgate.process.reload.configure", lambda *_: None)
     monkeypatch.setattr("rgate.process.reload.freeze", lambda: None)
     return Script()
 
