@@ -63,7 +63,7 @@ def test_client_that_leaves_is_noticed_while_its_request_is_worked_on() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["rgate.connection"].on_disconnect = gone.set
         working.set()
-        assert gone.wait(10), "nobody tells that the client is gone"
+        assert gone.wait(10), "no thread reports that the client is gone"
         start_response("200 OK", [])
         return []
 
