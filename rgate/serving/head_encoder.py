@@ -73,9 +73,9 @@ class HeadEncoder:
         return lines, length, close
 
     def encode_interim(self, status: str, headers: Iterable[tuple[str, str]]) -> bytes:
-        """The whole head of an encode_interim response, which has no body (RFC 9110 §15.2).
+        """The whole head of an interim response, which has no body (RFC 9110 §15.2).
 
-        Raises ValueError for what is not an encode_interim status, or is 100 or 101, and for what no head may contain.
+        Raises ValueError for a status that is not an interim one, for 100 and 101, and for an invalid header.
         """
         lines = [self._status_line(status, 102, 199)]
         for pair in headers:

@@ -100,14 +100,14 @@ class RequestBody(io.RawIOBase):
         """Whether splice_to() may be used: the length is known, and the bytes on the socket are those of the body."""
         return self._chunks is None and self._connection.is_plaintext
 
-    def splice_to(self, splice: Callable[[int, int], int]) -> int:
-        """Have `splice(fd, max_bytes)` move what has arrived of the body, without waiting; how many bytes it moved.
+    def splice_to(self, fill: Callable[[int, int], int]) -> int:
+        """Have `fill(fd, max_bytes)` move what has arrived of the body, without waiting; how many bytes it moved.
 
-        Only while nothing is buffered. BlockingIOError from `splice` counts as 0 bytes. Raises ClientClosed.
+        Only while nothing is buffered. BlockingIOError from `fill` counts as 0 bytes. Raises ClientClosed.
         """
         assert self._left is not None
         try:
-            moved = splice(self.fileno(), self._left)
+            moved = fill(self.fileno(), self._left)
         except BlockingIOError:
             return 0
         except OSError:

@@ -88,7 +88,7 @@ class ResponseWriter:
     protocol        set while the app runs: the response may be a 101 that switches to this protocol
     upgraded        that 101 has been sent
     allows_interim  the client of the present request may be sent interim responses
-    body_pending    whether the request body is still arriving; None: there is none, or it is complete
+    body_pending    returns whether the request body is still arriving; None when it had arrived before run()
     close_after     set by any thread: every head from now on says that the connection closes. A head already sent stands
     streams         the stream relay; None: the thread sends every response to its end
     relayed         after run(): the body that the stream relay sends on, with relay_some(). Until that returns
@@ -367,7 +367,7 @@ class ResponseWriter:
         return parts
 
     def _send_failure(self, environ: WSGIEnvironment) -> None:
-        """The answer when the app has failed, or what it head_sent to answer cannot be sent."""
+        """Send a 500, because the app has failed or its response is invalid."""
         exchange: Exchange | None = environ.get(ENVIRON_KEY)
         body = InternalError().json(exchange.id if exchange else "")
         self._status = "500 Internal Server Error"

@@ -138,7 +138,7 @@ BROKEN = {
     "no CRLF after a chunk": b"5\r\nhelloX\r\n0\r\n\r\n",
     "bare LF": b"5\nhello\n0\n\n",
     "endless size line": b"0" * 10_000,
-    "trailer that is none": b"0\r\nnothing\r\n\r\n",
+    "invalid trailer": b"0\r\nnothing\r\n\r\n",
 }
 
 
@@ -232,7 +232,7 @@ def test_body_small_that_stalls_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.is_closed()
 
 
-# What the app leaves unread
+# Bodies that the app does not read
 
 
 def ignoring(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

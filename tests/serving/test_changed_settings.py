@@ -84,3 +84,26 @@ def test_connection_that_has_been_idle_longest_goes_first_whatever_has_changed()
         assert newest.get().status == 200
         assert used.is_closed()
         assert last.state is State.IDLE and later.get().status == 200
+
+
+def test_request_keeps_the_settings_of_its_first_byte() -> None:
+    with serving(tell_address, trusted_proxies=("127.0.0.1",)) as server, RawClient(server.url) as client:
+        client.send(FORWARDED[:20])
+        connection = connection_of(server, client)
+        eventually(lambda: connection.state is State.READING_HEAD, "the request has begun")
+        config = ServerConfig(port=0, threads=2, drain_seconds=5.0)
+        are_over = server.reconfigure(tell_address, config, None)
+        assert not are_over(), "it began before"
+        client.send(FORWARDED[20:])
+        assert client.response().body == b"203.0.113.5", "its proxy is still trusted"
+        eventually(are_over)
+        assert address(client) == b"127.0.0.1", "the next request has the new settings"
+
+
+def test_idle_connection_does_not_keep_settings_of_before() -> None:
+    with serving(tell_address) as server, RawClient(server.url) as client:
+        assert client.get().status == 200
+        connection = connection_of(server, client)
+        eventually(lambda: connection.state is State.IDLE)
+        change(server)
+        eventually(lambda: connection.settings is server.settings)

@@ -25,10 +25,10 @@ from rgate.serving.settings import ServerSettings
 
 from ..support.raw_client import RawClient
 from ..support.serving import connection_of, echo, serving
-from ..support.waiting import eventually
 from ..support.tls_client import TLS, SecureClient
+from ..support.waiting import eventually
 from . import checked_states
-from .test_suspended import Parking
+from .test_suspended import Suspending
 
 S = State
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -207,7 +207,7 @@ def handshake_refused(sent: bytes, close: bool = False) -> Callable[[], None]:
 
 
 def suspended() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(GET)
         (response,) = eventually(lambda: app.suspended)

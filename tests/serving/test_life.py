@@ -27,7 +27,7 @@ from ..support.waiting import eventually, passed
 
 @pytest.fixture
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines are looked at often, so that tests need not wait."""
+    """Deadlines are checked often, so that tests do not have to wait."""
     monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.server.QUIET_TICK_SECONDS", 0.02)
 
@@ -73,16 +73,18 @@ def test_deadline_request_that_meets_the_end_of_an_idle_connection_is_not_reset(
             client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
         assert client.is_closed() and not client.was_reset
         (connection,) = server.connections
-        assert connection.requests_left == server.config.max_requests_per_connection - 1, "it was served, but to nobody"
+        assert connection.requests_left == server.config.max_requests_per_connection - 1, (
+            "it was served, and no client received the response"
+        )
 
 
 def test_deadline_request_that_comes_just_before_the_end_of_an_idle_connection_is_served() -> None:
     with serving(echo) as server, RawClient(server.url) as client:
         assert client.get().status == 200
         connection = connection_of(server, client)
-        with connection.lock:  # so nobody takes it before the end has been decided on
+        with connection.lock:  # so no thread reads it before the server has decided to close
             client.send(get("/late"))
-            eventually(lambda: connection.events, "it has come")
+            eventually(lambda: connection.events, "it has arrived")
         connection.close_if_idle()
         assert client.response().body == b"GET /late "
         assert client.get("/next").status == 200
@@ -107,7 +109,7 @@ def test_deadline_empty_lines_after_a_request_are_no_request() -> None:
     with serving(echo, head_seconds=0.05, keep_alive_seconds=0.05) as server, RawClient(server.url) as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n\r\n")
         assert client.response().status == 200
-        assert client.is_closed(), "nothing of a request has come, so a 408 would be an answer to nothing"
+        assert client.is_closed(), "no byte of a request has arrived, so there is nothing to answer 408"
 
 
 @pytest.mark.usefixtures("quick_checks")
@@ -228,7 +230,7 @@ def test_threads_that_cannot_be_started_are_done_without(
 
 
 def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else those that there are would all wait, and nobody would be left to say so."""
+    """Otherwise all threads would wait, and none would be left to report it."""
     gates = [threading.Event(), threading.Event()]
 
     def script(connection: ScriptedConnection) -> None:
@@ -336,7 +338,7 @@ def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callab
 
 
 def test_client_that_leaves_is_known_to_be_gone_before_anything_is_ended() -> None:
-    """Else what is ended might be another request's already: whoever takes `on_disconnect` away must be able to see it coming."""
+    """Otherwise the callback could end the wait of another request: the thread that resets `on_disconnect` must see the disconnect."""
     seen: list[bool] = []
     ended = threading.Event()
     running = threading.Event()

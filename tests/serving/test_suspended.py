@@ -20,20 +20,20 @@ from ..support.waiting import eventually
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
 
-class Parking:
-    """Parks every request but those for /now, and echoes method, target and body when they are woken; else 503."""
+class Suspending:
+    """Suspends every request but those for /now, and echoes method, target and body when they are resumed; else 503."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
         self.suspended: list[SuspendedResponse] = []
         self.ended = 0
         self.over: list[tuple[int, GatewayError | None]] = []
-        self.app = ExchangeScope(self.park, self.park, {}, lambda exchange, error, hook="": None)
+        self.app = ExchangeScope(self.suspend, self.suspend, {}, lambda exchange, error, hook="": None)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return self.app(environ, start_response)
 
-    def park(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def suspend(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         exchange: Exchange = environ[ENVIRON_KEY]
         exchange.on_finish(lambda exchange: self.over.append((exchange.status, exchange.error)))
 
@@ -55,7 +55,7 @@ class Parking:
 
 
 def test_requests_that_wait_hold_no_thread_and_go_on_with_all_that_they_had() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app, threads=2) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(300)]
         for number, client in enumerate(clients):
@@ -74,21 +74,21 @@ def test_requests_that_wait_hold_no_thread_and_go_on_with_all_that_they_had() ->
 
 
 def test_request_whose_time_is_over_goes_on_without() -> None:
-    with serving(Parking(seconds=0.05)) as server, RawClient(server.url) as client:
+    with serving(Suspending(seconds=0.05)) as server, RawClient(server.url) as client:
         assert client.get().status == 503
 
 
 def test_request_woken_before_its_thread_has_left_it_goes_on() -> None:
-    app = Parking()
-    wake = app.park
+    app = Suspending()
+    wake = app.suspend
 
-    def park(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def suspend(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = wake(environ, start_response)
         if isinstance(body, SuspendedResponse):
             body.resume()
         return body
 
-    app.app = ExchangeScope(park, park, {}, lambda exchange, error, hook="": None)
+    app.app = ExchangeScope(suspend, suspend, {}, lambda exchange, error, hook="": None)
     with serving(app) as server, RawClient(server.url) as client:
         for number in range(50):
             client.send(POST % number)
@@ -96,7 +96,7 @@ def test_request_woken_before_its_thread_has_left_it_goes_on() -> None:
 
 
 def test_what_a_client_has_sent_behind_a_request_that_waits_comes_after_it() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1 + POST % 2)
         eventually(lambda: app.suspended)
@@ -111,7 +111,7 @@ def test_what_a_client_has_sent_behind_a_request_that_waits_comes_after_it() -> 
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
 def test_client_that_leaves_is_no_longer_waited_for(leave: Callable[[RawClient], None]) -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1)
         eventually(lambda: app.suspended)
@@ -123,7 +123,7 @@ def test_client_that_leaves_is_no_longer_waited_for(leave: Callable[[RawClient],
 
 
 def test_client_that_has_only_ended_its_side_has_its_answer() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(POST % 1)
         eventually(lambda: app.suspended)
@@ -135,7 +135,7 @@ def test_client_that_has_only_ended_its_side_has_its_answer() -> None:
 
 
 def test_server_that_stops_answers_what_waits_in_time() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app, drain_seconds=1.0) as server, RawClient(server.url) as client:
         client.send(POST % 1)
         eventually(lambda: app.suspended)
@@ -144,7 +144,7 @@ def test_server_that_stops_answers_what_waits_in_time() -> None:
 
 
 def test_request_that_waits_is_served_while_the_server_stops() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app, drain_seconds=30.0) as server, RawClient(server.url) as client:
         client.send(POST % 1)
         eventually(lambda: app.suspended)
@@ -155,7 +155,7 @@ def test_request_that_waits_is_served_while_the_server_stops() -> None:
 
 
 def test_body_that_is_still_coming_waits_with_its_request() -> None:
-    app = Parking()
+    app = Suspending()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"a" * 100_000)
         eventually(lambda: app.suspended)
@@ -168,7 +168,7 @@ def test_body_that_is_still_coming_waits_with_its_request() -> None:
 
 def test_waiting_costs_no_thread_that_others_would_need() -> None:
     """With one base thread and room for one request in flight, a hundred may wait."""
-    app = Parking()
+    app = Suspending()
     with serving(app, threads=1, max_in_flight=1) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(100)]
         for number, client in enumerate(clients):

@@ -63,7 +63,7 @@ def test_disconnect_is_noticed_while_the_request_is_served() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["rgate.connection"].on_disconnect = gone.set
         working.set()
-        assert gone.wait(10), "the disconnect was not reported"
+        assert gone.wait(10), "no thread reports that the client is gone"
         start_response("200 OK", [])
         return []
 
