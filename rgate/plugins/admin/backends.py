@@ -26,9 +26,9 @@ def backends(gateway: Gateway) -> dict[str, Any]:
             {
                 "name": source.name,
                 "instances": len(source.instances),
-                "age_seconds": age_seconds(source.listed),
+                "age_seconds": age_seconds(source.listed_at),
                 "error": source.error,
-                "failed_seconds_ago": age_seconds(source.failed),
+                "failed_seconds_ago": age_seconds(source.failed_at),
             }
             for source in gateway.table.snapshot.sources.values()
         ],

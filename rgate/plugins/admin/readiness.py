@@ -19,7 +19,7 @@ def not_ready_reasons(gateway: Gateway, stale_seconds: float | None) -> dict[str
     """
     found = dict(gateway.readiness.not_ready_reasons)
     for source in gateway.table.snapshot.sources.values():
-        age = age_seconds(source.listed)
+        age = age_seconds(source.listed_at)
         if age is None:
             found[source.name] = f"no list yet: {source.error or 'listing'}"
         elif stale_seconds is not None and age > stale_seconds:
@@ -31,7 +31,7 @@ def notices(gateway: Gateway) -> dict[str, str]:
     """What an operator should know although the process may be ready, by who says so."""
     found = dict(gateway.readiness.notices)
     for source in gateway.table.snapshot.sources.values():
-        age = age_seconds(source.listed)
+        age = age_seconds(source.listed_at)
         if source.error is not None and age is not None:
             found[source.name] = f"{source.error} (keeping the list of {age:.0f} s ago, trying again)"
     return found
