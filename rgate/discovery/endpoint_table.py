@@ -58,6 +58,11 @@ class Discovery:
         self._on_snapshot: list[OnSnapshot] = []
         self._running: dict[SourceWatcher, tuple[threading.Event, list[threading.Thread]]] = {}
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a source runs."""
+        return bool(self._running)
+
     def on_change(self, callback: OnChange) -> None:
         """Like EndpointTable.on_change(), for the tables of all gateways."""
         self._on_change.append(callback)

@@ -395,7 +395,7 @@ def test_serve_tells_hints_and_logs_changes_after_them(caplog: pytest.LogCapture
     change = Change("!", "orders", ("orders-9",), "no address")
 
     def tell() -> None:
-        (callback,) = gateway.table._callbacks
+        (callback,) = gateway.table.discovery._on_change
 
         def change_and_stop() -> None:
             callback([change])
