@@ -12,7 +12,7 @@ endpoint_queue.py  EndpointQueue: requests that wait for an endpoint
 
 from .endpoint_queue import EndpointQueue
 from .endpoint_table import Discovery, EndpointTable
-from .snapshot import Change, ExcludedEndpoint, NearMiss, Snapshot, SourceState, remarks, why_not
+from .snapshot import Change, ExcludedEndpoint, NearMiss, Snapshot, SourceState, mismatch_reasons, remarks
 from .source_watcher import Timing
 
 __all__ = [
@@ -25,6 +25,6 @@ __all__ = [
     "Snapshot",
     "SourceState",
     "Timing",
+    "mismatch_reasons",
     "remarks",
-    "why_not",
 ]

@@ -59,6 +59,11 @@ class Discovery:
         self._on_snapshot: list[OnSnapshot] = []
         self._running: dict[SourceWatcher, tuple[threading.Event, list[threading.Thread]]] = {}
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a source runs."""
+        return bool(self._running)
+
     def on_change(self, callback: OnChange) -> None:
         """Like EndpointTable.on_change(), for the tables of all gateways."""
         self._on_change.append(callback)
@@ -99,7 +104,7 @@ class Discovery:
         with self._lock:
             before = self.current.snapshot if self.current is not None else table.snapshot
             self.current = table
-            self._swap(table, table.joined(before), before)
+            self._swap(table, table.matched(before), before)
 
     def stop_unused(self) -> None:
         """Stop the sources that the current table does not have. Waits one second at most for threads in a source's I/O."""
@@ -120,10 +125,10 @@ class Discovery:
             for thread in threads:
                 thread.join(max(0.0, deadline - monotonic()))
 
-    def joined(self, table: EndpointTable, before: Snapshot) -> Snapshot:
+    def match(self, table: EndpointTable, before: Snapshot) -> Snapshot:
         """The snapshot of `table` by its sources' last lists, with exclusions. Endpoint states are carried over from `before`."""
         with self._lock:
-            return self._exclusions.applied(table.joined(before), before)
+            return self._exclusions.applied(table.matched(before), before)
 
     def exclude(self, endpoint: Endpoint, by: str, exclusion: Exclusion | None) -> None:
         """Set, or with None remove, what `by` says about an endpoint; see EndpointTable.exclude()."""
@@ -149,21 +154,21 @@ class Discovery:
         listed = tuple(sorted(instances, key=lambda instance: instance.id))
         with self._lock:
             before = watcher.state
-            watcher.state = replace(before, instances=listed, listed=self._clock(), error=None)
+            watcher.state = replace(before, instances=listed, listed_at=self._clock(), error=None)
             self._publish(watcher, before)
         if before.error:
-            _log.info("%s: answers %s", before.name, "now" if before.listed is None else "again")
+            _log.info("%s: answers %s", before.name, "now" if before.listed_at is None else "again")
 
     def _failed(self, watcher: SourceWatcher, error: BaseException) -> None:
         now = self._clock()
         with self._lock:
             before = watcher.state
-            watcher.state = replace(before, error=described(error), failed=now)
+            watcher.state = replace(before, error=described(error), failed_at=now)
             self._publish(watcher, before)
         if before.error:
             _log.debug("%s: still cannot be listed: %s", before.name, described(error))
             return
-        age = "no list yet" if before.listed is None else f"keeping the list of {now - before.listed:.0f} s ago"
+        age = "no list yet" if before.listed_at is None else f"keeping the list of {now - before.listed_at:.0f} s ago"
         _log.warning("%s: %s (%s, trying again)", before.name, described(error), age, exc_info=unexpected(error))
 
     def _publish(self, watcher: SourceWatcher, before: SourceState) -> None:
@@ -174,12 +179,12 @@ class Discovery:
         if watcher.state.instances == before.instances:
             table.snapshot = replace(table.snapshot, sources=sources)
             return
-        if all(source.listed is not None for source in sources.values()):
+        if all(source.listed_at is not None for source in sources.values()):
             self._exclusions.keep({instance.id for source in sources.values() for instance in source.instances})
-        self._swap(table, table.joined(table.snapshot), table.snapshot)
+        self._swap(table, table.matched(table.snapshot), table.snapshot)
 
-    def _swap(self, table: EndpointTable, joined: Snapshot, before: Snapshot) -> None:
-        table.snapshot = after = self._exclusions.applied(joined, before)
+    def _swap(self, table: EndpointTable, matched: Snapshot, before: Snapshot) -> None:
+        table.snapshot = after = self._exclusions.applied(matched, before)
         found = [change for backend in table.backends for change in changes(backend, before, after)]
         found += changes_of_notes(before, after)
         for change in found:
@@ -216,7 +221,7 @@ class EndpointTable:
         nothing: Mapping[str, tuple[()]] = MappingProxyType(dict.fromkeys(self.backends, ()))
         current = self.discovery.current
         before = current.snapshot if current else Snapshot(nothing, nothing, self.source_states(), nothing, NOTHING)
-        self.snapshot: Snapshot = self.discovery.joined(self, before)
+        self.snapshot: Snapshot = self.discovery.match(self, before)
         if discovery is None:
             self.discovery.activate(self)
 
@@ -224,9 +229,9 @@ class EndpointTable:
         """The state of every source, by name."""
         return MappingProxyType({name: watcher.state for name, watcher in self.watchers.items()})
 
-    def joined(self, before: Snapshot) -> Snapshot:
+    def matched(self, before: Snapshot) -> Snapshot:
         """The snapshot by the sources' last lists, with nothing excluded."""
-        return self._matcher.join(self.source_states(), before)
+        return self._matcher.match(self.source_states(), before)
 
     def refresh(self) -> None:
         """List every source now, in the calling thread. A failure is stored in `snapshot.sources`."""

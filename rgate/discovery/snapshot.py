@@ -25,8 +25,8 @@ __all__ = [
     "SourceState",
     "changes",
     "changes_of_notes",
+    "mismatch_reasons",
     "remarks",
-    "why_not",
 ]
 
 NAMES_SHOWN = 3
@@ -42,16 +42,16 @@ class SourceState:
     """The outcome of the last lists of one source.
 
     instances  the last good list, including instances without an address, sorted by id
-    listed     when that list was made (monotonic seconds); None before the first one
+    listed_at  when that list was made (monotonic seconds); None before the first one
     error      why listing fails now; None while it succeeds
-    failed     when listing last failed (monotonic seconds); None if it never has
+    failed_at  when listing last failed (monotonic seconds); None if it never has
     """
 
     name: str
     instances: tuple[Instance, ...] = ()
-    listed: float | None = None
+    listed_at: float | None = None
     error: str | None = None
-    failed: float | None = None
+    failed_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Change:
         return f"backend {self.backend}: {self.sign} {who} {self.detail}".rstrip()
 
 
-def why_not(instance: Instance, backend: Backend) -> tuple[str, ...]:
+def mismatch_reasons(instance: Instance, backend: Backend) -> tuple[str, ...]:
     """All reasons why `instance` is not an endpoint of `backend`; empty if it is."""
     reasons = () if instance.address else (_reason(instance),)
     if instance.backend == backend.name:
@@ -170,7 +170,7 @@ class Matcher:
             for label in backend.match_labels:
                 self._by_any_label.setdefault(label, []).append(backend)
 
-    def join(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
+    def match(self, sources: Mapping[str, SourceState], before: Snapshot) -> Snapshot:
         """The snapshot of what `sources` have listed, with nothing excluded. Endpoint states are carried over from `before` while
         the id and address of an instance stay."""
         states = {old.key: old.state for group in before.found.values() for old in group}

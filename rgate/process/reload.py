@@ -59,13 +59,15 @@ class ReloadTrigger:
         if requested:
             systemd.notify_reloading()
 
-    def on_finished(self, problems: str, requested: bool) -> None:
-        """Report that the config is active, and which keys need a restart, or why it is refused. `requested` as in on_start()."""
+    def on_finished(self, problems: str, requested: bool, partly: bool = False) -> None:
+        """Report that the config is active, and which keys need a restart, or why it is refused. `requested` as in on_start();
+        with `partly` the problems are those of some workers only."""
         path = self._source.path
-        systemd.notify_reloaded(refusal(problems) if problems else "", requested)
+        systemd.notify_reloaded(refusal(problems, partly) if problems else "", requested)
         if problems:
             if requested or problems != self._logged_problems:
-                _log.error("%s is refused, the config before stays active:\n%s", path, problems)
+                outcome = "active, but not in every worker" if partly else "refused, the config before stays active"
+                _log.error("%s is %s:\n%s", path, outcome, problems)
             self._logged_problems, self._retry_at = problems, self._clock() + RETRY_SECONDS
             return
         self._logged_problems = ""
@@ -253,8 +255,8 @@ class WorkersReload:
                 self._runtime.discard(reload.gateway)
             self._notify_refused(problems)
         if problems:
-            self._runtime.readiness.warnings[CONFIG_NOTICE] = refusal(problems)
-        self._trigger.on_finished(problems, reload.requested)
+            self._runtime.readiness.warnings[CONFIG_NOTICE] = refusal(problems, partly=reload.is_active)
+        self._trigger.on_finished(problems, reload.requested, partly=reload.is_active)
         for on_done in reload.on_done:
             on_done(problems)
 

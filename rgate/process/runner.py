@@ -370,7 +370,7 @@ def _wait_for_discovery(gateway: Gateway) -> None:
     """Before taking over: wait until the endpoints are known, as they are to the process before. Raises RgateError."""
     until = monotonic() + DISCOVERY_SECONDS
     pause = threading.Event()
-    while missing := [source for source in gateway.table.snapshot.sources.values() if source.listed is None]:
+    while missing := [source for source in gateway.table.snapshot.sources.values() if source.listed_at is None]:
         if monotonic() >= until:
             raise RgateError(f"not taking over: {missing[0].name}: {missing[0].error or 'no list of endpoints yet'}")
         pause.wait(0.05)

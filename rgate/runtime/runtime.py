@@ -247,9 +247,9 @@ def problems_of(act: Callable[[], object]) -> str:
     return ""
 
 
-def refusal(problems: str) -> str:
-    """The notice about a config that is refused."""
-    return f"refused, the config before stays active: {problems}"
+def refusal(problems: str, partly: bool = False) -> str:
+    """The notice about a config that is refused, or, if `partly`, by some workers only."""
+    return f"active, but not in every worker: {problems}" if partly else f"refused, the config before stays active: {problems}"
 
 
 def freeze() -> None:

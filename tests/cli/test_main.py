@@ -345,7 +345,7 @@ def test_serve_prints_hints_and_logs_changes_after_them(caplog: pytest.LogCaptur
     change = Change("!", "orders", ("orders-9",), "no address")
 
     def tell() -> None:
-        (callback,) = gateway.table._callbacks
+        (callback,) = gateway.table.discovery._on_change
 
         def change_and_stop() -> None:
             callback([change])

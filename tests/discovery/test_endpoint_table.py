@@ -84,7 +84,7 @@ def test_stop_while_a_source_hangs_goes_on_and_drops_what_it_lists_later() -> No
     live.discovery.stop()
     source.free.set()
     thread.join(DEADLINE_SECONDS)
-    assert live.snapshot.sources["hanging"].listed is None
+    assert live.snapshot.sources["hanging"].listed_at is None
     assert ids(live.snapshot, "payment") == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgate import WEIGHT_LABEL, Address, Backend, Endpoint, Exchange, Instance, PluginError, RgateError
-from rgate.discovery import Change, EndpointTable, remarks, why_not
+from rgate.discovery import Change, EndpointTable, mismatch_reasons, remarks
 
 from .sources import FIXED, PAYMENT, Listing, found, ids, payment, table
 
@@ -126,18 +126,18 @@ class TestMatching:
         joined.refresh()
         expected = all(labels.get(name) == value for name, value in wanted)
         assert bool(joined.snapshot.endpoints["b"]) is expected
-        assert (why_not(instance, backend) == ()) is expected
+        assert (mismatch_reasons(instance, backend) == ()) is expected
 
-    def test_why_not_names_each_missing_label_with_what_is_there_and_the_reason(self) -> None:
-        assert why_not(payment("a"), PAYMENT) == ()
-        assert why_not(found("a", env="staging", reason="paused"), PAYMENT) == (
+    def test_mismatch_reasons_name_each_missing_label_with_what_is_there_and_the_reason(self) -> None:
+        assert mismatch_reasons(payment("a"), PAYMENT) == ()
+        assert mismatch_reasons(found("a", env="staging", reason="paused"), PAYMENT) == (
             "missing label app_name=payment",
             "missing label env=production (has env=staging)",
             "paused",
         )
-        assert why_not(payment("a"), FIXED) == ("backend fixed has no match_labels",)
-        assert why_not(found("a", backend="fixed"), FIXED) == ()
-        assert why_not(found("a", None, backend="fixed"), FIXED) == ("paused",)
+        assert mismatch_reasons(payment("a"), FIXED) == ("backend fixed has no match_labels",)
+        assert mismatch_reasons(found("a", backend="fixed"), FIXED) == ()
+        assert mismatch_reasons(found("a", None, backend="fixed"), FIXED) == ("paused",)
 
     @pytest.mark.parametrize(
         ("labels", "near"),
@@ -177,7 +177,7 @@ class TestSnapshots:
         source = Listing("l", payment("a"))
         fresh = table(source).snapshot
         assert dict(fresh.endpoints) == {"payment": (), "orders": (), "fixed": ()}
-        assert (fresh.sources["l"].listed, fresh.sources["l"].error) == (None, None)
+        assert (fresh.sources["l"].listed_at, fresh.sources["l"].error) == (None, None)
         assert source.lists == 0, "construction must not list"
 
     def test_snapshot_cannot_be_changed(self) -> None:
@@ -235,11 +235,11 @@ class TestSnapshots:
             joined.refresh()
             state = joined.snapshot.sources["docker"]
             assert ids(joined.snapshot, "payment") == ["a"]
-            assert (state.listed, state.error, state.failed) == (100.0, "engine away", 115.0)
+            assert (state.listed_at, state.error, state.failed_at) == (100.0, "engine away", 115.0)
             now[0], source.error = 120.0, None
             joined.refresh()
         state = joined.snapshot.sources["docker"]
-        assert (state.listed, state.error, state.failed) == (120.0, None, 115.0)
+        assert (state.listed_at, state.error, state.failed_at) == (120.0, None, 115.0)
         assert caplog.messages == [
             "docker: engine away (keeping the list of 12 s ago, trying again)",
             "docker: answers again",

@@ -48,7 +48,7 @@ def test_connections_that_fall_silent_without_an_end_are_replaced(
     try:
         relayed.settled(relayed.follows_events, "events are followed")
         relayed.settled(
-            lambda: time.monotonic() - (relayed.source.listed or 0) > REST_SECONDS, "there is nothing more to be listed"
+            lambda: time.monotonic() - (relayed.source.listed_at or 0) > REST_SECONDS, "there is nothing more to be listed"
         )
         assert [endpoint.id for endpoint in relayed.endpoints] == [goes.id]
         engine_relay.silence()  # the stream, and the connection that lists
@@ -73,7 +73,7 @@ def test_engine_that_hangs_is_noticed_its_last_list_kept_and_found_again_within_
         watched.settled(watched.follows_events, "events are followed")
         private_engine.hang()
         watched.settled(lambda: watched.source.error, "it is known that the engine hangs")
-        listed = watched.source.listed
+        listed = watched.source.listed_at
         assert [endpoint.id for endpoint in watched.endpoints] == [container.id], "the last good list is kept"
 
         private_engine.go_on()
@@ -82,7 +82,7 @@ def test_engine_that_hangs_is_noticed_its_last_list_kept_and_found_again_within_
         took = time.monotonic() - began
         print(f"engine goes on: {took:.3f} s")
         assert took < FOUND_SECONDS + MACHINE_SECONDS
-        assert listed is not None and watched.source.listed is not None and watched.source.listed > listed
+        assert listed is not None and watched.source.listed_at is not None and watched.source.listed_at > listed
         watched.settled(watched.follows_events, "events are followed again")
         container.kill()
         watched.settled(lambda: not watched.endpoints, "what happens is seen again")

@@ -205,7 +205,7 @@ def wsgi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 def test_hosted_gateway_starts_with_the_first_request_and_ends_when_closed(wsgi: Callable[..., object]) -> None:
     gateway = wsgi._gateway  # type: ignore[attr-defined]
-    assert not gateway.table._threads
+    assert not gateway.table.discovery.is_running
     statuses: list[str] = []
 
     def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
@@ -216,9 +216,9 @@ def test_hosted_gateway_starts_with_the_first_request_and_ends_when_closed(wsgi:
         environ = make_environ("/")
         del environ["rgate.exchange"]
         assert wsgi(environ, start_response) == [b"ok"]
-    assert gateway.table._threads
+    assert gateway.table.discovery.is_running
     wsgi.close()  # type: ignore[attr-defined]
-    assert not gateway.table._threads
+    assert not gateway.table.discovery.is_running
     wsgi.close()  # type: ignore[attr-defined]
     assert statuses == ["200 OK"] * 2
 

@@ -115,7 +115,7 @@ def test_later_worker_that_cannot_is_named_and_the_others_go_on(script: Script) 
     script.replies[2]("")
     assert script.answers == ["worker 1: no memory"]
     assert script.current.name == "gateway 1"
-    assert script.readiness.warnings["config"].endswith("worker 1: no memory")
+    assert script.readiness.warnings["config"] == "active, but not in every worker: worker 1: no memory"
 
 
 def test_first_worker_that_does_not_reply_in_time_refuses(script: Script) -> None:

@@ -25,7 +25,7 @@ def not_ready_reasons(gateway: Gateway, stale_seconds: float | None) -> dict[str
     """
     found = dict(gateway.readiness.not_ready_reasons)
     for source in gateway.table.snapshot.sources.values():
-        age = _age_seconds(source.listed)
+        age = _age_seconds(source.listed_at)
         if age is None:
             found[source.name] = f"no list yet: {source.error or 'listing'}"
         elif stale_seconds is not None and age > stale_seconds:
@@ -37,7 +37,7 @@ def warnings(gateway: Gateway) -> dict[str, str]:
     """Problems that the operator should know of, by their origin; the process may be ready in spite of them."""
     found = dict(gateway.readiness.warnings)
     for source in gateway.table.snapshot.sources.values():
-        age = _age_seconds(source.listed)
+        age = _age_seconds(source.listed_at)
         if source.error is not None and age is not None:
             found[source.name] = f"{source.error} (keeping the list of {age:.0f} s ago, trying again)"
     return found
@@ -95,9 +95,9 @@ def backends(gateway: Gateway) -> dict[str, Any]:
             {
                 "name": source.name,
                 "instances": len(source.instances),
-                "age_seconds": _age_seconds(source.listed),
+                "age_seconds": _age_seconds(source.listed_at),
                 "error": source.error,
-                "failed_seconds_ago": _age_seconds(source.failed),
+                "failed_seconds_ago": _age_seconds(source.failed_at),
             }
             for source in gateway.table.snapshot.sources.values()
         ],

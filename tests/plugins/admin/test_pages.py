@@ -144,11 +144,11 @@ def replaced(gateway: Gateway, **state: Any) -> None:
 
 
 def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gateway, local: Client) -> None:
-    replaced(gateway, listed=monotonic() - 200, error="the engine is gone")
+    replaced(gateway, listed_at=monotonic() - 200, error="the engine is gone")
     response = local.get("/-/ready")
     assert response.status_code == 200
     assert response.json["warnings"]["testing"] == "the engine is gone (keeping the list of 200 s ago, trying again)"
-    replaced(gateway, listed=monotonic() - 301)
+    replaced(gateway, listed_at=monotonic() - 301)
     response = local.get("/-/ready")
     assert response.status_code == 503
     assert response.json["reasons"] == {"testing": "the last list is 301 s old: the engine is gone"}
@@ -156,7 +156,7 @@ def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gatewa
 
 def test_source_without_a_limit_of_age_is_never_too_old() -> None:
     with running_gateway({"plugins": {"admin": {"stale_seconds": None}}}, {"orders": answering()}) as gateway:
-        replaced(gateway, listed=monotonic() - 100_000)
+        replaced(gateway, listed_at=monotonic() - 100_000)
         assert client(gateway).get("/-/ready").status_code == 200
 
 
