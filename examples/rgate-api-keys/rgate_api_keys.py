@@ -130,7 +130,7 @@ def rgate_check_config(config: Config) -> Iterator[ConfigProblem]:
         if (owner := owners.setdefault(key.get_secret_value(), name)) != name:
             yield ConfigProblem(("plugins", "api_keys", "keys", name), f"is the key of {owner!r} too")
     for index, route in enumerate(config.routes):
-        own = route.plugins.get("api_keys")
+        own = route.options.get("api_keys")
         if own and own.keys != options.keys:
             yield ConfigProblem(("routes", index, "plugins", "api_keys", "keys"), "belong under the top-level 'plugins' only")
 

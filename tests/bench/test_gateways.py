@@ -20,7 +20,7 @@ def test_config_of_rgate_is_valid(gateway: Gateway, tmp_path: Path) -> None:
 
     config = load(tmp_path / "config.yml", Registry())
 
-    assert config.backends[0].endpoints == ("http://127.0.0.1:9",)
+    assert config.options("static_endpoints", backend=config.backends[0]).endpoints == ("http://127.0.0.1:9",)
     assert ("stats" in config.disabled) == (gateway.name == "rgate-no-stats")
 
 
