@@ -354,8 +354,7 @@ class Server(BaseWSGIServer):
 
         A relayed or tunnelled connection still counts as one of the server's.
         """
-        # A state of RELAYED without `relayed`: that is over, and no request follows.
-        if connection.state is State.RELAYED and connection.response.relayed is not None:
+        if connection.state is State.RELAYED:
             assert self.streams is not None
             self.streams.add(connection)
         elif connection.state is State.TUNNELLED:
