@@ -508,6 +508,7 @@ class Connection:
     def resume_relayed(self) -> None:
         """Continue after a response that has been relayed. Called by the thread that relayed it, which holds `lock` and must
         not block."""
+        self.state = _BUSY  # whatever follows, it is no longer relayed
         rest, self._pipelined = self._pipelined, b""
         if not self.response.keep_alive:
             is_open = self._finish(rest)

@@ -71,7 +71,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
         | {State.SUSPENDED, State.RELAYED, State.TUNNELLED, State.LINGERING, State.CLOSED}
     ),
     State.SUSPENDED: frozenset({State.BUSY, State.CLOSED}),
-    State.RELAYED: frozenset({State.IDLE, State.YIELDED, State.TUNNELLED, State.LINGERING, State.CLOSED}),
+    State.RELAYED: frozenset({State.BUSY, State.CLOSED}),
     State.YIELDED: frozenset({State.READING_HEAD, State.CLOSED}),
     State.CLOSING_IDLE: frozenset({State.READING_HEAD, State.BUFFERING_BODY, State.BUSY, State.LINGERING, State.CLOSED}),
     State.LINGERING: frozenset({State.CLOSED}),

@@ -299,10 +299,10 @@ SCENARIOS: dict[Callable[[], None], set[Pair]] = {
     handshake_refused(NO_TLS, close=True): {(S.OPENING, S.CLOSING_IDLE), (S.CLOSING_IDLE, S.LINGERING)},
     handshake_refused(GET): {(S.OPENING, S.BUSY)},
     suspended: {(S.BUSY, S.SUSPENDED), (S.SUSPENDED, S.BUSY)},
-    relayed(): {(S.BUSY, S.RELAYED), (S.RELAYED, S.IDLE)},
-    relayed(GET): {(S.RELAYED, S.YIELDED)},
-    relayed(last=True): {(S.RELAYED, S.LINGERING)},
-    relayed_101: {(S.RELAYED, S.TUNNELLED)},
+    relayed(): {(S.BUSY, S.RELAYED), (S.RELAYED, S.BUSY), (S.BUSY, S.IDLE)},
+    relayed(GET): {(S.RELAYED, S.BUSY), (S.BUSY, S.YIELDED)},
+    relayed(last=True): {(S.RELAYED, S.BUSY), (S.BUSY, S.LINGERING)},
+    relayed_101: {(S.RELAYED, S.BUSY), (S.BUSY, S.TUNNELLED)},
     tunnelled: {(S.BUSY, S.TUNNELLED)},
 }
 

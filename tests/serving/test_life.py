@@ -338,7 +338,7 @@ def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callab
 
 
 def test_client_that_leaves_is_known_to_be_gone_before_anything_is_ended() -> None:
-    """Otherwise the callback could end the wait of another request: the thread that resets `on_disconnect` must see the disconnect."""
+    """Otherwise the callback could end the wait of another request: the thread that resets it must see the disconnect."""
     seen: list[bool] = []
     ended = threading.Event()
     running = threading.Event()
