@@ -43,7 +43,7 @@ class Address:
 
 
 class EndpointState:
-    """The current state of one endpoint. Snapshots change, but share this object as long as the endpoint's address stays the same.
+    """The current state of one endpoint. Snapshots share this object while the endpoint's address stays the same.
 
     `active_exchanges` holds the exchanges in flight: adding and discarding are atomic under the interpreter's lock, so no other
     lock is needed and the count cannot drift. `upstream` belongs to the forwarder: the connections to this endpoint.

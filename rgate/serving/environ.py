@@ -49,7 +49,7 @@ def base_environ(server_name: str, port: int, scheme: str, multiprocess: bool) -
 def rejected_environ(error: GatewayError, head: bytes) -> dict[str, Any]:
     """The environ of a request that the server rejects: REJECTION_KEY has the outer chain answer `error`.
 
-    It looks like a GET of /, so that no middleware fails on it. UNPARSED_KEY has what `head`, the part that was received, shows of
+    It looks like a GET of /, so that no middleware fails on it. UNPARSED_KEY has what `head`, the received part, shows of
     the request.
     """
     return {

@@ -76,8 +76,8 @@ def make_directory(path: str) -> None:
 
 
 def admin_sockets(environ: Mapping[str, str] = os.environ, port: int | None = None) -> list[AdminSocket]:
-    """The admin sockets that a process listens on, for one port or for all, accessible ones first. In a systemd unit with a runtime
-    directory only those in it are searched, because another unit may have its own."""
+    """The admin sockets that a process listens on, for one port or for all, accessible ones first. In a systemd unit with a
+    runtime directory only those in it are searched, because another unit may have its own."""
     searched = directories(environ)[: 1 if environ.get("RUNTIME_DIRECTORY", "").startswith("/") else None]
     found = [each for directory in searched for each in _in(directory, port)]
     return sorted(found, key=lambda each: not each.accessible)

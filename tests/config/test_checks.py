@@ -128,8 +128,9 @@ def test_pipeline_decides_what_a_route_can_turn_off() -> None:
 
 def test_body_limit_of_a_route_above_the_servers_is_a_problem() -> None:
     route = f"{ONE_BACKEND}routes: [{{path_prefix: /a, backend: orders, max_body_bytes: 11}}]\n"
+    line = ONE_BACKEND.count("\n") + 1
     assert problems(f"{route}server: {{max_body_bytes: 10}}") == [
-        f"config.yml:{ONE_BACKEND.count(chr(10)) + 1}: routes[0].max_body_bytes: has no effect: server.max_body_bytes is lower (10)"
+        f"config.yml:{line}: routes[0].max_body_bytes: has no effect: server.max_body_bytes is lower (10)"
     ]
     loaded(f"{route}server: {{max_body_bytes: 11}}")
     loaded(route)

@@ -59,7 +59,7 @@ class EngineError(RgateError):
 class Engine:
     """A connection to a Docker engine, for several threads. After an error, close it and make another.
 
-    `url` is the option `plugins.docker.host`; without it, DOCKER_HOST is used, else the current Docker context, else the usual socket.
+    `url` is the option `plugins.docker.host`; without it, DOCKER_HOST, else the current Docker context, else the usual socket.
     DOCKER_TLS_VERIFY and DOCKER_CERT_PATH apply to all of them. Connecting may take 1.5 seconds, an answer 10. Raises
     EngineError.
     """

@@ -12,13 +12,14 @@
         match_labels: [app_name=shop]
         sticky: {cookie: shop_endpoint}
 
-    power_of_two_choices    of two random candidates, the one with fewer requests in flight. Its maximum load is within a small constant
-                     of that of least_requests, without comparing all candidates, and several gateways do not all choose the
-                     same endpoint (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
-    least_requests  the candidate with the fewest requests in flight
-    random           any candidate, busy or not
-    round_robin      one after the other, in the order of their ids
-    hash             always the same candidate for the same client, header or cookie
+    power_of_two_choices  of two random candidates, the one with fewer requests in flight. Its maximum load is within a small
+                          constant of that of least_requests, without comparing all candidates, and several gateways do not
+                          all choose the same endpoint (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing",
+                          2001)
+    least_requests        the candidate with the fewest requests in flight
+    random                any candidate, busy or not
+    round_robin           one after the other, in the order of their ids
+    hash                  always the same candidate for the same client, header or cookie
 
 Endpoints may have weights. Whether the weights of a backend's endpoints differ is determined when discovery or health changes,
 not per request; as long as they do not, weights cost nothing. An endpoint of weight 0 gets only requests with its sticky cookie.
