@@ -163,7 +163,7 @@ def command(
     source = ConfigFile(path, lambda config, registry: _override(config, registry, listen, log_options, access_log))
     try:
         gateway = source.build_gateway()
-        # What the access log writes to stdout may be read by a program, so nothing else goes there then.
+        # A program may read the access log on stdout, so nothing else is printed there then.
         console = Console(sys.stderr if access_log_is_on(gateway.config) else sys.stdout)
         return serve(gateway, console, source=source)
     except RgateError as error:

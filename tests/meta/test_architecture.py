@@ -55,3 +55,31 @@ def test_layers_are_drawn_as_they_are() -> None:
 def test_few_files_are_loose_at_the_top() -> None:
     loose = [name for name in MODULES if "/" not in name]
     assert len(loose) <= MOST_LOOSE_FILES, f"{loose}: put modules into the folders of their subjects"
+
+
+THREAD_NAMES = re.compile(r'"(rgate-(?:\w+(?:-\w+)*)?)')
+LOCKS = re.compile(r"threading\.(?:Lock|RLock|Condition)\(\)")
+
+
+def threads_page() -> str:
+    return (ROOT / "docs" / "threads.md").read_text()
+
+
+def test_every_thread_is_on_the_page() -> None:
+    sources = {str(path.relative_to(PACKAGE)): path.read_text() for path in FILES.values()}
+    rows = [line for line in threads_page().splitlines() if line.startswith("|")]
+    starts = {name: text for name, text in sources.items() if re.search(r"Thread\(|Timer\(", text) and "testing/" not in name}
+    missing = sorted(name for name in starts if not any(f"`{name}`" in row for row in rows))
+    assert not missing, f"docs/threads.md says nothing of the threads of {missing}"
+    names = {name for text in starts.values() for name in THREAD_NAMES.findall(text) if not name.endswith("-")}
+    assert names, "thread names begin with rgate-"
+    unnamed = sorted(name for name in names if not re.search(rf"`{name}[`-]", threads_page()))
+    assert not unnamed, f"docs/threads.md does not name {unnamed}"
+
+
+def test_every_lock_is_on_the_page() -> None:
+    rows = [line for line in threads_page().splitlines() if line.startswith("|")]
+    for name, path in FILES.items():
+        count, relative = len(LOCKS.findall(path.read_text())), str(path.relative_to(PACKAGE))
+        if count and not relative.startswith("testing/"):
+            assert any(f"`{relative}`" in row for row in rows), f"docs/threads.md says nothing of the locks of {name}"
