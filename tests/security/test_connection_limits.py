@@ -87,7 +87,7 @@ def test_connections_that_are_idle_go_for_new_ones_the_oldest_first(
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
             assert client.get("/").body == b"ok"
-        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_AT_ONCE", 1)
+        monkeypatch.setattr("rgate.serving.connection_limits.IDLE_BATCH", 1)
         for ago, client in zip((20, 30, 10), clients, strict=True):
             rested(live, client).idle_since -= ago
         for longest in (1, 0, 2):
@@ -109,7 +109,7 @@ UNFINISHED = {
 def test_connections_with_unfinished_requests_go_for_new_ones_the_oldest_first(
     backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_AT_ONCE", 1)
+    monkeypatch.setattr("rgate.serving.connection_limits.UNFINISHED_BATCH", 1)
     with forwarding(backend, max_connections=3) as live, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(live.url)) for _ in range(3)]
         for client in clients:
@@ -230,7 +230,7 @@ def test_limit_of_connections_is_what_the_open_files_allow(
         raised.clear()
         caplog.clear()
         monkeypatch.setattr("resource.getrlimit", lambda what, now=(soft, hard): now)
-        assert ConnectionLimits(config, TrustedProxies()).most == most, f"{soft} {hard}"
+        assert ConnectionLimits(config, TrustedProxies()).max_connections == most, f"{soft} {hard}"
         assert raised == ([] if wanted is None else [(wanted, hard)])
         assert bool(caplog.records) == (most < 10_000)
 
@@ -238,10 +238,10 @@ def test_limit_of_connections_is_what_the_open_files_allow(
 def test_streams_and_tunnels_count_twice_where_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda what: (1_024, 1_024))
     admission = ConnectionLimits(ServerConfig(max_in_flight=100, max_slow_clients=100), TrustedProxies())
-    assert admission.most == 512
+    assert admission.max_connections == 512
     connections: Any = [SimpleNamespace(idle=False, unfinished=False, late=False)] * 300
-    assert admission.has_room(connections, 212, connections[0], 1, 0.0)
-    assert not admission.has_room(connections, 213, connections[0], 2, 0.0)
+    assert admission.make_room(connections, 212, connections[0], 1, 0.0)
+    assert not admission.make_room(connections, 213, connections[0], 2, 0.0)
 
 
 def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
     assert (
-        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).most == 2_000 - 10 - RESERVED_FDS
+        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).max_connections == 2_000 - 10 - RESERVED_FDS
     )
 
 

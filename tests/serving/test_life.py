@@ -220,7 +220,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patched:
-            patched.setattr("rgate.serving.thread_pool._Worker.start", start)
+            patched.setattr("rgate.serving.thread_pool._PoolThread.start", start)
             client.send(get("/slow"))
             eventually(lambda: "cannot start another thread" in caplog.text)
         other.send(get("/quick"))
@@ -250,7 +250,7 @@ def test_threads_that_cannot_be_started_limit_what_waits_for_backends(monkeypatc
         config = {"backends": [{"name": "b", "endpoints": [url]}], "routes": [{"path_prefix": "/", "backend": "b"}]}
         gateway = stack.enter_context(running_gateway(config))
         server = stack.enter_context(serving(gateway, threads=2, max_in_flight=100))
-        monkeypatch.setattr("rgate.serving.thread_pool._Worker.start", start_few)
+        monkeypatch.setattr("rgate.serving.thread_pool._PoolThread.start", start_few)
         clients = [stack.enter_context(RawClient(server.url)) for _ in range(8)]
         for client in clients:
             client.send(get("/0"))

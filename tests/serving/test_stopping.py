@@ -274,7 +274,7 @@ def test_stop_answers_every_connection_that_there_was(running: Callable[..., tup
 @pytest.mark.parametrize("lent", [True, False], ids=["stopped, with sockets of systemd", "retired"])
 def test_stop_leaves_sockets_to_whoever_serves_them_next(lent: bool) -> None:
     with listen("127.0.0.1", 0) as listener:
-        server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), lent=lent))
+        server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), externally_owned=lent))
         thread = threading.Thread(target=server.run)
         thread.start()
         (server.stop if lent else server.retire)()

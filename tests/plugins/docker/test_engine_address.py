@@ -16,7 +16,7 @@ from .fake_engine import FakeEngine, certificates, tls_engine
 
 
 def test_engine_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"nothing listens there; start Docker, or set DOCKER_HOST or docker\.host"):
+    with pytest.raises(EngineError, match=r"nothing listens there; start Docker, or set DOCKER_HOST or plugins\.docker\.host"):
         Engine(f"unix://{tmp_path}/none")
 
 
