@@ -96,7 +96,7 @@ def _rgate(
     config: dict[str, object] = {
         "routes": [{"path_prefix": PREFIX, "backend": "payment"}],
         "backends": [{"name": "payment", "endpoints": ["http://127.0.0.1:@BACKEND@"]}],
-        "server": {"workers": workers, "max_connections": 16_384},  # the default is 10,000, which idle-10k would meet
+        "server": {"workers": workers},
         "plugins": plugins,
         "use": [{"app": "bench.middleware:noop", "name": f"noop-{number}"} for number in range(middlewares)],
     }

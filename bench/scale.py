@@ -39,8 +39,8 @@ def scale(results: Results) -> Iterator[str]:
         yield "Nothing has been measured yet: `make bench`."
         return
     own = efficiency(results)
-    yield f"Taken: {CORES} cores a machine, used to {UTILISATION:.0%}; the CPU time per request of `{WORKLOAD}`, where heads"
-    yield f"cannot be remembered; for rgate an efficiency of {own:.2f} (`workers`), for all others 1.00."
+    yield f"Assumed: {CORES} cores per machine, at a utilisation of {UTILISATION:.0%}; the CPU time per request of `{WORKLOAD}`,"
+    yield f"where no head is found in a cache; an efficiency of {own:.2f} (`workers`) for rgate, and of 1.00 for all others."
     yield ""
     yield "| | CPU µs/request | " + " | ".join(f"{load:,}/s" for load in LOADS) + " |"
     yield "|---|--:|" + "--:|" * len(LOADS)

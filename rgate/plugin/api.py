@@ -54,7 +54,7 @@ from ..http1.grammar import CONTENTLESS_STATUSES, IDEMPOTENT_METHODS, SAFE_METHO
 from ..http1.target import Target
 from ..log import StreamWriter, json_line, printable, timestamp
 from ..runtime.gateway import Gateway, build
-from ..runtime.worker_channel import WorkerChannel
+from ..runtime.worker_channel import Workers
 from ..serving.admin_server import AdminServer
 from ..serving.readiness import Readiness
 from ..version import VERSION as __version__
@@ -140,7 +140,7 @@ __all__ = [
     "VersionNotSupported",
     "WatchableSource",
     "WeightedPolicy",
-    "WorkerChannel",
+    "Workers",
     "__version__",
     "build",
     "close_body",
