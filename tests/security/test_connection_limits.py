@@ -251,7 +251,8 @@ def test_limit_of_open_files_that_cannot_be_raised_is_borne(monkeypatch: pytest.
     monkeypatch.setattr("resource.getrlimit", lambda what: (2_000, 100_000))
     monkeypatch.setattr("resource.setrlimit", refuse)
     assert (
-        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).max_connections == 2_000 - 10 - RESERVED_FDS
+        ConnectionLimits(ServerConfig(max_in_flight=10, max_slow_clients=0), TrustedProxies()).max_connections
+        == 2_000 - 10 - RESERVED_FDS
     )
 
 
