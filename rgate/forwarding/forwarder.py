@@ -253,7 +253,9 @@ class Forwarder:
         connection.close()
         if connection.aborted:
             raise ClientClosed("before the response") from error
-        if isinstance(error, UpstreamClosed) or not repeatable:
+        if isinstance(error, UpstreamClosed):
+            raise error
+        if not repeatable:
             raise UpstreamClosed(str(error)) from error
         return upstream.pool.connect_new(self._timeouts)
 

@@ -355,7 +355,7 @@ def test_stale_connection_is_none_when_its_408_is_an_answer() -> None:
         assert [len(backend.connections), len(backend.requests)] == [2, 4]
 
 
-def test_stale_connection_is_replaced_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_connection_is_replaced_once_only(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A request that makes a backend close its connections must not be sent for ever."""
     without_looking(monkeypatch)
     received: list[int] = []
@@ -374,6 +374,8 @@ def test_stale_connection_is_replaced_once_only(monkeypatch: pytest.MonkeyPatch)
         resting(live, 1)
         assert client.get().status == 502
         assert received == [0, 0, 1]
+        eventually(lambda: "closed before a response" in caplog.text)
+        assert "closed: closed" not in caplog.text, "the reason is said once"
 
 
 def test_fresh_connection_closed_before_a_response_is_502_and_not_tried_again() -> None:
