@@ -154,6 +154,7 @@ class Supervisor:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._signals = 0
+        self._last_signal = 0
         self._upgrade_requested = False
         self._successor: UpgradeProcess | None = None
         self._successor_deadline = 0.0
@@ -174,8 +175,8 @@ class Supervisor:
         self._requests.send(self.connected_workers(), f"{topic} {encode_arg(argument[:MAX_REPLY])}")
 
     def run(self) -> int:
-        """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one kills the workers. SIGUSR2
-        starts a successor, and drains when that serves. SIGHUP reloads the config."""
+        """Supervise until a signal ends it; the exit code. SIGTERM and SIGINT drain; a second one kills the workers, and the exit
+        code is then 128 plus its number. SIGUSR2 starts a successor, and drains when that serves. SIGHUP reloads the config."""
         self._selector.register(self._wake_receiver, selectors.EVENT_READ)
         noted = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in noted}
@@ -198,7 +199,7 @@ class Supervisor:
                 if (self._signals or code) and not self._stopping:
                     self._begin_stop()
                 if self._stopping and not any(worker.pid for worker in self._workers):
-                    return code
+                    return 128 + self._last_signal if self._signals > 1 else code
                 if self._signals > 1 or (self._kill_at and self._clock() > self._kill_at):
                     self._kill_all()
         finally:
@@ -217,6 +218,7 @@ class Supervisor:
             self._reload_requested = True
         elif number != signal.SIGCHLD:
             self._signals += 1
+            self._last_signal = number
 
     def _start(self, worker: _WorkerSlot) -> None:
         worker.starts += 1

@@ -16,6 +16,7 @@ from rgate.cli import main as cli
 from rgate.testing import ScriptedBackend, http_response
 
 from ..support.processes import GatewayProcess, run_rgate
+from ..support.raw_client import RawClient
 from ..support.waiting import PROCESS_DEADLINE_SECONDS, eventually
 
 
@@ -87,6 +88,25 @@ def test_drain_reaches_every_worker_and_those_that_follow(running: GatewayProces
 
     eventually(both_answer, "another takes its place", PROCESS_DEADLINE_SECONDS)
     eventually(lambda: all(is_drained() for _ in range(20)), "the new worker knows what is drained")
+
+
+def test_second_signal_ends_all_workers_and_exits_with_its_number(tmp_path: Path) -> None:
+    with ScriptedBackend(lambda connection: connection.wait_closed() if connection.read_request() else None) as backend:
+        config = tmp_path / "config.yml"
+        config.write_text(f"""
+routes: [{{path_prefix: /, backend: slow}}]
+backends: [{{name: slow, endpoints: ["{backend.url}"]}}]
+server: {{workers: 2, drain_seconds: 60}}
+plugins: {{disable: [docker, stats]}}
+""")
+        with GatewayProcess(config) as gateway, RawClient(gateway.url) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            backend.wait_for_requests(1)
+            workers = gateway.workers()
+            gateway.process.send_signal(signal.SIGTERM)
+            gateway.output.until("a second signal ends at once")
+            assert gateway.stop() == 128 + signal.SIGTERM
+            assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
