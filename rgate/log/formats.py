@@ -37,7 +37,7 @@ def _second(seconds: int) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-24T14:44:36.123Z ERROR rgate.plugin.registry: …`
+    """`2026-11-24T14:44:36.123Z ERROR rgate.plugin: …`
 
     Further lines, such as a traceback, are indented, so every line that begins with a time is a record. With `colours`, for a
     terminal, a record is coloured by `extra={"colour": …}`, or else by its level.
