@@ -30,7 +30,7 @@ class Payment(BaseHTTPRequestHandler):
     server: Server
 
     def answer(self) -> None:
-        with self.server.answering():
+        with self.server.respond_with():
             self.reply()
             self.wfile.flush()
 
@@ -83,7 +83,7 @@ class Server(ThreadingHTTPServer):
         self.requests = 0
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def respond_with(self) -> Iterator[None]:
         with self.lock:
             self.in_flight += 1
             self.requests += 1

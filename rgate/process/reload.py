@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ..log import configure
-from ..runtime.runtime import CONFIG_NOTICE, freeze, problems_of, refusal
+from ..runtime.runtime import CONFIG_NOTICE, gc_freeze, problems_of, refusal
 from . import systemd
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class WorkersReload:
         configure(config.log.level, config.log.format)
         self._runtime.readiness.warnings.pop(CONFIG_NOTICE, None)
         self._source.update_restart_notice(self._runtime)
-        freeze()
+        gc_freeze()
 
     def _finish(self, reload: _Reload) -> None:
         self._current = None

@@ -102,7 +102,7 @@ def _supervise(
     config, runtime = gateway.config.server, gateway.runtime
 
     def worker_main(index: int, first_time: bool, channel: socket.socket) -> int:
-        inherited.forget()  # the supervisor reports that the gateway is ready
+        inherited.close_ready_fd()  # the supervisor reports that the gateway is ready
         own = listeners.for_worker(index, config.processes).duplicate()
         listeners.close()
         current = runtime.current or gateway
@@ -172,14 +172,14 @@ class _ServerProcess(ABC):
                 stack.enter_context(handle_signals(self.on_signal, on_kill, self.signals, self.signal_handlers))
                 stack.enter_context(self._first.running())
                 stack.enter_context(self.reloads())
-                if self.inherited.takes_over:
+                if self.inherited.is_upgrade:
                     _wait_for_discovery(self.gateway)
                 with self._console_lock:  # so that no change is logged before the table that it changes
                     if self.console and hints is not None:
                         self._print_start(self.console, hints)
                     self._has_started = True
                 gc.collect()
-                gc.freeze()  # not freeze(): unfreezing would give a worker its own copy of every page that it shares
+                gc.freeze()  # not gc_freeze(): unfreezing would give a worker its own copy of every page that it shares
                 self.on_ready()
                 self.server.run()
         finally:
@@ -281,7 +281,7 @@ class _SingleProcess(_ServerProcess):
 
     def on_ready(self) -> None:
         if watchdog_wanted():
-            self.server.beat = _feed_watchdog
+            self.server.heartbeat = _feed_watchdog
         _notify_ready(self.inherited)
 
     def on_signal(self) -> None:
@@ -312,7 +312,7 @@ class _SingleProcess(_ServerProcess):
                 _log.error("no upgrade: %s; this gateway goes on", error)
             return
         notify_main_pid(successor.pid)
-        self.server.retire()
+        self.server.hand_off()
         _log.info("%s", stop_line(self.config, successor.pid))
 
 
@@ -340,7 +340,7 @@ class _WorkerProcess(_ServerProcess):
         workers.on_command("refused", self._note_refused)
         if self.source is not None:
             self.runtime.on_reload = self._reload_all_workers
-        workers.connect(self._channel, on_lost=self.server.stop, on_notice={"stop": self.stop, "retire": self.server.retire})
+        workers.connect(self._channel, on_lost=self.server.stop, on_notice={"stop": self.stop, "retire": self.server.hand_off})
         yield
 
     def _reload_all_workers(self) -> str:
@@ -354,11 +354,11 @@ class _WorkerProcess(_ServerProcess):
 
     def on_ready(self) -> None:
         workers = self.runtime.workers
-        self.server.beat = partial(workers.notify_supervisor, "beat")
+        self.server.heartbeat = partial(workers.notify_supervisor, "beat")
         workers.notify_supervisor("up")
 
     def on_signal(self) -> None:
-        self.server.retire()
+        self.server.hand_off()
 
 
 def _log_change(change: Change) -> None:
@@ -378,7 +378,7 @@ def _wait_for_discovery(gateway: Gateway) -> None:
 
 def _notify_ready(inherited: InheritedSockets) -> None:
     # The process before has said READY=1 for the service, and systemd accepts messages from the main process only.
-    if not inherited.takes_over:
+    if not inherited.is_upgrade:
         notify("READY=1")
     inherited.notify_ready()
 

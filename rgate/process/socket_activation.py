@@ -30,14 +30,14 @@ class InheritedSockets:
     """Listening sockets, and how to report that they are served.
 
     externally_owned  they stay open for the next process even when this one has ended: systemd holds them
-    takes_over  another process serves them until this one is ready
+    is_upgrade  another process serves them until this one is ready
     ready       the descriptor for notify_ready(); None when no other process waits for it
     """
 
     main: tuple[socket.socket, ...] = ()
     redirect: tuple[socket.socket, ...] = ()
     externally_owned: bool = False
-    takes_over: bool = False
+    is_upgrade: bool = False
     ready: int | None = None
 
     def notify_ready(self) -> None:
@@ -45,9 +45,9 @@ class InheritedSockets:
         if self.ready is not None:
             with contextlib.suppress(OSError):
                 os.write(self.ready, READY)
-        self.forget()
+        self.close_ready_fd()
 
-    def forget(self) -> None:
+    def close_ready_fd(self) -> None:
         """Leave notify_ready() to another process, which has the same descriptor."""
         ready, self.ready = self.ready, None
         if ready is not None:

@@ -405,7 +405,7 @@ class Supervisor:
         assert successor is not None
         self._selector.unregister(successor)
         try:
-            successor.conclude(in_time)
+            successor.finish(in_time)
         except RgateError as error:
             _log.error("no upgrade: %s; this gateway goes on", error)
         else:

@@ -32,7 +32,7 @@ __all__ = ["UPGRADE_SECONDS", "UpgradeProcess"]
 UPGRADE_SECONDS: Final = 60.0  # how long this process waits for its successor
 
 # The intermediate process: start the command, report its process number, end as it does.
-_BETWEEN: Final = """
+_LAUNCHER: Final = """
 import os, signal, sys
 tell, command = int(sys.argv[1]), sys.argv[2:]
 os.set_inheritable(tell, False)
@@ -64,7 +64,7 @@ class _Listeners(Protocol):
 class UpgradeProcess:
     """A process with the same command line, environment and directory as this one, and the same Python.
 
-    Wait until fileno() is readable, for at most UPGRADE_SECONDS, then call conclude(). Raises RgateError if it cannot be
+    Wait until fileno() is readable, for at most UPGRADE_SECONDS, then call finish(). Raises RgateError if it cannot be
     started.
     """
 
@@ -85,7 +85,7 @@ class UpgradeProcess:
                 copies.append(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, tell + 1))
             self._between = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", _BETWEEN, str(tell), *command],
+                [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(tell), *command],
                 child_environ(names, ready, listeners.externally_owned),
                 file_actions=[(os.POSIX_SPAWN_DUP2, copy, FIRST_DESCRIPTOR + at) for at, copy in enumerate(copies)],
                 setsigmask=(),
@@ -109,17 +109,17 @@ class UpgradeProcess:
         return self._receiver
 
     def wait(self) -> None:
-        """Wait, at most UPGRADE_SECONDS, and then conclude()."""
+        """Wait, at most UPGRADE_SECONDS, and then finish()."""
         poll = select.poll()
         poll.register(self._receiver, select.POLLIN)
-        self.conclude(in_time=bool(poll.poll(UPGRADE_SECONDS * 1_000)))
+        self.finish(in_time=bool(poll.poll(UPGRADE_SECONDS * 1_000)))
 
     def kill(self) -> None:
-        """Kill the process, so that conclude() raises. Does nothing if it serves already."""
+        """Kill the process, so that finish() raises. Does nothing if it serves already."""
         if not self._serves:
             _kill(self.pid)
 
-    def conclude(self, in_time: bool = True) -> None:
+    def finish(self, in_time: bool = True) -> None:
         """Return if the process serves; otherwise kill it and raise RgateError. If not `in_time`, do not wait for it."""
         try:
             if in_time and os.read(self._receiver, len(READY)) == READY:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..plugin.lifespan import Lifespan
     from .gateway import Gateway
 
-__all__ = ["CONFIG_NOTICE", "Runtime", "freeze", "problems_of", "refusal"]
+__all__ = ["CONFIG_NOTICE", "Runtime", "gc_freeze", "problems_of", "refusal"]
 
 CONFIG_NOTICE: Final = "config"  # the key of readiness.warnings
 MAINTENANCE_INTERVAL_SECONDS: Final = 2.0
@@ -214,7 +214,7 @@ class Runtime:
                 if not self._draining:
                     self._drainer = None
                     break
-        freeze()
+        gc_freeze()
 
     def _maintain(self) -> None:
         while not self._stopping.wait(MAINTENANCE_INTERVAL_SECONDS):
@@ -252,7 +252,7 @@ def refusal(problems: str, partly: bool = False) -> str:
     return f"active, but not in every worker: {problems}" if partly else f"refused, the config before stays active: {problems}"
 
 
-def freeze() -> None:
+def gc_freeze() -> None:
     """Collect garbage, and move all other objects to the collector's permanent generation, which it does not scan while
     requests wait.
 

@@ -37,8 +37,8 @@ class AdminServer:
     """A context manager that serves local routes in plain HTTP at an address of its own, while it is entered.
 
     It has its own threads (two; up to 20 while all are taken, and 16 more for slow clients), so it answers however busy the
-    gateway is. A plugin keeps one across reloads (`gateway.resource`), returns it from `rgate_lifespan`, and calls offer() there
-    with the routes of every gateway; the active gateway's routes are served. Each worker process has one. They share the port,
+    gateway is. A plugin keeps one across reloads (`gateway.resource`), returns it from `rgate_lifespan`, and calls set_routes()
+    there with the routes of every gateway; the active gateway's routes are served. Each worker process has one. They share the port,
     also with the next program during an upgrade, and the kernel distributes the connections. Entering raises PluginError if the
     server cannot listen on the address.
 
@@ -71,16 +71,16 @@ class AdminServer:
         self._on_listen = on_listen
         self._unix_socket = UnixSocketPath(host.removeprefix(UNIX), mode) if host.startswith(UNIX) else None
         self._port_allowlist = IPAllowlist(IPAllowlist.EVERYWHERE, hosts)
-        self._offered: list[tuple[Gateway, WSGIApplication]] = []
+        self._apps: list[tuple[Gateway, WSGIApplication]] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
-    def offer(self, gateway: Gateway, routes: LocalRoutes) -> None:
+    def set_routes(self, gateway: Gateway, routes: LocalRoutes) -> None:
         """Answer `routes` while `gateway` is the current one."""
         admitted = {path: self._route(route) for path, route in routes.items()}
         app = ExchangeScope(_nothing, reject, admitted, gateway.registry.report_failure)
-        self._offered = [*(offered for offered in self._offered if offered[0].is_current), (gateway, app)]
+        self._apps = [*(known for known in self._apps if known[0].is_current), (gateway, app)]
 
     @property
     def url(self) -> str:
@@ -113,8 +113,8 @@ class AdminServer:
             self._unix_socket.unlink()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        offered = self._offered
-        app = next((app for gateway, app in reversed(offered) if gateway.is_current), offered[-1][1])
+        apps = self._apps
+        app = next((app for gateway, app in reversed(apps) if gateway.is_current), apps[-1][1])
         return app(environ, start_response)
 
     def _route(self, route: WSGIApplication | LocalRoute) -> LocalRoute:
@@ -146,7 +146,7 @@ class AdminServer:
         with listen(self._host, self._port, shared=True) if unix_socket is None else unix_socket.bind() as listener:
             server = Server(self, LIMITS, Listeners((listener,)))
         if unix_socket is not None:
-            server.beat = lambda: None if unix_socket.is_listening() else server.stop()
+            server.heartbeat = lambda: None if unix_socket.is_listening() else server.stop()
         return server
 
     def _run(self) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import select
 from typing import Final
 
-__all__ = ["EDGE", "EPOLL", "EXCLUSIVE", "FAILED", "GONE", "READABLE", "WRITABLE"]
+__all__ = ["EDGE_TRIGGERED", "EPOLL", "EXCLUSIVE", "FAILED", "RDHUP", "READABLE", "WRITABLE"]
 
 EPOLL: Final = hasattr(select, "epoll")
 
 READABLE: Final = 0x001
 WRITABLE: Final = 0x004
 FAILED: Final = 0x018  # both halves have ended, mostly by a reset; epoll always reports it
-GONE: Final = 0x2000  # the peer has ended its sending side
+RDHUP: Final = 0x2000  # the peer has ended its sending side
 EXCLUSIVE: Final = 1 << 28  # of several epolls that watch the descriptor, wake one
-EDGE: Final = 1 << 31  # report changes, not states
+EDGE_TRIGGERED: Final = 1 << 31  # report changes, not states

@@ -37,7 +37,7 @@ from .connection_limits import MAX_REJECTING, ConnectionLimits
 from .connection_owner import SharedServices
 from .connection_state import IN_FLIGHT, UNUSED, State
 from .environ import base_environ
-from .events import EDGE, EPOLL, FAILED, GONE, READABLE, WRITABLE
+from .events import EDGE_TRIGGERED, EPOLL, FAILED, RDHUP, READABLE, WRITABLE
 from .head_encoder import HeadEncoder
 from .heap import Heap
 from .listeners import Listeners
@@ -69,7 +69,7 @@ CLIENT_CHECK_SECONDS: Final = 0.25  # how long a response may take before a half
 LAST_ANSWERS_SECONDS: Final = 1.0  # before the end of drain_seconds, for requests that are suspended
 CUT_SECONDS: Final = 1.0  # how long threads have at the very end, after their connections have been aborted
 
-_WATCHED: Final = READABLE | GONE | EDGE
+_WATCHED: Final = READABLE | RDHUP | EDGE_TRIGGERED
 _WATCHED_AND_WRITABLE: Final = _WATCHED | WRITABLE
 _CLOSED_WHEN_DUE: Final = (*UNUSED, State.CLOSING_IDLE)
 _ANSWERED: Final = (State.CLOSING_IDLE, State.LINGERING)
@@ -82,9 +82,9 @@ class Server(BaseWSGIServer):
     It is a Werkzeug server by its class, so that it can stand wherever one is expected; the event loop, threads, sockets and
     connections are its own, and nothing of Werkzeug's or socketserver's handling of requests is used.
 
-    run() blocks the calling thread until stop() or retire() is called from another thread (not from a signal handler: run()
+    run() blocks the calling thread until stop() or hand_off() is called from another thread (not from a signal handler: run()
     may hold the lock that it needs) and everything in flight is answered, or `drain_seconds` have passed. `url` is where it
-    listens. `beat` is called about once a second by the thread that is in run().
+    listens. `heartbeat` is called about once a second by the thread that is in run().
 
     Without `listeners` it opens its own; listeners that are passed in are duplicated and remain the caller's to close. `tls`
     defaults to one made from config.tls (PemError). `readiness` is told whether the thread pool is calm.
@@ -149,7 +149,7 @@ class Server(BaseWSGIServer):
             self._acceptor.add(listener, kind)
         for listener in own.redirect:
             self._acceptor.add(listener, RedirectConnection)
-        self.beat: Callable[[], object] = lambda: None
+        self.heartbeat: Callable[[], object] = lambda: None
         self._last_beat = 0.0
         self._heap = Heap()
 
@@ -215,7 +215,7 @@ class Server(BaseWSGIServer):
         return len(self._connections) > self.limits.max_connections
 
     def run(self) -> None:
-        """Serve until stop() or retire()."""
+        """Serve until stop() or hand_off()."""
         self._acceptor.resume()
         self._thread_pool.start()
         try:
@@ -266,7 +266,7 @@ class Server(BaseWSGIServer):
         """
         self._stop.set()
 
-    def retire(self) -> None:
+    def hand_off(self) -> None:
         """The same when another process goes on to serve the listening sockets: idle connections then stay open for half of
         `drain_seconds`, because their clients have somewhere to go."""
         self._listeners_shared = self._retiring = True
@@ -283,7 +283,7 @@ class Server(BaseWSGIServer):
             connection.events.add(event)  # before the lock is tried: its holder looks for events after releasing it
             if connection.lock.acquire(False):
                 self._run_connection(connection)
-            elif event & (GONE | FAILED):
+            elif event & (RDHUP | FAILED):
                 connection.on_hangup()
         else:
             self._acceptor.accept_ready(fd)
@@ -297,7 +297,7 @@ class Server(BaseWSGIServer):
                 event = 0
                 while events:
                     event |= events.pop()
-                if event & GONE and not connection.client_half_closed and connection.peer_closed:
+                if event & RDHUP and not connection.client_half_closed and connection.peer_closed:
                     connection.client_half_closed = True
                 try:
                     is_open = connection.on_ready(event)
@@ -434,7 +434,7 @@ class Server(BaseWSGIServer):
         if self.now - self._last_beat < BEAT_SECONDS:
             return False
         self._last_beat = self.now
-        self.beat()
+        self.heartbeat()
         self._heap.trim_if_due(self.now, idle=self._tick_seconds == QUIET_TICK_SECONDS)
         return True
 

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from .events import EPOLL, FAILED, GONE
+from .events import EPOLL, FAILED, RDHUP
 
 __all__ = [
     "drop_new_syns",
@@ -66,7 +66,7 @@ def peer_closed(sock: socket.socket | int) -> bool:
         return _is_at_end(sock if isinstance(sock, int) else sock.fileno())
     poll = select.poll()
     try:
-        poll.register(sock, GONE)
+        poll.register(sock, RDHUP)
     except (OSError, ValueError):
         return True
     return bool(poll.poll(0))

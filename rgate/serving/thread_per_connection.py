@@ -13,7 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from .events import GONE, READABLE, WRITABLE
+from .events import RDHUP, READABLE, WRITABLE
 from .sockets import peer_closed
 
 __all__ = ["ThreadPerConnection"]
@@ -77,7 +77,7 @@ class ThreadPerConnection:
             self._checked_at = now
             for fd in list(self._handling):
                 if peer_closed(fd):
-                    self._handle_event(fd, GONE)
+                    self._handle_event(fd, RDHUP)
         return not self._handling
 
     def shutdown(self, timeout_seconds: float) -> bool:

@@ -16,10 +16,10 @@ from ..discovery.model import Address, Endpoint
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["answering", "assert_error", "client", "make_endpoint", "make_environ", "make_exchange"]
+__all__ = ["assert_error", "client", "make_endpoint", "make_environ", "make_exchange", "respond_with"]
 
 
-def answering(
+def respond_with(
     body: bytes | Iterable[bytes] = b"", status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()
 ) -> WSGIApplication:
     """A WSGI app that always returns this response. A `body` of bytes has a Content-Length, an iterable does not."""

@@ -18,7 +18,7 @@ def well(connection: ScriptedConnection) -> None:
         connection.send(http_response(json.dumps({"path": request.line.split()[1], "instance": "one"}).encode()))
 
 
-def answering(response: bytes) -> Callable[[ScriptedConnection], None]:
+def respond_with(response: bytes) -> Callable[[ScriptedConnection], None]:
     def script(connection: ScriptedConnection) -> None:
         while connection.read_request():
             connection.send(response)
@@ -56,10 +56,10 @@ def test_request_that_is_answered_well_is_good_and_says_by_whom(kind: str) -> No
 @pytest.mark.parametrize(
     "script, answer",
     [
-        (answering(http_response(b'{"reason": "refused"}', status="503 Service Unavailable")), "503 refused"),
-        (answering(http_response(b'{"path": "/x?n=another"}')), "200 not_mine"),
-        (answering(http_response(b"no JSON")), "200 not_json"),
-        (answering(b"garbage\r\n\r\n"), "lost not_http"),
+        (respond_with(http_response(b'{"reason": "refused"}', status="503 Service Unavailable")), "503 refused"),
+        (respond_with(http_response(b'{"path": "/x?n=another"}')), "200 not_mine"),
+        (respond_with(http_response(b"no JSON")), "200 not_json"),
+        (respond_with(b"garbage\r\n\r\n"), "lost not_http"),
         (resetting, "lost reset"),
         (ending, "lost closed"),
         (breaking_off, "lost truncated"),

@@ -10,7 +10,7 @@ import pytest
 from rgate import EndpointQueue, Exchange, NoEndpoint
 from rgate.chain.dispatch import RouteDispatch
 from rgate.errors import InternalError
-from rgate.testing import answering, make_endpoint, make_environ, make_exchange
+from rgate.testing import make_endpoint, make_environ, make_exchange, respond_with
 
 
 class Table:
@@ -22,7 +22,7 @@ class Table:
 
 
 def dispatch(table: Table, exchange: Exchange) -> Iterable[bytes]:
-    app = RouteDispatch(table, {"/": answering(b"routed")}, EndpointQueue())  # type: ignore[arg-type]
+    app = RouteDispatch(table, {"/": respond_with(b"routed")}, EndpointQueue())  # type: ignore[arg-type]
     return app(make_environ(exchange=exchange), lambda *_: lambda _: None)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rgate import Middleware, PluginError
 from rgate.chain.pipeline import STANDARD_ORDER, compose, order
-from rgate.testing import answering, client, make_environ, make_exchange
+from rgate.testing import client, make_environ, make_exchange, respond_with
 
 App = Callable[..., Iterable[bytes]]
 
@@ -110,7 +110,7 @@ def tagging(tag: str) -> Middleware:
 
 
 def test_compose_first_is_outermost_and_has_its_own_options() -> None:
-    app = compose(answering(b"x"), [tagging("a"), tagging("b")], {"a": 1, "b": 2}.get)
+    app = compose(respond_with(b"x"), [tagging("a"), tagging("b")], {"a": 1, "b": 2}.get)
     environ = make_environ()
     app(environ, lambda *_: lambda _: None)
     assert environ["seen"] == [("a", 1), ("b", 2)]
@@ -135,7 +135,7 @@ def generator_app(environ: Any, start_response: Any) -> Iterator[bytes]:
 )
 def test_compose_what_is_not_a_wsgi_app_is_refused(wrapped: Any, words: str) -> None:
     with pytest.raises(PluginError, match=f"plugin 'bad': .*{words}"):
-        compose(answering(b""), [Middleware("bad", lambda app, options: wrapped)], lambda name: None)
+        compose(respond_with(b""), [Middleware("bad", lambda app, options: wrapped)], lambda name: None)
 
 
 def test_compose_wrap_that_raises_is_named() -> None:
@@ -143,7 +143,7 @@ def test_compose_wrap_that_raises_is_named() -> None:
         raise TypeError("no such option")
 
     with pytest.raises(PluginError, match=r"plugin 'bad': wrap\(\) raised TypeError: no such option"):
-        compose(answering(b""), [Middleware("bad", wrap)], lambda name: None)
+        compose(respond_with(b""), [Middleware("bad", wrap)], lambda name: None)
 
 
 def test_compose_wrap_that_raises_a_plugin_error_is_left_alone() -> None:
@@ -151,7 +151,7 @@ def test_compose_wrap_that_raises_a_plugin_error_is_left_alone() -> None:
         raise PluginError("mine")
 
     with pytest.raises(PluginError, match=r"^mine$"):
-        compose(answering(b""), [Middleware("bad", wrap)], lambda name: None)
+        compose(respond_with(b""), [Middleware("bad", wrap)], lambda name: None)
 
 
 def test_compose_app_may_be_an_object_with_call() -> None:
@@ -162,5 +162,5 @@ def test_compose_app_may_be_an_object_with_call() -> None:
         def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
             return self.app(environ, start_response)
 
-    app = compose(answering(b"x"), [Middleware("ok", lambda app, options: Wrapped(app))], lambda name: None)
+    app = compose(respond_with(b"x"), [Middleware("ok", lambda app, options: Wrapped(app))], lambda name: None)
     assert client(app, make_exchange()).get("/").data == b"x"

@@ -13,12 +13,12 @@ from rgate.chain.pipeline import compose
 from rgate.chain.plugin_guard import PluginGuard, guarded
 from rgate.testing import (
     ScriptedBackend,
-    answering,
     assert_error,
     client,
     http_response,
     make_environ,
     make_gateway,
+    respond_with,
     running_gateway,
 )
 
@@ -379,7 +379,7 @@ def test_disable_after_does_not_count_failures_of_what_is_outside() -> None:
 
     notices: list[int] = []
     guard = PluginGuard("mine", disable_after=1, on_change=lambda: notices.append(1))
-    app = compose(answering(b""), [guarded(Middleware("mine", lambda app, options: app), guard)], lambda name: None)
+    app = compose(respond_with(b""), [guarded(Middleware("mine", lambda app, options: app), guard)], lambda name: None)
     with pytest.raises(KeyError, match="outside"):
         app(make_environ(), start_response)
     assert not notices and not guard.disabled
@@ -427,6 +427,6 @@ def test_essential_middleware_can_only_fail(name: str, on_error: Any) -> None:
 
 def test_use_entry_can_be_skipped_too() -> None:
     config = {"use": [{"app": f"{__name__}:before", "name": "used", "on_error": "skip", "timed": True}]}
-    with running_gateway(config, {"orders": answering(b"ok")}) as running:
+    with running_gateway(config, {"orders": respond_with(b"ok")}) as running:
         assert client(running).get("/orders").data == b"ok"
         assert "plugin 'used' (use) has failed" in running.readiness.warnings["plugins"]

@@ -14,7 +14,7 @@ from rgate import BadResponse, Exchange, GatewayError, NoEndpoint, RequestError
 from rgate.chain.exchange import ENVIRON_KEY
 from rgate.chain.scope import ExchangeScope, reject
 from rgate.http1.environ import FIELDS_KEY, REJECTION_KEY, TARGET_KEY
-from rgate.testing import answering, make_environ
+from rgate.testing import make_environ, respond_with
 
 App = Callable[..., Iterable[bytes]]
 
@@ -92,13 +92,13 @@ def raising(error: Exception) -> App:
 
 
 def test_scope_whole_body_finishes_before_it_is_handed_over() -> None:
-    scope = Scope(answering(b"hello"))
+    scope = Scope(respond_with(b"hello"))
     assert scope.call().body == [b"hello"]
     assert scope.finished == [(200, 5, None)]
 
 
 def test_scope_body_of_known_length_finishes_before_its_last_byte() -> None:
-    scope = Scope(answering(Body(b"he", b"llo"), headers=[("content-length", "5")]))
+    scope = Scope(respond_with(Body(b"he", b"llo"), headers=[("content-length", "5")]))
     body = iter(scope.call().body)
     assert next(body) == b"he"
     assert not scope.finished
@@ -109,7 +109,7 @@ def test_scope_body_of_known_length_finishes_before_its_last_byte() -> None:
 
 
 def test_scope_body_of_unknown_length_finishes_at_its_end() -> None:
-    scope = Scope(answering(Body(b"he", b"llo")))
+    scope = Scope(respond_with(Body(b"he", b"llo")))
     body = iter(scope.call().body)
     assert [next(body), next(body)] == [b"he", b"llo"]
     assert not scope.finished
@@ -120,14 +120,14 @@ def test_scope_body_of_unknown_length_finishes_at_its_end() -> None:
 
 def test_scope_body_that_is_not_read_finishes_when_closed() -> None:
     inner = Body(b"hello")
-    scope = Scope(answering(inner))
+    scope = Scope(respond_with(inner))
     scope.call().body.close()  # type: ignore[attr-defined]
     assert scope.finished == [(200, 0, None)]
     assert inner.closed == 1
 
 
 def test_scope_body_without_close_can_be_closed() -> None:
-    scope = Scope(answering((b"a", b"b")))
+    scope = Scope(respond_with((b"a", b"b")))
     scope.call().body.close()  # type: ignore[attr-defined]
     assert scope.finished == [(200, 0, None)]
 
@@ -137,7 +137,7 @@ def test_scope_body_whose_close_raises_finishes() -> None:
         def close(self) -> None:
             raise OSError("close")
 
-    scope = Scope(answering(Bad(b"hello")))
+    scope = Scope(respond_with(Bad(b"hello")))
     scope.call().body.close()  # type: ignore[attr-defined]
     assert len(scope.finished) == 1
     assert [str(error) for error in scope.failures] == ["close"]
@@ -183,7 +183,7 @@ def test_scope_exception_that_would_end_a_thread_costs_one_request(error: Any) -
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
 def test_scope_body_with_an_exception_that_would_end_a_thread_breaks_off(error: Any) -> None:
-    scope = Scope(answering(Body(error)))
+    scope = Scope(respond_with(Body(error)))
     assert json.loads(b"".join(in_thread(lambda: list(scope.call().body))))["reason"] == "internal"
 
 
@@ -218,14 +218,14 @@ def test_scope_answer_that_is_not_a_body_is_a_fault(answer: Any) -> None:
 
 @pytest.mark.parametrize("length", ["five", "", "\u0665"])
 def test_scope_invalid_content_length_is_left_to_the_server(length: str) -> None:
-    scope = Scope(answering(Body(b"hello"), headers=[("Content-Length", length)]))
+    scope = Scope(respond_with(Body(b"hello"), headers=[("Content-Length", length)]))
     assert list(scope.call().body) == [b"hello"]
     assert scope.finished == [(200, 5, None)]
 
 
 @pytest.mark.parametrize(("error", "reason"), [(BadResponse("x"), "bad_response"), (ValueError("x"), "internal")])
 def test_scope_body_that_breaks_off_is_an_error_and_raises(error: Exception, reason: str) -> None:
-    scope = Scope(answering(Body(b"he", error)))
+    scope = Scope(respond_with(Body(b"he", error)))
     called = scope.call()
     body = iter(called.body)
     assert next(body) == b"he"
@@ -238,7 +238,7 @@ def test_scope_body_that_breaks_off_is_an_error_and_raises(error: Exception, rea
 
 @pytest.mark.parametrize(("error", "status"), [(BadResponse("x"), 502), (ValueError("x"), 500)])
 def test_scope_body_that_breaks_off_before_anything_has_left_becomes_an_answer(error: Exception, status: int) -> None:
-    scope = Scope(answering(Body(b"", error), headers=[("Content-Length", "5")]))
+    scope = Scope(respond_with(Body(b"", error), headers=[("Content-Length", "5")]))
     called = scope.call()
     blocks = list(called.body)
     assert json.loads(b"".join(blocks))["status_code"] == status
@@ -247,7 +247,7 @@ def test_scope_body_that_breaks_off_before_anything_has_left_becomes_an_answer(e
 
 
 def test_scope_body_that_the_client_breaks_off_is_not_reported() -> None:
-    scope = Scope(answering(Body(RequestError("left"))))
+    scope = Scope(respond_with(Body(RequestError("left"))))
     list(scope.call().body)
     assert [(status, reason) for status, _, reason in scope.finished] == [(400, "bad_request")]
     assert scope.failures == []
@@ -350,19 +350,19 @@ def test_scope_app_that_fails_before_it_begins_late_becomes_an_answer() -> None:
 
 
 def test_scope_request_that_the_server_rejected_goes_through_the_rejected_chain() -> None:
-    scope = Scope(answering(b"never"))
+    scope = Scope(respond_with(b"never"))
     called = scope.call(**{REJECTION_KEY: RequestError("x"), TARGET_KEY: None, FIELDS_KEY: []})
     assert called.started[0][0] == "400 Bad Request"
     assert scope.exchanges == []
 
 
 def test_scope_request_of_another_server_without_a_single_reading_is_refused() -> None:
-    scope = Scope(answering(b"never"))
+    scope = Scope(respond_with(b"never"))
     assert scope.call("/a/../b").started[0][0] == "400 Bad Request"
 
 
 def test_scope_local_route_is_outside_of_the_chain() -> None:
-    scope = Scope(answering(b"chain"), stats=answering(b"local"))
+    scope = Scope(respond_with(b"chain"), stats=respond_with(b"local"))
     assert scope.call("/stats").body == [b"local"]
     assert scope.call("/stats/").body == [b"chain"]
     assert scope.call("/stats?since=1h").body == [b"local"]
@@ -375,7 +375,7 @@ def test_scope_local_route_is_outside_of_the_chain() -> None:
 
 
 def test_scope_local_route_that_fails_becomes_an_answer() -> None:
-    scope = Scope(answering(b"chain"), stats=raising(ZeroDivisionError()))
+    scope = Scope(respond_with(b"chain"), stats=raising(ZeroDivisionError()))
     called = scope.call("/stats")
     assert called.started[0][0] == "500 Internal Server Error"
     assert [type(error) for error in scope.failures] == [ZeroDivisionError]
@@ -383,20 +383,20 @@ def test_scope_local_route_that_fails_becomes_an_answer() -> None:
 
 
 def test_scope_local_route_that_breaks_off_is_reported() -> None:
-    scope = Scope(answering(b"chain"), stats=answering(Body(b"", ZeroDivisionError())))
+    scope = Scope(respond_with(b"chain"), stats=respond_with(Body(b"", ZeroDivisionError())))
     assert json.loads(b"".join(scope.call("/stats").body))["reason"] == "internal"
     assert scope.hooks == ["rgate_local_routes"]
 
 
 def test_scope_options_asterisk_is_answered_by_the_gateway() -> None:
-    scope = Scope(answering(b"chain"))
+    scope = Scope(respond_with(b"chain"))
     called = scope.call(PATH_INFO="*", REQUEST_METHOD="OPTIONS", RAW_URI="*")
     assert called.started == [("204 No Content", [])]
     assert called.body == []
 
 
 def test_scope_puts_the_exchange_into_environ() -> None:
-    scope = Scope(answering(b""))
+    scope = Scope(respond_with(b""))
     scope.call()
     scope.call()
     first, second = scope.exchanges
@@ -447,9 +447,9 @@ def upstream_body(status: str, *blocks: bytes | Exception) -> App:
 @pytest.mark.parametrize(
     ("app", "told"),
     [
-        (answering(b"x"), []),
-        (answering(b"x", status="404 Not Found"), []),
-        (answering(b"x", status="502 Bad Gateway"), [(502, None, 1)]),
+        (respond_with(b"x"), []),
+        (respond_with(b"x", status="404 Not Found"), []),
+        (respond_with(b"x", status="502 Bad Gateway"), [(502, None, 1)]),
         (upstream_body("200 OK", b"abc"), []),
         (upstream_body("500 Broken", b"abc"), [(500, None, 3)]),
         (upstream_body("200 OK", b"abc", BadResponse("cut")), [(200, "bad_response", 3)]),

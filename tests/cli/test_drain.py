@@ -8,7 +8,7 @@ import pytest
 
 from rgate.cli import main as cli
 from rgate.serving.server import Server
-from rgate.testing import ScriptedBackend, answering, closed_port_url, http_response, running_gateway
+from rgate.testing import ScriptedBackend, closed_port_url, http_response, respond_with, running_gateway
 
 from ..support.raw_client import RawClient
 from ..support.serving import serving
@@ -18,7 +18,7 @@ from ..support.serving import serving
 def server() -> Iterator[Server]:
     with (
         running_gateway(
-            {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}, {"orders": [answering(b"1"), answering(b"2")]}
+            {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}, {"orders": [respond_with(b"1"), respond_with(b"2")]}
         ) as gateway,
         serving(gateway) as running,
     ):

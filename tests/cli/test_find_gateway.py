@@ -22,7 +22,7 @@ from rgate.config import load
 from rgate.plugin.registry import Registry
 from rgate.plugins.admin import AdminOptions
 from rgate.serving.runtime_dir import socket_name
-from rgate.testing import answering, client, make_gateway
+from rgate.testing import client, make_gateway, respond_with
 
 from ..config.configs import loaded
 
@@ -130,7 +130,7 @@ def test_url_and_config_cannot_be_combined(sockets: Path, capsys: pytest.Capture
 
 def test_commands_find_the_socket_of_a_gateway(sockets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = {"plugins": {"stats": {"database": f"sqlite:///{tmp_path}/stats.db"}}}
-    gateway = make_gateway(config, {"orders": answering(b"hello")})
+    gateway = make_gateway(config, {"orders": respond_with(b"hello")})
     gateway.runtime.on_reload = lambda: ""
     gateway.runtime.listening = ("127.0.0.1", 9000)
     with gateway.running():

@@ -28,7 +28,7 @@ from rgate.cli.main import main
 from rgate.discovery import Change
 from rgate.plugins import BUILTIN
 from rgate.process.runner import serve, start_line
-from rgate.testing import ScriptedBackend, ScriptedConnection, answering, closed_port_url, http_response, make_gateway
+from rgate.testing import ScriptedBackend, ScriptedConnection, closed_port_url, http_response, make_gateway, respond_with
 from rgate.version import VERSION
 
 from ..support.processes import ROOT, GatewayProcess, Output, run_rgate
@@ -341,7 +341,7 @@ class Sensed(io.StringIO):
 
 def test_serve_prints_hints_and_logs_changes_after_them(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    gateway = make_gateway({"server": {"port": 0}}, {"orders": answering(), "empty": ()})
+    gateway = make_gateway({"server": {"port": 0}}, {"orders": respond_with(), "empty": ()})
     change = Change("!", "orders", ("orders-9",), "no address")
 
     def tell() -> None:

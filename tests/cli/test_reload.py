@@ -10,7 +10,7 @@ from rgate import Gateway, RgateError
 from rgate.cli import main as cli
 from rgate.cli.http_client import parse_url
 from rgate.serving.server import Server
-from rgate.testing import answering, client, closed_port_url, make_gateway, running_gateway
+from rgate.testing import client, closed_port_url, make_gateway, respond_with, running_gateway
 
 from ..support.certificates import authority
 from ..support.serving import serving
@@ -20,7 +20,7 @@ HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway(HERE, {"orders": answering(b"1")}) as gateway:
+    with running_gateway(HERE, {"orders": respond_with(b"1")}) as gateway:
         yield gateway
 
 

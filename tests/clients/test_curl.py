@@ -79,7 +79,7 @@ def test_connection_is_kept_for_several_requests(url: str) -> None:
     assert shown.count("Connected to") == 1 and shown.count("Re-using existing connection") == 2, shown
 
 
-def answering(*blocks: bytes) -> Callable[[ScriptedConnection], None]:
+def respond_with(*blocks: bytes) -> Callable[[ScriptedConnection], None]:
     """A backend that answers by the head alone, and reads nothing more."""
 
     def script(connection: ScriptedConnection) -> None:
@@ -93,7 +93,7 @@ def answering(*blocks: bytes) -> Callable[[ScriptedConnection], None]:
 def test_upload_that_the_backend_refuses_by_its_head_is_not_sent(tmp_path: Path, large: Path) -> None:
     program("curl")
     with (
-        ScriptedBackend(answering(http_response(b"", "401 Unauthorized"))) as backend,
+        ScriptedBackend(respond_with(http_response(b"", "401 Unauthorized"))) as backend,
         gateway(tmp_path, {"/": backend.url}) as url,
     ):
         shown = curl(
@@ -107,7 +107,7 @@ def test_early_hints_and_trailers_reach_who_takes_them(tmp_path: Path) -> None:
     program("curl")
     hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
     body = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nok\n\r\n0\r\nX-Sum: 1\r\n\r\n"
-    with ScriptedBackend(answering(hint, body)) as backend, gateway(tmp_path, {"/": backend.url}) as url:
+    with ScriptedBackend(respond_with(hint, body)) as backend, gateway(tmp_path, {"/": backend.url}) as url:
         shown = curl("--include", "--header", "Sec-Fetch-Mode: navigate", "--header", "TE: trailers", url)
         plain = curl("--include", url)
     assert shown.startswith("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload\n\nHTTP/1.1 200 OK\n"), shown

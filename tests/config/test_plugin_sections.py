@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rgate import ConfigSection, Gateway, Middleware, PluginError, hookimpl
 from rgate.plugin.registry import Registry
-from rgate.testing import answering, client, running_gateway
+from rgate.testing import client, respond_with, running_gateway
 
 from .configs import loaded, problems
 
@@ -72,7 +72,7 @@ def test_section_of_a_backend_reaches_the_middleware_of_its_routes() -> None:
         ],
         "plugins": {"greeter": {"repeat": 3}},
     }
-    apps = dict.fromkeys("abc", answering(b""))
+    apps = dict.fromkeys("abc", respond_with(b""))
     with running_gateway(config, apps, {"greeter": Greeter()}) as gateway:
         said = {path: client(gateway).get(path).headers.get("X-Greeting") for path in ("/a", "/b", "/c", "/own", "/off")}
         assert said == {"/a": "hi 3 hi", "/b": "hello 3 hello", "/c": None, "/own": "hi 7 hi", "/off": None}

@@ -36,7 +36,7 @@ def over_tls(script: Callable[[ScriptedConnection], object]) -> Callable[[Script
     return wrapped
 
 
-def answering(connection: ScriptedConnection) -> None:
+def respond_with(connection: ScriptedConnection) -> None:
     while (request := connection.read_request()) is not None:
         connection.send(http_response(request.body or b"ok"))
 
@@ -52,7 +52,7 @@ def https(backend: ScriptedBackend, host: str = "localhost") -> str:
 
 
 def test_tls_certificate_that_nobody_vouches_for_is_502() -> None:
-    with ScriptedBackend(over_tls(answering)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
+    with ScriptedBackend(over_tls(respond_with)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
         is_fault(client.get(), 502, "tls_failed")
         assert backend.requests == []
 
@@ -61,7 +61,7 @@ def test_tls_certificate_that_nobody_vouches_for_is_502() -> None:
 def test_tls_certificate_of_another_name_is_502(monkeypatch: pytest.MonkeyPatch) -> None:
     known = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest: known(host.replace("other.example", "127.0.0.1"), *rest))
-    with ScriptedBackend(over_tls(answering)) as backend:
+    with ScriptedBackend(over_tls(respond_with)) as backend:
         with forwarding(https(backend, "other.example")) as live, RawClient(live.url) as client:
             is_fault(client.get(), 502, "tls_failed")
         assert backend.requests == []
@@ -89,7 +89,7 @@ def test_tls_handshake_that_stalls_is_a_connect_timeout() -> None:
 
 @pytest.mark.usefixtures("trusted")
 def test_tls_requests_of_every_kind_share_connections() -> None:
-    with ScriptedBackend(over_tls(answering)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
+    with ScriptedBackend(over_tls(respond_with)) as backend, forwarding(https(backend)) as live, RawClient(live.url) as client:
         for _ in range(3):
             assert client.get().body == b"ok"
         client.send(SMALL_POST)

@@ -8,7 +8,7 @@ import pytest
 from rgate import ConfigError, Middleware
 from rgate.config import load_text
 from rgate.plugin.registry import Registry
-from rgate.testing import answering, client, running_gateway
+from rgate.testing import client, respond_with, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -212,7 +212,7 @@ def test_use_entries_run_in_their_places_and_only_where_they_are_not_turned_off(
             {"path_prefix": "/some", "backend": "orders", "plugins": {"inner": False}},
         ],
     }
-    with running_gateway(config, {"orders": answering([b"app"])}) as gateway:
+    with running_gateway(config, {"orders": respond_with([b"app"])}) as gateway:
         assert client(gateway).get("/all").data == b"outer!inner!app"
         assert client(gateway).get("/some").data == b"outer!app"
         assert [name for name in gateway.chains["/all"] if name in ("outer", "routing", "inner", "selection")] == [

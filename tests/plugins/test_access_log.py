@@ -12,7 +12,7 @@ import pytest
 from rgate import ConnectionRefused, Exchange, Gateway, Middleware, RequestError, StreamWriter, UpstreamTruncated, hookimpl
 from rgate.plugins import access_log
 from rgate.plugins.access_log import FIELDS, AccessLog, AccessLogOptions, Record, Sent
-from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import client, make_endpoint, make_environ, make_exchange, make_gateway, respond_with, running_gateway
 
 ENDED = 1_795_509_675.123
 
@@ -170,7 +170,7 @@ class Failing:
                     raise ConnectionRefused("\x9b2J")
                 if environ["QUERY_STRING"] == "request":
                     raise RequestError("wrong")
-                return answering(b"x", status=f"{environ['QUERY_STRING'] or 200} Said")(environ, start_response)
+                return respond_with(b"x", status=f"{environ['QUERY_STRING'] or 200} Said")(environ, start_response)
 
             return fail
 
@@ -179,7 +179,7 @@ class Failing:
 
 def logged(caplog: pytest.LogCaptureFixture, query: str, config: dict[str, Any] | None = None) -> list[logging.LogRecord]:
     caplog.set_level(logging.INFO)
-    with running_gateway(config or {}, {"orders": answering(b"x")}, {"failing": Failing()}) as gateway:
+    with running_gateway(config or {}, {"orders": respond_with(b"x")}, {"failing": Failing()}) as gateway:
         client(gateway).get(f"/orders?{query}", headers={"Host": "shop.example"})
     return [each for each in caplog.records if each.name not in ("rgate.discovery.changes", "rgate.plugin")]
 
@@ -217,7 +217,7 @@ def test_failed_request_in_json_has_its_fields(caplog: pytest.LogCaptureFixture)
 
 def test_request_that_is_refused_by_the_server_is_logged_as_it_was_sent(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    gateway = make_gateway({}, {"orders": answering(b"x")})
+    gateway = make_gateway({}, {"orders": respond_with(b"x")})
     for seen in (("DELETE", "/a/up", "shop.example"), ("", "", "")):
         environ = make_environ()
         environ.update({"rgate.rejection": RequestError("two lengths"), "rgate.unparsed": seen})
@@ -231,10 +231,10 @@ def test_local_route_that_fails_is_not_a_failed_request(caplog: pytest.LogCaptur
     class Local:
         @hookimpl
         def rgate_local_routes(self, gateway: Gateway) -> Any:
-            return {"/local": answering(b"", status="500 Broken")}
+            return {"/local": respond_with(b"", status="500 Broken")}
 
     caplog.set_level(logging.INFO)
-    with running_gateway({}, {"orders": answering(b"x")}, {"local": Local()}) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"x")}, {"local": Local()}) as gateway:
         assert client(gateway).get("/local").status_code == 500
     assert not [each for each in caplog.records if each.name == "rgate.access"]
 
@@ -248,7 +248,7 @@ def test_without_an_access_log_faults_are_logged_and_counted(caplog: pytest.LogC
     "options", [{}, {"plugins": {"access_log": {}}}, {"plugins": {"access_log": {"requests": "none"}}}], ids=str
 )
 def test_gateway_without_a_line_for_all_has_nothing_in_the_chain(options: dict[str, Any]) -> None:
-    gateway = make_gateway(options, {"orders": answering()})
+    gateway = make_gateway(options, {"orders": respond_with()})
     assert "access_log" not in gateway.chains["/orders"]
     assert access_log.rgate_lifespan(gateway) is None
 
@@ -261,7 +261,7 @@ def test_gateway_logs_what_the_client_sent_and_got(
 
     def inner(environ: Any, start_response: Any) -> Any:
         environ.update(PATH_INFO="/changed", RAW_URI="/changed", REQUEST_METHOD="PUT", HTTP_HOST="changed")
-        return answering(b"hello")(environ, start_response)
+        return respond_with(b"hello")(environ, start_response)
 
     config = {"plugins": {"access_log": {"format": form}}}
     with running_gateway(config, {"orders": inner}) as gateway:
@@ -283,7 +283,7 @@ def test_gateway_logs_what_the_client_sent_and_got(
 
 def test_all_may_be_in_the_form_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     config = {"log": {"format": "json"}, "plugins": {"access_log": {"requests": "all", "fields": ["status"]}}}
-    with running_gateway(config, {"orders": answering()}) as gateway:
+    with running_gateway(config, {"orders": respond_with()}) as gateway:
         client(gateway).get("/orders")
     assert json.loads(capsys.readouterr().out) == {"status": 200}
 

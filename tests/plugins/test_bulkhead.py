@@ -16,11 +16,11 @@ from rgate.plugins.bulkhead import ConcurrencyLimit, _limit
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
-    answering,
     assert_error,
     client,
     make_environ,
     make_gateway,
+    respond_with,
     running_gateway,
 )
 
@@ -77,7 +77,7 @@ def hung() -> Hanging:
 
 
 def test_backend_over_its_limit_is_refused_at_once_and_others_are_served(hung: Hanging) -> None:
-    apps = {"hung": hung, "well": answering(b"well"), "other": ()}
+    apps = {"hung": hung, "well": respond_with(b"well"), "other": ()}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung/1", "/hung/2"):
         refused = client(gateway).get("/hung/3")
         assert_error(refused, 503, "overloaded")
@@ -87,7 +87,7 @@ def test_backend_over_its_limit_is_refused_at_once_and_others_are_served(hung: H
 
 
 def test_all_backends_together_over_the_limit_are_refused(hung: Hanging) -> None:
-    apps = {"hung": hung, "well": hung, "other": answering(b"other")}
+    apps = {"hung": hung, "well": hung, "other": respond_with(b"other")}
     with running_gateway(config(), apps) as gateway, hung.holding(gateway, "/hung", "/well", "/well"):
         assert_error(client(gateway).get("/other"), 503, "overloaded")
         assert client(gateway).get("/-/live").status_code == 200
@@ -126,7 +126,7 @@ def waiting(gateway: Gateway, name: str) -> int:
     return len(kept.waiting)
 
 
-@pytest.mark.parametrize("app", [answering(b"list"), answering([b"a", b"b"]), answering(iter(())), failing])
+@pytest.mark.parametrize("app", [respond_with(b"list"), respond_with([b"a", b"b"]), respond_with(iter(())), failing])
 def test_place_is_given_back_whatever_becomes_of_the_request(app: Any) -> None:
     with running_gateway(config(well=1), {"hung": (), "well": app, "other": ()}) as gateway:
         for _ in range(3):
@@ -136,7 +136,7 @@ def test_place_is_given_back_whatever_becomes_of_the_request(app: Any) -> None:
 
 def test_stream_counts_while_its_next_block_is_waited_for_and_not_while_the_client_reads() -> None:
     body = Stream()
-    with running_gateway(config(well=1), {"hung": (), "well": answering(body), "other": ()}) as gateway:
+    with running_gateway(config(well=1), {"hung": (), "well": respond_with(body), "other": ()}) as gateway:
         blocks = iter(gateway(make_environ("/well"), lambda *_: lambda _: None))
         assert next(blocks) == b"first"
         assert waiting(gateway, "well") == 0

@@ -26,13 +26,13 @@ from rgate import (
 )
 from rgate.plugins import faults
 from rgate.testing import (
-    answering,
     assert_error,
     client,
     make_endpoint,
     make_environ,
     make_exchange,
     make_gateway,
+    respond_with,
     running_gateway,
 )
 
@@ -204,7 +204,7 @@ def test_log_tells_apart_faults_by_endpoint_and_by_reason(caplog: pytest.LogCapt
 
 
 def test_answer_and_good_responses_are_valid_wsgi() -> None:
-    for inner in (raising(ConnectionRefused()), answering(b"hello", headers=[("Content-Type", "text/plain")])):
+    for inner in (raising(ConnectionRefused()), respond_with(b"hello", headers=[("Content-Type", "text/plain")])):
         app = validator(guarded(validator(inner)))
         environ = make_environ("/")
         body = app(environ, lambda status, headers, exc_info=None: lambda _: None)
@@ -341,7 +341,7 @@ def test_fault_of_a_plugin_has_the_headers_that_it_says_and_is_no_news_below_500
     caplog.set_level(logging.DEBUG, "rgate.plugins.faults")
     for disabled in (["faults"], []):  # what answers then is the core itself
         config = {"plugins": {"disable": disabled}}
-        with running_gateway(config, {"orders": answering(b"x")}, {"auth": Refusing()}) as gateway:
+        with running_gateway(config, {"orders": respond_with(b"x")}, {"auth": Refusing()}) as gateway:
             response = client(gateway).get("/orders")
         assert_error(response, 401, "unauthorized")
         assert response.headers["WWW-Authenticate"] == "Bearer"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rgate import ConnectionRefused, Middleware, UpstreamTruncated
 from rgate.plugins import normalize
-from rgate.testing import answering, assert_error, client, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_environ, make_exchange, make_gateway, respond_with, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -76,7 +76,7 @@ def answer(
     options: normalize.NormalizeOptions | None = ENVELOPE,
     method: str = "GET",
 ) -> TestResponse:
-    return client(wrapped(answering(body, status, headers), options), make_exchange()).open("/", method=method)
+    return client(wrapped(respond_with(body, status, headers), options), make_exchange()).open("/", method=method)
 
 
 # Headers
@@ -266,7 +266,7 @@ def test_passes_through_passthrough_leaves_bodies_alone() -> None:
 
 def test_limit_known_length_over_it_is_not_read_here() -> None:
     body = Body(b"x" * 11)
-    app = wrapped(answering(body, headers=[TEXT, ("Content-Length", "11")]), LIMIT)
+    app = wrapped(respond_with(body, headers=[TEXT, ("Content-Length", "11")]), LIMIT)
     assert app(make_environ(), Start()) is body
     assert body.read == 0
 
@@ -284,7 +284,7 @@ def test_limit_unknown_length_below_it_is_enveloped_and_closed() -> None:
 def test_limit_unknown_length_over_it_goes_on_as_it_comes() -> None:
     body = Body(*[b"%03d," % number for number in range(100)])
     start = Start()
-    app = wrapped(answering(body, headers=[TEXT, ("ETag", '"abc"')]), LIMIT)
+    app = wrapped(respond_with(body, headers=[TEXT, ("ETag", '"abc"')]), LIMIT)
     blocks = iter(result := app(make_environ(), start))
     assert start.calls == [("200 OK", [TEXT, ("ETag", '"abc"')], None)]
     assert body.read == 3, "it has read further than the block that goes over the limit"
@@ -305,7 +305,7 @@ def test_limit_of_zero_envelopes_empty_bodies_only() -> None:
 def test_body_that_breaks_off_is_closed_and_nothing_has_begun() -> None:
     body, start = Body(b"[", error=UpstreamTruncated("gone")), Start()
     with pytest.raises(UpstreamTruncated):
-        wrapped(answering(body, headers=[JSON]))(make_environ(), start)
+        wrapped(respond_with(body, headers=[JSON]))(make_environ(), start)
     assert (body.closed, start.calls) == (1, [])
 
 
@@ -372,7 +372,7 @@ def test_second_start_replaces_the_first(first: tuple[str, str], second: tuple[s
     "body", [b"hello", b"more than the limit", [b"more than", b" the limit"]], ids=["short", "long", "stream"]
 )
 def test_middleware_is_valid_wsgi(options: Any, body: Any) -> None:
-    app = validator(wrapped(validator(answering(body, headers=[TEXT])), options))
+    app = validator(wrapped(validator(respond_with(body, headers=[TEXT])), options))
     result = app(make_environ("/"), Start())
     assert b"".join(result)
     result.close()  # type: ignore[attr-defined]
@@ -395,13 +395,13 @@ def test_gateway_faults_and_default_response_keep_their_shape() -> None:
 
 
 def test_gateway_body_that_breaks_off_before_it_is_whole_is_a_fault() -> None:
-    app = answering(Body(b"[", error=UpstreamTruncated("gone")), headers=[JSON])
+    app = respond_with(Body(b"[", error=UpstreamTruncated("gone")), headers=[JSON])
     with running_gateway({"plugins": {"normalize": {"format": "envelope"}}}, {"orders": app}) as gateway:
         assert_error(client(gateway).get("/orders"), 502, "truncated")
 
 
 def test_gateway_routes_have_their_own_way() -> None:
-    app = answering(b"[1]", headers=[JSON, ("Keep-Alive", "1")])
+    app = respond_with(b"[1]", headers=[JSON, ("Keep-Alive", "1")])
     config = {
         "plugins": {"normalize": {"format": "envelope", "max_body_bytes": 100}},
         "routes": [
@@ -428,7 +428,7 @@ def test_gateway_only_one_route_may_have_envelopes() -> None:
         {"path_prefix": "/a", "backend": "orders"},
         {"path_prefix": "/b", "backend": "orders", "plugins": {"normalize": {"format": "envelope"}}},
     ]
-    with running_gateway({"routes": routes}, {"orders": answering(b"[1]", headers=[JSON])}) as gateway:
+    with running_gateway({"routes": routes}, {"orders": respond_with(b"[1]", headers=[JSON])}) as gateway:
         assert [client(gateway).get(path).data for path in ("/a", "/b")] == [b"[1]", b'{"status_code": 200, "body": [1]}']
 
 

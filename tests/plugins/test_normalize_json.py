@@ -9,7 +9,7 @@ import pytest
 
 from rgate.plugins.normalize import MAX_COMMAS, MAX_CONTAINERS, _Text, enveloped
 from rgate.plugins.normalize.charset import codec
-from rgate.testing import answering, client, running_gateway
+from rgate.testing import client, respond_with, running_gateway
 
 JSON = _Text(True, "utf-8")
 
@@ -77,7 +77,7 @@ def test_charsets_that_are_unknown_leave_nothing_behind() -> None:
     """Python caches the name of every codec that is looked up, and a backend could send any number of names."""
     with running_gateway(
         {"plugins": {"normalize": {"format": "envelope"}}},
-        {"orders": [answering(b"abc", headers=[("Content-Type", f"text/plain; charset=none-{n}")]) for n in range(5)]},
+        {"orders": [respond_with(b"abc", headers=[("Content-Type", f"text/plain; charset=none-{n}")]) for n in range(5)]},
     ) as gateway:
         assert client(gateway).get("/orders").json == {"status_code": 200, "body": "abc"}
     assert not [name for name in encodings._cache if str(name).startswith("none")]  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from rgate.forwarding.forwarder import _without_prefix
 from rgate.http1.target import Target, parse_target
 from rgate.plugins import routing
 from rgate.plugins.routing import RouteTable
-from rgate.testing import answering, assert_error, client, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_environ, make_exchange, make_gateway, respond_with, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -156,8 +156,8 @@ def guarded(*, strip_prefix: bool = False) -> tuple[RouteTable, WSGIApplication]
     """Routes of which some lie within others, and the middleware that chooses among them."""
     prefixes = ("/", "/admin", "/public", "/public/admin", "/@a")
     routes = [{"path_prefix": prefix, "backend": "orders", "strip_prefix": strip_prefix} for prefix in prefixes]
-    gateway = make_gateway({"routes": routes}, {"orders": answering(b"")})
-    return RouteTable(gateway.routes), routing.rgate_middlewares(gateway).wrap(answering(b""), None)
+    gateway = make_gateway({"routes": routes}, {"orders": respond_with(b"")})
+    return RouteTable(gateway.routes), routing.rgate_middlewares(gateway).wrap(respond_with(b""), None)
 
 
 def routed(app: WSGIApplication, path: str) -> tuple[Route, Target] | None:
@@ -326,12 +326,12 @@ def test_path_prefix_with_ambiguous_signs_is_read_as_it_is_written() -> None:
 
 
 def test_path_without_a_route_in_its_own_reading_has_none() -> None:
-    with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"orders")}) as gateway:
         assert_error(client(gateway).get("/orders%2F1"), 404, "no_route")
 
 
 def test_path_of_which_a_reading_has_no_route_is_refused() -> None:
-    with running_gateway({}, {"orders": answering(b"orders")}) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"orders")}) as gateway:
         assert client(gateway).get("/orders/a%2Fb;c").data == b"orders"
         assert_error(client(gateway).get("/orders/%252e%252e/secret"), 400, "ambiguous_path")
 
@@ -358,8 +358,8 @@ def test_route_is_found_in_every_spelling_of_its_path(target: str) -> None:
 
 
 def test_middleware_sets_the_route() -> None:
-    gateway = make_gateway({}, {"orders": answering(b"")})
-    app = routing.rgate_middlewares(gateway).wrap(answering(b"inside"), None)
+    gateway = make_gateway({}, {"orders": respond_with(b"")})
+    app = routing.rgate_middlewares(gateway).wrap(respond_with(b"inside"), None)
     exchange = make_exchange()
     exchange.route = None
     environ = make_environ("/orders/1", exchange)
@@ -369,8 +369,8 @@ def test_middleware_sets_the_route() -> None:
 
 
 def test_middleware_leaves_the_route_of_an_earlier_router() -> None:
-    gateway = make_gateway({}, {"orders": answering(b"")})
-    app = routing.rgate_middlewares(gateway).wrap(answering(b"inside"), None)
+    gateway = make_gateway({}, {"orders": respond_with(b"")})
+    app = routing.rgate_middlewares(gateway).wrap(respond_with(b"inside"), None)
     exchange = make_exchange()
     before = exchange.route
     app(make_environ("/elsewhere", exchange), lambda *_: lambda _: None)
@@ -379,7 +379,7 @@ def test_middleware_leaves_the_route_of_an_earlier_router() -> None:
 
 def test_middleware_without_a_route_raises_the_default_response() -> None:
     gateway = make_gateway({"default_response": {"body": "nothing here", "status_code": 403, "content_type": "text/plain"}})
-    app = routing.rgate_middlewares(gateway).wrap(answering(b"never"), None)
+    app = routing.rgate_middlewares(gateway).wrap(respond_with(b"never"), None)
     exchange = Exchange()
     environ = make_environ("/", exchange)
     environ["rgate.target"] = parse_target("GET", "/")
@@ -389,7 +389,7 @@ def test_middleware_without_a_route_raises_the_default_response() -> None:
 
 
 def test_gateway_routes_by_what_it_forwards() -> None:
-    with running_gateway({}, {"orders": answering(b"orders"), "payment": answering(b"payment")}) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"orders"), "payment": respond_with(b"payment")}) as gateway:
         assert client(gateway).get("/orders/1").data == b"orders"
         assert client(gateway).get("/payment?x").data == b"payment"
         assert_error(client(gateway).get("/ordersx"), 404, "no_route")
@@ -410,6 +410,6 @@ def test_gateway_router_of_a_plugin_decides_before() -> None:
 
             return Middleware("router", wrap, before="routing", modifies_request=False)
 
-    backends = {"orders": answering(b"orders"), "payment": answering(b"payment")}
+    backends = {"orders": respond_with(b"orders"), "payment": respond_with(b"payment")}
     with running_gateway({}, backends, {"router": Router()}) as gateway:
         assert client(gateway).get("/orders").data == b"payment"

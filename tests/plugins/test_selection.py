@@ -11,7 +11,7 @@ import pytest
 from rgate import Endpoint, Exchange, NoEndpoint, hookimpl
 from rgate.plugins import selection
 from rgate.plugins.selection import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
-from rgate.testing import answering, client, make_endpoint, make_environ, make_exchange, make_gateway, running_gateway
+from rgate.testing import client, make_endpoint, make_environ, make_exchange, make_gateway, respond_with, running_gateway
 
 THREE = tuple(make_endpoint(f"orders-{number}") for number in (1, 2, 3))
 
@@ -82,7 +82,7 @@ def test_round_robin_many_threads_share_exactly() -> None:
 
 
 def test_middleware_without_candidates_raises_no_endpoint() -> None:
-    app = selection.rgate_middlewares(make_gateway()).wrap(answering(b"never"), None)
+    app = selection.rgate_middlewares(make_gateway()).wrap(respond_with(b"never"), None)
     with pytest.raises(NoEndpoint):
         app(make_environ(exchange=make_exchange(candidates=())), lambda *_: lambda _: None)
 
@@ -101,7 +101,7 @@ def test_middleware_one_candidate_asks_no_policy() -> None:
     backends = [{"name": "orders", "match_labels": ["a=b"], "policy": "unasked"}]
     gateway = make_gateway({"backends": backends}, plugins={"unasked": Unasked()})
     exchange = make_exchange(candidates=THREE[:1])
-    client(selection.rgate_middlewares(gateway).wrap(answering(), None), exchange).get("/")
+    client(selection.rgate_middlewares(gateway).wrap(respond_with(), None), exchange).get("/")
     assert exchange.endpoint is THREE[0]
 
 
@@ -110,7 +110,7 @@ def test_middleware_every_backend_by_its_own_policy() -> None:
         {"name": "orders", "match_labels": ["a=b"], "policy": "round_robin"},
         {"name": "payment", "match_labels": ["a=c"]},
     ]
-    apps = {name: [answering(f"{name}-{number}".encode()) for number in (1, 2)] for name in ("orders", "payment")}
+    apps = {name: [respond_with(f"{name}-{number}".encode()) for number in (1, 2)] for name in ("orders", "payment")}
     routes = [{"path_prefix": f"/{name}", "backend": name} for name in apps]
     with running_gateway({"backends": backends, "routes": routes}, apps) as gateway:
         asked = client(gateway)

@@ -11,17 +11,17 @@ from rgate import ConfigError, Gateway
 from rgate.plugins.selection.affinity import StickyCookie, cookie, key_of
 from rgate.testing import (
     ScriptedBackend,
-    answering,
     client,
     closed_port_url,
     http_response,
     make_endpoint,
     make_environ,
     make_gateway,
+    respond_with,
     running_gateway,
 )
 
-THREE = {"x": [answering(f"x-{number}".encode()) for number in (1, 2, 3)]}
+THREE = {"x": [respond_with(f"x-{number}".encode()) for number in (1, 2, 3)]}
 
 
 def config(**backend: object) -> dict[str, object]:

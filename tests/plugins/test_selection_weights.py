@@ -11,7 +11,7 @@ import pytest
 
 from rgate import Endpoint, Exchange, Gateway, Middleware, hookimpl
 from rgate.plugins.selection import ConsistentHash, LeastRequests, PowerOfTwoChoices, Random, RoundRobin
-from rgate.testing import answering, assert_error, client, make_endpoint, make_exchange, running_gateway
+from rgate.testing import assert_error, client, make_endpoint, make_exchange, respond_with, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -152,7 +152,7 @@ def test_gateway_policy_that_cannot_weigh_is_asked_without_what_has_weight_0() -
 
 
 def test_gateway_claim_takes_the_requests_that_it_claims() -> None:
-    with running_gateway({}, {"x": [answering(b"x-1"), answering(b"x-2")]}) as gateway:
+    with running_gateway({}, {"x": [respond_with(b"x-1"), respond_with(b"x-2")]}) as gateway:
         trial = gateway.table.snapshot.endpoints["x"][0]
         asked: list[str] = []
 
@@ -170,7 +170,7 @@ def test_gateway_claim_takes_the_requests_that_it_claims() -> None:
 
 
 def test_gateway_only_endpoint_on_trial_lets_one_request_through() -> None:
-    with running_gateway({}, {"x": answering(b"x-1")}) as gateway:
+    with running_gateway({}, {"x": respond_with(b"x-1")}) as gateway:
         trial = gateway.table.snapshot.endpoints["x"][0]
         answers = iter([True, False])
         trial.state.weight_factor, trial.state.try_acquire_trial = 0.0, lambda environ: next(answers)

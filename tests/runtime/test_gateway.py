@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rgate import Exchange, Gateway, Middleware, PluginError, SelectionPolicy, Timeouts, build, hookimpl
-from rgate.testing import ScriptedBackend, answering, assert_error, client, make_gateway, running_gateway
+from rgate.testing import ScriptedBackend, assert_error, client, make_gateway, respond_with, running_gateway
 
 from ..support.waiting import eventually
 
@@ -106,7 +106,7 @@ def test_build_chain_is_the_routes_own_inside_of_routing() -> None:
         "inner": Plugin(middlewares=noting("inner", seen)),
         "outer": Plugin(middlewares=noting("outer", seen, before="routing")),
     }
-    with running_gateway(ROUTES, {"orders": answering(b"ok")}, plugins) as gateway:
+    with running_gateway(ROUTES, {"orders": respond_with(b"ok")}, plugins) as gateway:
         assert client(gateway).get("/on").data == client(gateway).get("/off").data == b"ok"
         assert seen == ["outer", "inner", "outer"]
         on, off = gateway.chains["/on"], gateway.chains["/off"]
@@ -134,20 +134,20 @@ def test_build_refused_requests_pass_the_outer_chain_alone() -> None:
         "inner": Plugin(middlewares=noting("inner", seen)),
         "outer": Plugin(middlewares=noting("outer", seen, before="faults")),
     }
-    with running_gateway(ROUTES, {"orders": answering(b"ok")}, plugins) as gateway:
+    with running_gateway(ROUTES, {"orders": respond_with(b"ok")}, plugins) as gateway:
         assert_error(client(gateway).get("/on/../x", environ_overrides={"RAW_URI": "/on/../x"}), 400, "bad_request")
     assert seen == ["outer"]
 
 
 def test_build_local_routes_of_plugins_are_answered() -> None:
-    with running_gateway({}, {}, {"mine": Plugin(local_routes={"/mine": answering(b"local")})}) as gateway:
+    with running_gateway({}, {}, {"mine": Plugin(local_routes={"/mine": respond_with(b"local")})}) as gateway:
         assert client(gateway).get("/mine").data == b"local"
         assert_error(client(gateway).get("/mine/x"), 404, "no_route")
         assert "/mine" in gateway.local_routes
 
 
 def test_build_two_plugins_with_one_local_route_are_refused() -> None:
-    plugins = {name: Plugin(local_routes={"/mine": answering(b"")}) for name in ("one", "two")}
+    plugins = {name: Plugin(local_routes={"/mine": respond_with(b"")}) for name in ("one", "two")}
     with pytest.raises(PluginError, match="two plugins answer the local route '/mine'"):
         make_gateway({}, {}, plugins)
 
@@ -162,7 +162,7 @@ class First:
 def test_build_policy_of_a_plugin_can_be_chosen() -> None:
     policy: SelectionPolicy = First()
     config = {"backends": [{"name": "orders", "match_labels": ["testing=orders"], "policy": "first"}]}
-    backends = {"orders": [answering(b"1"), answering(b"2")]}
+    backends = {"orders": [respond_with(b"1"), respond_with(b"2")]}
     with running_gateway(config, backends, {"first": Plugin(policies=policy)}) as gateway:
         assert {client(gateway).get("/orders").data for _ in range(20)} == {b"1"}
 
@@ -206,7 +206,7 @@ def test_running_enters_lifespans_around_discovery_and_leaves_them_in_reverse() 
         return span
 
     plugins = {name: Plugin(lifespan=lifespan(name)) for name in ("a", "b")}
-    with running_gateway({}, {"orders": answering(b"")}, plugins) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"")}, plugins) as gateway:
         assert happened == ["a enters 0", "b enters 0"]
         assert sum(map(len, gateway.table.snapshot.endpoints.values())) == 1
         happened.clear()

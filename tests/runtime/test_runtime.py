@@ -15,7 +15,7 @@ import pytest
 
 from rgate import ConfigError, ConfigProblem, Gateway, Middleware, build, hookimpl
 from rgate.runtime.runtime import Runtime
-from rgate.testing import answering, client, make_gateway
+from rgate.testing import client, make_gateway, respond_with
 
 from ..support.waiting import eventually
 
@@ -35,7 +35,7 @@ class Life:
         self.number += 1
         body = b"%d" % self.number
         gateway.resource("life", self.key, lambda: Thing(self.happened, self.key))
-        return Middleware("life", lambda app, options: answering(body), before="stats")
+        return Middleware("life", lambda app, options: respond_with(body), before="stats")
 
     @hookimpl
     def rgate_lifespan(self, gateway: Gateway) -> Any:
@@ -231,7 +231,7 @@ def test_prefork_runtime_replaces_its_gateway_at_once_and_starts_the_last_one(li
 
 def test_gateway_cannot_be_changed_once_it_is_built() -> None:
     with pytest.raises(AttributeError, match=r"gateway\.app cannot change"):
-        make_gateway().app = answering(b"")
+        make_gateway().app = respond_with(b"")
 
 
 def test_commands_of_other_workers_are_run_by_the_current_gateway(world: World) -> None:

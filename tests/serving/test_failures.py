@@ -39,7 +39,7 @@ class Body:
         self.closed.set()
 
 
-def answering(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
+def respond_with(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response(status, [*headers])
         return body
@@ -95,7 +95,7 @@ GET_10 = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 )
 @pytest.mark.parametrize("body", [[b"x"], (b"x",)], ids=["whole", "blocks"])
 def test_response_that_cannot_be_sent_is_500(status: str, headers: Headers, body: Any, caplog: pytest.LogCaptureFixture) -> None:
-    (response,), _ = responses(answering(body, *headers, status=status), GET)
+    (response,), _ = responses(respond_with(body, *headers, status=status), GET)
     assert response.line == "HTTP/1.1 500 Internal Server Error"
     assert json.loads(response.body)["reason"] == "internal"
     assert caplog.records[-1].levelname == "ERROR"
@@ -171,7 +171,7 @@ def test_app_that_fails_before_its_head_is_500_and_the_connection_ends(app: Call
 
 
 def test_app_that_yields_text_is_cut_off_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(answering(("text",))) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
+    with serving(respond_with(("text",))) as server, RawClient(server.url) as client:  # type: ignore[arg-type]
         client.send(GET)
         assert not client.rest().endswith(b"0\r\n\r\n")
     assert "the response broke off" in caplog.text
@@ -203,7 +203,7 @@ CUTS: dict[str, tuple[Any, Headers, bytes]] = {
 @pytest.mark.parametrize(("blocks", "headers", "request_"), CUTS.values(), ids=CUTS)
 def test_response_that_breaks_off_never_looks_complete(blocks: Any, headers: Headers, request_: bytes) -> None:
     body = Body(*blocks)
-    with serving(answering(body, *headers)) as server, RawClient(server.url) as client:
+    with serving(respond_with(body, *headers)) as server, RawClient(server.url) as client:
         client.send(request_)
         response = client.response()
         assert not response.complete, "a client would take this for the whole response"
@@ -213,5 +213,5 @@ def test_response_that_breaks_off_never_looks_complete(blocks: Any, headers: Hea
 
 
 def test_response_whole_block_too_short_breaks_off() -> None:
-    with serving(answering([b"he"], ("Content-Length", "5"))) as server, RawClient(server.url) as client:
+    with serving(respond_with([b"he"], ("Content-Length", "5"))) as server, RawClient(server.url) as client:
         assert not client.get().complete

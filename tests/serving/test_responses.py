@@ -43,7 +43,7 @@ class Body:
         self.closed.set()
 
 
-def answering(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
+def respond_with(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response(status, [*headers])
         return body
@@ -113,7 +113,7 @@ def test_response_has_exactly_one_framing(
     body: Any, headers: Headers, status: str, request_: bytes, expected: tuple[str | None, ...], content: bytes, stays: bool
 ) -> None:
     blocks = [block if isinstance(block, bytes) else block.encode() for block in body]
-    app = answering(blocks if isinstance(body, list) else tuple(blocks), *headers, status=status)
+    app = respond_with(blocks if isinstance(body, list) else tuple(blocks), *headers, status=status)
     # Twice: what is remembered of the first response must make no difference.
     found, open_ = responses(app, *[request_] * (2 if stays else 1))
     for response in found:
@@ -145,7 +145,7 @@ def test_response_of_a_head_that_is_remembered_is_cut_to_each_body() -> None:
 
 def test_response_headers_keep_order_count_and_bytes() -> None:
     headers = [("Set-Cookie", "a=1"), ("X-Name", "caf\xe9"), ("set-cookie", "b=2"), ("Server", "mine"), ("X", "")]
-    (response, again), _ = responses(answering([b""], *headers), GET, GET)
+    (response, again), _ = responses(respond_with([b""], *headers), GET, GET)
     for one in (response, again):
         assert [pair for pair in one.headers if pair[0] not in ("Date", "Content-Length")] == headers
 
@@ -159,23 +159,25 @@ def test_response_hop_by_hop_headers_of_the_app_are_dropped() -> None:
         ("Proxy-Connection", "x"),
         ("Connection", "x-foo"),
     ]
-    (response,), open_ = responses(answering([b""], *headers), GET)
+    (response,), open_ = responses(respond_with([b""], *headers), GET)
     assert {name for name, _ in response.headers} == {"Date", "Content-Length"}
     assert open_
 
 
 def test_response_date_is_added_once_unless_the_app_has_one() -> None:
-    (response,), _ = responses(answering([b""]), GET)
+    (response,), _ = responses(respond_with([b""]), GET)
     date = parsedate_to_datetime(str(response.value("Date")))
     assert abs((datetime.now(date.tzinfo) - date).total_seconds()) < 10
-    (response,), _ = responses(answering([b""], ("date", "yesterday")), GET)
+    (response,), _ = responses(respond_with([b""], ("date", "yesterday")), GET)
     assert response.values("Date") == ["yesterday"]
     assert response.values("Server") == []
 
 
 def test_body_is_closed_after_its_end() -> None:
     body = Body(b"a", b"b")
-    (response,), _ = responses(lambda e, s: answering(body)(e, s) if e["REQUEST_METHOD"] == "GET" else answering([])(e, s), GET)
+    (response,), _ = responses(
+        lambda e, s: respond_with(body)(e, s) if e["REQUEST_METHOD"] == "GET" else respond_with([])(e, s), GET
+    )
     assert response.body == b"ab"
     assert body.closed.is_set()
 
@@ -185,7 +187,7 @@ def test_body_whose_close_fails_ends_the_connection(caplog: pytest.LogCaptureFix
         def close(self) -> None:
             raise ValueError("in close")
 
-    with serving(answering(Bad(b"a", b"b"))) as server, RawClient(server.url) as client:
+    with serving(respond_with(Bad(b"a", b"b"))) as server, RawClient(server.url) as client:
         assert client.get().body == b"ab"
         assert client.is_closed()
     assert "closing the response failed" in caplog.text
@@ -198,7 +200,7 @@ def test_blocks_go_out_as_they_come() -> None:
         passed(go_on)
         return b"second"
 
-    with serving(answering(Body(b"first", second))) as server, RawClient(server.url) as client:
+    with serving(respond_with(Body(b"first", second))) as server, RawClient(server.url) as client:
         client.send(GET)
         assert client.until(b"first\r\n").endswith(b"\r\n5\r\nfirst\r\n")
         go_on.set()
@@ -294,7 +296,7 @@ def test_flush_head_sends_the_head_before_any_block() -> None:
 def test_client_that_leaves_is_no_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "rgate.serving")
     body = Body(b"x" * 1_000, *[b"x" * 1_000_000] * 50)
-    with serving(answering(body)) as server, RawClient(server.url) as client:
+    with serving(respond_with(body)) as server, RawClient(server.url) as client:
         client.send(GET)
         client.until(b"xxx")
         client.reset()
@@ -305,7 +307,7 @@ def test_client_that_leaves_is_no_error_of_the_app(caplog: pytest.LogCaptureFixt
 
 def test_slow_reader_gets_everything() -> None:
     blocks = [bytes([number]) * 100_000 for number in range(60)]
-    with serving(answering(Body(*blocks), ("Content-Length", "6000000"))) as server, RawClient(server.url) as client:
+    with serving(respond_with(Body(*blocks), ("Content-Length", "6000000"))) as server, RawClient(server.url) as client:
         client.send(GET)
         client.until(b"\r\n\r\n")
         assert b"".join(client.read(1_000_000) for _ in range(6)) == b"".join(blocks)
@@ -313,7 +315,7 @@ def test_slow_reader_gets_everything() -> None:
 
 def test_reader_that_stops_is_given_up_after_write_seconds() -> None:
     body = Body(*[b"x" * 1_000_000] * 100)
-    with serving(answering(body), write_seconds=0.05) as server, RawClient(server.url) as client:
+    with serving(respond_with(body), write_seconds=0.05) as server, RawClient(server.url) as client:
         client.send(GET)
         passed(body.closed)
         assert not client.response().complete

@@ -277,7 +277,7 @@ def test_stop_leaves_sockets_to_whoever_serves_them_next(lent: bool) -> None:
         server = Server(echo, ServerConfig(port=1, threads=2), Listeners((listener,), externally_owned=lent))
         thread = threading.Thread(target=server.run)
         thread.start()
-        (server.stop if lent else server.retire)()
+        (server.stop if lent else server.hand_off)()
         thread.join(10)
         assert not thread.is_alive()
         with RawClient(server.url) as client:
@@ -290,7 +290,7 @@ def test_retire_keeps_idle_connections_longer(running: Callable[..., tuple[Serve
     server, thread = running(echo, idle_drain_seconds=0, drain_seconds=100)
     with RawClient(server.url) as client:
         assert client.get().status == 200
-        server.retire()
+        server.hand_off()
         eventually(lambda: server.draining)
         ticks = server.ticks
         eventually(lambda: server.ticks > ticks + 5)
@@ -306,7 +306,7 @@ def test_beat_goes_on_to_the_end(
     app = Holding()
     server, thread = running(app)
     beats = threading.Semaphore(0)
-    server.beat = beats.release
+    server.heartbeat = beats.release
     with RawClient(server.url) as client:
         client.send(get("/slow"))
         eventually(lambda: app.running)
@@ -329,7 +329,7 @@ def test_retire_serves_those_that_only_it_may_have_been_told_of(
         server._acceptor.pause()
         with RawClient(server.url) as client:
             client.send(get("/"))
-            server.retire()
+            server.hand_off()
             assert client.response().status == 200
         thread.join(10)
         assert not thread.is_alive()

@@ -17,7 +17,6 @@ from rgate import ConfigError, ConfigSection, Exchange, Gateway, Middleware, hoo
 from rgate.testing import (
     ScriptedBackend,
     ScriptedConnection,
-    answering,
     assert_error,
     client,
     closed_port_url,
@@ -26,6 +25,7 @@ from rgate.testing import (
     make_environ,
     make_exchange,
     make_gateway,
+    respond_with,
     running_gateway,
 )
 
@@ -64,7 +64,7 @@ class Greeter:
 def test_client_with_an_exchange_writes_and_finishes_it() -> None:
     exchange, seen = make_exchange(), []
     exchange.on_finish(lambda exchange: seen.append((exchange.status, exchange.bytes_sent)))
-    response = client(answering([b"a", b"bc"], "201 Created"), exchange).get("/")
+    response = client(respond_with([b"a", b"bc"], "201 Created"), exchange).get("/")
     assert (response.status, response.data, seen) == ("201 Created", b"abc", [(201, 3)])
 
 
@@ -78,7 +78,7 @@ def test_client_with_an_exchange_closes_the_body() -> None:
         def close(self) -> None:
             closed.set()
 
-    client(answering(Body()), make_exchange()).get("/")
+    client(respond_with(Body()), make_exchange()).get("/")
     assert closed.is_set()
 
 
@@ -106,7 +106,7 @@ def test_make_endpoint_is_as_busy_as_asked() -> None:
     ],
 )
 def test_assert_error_says_what_is_wrong(body: Any, headers: Any, complaint: str | None) -> None:
-    app = answering(json.dumps(body).encode(), "503 Service Unavailable", headers or [("Content-Type", "application/json")])
+    app = respond_with(json.dumps(body).encode(), "503 Service Unavailable", headers or [("Content-Type", "application/json")])
     response = client(app).get("/")
     if complaint is None:
         assert assert_error(response, 503, "refused") == body
@@ -117,14 +117,14 @@ def test_assert_error_says_what_is_wrong(body: Any, headers: Any, complaint: str
 
 def test_assert_error_of_another_status_shows_the_response() -> None:
     with pytest.raises(AssertionError, match=r"status 503, got 200 OK.*surprise"):
-        assert_error(client(answering(b"surprise")).get("/"), 503, "refused")
+        assert_error(client(respond_with(b"surprise")).get("/"), 503, "refused")
 
 
 # In a gateway
 
 
 def test_gateway_backends_are_declared_and_routed() -> None:
-    with running_gateway({}, {"orders": answering(b"orders"), "payment": answering(b"payment"), "empty": ()}) as gateway:
+    with running_gateway({}, {"orders": respond_with(b"orders"), "payment": respond_with(b"payment"), "empty": ()}) as gateway:
         asked = client(gateway)
         assert [asked.get(path).data for path in ("/orders/1", "/payment")] == [b"orders", b"payment"]
         assert_error(asked.get("/empty"), 503, "no_endpoint")
@@ -136,7 +136,7 @@ def test_gateway_yaml_and_environment_are_read() -> None:
         routes: [{path_prefix: "${PREFIX}", backend: orders}]
         backends: [{name: orders, match_labels: [app=orders]}]
     """
-    with running_gateway(config, {"orders": answering(b"ok")}, environ={"PREFIX": "/shop"}) as gateway:
+    with running_gateway(config, {"orders": respond_with(b"ok")}, environ={"PREFIX": "/shop"}) as gateway:
         assert client(gateway).get("/shop").data == b"ok"
 
 
@@ -149,13 +149,13 @@ def test_gateway_plugin_has_its_options_for_each_route() -> None:
             {"path_prefix": "/c", "backend": "orders", "plugins": {"greeter": False}},
         ],
     }
-    with running_gateway(config, {"orders": answering()}, {"greeter": Greeter()}) as gateway:
+    with running_gateway(config, {"orders": respond_with()}, {"greeter": Greeter()}) as gateway:
         assert [client(gateway).get(path).headers.get("X-Greeting") for path in ("/a", "/b", "/c")] == ["hi", "bye", None]
 
 
 def test_gateway_plugin_alone_by_its_hook() -> None:
     middleware = Greeter().rgate_middlewares(make_gateway())
-    response = client(middleware.wrap(answering(b"x"), Options()), make_exchange()).get("/")
+    response = client(middleware.wrap(respond_with(b"x"), Options()), make_exchange()).get("/")
     assert response.headers["X-Greeting"] == "hello"
 
 

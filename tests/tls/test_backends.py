@@ -28,7 +28,7 @@ GATEWAY = TRUSTED.issue("gateway.internal", common_name="gateway")
 Script = Callable[[ScriptedConnection], object]
 
 
-def answering(connection: ScriptedConnection) -> None:
+def respond_with(connection: ScriptedConnection) -> None:
     while (request := connection.read_request()) is not None:
         connection.send(http_response(request.body or b"ok"))
 
@@ -36,7 +36,7 @@ def answering(connection: ScriptedConnection) -> None:
 class SecureBackend(ScriptedBackend):
     """A backend that speaks TLS. `failures` are the handshakes that have come to nothing, `shown` what clients are."""
 
-    def __init__(self, pair: Pair, script: Script = answering, *, clients: str | None = None, **settings: Any) -> None:
+    def __init__(self, pair: Pair, script: Script = respond_with, *, clients: str | None = None, **settings: Any) -> None:
         self.failures: list[Exception] = []
         self.shown: list[Any] = []
         self.asked_for: list[str | None] = []
@@ -164,7 +164,7 @@ def test_session_tickets_are_no_early_answer() -> None:
 
     def script(connection: ScriptedConnection) -> None:
         passed(go_on)
-        answering(connection)
+        respond_with(connection)
 
     body = b"x" * 300_000
     with SecureBackend(HERE, script) as backend, forwarding((backend.url, OWN_CA)) as client:

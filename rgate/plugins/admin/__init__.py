@@ -98,7 +98,7 @@ def rgate_lifespan(gateway: Gateway) -> AdminServer | None:
         path: LocalRoute((route.admin_app or route.app) if isinstance(route, LocalRoute) else route, allowed)
         for path, route in gateway.local_routes.items()
     }
-    server.offer(gateway, {**local, **all_pages(gateway, options.stale_seconds, allowed)})
+    server.set_routes(gateway, {**local, **all_pages(gateway, options.stale_seconds, allowed)})
     return server
 
 

@@ -15,7 +15,7 @@ from rgate.plugin.lifespan import Lifespan
 from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
 from rgate.runtime.runtime import Runtime
-from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_gateway, respond_with, running_gateway
 
 from ...support.raw_client import RawClient, RawResponse
 
@@ -37,7 +37,7 @@ def asked(gateway: Gateway, path: str, *headers: str) -> RawResponse:
 
 
 def test_pages_at_an_address_of_their_own_are_nowhere_else() -> None:
-    with running_gateway(config(), {"orders": answering(b"hello")}) as gateway:
+    with running_gateway(config(), {"orders": respond_with(b"hello")}) as gateway:
         for path in ("/-/backends", "/-/drain", "/-/config"):
             assert asked(gateway, path).status == 200
             assert_error(client(gateway).get(path), 404, "no_route")
@@ -52,7 +52,7 @@ class Local:
 
     @hookimpl
     def rgate_local_routes(self, gateway: Gateway) -> LocalRoutes:
-        return {"/numbers": answering(b"42"), "/closed": LocalRoute(answering(b"43"), IPAllowlist(()))}
+        return {"/numbers": respond_with(b"42"), "/closed": LocalRoute(respond_with(b"43"), IPAllowlist(()))}
 
 
 def test_other_local_routes_are_answered_at_the_address_too() -> None:

@@ -12,7 +12,7 @@ from werkzeug.test import Client
 
 from rgate import Gateway
 from rgate.plugins.admin.drain import Drain
-from rgate.testing import answering, assert_error, client, running_gateway
+from rgate.testing import assert_error, client, respond_with, running_gateway
 
 from ...support.waiting import passed
 
@@ -21,7 +21,7 @@ HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway(HERE, {"orders": [answering(b"1"), answering(b"2")], "other": answering(b"other")}) as running:
+    with running_gateway(HERE, {"orders": [respond_with(b"1"), respond_with(b"2")], "other": respond_with(b"other")}) as running:
         yield running
 
 
@@ -138,14 +138,14 @@ class Worker:
 
 
 def test_every_worker_drains_what_one_is_told_to(gateway: Gateway) -> None:
-    with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as second:
+    with running_gateway({}, {"orders": [respond_with(b"1"), respond_with(b"2")]}) as second:
         other = Worker(second, [])
         Worker(gateway, [other]).drain.post({"QUERY_STRING": "endpoint=orders-1"})
         assert [endpoint.name for endpoint in second.table.snapshot.endpoints["orders"]] == ["orders-2"]
 
 
 def test_worker_that_follows_one_that_died_learns_what_is_drained(gateway: Gateway) -> None:
-    with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as second:
+    with running_gateway({}, {"orders": [respond_with(b"1"), respond_with(b"2")]}) as second:
         fresh = Worker(second, [])
         old = Worker(gateway, [])
         old.drain.post({"QUERY_STRING": "endpoint=orders-1"})
@@ -158,7 +158,7 @@ def test_worker_that_follows_one_that_died_learns_what_is_drained(gateway: Gatew
 
 def test_drain_told_before_the_endpoint_is_found_holds_when_it_is(gateway: Gateway) -> None:
     (first, _) = gateway.table.snapshot.found["orders"]
-    with running_gateway({}, {"orders": [answering(b"1"), answering(b"2")]}) as second:
+    with running_gateway({}, {"orders": [respond_with(b"1"), respond_with(b"2")]}) as second:
         worker = Worker(second, [])
         message = {"id": first.id, "name": first.name, "undo": False, "scheme": "http", "host": "in-process.invalid"}
         worker.actions["admin.drain"](json.dumps({**message, "port": 1, "base_path": ""}))

@@ -14,7 +14,7 @@ from werkzeug.test import Client, TestResponse
 from rgate import ConfigError, Gateway, Instance
 from rgate.discovery import NearMiss
 from rgate.plugins.admin import PAGES
-from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_gateway, respond_with, running_gateway
 
 ALL = ("/-/live", "/-/ready", *PAGES)
 HERE = {"plugins": {"admin": {"allow": ["127.0.0.1"]}}}
@@ -23,7 +23,7 @@ ROUTE_THERE = {"routes": [{"path_prefix": "/-", "backend": "orders"}]}
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway(HERE, {"orders": [answering(b"a"), answering(b"b")], "empty": ()}) as running:
+    with running_gateway(HERE, {"orders": [respond_with(b"a"), respond_with(b"b")], "empty": ()}) as running:
         yield running
 
 
@@ -72,15 +72,17 @@ def test_page_asked_for_from_elsewhere_is_nothing(gateway: Gateway, path: str) -
 @pytest.mark.parametrize("address", ["192.0.2.7", "127.0.0.1"])
 def test_page_is_the_routes_for_every_client_that_allow_does_not_name(path: str, address: str) -> None:
     """By default no client on the gateway's port; an allowed client has to spell the path as it is."""
-    with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
+    with running_gateway(ROUTE_THERE, {"orders": respond_with(b"the backend's")}) as gateway:
         assert asked(gateway, path, address).data == b"the backend's"
 
 
 @pytest.mark.parametrize("path", ["/-/live", "/-/ready"])
 def test_probes_are_the_only_paths_that_no_route_can_have(path: str) -> None:
-    with running_gateway(ROUTE_THERE, {"orders": answering(b"the backend's")}) as gateway:
+    with running_gateway(ROUTE_THERE, {"orders": respond_with(b"the backend's")}) as gateway:
         assert asked(gateway, path, "192.0.2.7").json == {path.rpartition("/")[2]: True}
-    with running_gateway({**ROUTE_THERE, "plugins": {"admin": {"probes": "allowed"}}}, {"orders": answering(b"its")}) as gateway:
+    with running_gateway(
+        {**ROUTE_THERE, "plugins": {"admin": {"probes": "allowed"}}}, {"orders": respond_with(b"its")}
+    ) as gateway:
         assert asked(gateway, path, "127.0.0.1").data == b"its"
 
 
@@ -120,7 +122,7 @@ def test_allow_that_is_no_network_is_refused_with_the_way_out() -> None:
 
 
 def test_ready_before_discovery_has_listed_says_what_is_missing() -> None:
-    gateway = make_gateway(HERE, {"orders": answering()})
+    gateway = make_gateway(HERE, {"orders": respond_with()})
     response = client(gateway).get("/-/ready")
     assert (response.status_code, response.json["ready"]) == (503, False)
     assert response.json["reasons"] == {"testing": "no list yet: listing"}
@@ -155,7 +157,7 @@ def test_source_that_fails_is_a_notice_until_its_list_is_too_old(gateway: Gatewa
 
 
 def test_source_without_a_limit_of_age_is_never_too_old() -> None:
-    with running_gateway({"plugins": {"admin": {"stale_seconds": None}}}, {"orders": answering()}) as gateway:
+    with running_gateway({"plugins": {"admin": {"stale_seconds": None}}}, {"orders": respond_with()}) as gateway:
         replaced(gateway, listed_at=monotonic() - 100_000)
         assert client(gateway).get("/-/ready").status_code == 200
 

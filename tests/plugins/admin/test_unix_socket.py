@@ -22,7 +22,7 @@ from rgate.plugin.registry import Registry
 from rgate.runtime.gateway import build
 from rgate.runtime.runtime import Runtime
 from rgate.serving.unix_socket import UnixSocketPath
-from rgate.testing import answering, assert_error, client, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_gateway, respond_with, running_gateway
 
 from ...support.waiting import eventually
 
@@ -55,7 +55,7 @@ def is_answered(path: Path) -> bool:
 
 
 def test_pages_at_a_unix_socket_are_nowhere_else(path: Path) -> None:
-    with running_gateway(config(path), {"orders": answering(b"hello")}) as gateway:
+    with running_gateway(config(path), {"orders": respond_with(b"hello")}) as gateway:
         for page in ("/-/backends", "/-/drain", "/-/config", "/-/live"):
             assert asked(path, page)[0] == 200
         assert_error(client(gateway).get("/-/backends"), 404, "no_route")
@@ -193,7 +193,7 @@ def test_side_server_says_where_it_listens(path: Path) -> None:
 
 def test_commands_reach_a_gateway_at_its_unix_socket(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"unix:{path}"
-    with running_gateway(config(path), {"orders": answering(b"hello")}) as gateway:
+    with running_gateway(config(path), {"orders": respond_with(b"hello")}) as gateway:
         gateway.runtime.on_reload = lambda: ""
         for command in (["healthcheck"], ["reload"], ["drain", "orders-1"], ["drain"]):
             assert cli.main([*command, "--url", url]) == 0, capsys.readouterr().err

@@ -17,14 +17,14 @@ from rgate import ConfigError, Gateway, build
 from rgate.plugins import stats
 from rgate.plugins.stats import StatsOptions
 from rgate.plugins.stats.report import report
-from rgate.testing import answering, assert_error, client, make_exchange, make_gateway, running_gateway
+from rgate.testing import assert_error, client, make_exchange, make_gateway, respond_with, running_gateway
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 BACKENDS: dict[str, WSGIApplication | Sequence[WSGIApplication]] = {
-    "orders": [answering(b"one"), answering(b"two")],
-    "payment": answering(b"no", "500 Internal Server Error"),
+    "orders": [respond_with(b"one"), respond_with(b"two")],
+    "payment": respond_with(b"no", "500 Internal Server Error"),
     "empty": (),
 }
 
@@ -243,7 +243,7 @@ def test_stats_are_for_this_machine_and_a_backend_has_the_path_for_all_others(
     url: str, address: str, headers: dict[str, str]
 ) -> None:
     config = {"routes": [{"path_prefix": "/", "backend": "proxy"}], "plugins": {"stats": {"database": url}}}
-    with running_gateway(config, {"proxy": answering(b"the backend's own")}) as gateway:
+    with running_gateway(config, {"proxy": respond_with(b"the backend's own")}) as gateway:
         answer = client(gateway).get("/stats", headers=headers, environ_base={"REMOTE_ADDR": address})
         assert answer.data == b"the backend's own"
         assert "requests_count" in stats_of(gateway)
