@@ -38,9 +38,9 @@ class AdminServer:
 
     It has its own threads (two; up to 20 while all are taken, and 16 more for slow clients), so it answers however busy the
     gateway is. A plugin keeps one across reloads (`gateway.resource`), returns it from `rgate_lifespan`, and calls set_routes()
-    there with the routes of every gateway; the active gateway's routes are served. Each worker process has one. They share the port,
-    also with the next program during an upgrade, and the kernel distributes the connections. Entering raises PluginError if the
-    server cannot listen on the address.
+    there with the routes of every gateway; the active gateway's routes are served. Each worker process has one. They share the
+    port, also with the next program during an upgrade, and the kernel distributes the connections. Entering raises PluginError
+    if the server cannot listen on the address.
 
     If `host` is "unix:PATH", it is a unix socket with this `mode`, and `port` has no effect. One process at a time owns it: the
     one started last. If that one ends without a replacement, another process binds the path within about two seconds. With
