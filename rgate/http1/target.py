@@ -233,4 +233,10 @@ def _in_slashes(path: str) -> set[str]:
     read = {path}
     if "//" in path:
         read |= {_SLASHES.sub("/", path), _SLASHES.sub("/", _AUTHORITY.sub("", path, count=1))}
-    return {normpath(_SLASHES.sub("/", one)) if "/." in one else one for one in read}
+    return {_resolved(_SLASHES.sub("/", one)) if "/." in one else one for one in read}
+
+
+def _resolved(path: str) -> str:
+    """A path without dot segments, and with the slash at its end if it has one."""
+    resolved = normpath(path)
+    return f"{resolved}/" if path.endswith("/") and resolved != "/" else resolved

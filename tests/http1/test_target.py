@@ -169,6 +169,7 @@ READINGS = {
     "nothing but slashes": ("///", {"//", "/", ""}),
     "dot segments, encoded twice": ("/a/%252e%252e/b", {"/a/%252E%252E/b".replace("E", "e"), "/a/%2e%2e/b", "/b"}),
     "above the root, encoded twice": ("/%252e%252e/b", {"/%252e%252e/b", "/%2e%2e/b", "/b"}),
+    "a segment of dots, and a slash at the end": ("/%2e%2e%2e/", {"/.../"}),
     "letters stay letters": ("/caf%c3%a9%20", {"/caf%C3%A9%20"}),
 }
 
