@@ -200,7 +200,7 @@ def test_container_told_to_reload_stays_and_one_that_ignores_its_stop_comes_back
         ({"publish": False, "network_mode": "none"}, "no published tcp port (none exposed either)"),
         ({"publish": False, "network_mode": "host"}, "on the host's network, where ports are not listed; set rgate.port"),
         ({"labels": {"rgate.port": "9000"}}, "port 9000 is not published"),
-        ({"labels": {"rgate.port": "http"}}, "label rgate.port='http' is no port"),
+        ({"labels": {"rgate.port": "http"}}, "label rgate.port='http' is not a port from 1 to 65535"),
     ],
     ids=["ambiguous", "unpublished", "no network", "host network", "wrong port", "bad label"],
 )

@@ -75,7 +75,7 @@ class Script:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.setattr("rgate.process.reload.configure", lambda *_: None)
-    monkeypatch.setattr("rgate.process.reload.freeze", lambda: None)
+    monkeypatch.setattr("rgate.process.reload.gc_freeze", lambda: None)
     return Script()
 
 
