@@ -150,7 +150,7 @@ def test_client_that_leaves_within_a_small_body_is_not_heard_of(sent: bytes, lim
 def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCaptureFixture) -> None:
     errors: list[str | None] = []
 
-    class ReloadTrigger:
+    class Watching:
         @hookimpl
         def rgate_middlewares(self, gateway: Gateway) -> Middleware:
             def wrap(app: Any, options: object) -> Any:
@@ -166,7 +166,7 @@ def test_client_that_leaves_is_not_held_against_the_backend(caplog: pytest.LogCa
     ended = threading.Event()
     with (
         ScriptedBackend(waits_for_the_end(ended, STREAMING)) as backend,
-        forwarding(backend, plugins={"watching": ReloadTrigger()}) as live,
+        forwarding(backend, plugins={"watching": Watching()}) as live,
         RawClient(live.url) as client,
     ):
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

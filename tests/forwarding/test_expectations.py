@@ -209,7 +209,7 @@ def test_backend_that_closes_while_the_body_is_held_is_502() -> None:
         assert client.response().status == 502
 
 
-class QueryResult:
+class Reading:
     """A plugin that reads the body before the forwarder does."""
 
     @hookimpl
@@ -228,7 +228,7 @@ class QueryResult:
 def test_expected_body_that_a_plugin_reads_is_asked_for() -> None:
     with (
         ScriptedBackend() as backend,
-        forwarding(backend, plugins={"reading": QueryResult()}, body_buffer_bytes=0) as live,
+        forwarding(backend, plugins={"reading": Reading()}, body_buffer_bytes=0) as live,
         RawClient(live.url) as client,
     ):
         client.send(EXPECTS)

@@ -26,7 +26,7 @@ STREAMED = {"body_buffer_bytes": 0}
 """Nothing is collected: the app has the body from its first byte, as it has large ones otherwise."""
 
 
-class QueryResult:
+class Reading:
     """An app that reads its body as a test wants it, and keeps what came of it."""
 
     def __init__(self, read: Callable[[Any], bytes] = lambda stream: stream.read()) -> None:
@@ -81,7 +81,7 @@ READS: dict[str, Callable[[Any], bytes]] = {
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_body_can_be_read_in_every_way(read: Callable[[Any], bytes], framing: str) -> None:
     body = b"0123456789" * 20_000
-    app = QueryResult(read)
+    app = Reading(read)
     with serving(app) as server, RawClient(server.url) as client:
         if framing == "length":
             client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body), body)
@@ -101,7 +101,7 @@ def test_body_lines_can_be_read() -> None:
         lines.append([stream.readline(), stream.readline(3), stream.readline(100), *stream.readlines(), stream.readline()])
         return b""
 
-    with serving(QueryResult(read), **STREAMED) as server, RawClient(server.url) as client:
+    with serving(Reading(read), **STREAMED) as server, RawClient(server.url) as client:
         send_apart(server, client, CHUNKED, b"5\r\none\nt\r\n", b"9\r\nwo\nthree\n\r\n", b"7\r\n\nfour\nf\r\n0\r\n\r\n")
         client.response()
     assert lines == [[b"one\n", b"two", b"\n", b"three\n", b"\n", b"four\n", b"f", b""]]
@@ -117,7 +117,7 @@ def test_body_streams_as_it_comes() -> None:
         seen.append(stream.read1(100))
         return b""
 
-    with serving(QueryResult(read), **STREAMED) as server, RawClient(server.url) as client:
+    with serving(Reading(read), **STREAMED) as server, RawClient(server.url) as client:
         client.send(CHUNKED + b"2\r\nhe\r\n")
         passed(first)
         client.send(b"3\r\nllo\r\n0\r\n\r\n")
@@ -144,7 +144,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("coded", BROKEN.values(), ids=BROKEN)
 def test_body_broken_coding_is_an_error_and_ends_the_connection(coded: bytes) -> None:
-    app = QueryResult()
+    app = Reading()
     with serving(app, **STREAMED) as server, RawClient(server.url) as client:
         client.send(CHUNKED, coded + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.response().status in (200, 500), "refused by the server, or the app let the error out"
@@ -165,7 +165,7 @@ def test_body_broken_coding_is_400_and_no_app_is_asked(coded: bytes) -> None:
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("sent", [CHUNKED + b"40000000\r\nhello, world!!!!!", HEAD + b"Content-Length: 1073741824\r\n\r\nhello"])
 def test_body_that_ends_early_is_an_error_and_costs_no_memory(sent: bytes) -> None:
-    app = QueryResult()
+    app = Reading()
     with serving(app, **STREAMED) as server, RawClient(server.url) as client:
         client.send(sent)
         passed(app.called)
@@ -183,7 +183,7 @@ def test_body_cannot_be_read_any_further_after_an_error() -> None:
                 stream.read()
         return b""
 
-    with serving(QueryResult(read), **STREAMED) as server, RawClient(server.url) as client:
+    with serving(Reading(read), **STREAMED) as server, RawClient(server.url) as client:
         send_apart(server, client, CHUNKED + b"1\r\na\r\n", b"x\r\n")
         assert client.response().body == b"ok"
         assert client.is_closed()
@@ -199,7 +199,7 @@ def test_body_over_the_limit_is_refused_at_once() -> None:
 
 
 def test_body_chunked_over_the_limit_is_refused_when_it_gets_there() -> None:
-    app = QueryResult()
+    app = Reading()
     with serving(app, max_body_bytes=10, **STREAMED) as server, RawClient(server.url) as client:
         send_apart(server, client, CHUNKED + b"a\r\n0123456789\r\n1\r\n", b"x\r\n0\r\n\r\n")
         client.response()
@@ -215,7 +215,7 @@ def test_body_chunked_over_the_limit_is_413_while_it_is_collected() -> None:
 
 
 def test_body_that_stalls_is_an_error_after_body_seconds() -> None:
-    app = QueryResult()
+    app = Reading()
     with serving(app, body_seconds=0.05, **STREAMED) as server, RawClient(server.url) as client:
         client.send(CHUNKED + b"5\r\nhe")
         passed(app.done)
@@ -322,7 +322,7 @@ EXPECTING_LARGE = HEAD + b"Expect: 100-continue\r\nContent-Length: 100000\r\n\r\
 
 
 def test_expect_of_a_large_body_is_answered_when_the_app_reads() -> None:
-    app = QueryResult()
+    app = Reading()
     reading = threading.Event()
 
     def held(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -377,7 +377,7 @@ def test_expect_is_answered_for_a_chunked_body_too() -> None:
 
 
 def test_expect_of_a_client_that_has_left_is_the_clients_error() -> None:
-    app = QueryResult()
+    app = Reading()
     reading = threading.Event()
 
     def held(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -3,71 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from rgate.chain.exchange import ENVIRON_KEY, Exchange
 
-from ..support.raw_client import RawClient, RawResponse
-from ..support.serving import serving
+from ..support.raw_client import RawClient
+from ..support.serving import GET, GET_10, HEAD, Body, respond_with, responses, serving
 from ..support.waiting import passed
 
 Headers = list[tuple[str, str]]
-
-
-class Body:
-    """A body whose close() is counted."""
-
-    def __init__(self, *blocks: bytes | BaseException | Callable[[], bytes]) -> None:
-        self.blocks = iter(blocks)
-        self.closed = threading.Event()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self.blocks)
-        if isinstance(block, BaseException):
-            raise block
-        return block() if callable(block) else block
-
-    def close(self) -> None:
-        assert not self.closed.is_set(), "closed twice"
-        self.closed.set()
-
-
-def respond_with(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200 OK") -> Callable[..., Iterable[bytes]]:
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        start_response(status, [*headers])
-        return body
-
-    return app
-
-
-def responses(app: Callable[..., Iterable[bytes]], *requests: bytes) -> tuple[list[RawResponse], bool]:
-    """The responses to requests on one connection, and whether it stays open after them."""
-    with serving(app) as server, RawClient(server.url) as client:
-        found = []
-        for request in requests:
-            client.send(request)
-            found.append(client.response(request.partition(b" ")[0].decode()))
-        client.send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        try:
-            return found, client.rest().startswith(b"HTTP/1.1 ")
-        except OSError:
-            return found, False
-
-
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-HEAD = b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-GET_10 = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from rgate.serving.thread_pool import SWITCH_SECONDS
 from rgate.testing import ScriptedBackend, ScriptedConnection, http_response, make_gateway, running_gateway
 
 from ..support.raw_client import RawClient
-from ..support.serving import connection_of, echo, send_apart, serving
+from ..support.serving import Holding, connection_of, echo, get, send_apart, serving
 from ..support.waiting import eventually, passed
 
 
@@ -30,27 +30,6 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are checked often, so that tests do not have to wait."""
     monkeypatch.setattr("rgate.serving.server.BEAT_SECONDS", 0.02)
     monkeypatch.setattr("rgate.serving.server.QUIET_TICK_SECONDS", 0.02)
-
-
-class Holding:
-    """An app whose requests to /slow hold their thread until they are let go."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.running = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["PATH_INFO"].startswith("/slow"):
-            with self._lock:
-                self.running += 1
-            passed(self.go_on)
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
-
-
-def get(target: str) -> bytes:
-    return f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
 # Deadlines
@@ -310,7 +289,7 @@ def test_connection_head_in_tiny_pieces_costs_little() -> None:
 # Clients that leave
 
 
-class ReloadTrigger:
+class Watching:
     """An app that stays until the client leaves."""
 
     def __init__(self) -> None:
@@ -329,7 +308,7 @@ class ReloadTrigger:
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], ids=["close", "reset"])
 def test_client_that_leaves_is_noticed_while_a_thread_works_for_it(leave: Callable[[RawClient], None]) -> None:
-    app = ReloadTrigger()
+    app = Watching()
     with serving(app) as server, RawClient(server.url) as client:
         client.send(get("/"))
         passed(app.running)

@@ -16,32 +16,11 @@ from rgate.serving.sockets import listen
 from rgate.testing import make_gateway
 
 from ..support.raw_client import RawClient
-from ..support.serving import connection_of, echo, send_apart
+from ..support.serving import Holding, connection_of, echo, get, send_apart
 from ..support.waiting import eventually, passed
 
 
-class Holding:
-    """An app whose requests to /slow hold their thread until they are let go."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.running = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["PATH_INFO"].startswith("/slow"):
-            with self._lock:
-                self.running += 1
-            passed(self.go_on)
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
-
-
-def get(target: str) -> bytes:
-    return f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-
-
-class ReloadTrigger:
+class Watching:
     """An app that stays until the client leaves."""
 
     def __init__(self) -> None:
@@ -151,7 +130,7 @@ def test_stop_does_not_wait_longer_than_its_deadlines_for_a_head(running: Callab
 def test_stop_cuts_what_is_left_after_drain_seconds(
     running: Callable[..., tuple[Server, threading.Thread]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = ReloadTrigger()
+    app = Watching()
     server, thread = running(app, drain_seconds=0.05)
     with RawClient(server.url) as client:
         client.send(get("/"))

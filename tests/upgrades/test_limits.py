@@ -190,7 +190,7 @@ def test_tunnel_whose_sockets_are_not_connected_ends_once() -> None:
     assert [tunnel.closed_by for tunnel in told] == ["client"]
 
 
-class ReloadTrigger:
+class Watching:
     """A plugin that keeps the exchanges, and their state when they finish."""
 
     def __init__(self) -> None:
@@ -209,7 +209,7 @@ class ReloadTrigger:
 
 
 def test_exchange_ends_at_the_switch_and_its_endpoint_is_busy_until_the_tunnel_ends() -> None:
-    watching = ReloadTrigger()
+    watching = Watching()
     plugins = {"watching": watching}
     with ScriptedBackend(switching(echo)) as backend, tunnelling(backend, plugins=plugins) as live:
         with open_tunnel(live) as client:
