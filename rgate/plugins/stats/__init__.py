@@ -185,5 +185,5 @@ def rgate_lifespan(gateway: Gateway) -> AbstractContextManager[object]:
     recorder = recorder_of(gateway)
     gateway.workers.on_command(FLUSH, lambda _: recorder.flush())
     recorder.warnings = gateway.readiness.warnings
-    recorder.flush_siblings = lambda: gateway.workers.broadcast(FLUSH)
+    recorder.flush_other_workers = lambda: gateway.workers.broadcast(FLUSH)
     return recorder

@@ -44,7 +44,7 @@ class Recorder:
     that, counts wait in memory, and the database is open only during a report. `wall` is the time of day, `clock` a monotonic
     one, both in seconds.
 
-    `flush_siblings` is called before every report; with several worker processes it makes the others `flush()`, so that the
+    `flush_other_workers` is called before every report; with several worker processes it makes the others `flush()`, so that the
     report includes their exchanges. What it raises is logged. Default: does nothing. `warnings` has an entry "statistics" while
     the database cannot be used.
     """
@@ -59,7 +59,7 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.aggregator = aggregator
-        self.flush_siblings: Callable[[], object] = lambda: None
+        self.flush_other_workers: Callable[[], object] = lambda: None
         self.warnings: dict[str, str] = {}
         self._store = store
         self._store_lock = threading.Lock()  # one thread at a time uses the store; protects all below as well
@@ -102,7 +102,7 @@ class Recorder:
         says so.
         """
         try:
-            self.flush_siblings()
+            self.flush_other_workers()
         except Exception as error:
             _log.exception("statistics: the other processes could not be told to save", extra={"dedup_key": repr(error)})
         self.aggregator.aggregate()

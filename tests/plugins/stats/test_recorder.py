@@ -109,10 +109,10 @@ def test_report_holds_what_has_just_ended_with_and_without_running(on_disk: Call
 def test_report_asks_the_siblings_to_flush_first(on_disk: Callable[[], Recorder]) -> None:
     recorder, sibling = on_disk(), on_disk()
 
-    def flush_siblings() -> None:
+    def flush_other_workers() -> None:
         assert sibling.flush()
 
-    recorder.flush_siblings = flush_siblings
+    recorder.flush_other_workers = flush_other_workers
     record(recorder)
     record(sibling, 2)
     assert success_of(recorder.report(Query())) == 3
@@ -122,7 +122,7 @@ def test_siblings_that_cannot_be_asked_are_logged(recorder: Recorder, caplog: py
     def fail() -> None:
         raise ConnectionError("pipe broken")
 
-    recorder.flush_siblings = fail
+    recorder.flush_other_workers = fail
     record(recorder)
     assert recorder.report(Query())["requests_count"] == {"success": 0, "error": 0}  # all in the scripted store
     assert "the other processes could not be told" in caplog.text
