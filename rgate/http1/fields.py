@@ -212,6 +212,10 @@ class Fields(list[Field]):
         super().__init__(fields)
         self.proxy_fields = list(proxy_fields)
 
+    def without(self, key: str) -> Fields:
+        """A copy without the fields of this WSGI environ key."""
+        return Fields((field for field in self if field.key != key), self.proxy_fields)
+
     @property
     def lines(self) -> bytes:
         """All lines as they go to the backend; joined once."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClientClosed, GatewayError, RequestError, RequestTimeout
 from ..http1.client_address import normalize_address
-from ..http1.environ import CONNECTION_KEY, REQUEST_STREAM_KEY, TRAILERS_KEY
+from ..http1.environ import CONNECTION_KEY, FIELDS_KEY, REQUEST_STREAM_KEY, TRAILERS_KEY
 from ..http1.request import RequestHead
 from .body_buffer import SPILL_BYTES, BodyBuffer
 from .connection_state import IN_FLIGHT, INCOMPLETE, UNUSED, State
@@ -431,6 +431,8 @@ class Connection:
             if size is not None and not trailers:  # only a chunked body has trailers
                 environ["CONTENT_LENGTH"] = str(size)
                 del environ["HTTP_TRANSFER_ENCODING"]
+                if environ.pop("HTTP_TRAILER", None) is not None:  # the fields that it announces have not come
+                    environ[FIELDS_KEY] = request.fields.without("HTTP_TRAILER")
         if self._identify is not None:
             self._identify(environ)
         self.state = _BUSY

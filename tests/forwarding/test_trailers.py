@@ -74,6 +74,19 @@ def test_trailers_of_a_request_are_passed_on(apart: bool) -> None:
         assert client.get().status == 200, "nothing of them is taken for a request"
 
 
+@pytest.mark.parametrize("body", [b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n"], ids=["empty", "with a body"])
+def test_trailers_that_are_announced_and_do_not_come_are_not_announced_to_the_backend(body: bytes) -> None:
+    with ScriptedBackend() as backend, forwarding(backend) as live, RawClient(live.url) as client:
+        for _ in range(3):  # the head is read anew, remembered, and known
+            client.send(POST + body)
+            assert client.response().body == b"ok"
+            request = backend.requests[-1]
+            assert (request.values("Trailer"), request.values("Transfer-Encoding")) == ([], [])
+        client.send(POST + SENT)
+        assert client.response().body == b"ok"
+        assert backend.requests[-1].values("Trailer") == ["X-Sum"], "the cached head still has it"
+
+
 def test_trailers_of_a_request_do_not_say_again_what_its_head_says() -> None:
     """A backend that merges them into the head must not find there what the chain has not seen."""
     post = POST.replace(b"Host: x\r\n", b"Host: x\r\nX-User: me\r\n")
