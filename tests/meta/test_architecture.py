@@ -83,3 +83,9 @@ def test_every_lock_is_on_the_page() -> None:
         count, relative = len(LOCKS.findall(path.read_text())), str(path.relative_to(PACKAGE))
         if count and not relative.startswith("testing/"):
             assert any(f"`{relative}`" in row for row in rows), f"docs/threads.md says nothing of the locks of {name}"
+
+
+def test_folders_of_tests_that_ci_names_exist() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    named = re.findall(r"\btests/\w+", script)
+    assert named and [name for name in named if not (ROOT / name).is_dir()] == []
