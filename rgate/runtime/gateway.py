@@ -236,6 +236,7 @@ def _compose(gateway: Gateway) -> None:
     _check_outer(gateway, outer)
     _check_chain("the chain", chain)
     apps: dict[str, WSGIApplication] = {}
+    chains: dict[str, tuple[str, ...]] = {}
     for route in gateway.routes:
         own = [m for m in inner if route.options.get(m.name, route.backend.options.get(m.name, ...)) is not None]
         _check_chain(f"route {route.name!r}", (*outer, *own))
@@ -243,7 +244,8 @@ def _compose(gateway: Gateway) -> None:
         forwarder = Forwarder(gateway.runtime.upstreams, route, edited, gateway.config.server.via)
         app = compose(forwarder, own, partial(gateway.options, route=route))
         apps[route.name] = app if route.max_body_bytes is None else BodyLimit(app, route.max_body_bytes)
-        gateway.chains = {**gateway.chains, route.name: tuple(m.name for m in (*outer, *own))}
+        chains[route.name] = tuple(m.name for m in (*outer, *own))
+    gateway.chains = MappingProxyType(chains)
 
     runtime = gateway.runtime
     route_dispatch = RouteDispatch(
