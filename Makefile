@@ -1,7 +1,7 @@
 # `make help` lists the targets. PYTHON is the interpreter that .venv is made from (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-unexport PYTHONDONTWRITEBYTECODE # compiling rgate anew is a third of every start
+unexport PYTHONDONTWRITEBYTECODE # compiling rgate again is a third of every start
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
@@ -29,7 +29,7 @@ lint: .venv/.dev ## types and style
 bench: .venv/.bench ## gateways side by side, an hour; BENCH_ARGS=--targets: what rgate promises; BENCH_ARGS=--help: more
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
-clean: ## remove .venv and whatever the tools have left
+clean: ## remove .venv and the files of the tools
 	rm -rf .venv .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

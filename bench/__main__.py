@@ -89,7 +89,7 @@ def _names(known: Mapping[str, object]) -> Callable[[str], tuple[str, ...]]:
         names = tuple(filter(None, text.split(",")))
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         return names
 
     return read

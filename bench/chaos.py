@@ -199,7 +199,7 @@ def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in BREAKS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(BREAKS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of: {', '.join(BREAKS)}")
     return names
 
 

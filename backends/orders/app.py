@@ -84,7 +84,7 @@ class Orders(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Told to stop, it serves on until whoever sends requests has noticed, so that none of them is lost."""
+    """Told to stop, it serves on until its clients have noticed, so that no request is lost."""
 
     request_queue_size = 128  # the default of 5 makes a burst of new connections wait a second
 

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from rgate import BodyWrapper, close_body, map_body
 
-
-class Body:
-    """Blocks, or what is raised in their place; knows whether it has been closed."""
-
-    def __init__(self, *blocks: bytes | Exception) -> None:
-        self.blocks = iter(blocks)
-        self.closed = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self.blocks)
-        if isinstance(block, Exception):
-            raise block
-        return block
-
-    def close(self) -> None:
-        self.closed += 1
+from .bodies import Body
 
 
 def test_map_body_changes_every_block_and_closes() -> None:

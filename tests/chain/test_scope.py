@@ -16,27 +16,9 @@ from rgate.chain.scope import ExchangeScope, reject
 from rgate.http1.environ import FIELDS_KEY, REJECTION_KEY, TARGET_KEY
 from rgate.testing import make_environ, respond_with
 
+from .bodies import Body
+
 App = Callable[..., Iterable[bytes]]
-
-
-class Body:
-    """A body of blocks, or exceptions raised instead; counts its close() calls."""
-
-    def __init__(self, *blocks: bytes | Exception) -> None:
-        self.blocks = iter(blocks)
-        self.closed = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self.blocks)
-        if isinstance(block, Exception):
-            raise block
-        return block
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 class Scope:
